@@ -1,0 +1,261 @@
+"""The command line: each verb parses, calls one function, prints.
+
+Exit codes: 0 done; 1 a run failed; 2 the input was wrong; 130 interrupted, everything finished kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from stability.registry import InputError, Registry, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stability.analysis import Findings
+    from stability.execute import Watch
+    from stability.grid import Group
+
+# Torch takes seconds to import, so every verb imports what it needs when it is called: --help answers at once.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Is this contrastive loss more stable than that one? Train, measure, test, report.",
+)
+
+StudyName = Annotated[str, typer.Argument(help="A study file, or the name of a predefined one (see `stability list`).")]
+Scale = Annotated[str, typer.Option(help="smoke (seconds), small (minutes on two cores) or full (a GPU).")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+On = Annotated[str, typer.Option(help="Where groups of runs are trained: local, or processes:N.")]
+Out = Annotated[Path | None, typer.Option(help="Directory of the run [default: runs/<study>-<scale>].")]
+RunDir = Annotated[Path, typer.Argument(help="A directory that `stability run` wrote.")]
+
+WORDS = {
+    "supported": ("✔", "green"),
+    "contradicted": ("✘", "red"),
+    "equivalent": ("＝", "blue"),
+    "inconclusive": ("?", "yellow"),
+    "not-testable": ("–", "dim"),
+}
+
+CATALOGUES = ("studies", "losses", "encoders", "datasets", "corruptions", "probes", "contrasts")
+
+
+def main() -> None:
+    """Run the command line; wrong input is one plain sentence and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        _complain(str(error))
+        code = 2
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())  # noqa: T201 (the help that was asked for)
+        code = 2
+    except click.ClickException as error:
+        _complain(error.format_message())
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; every finished group is kept, and the same command goes on from there")
+        code = 130
+    sys.exit(code)
+
+
+def _complain(sentence: str) -> None:
+    print(f"stability: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help=f"One of {', '.join(CATALOGUES)}.")] = "studies",
+) -> None:
+    """List the predefined studies, or a catalogue."""
+    if what not in CATALOGUES:
+        raise InputError(f"unknown catalogue {what!r}{nearest(what, CATALOGUES)}")
+    if what == "studies":
+        from stability.study import study_files
+
+        rows = [(name, _question(path)) for name, path in study_files().items()]
+    else:
+        rows = [(name, variant.summary) for name, variant in _catalogue(what).items()]
+    _print_rows(rows)
+
+
+def _catalogue(what: str) -> Registry:
+    from stability import contrasts, corruptions, datasets, encoders, losses, probes
+
+    return {
+        "losses": losses.loss,
+        "encoders": encoders.encoder,
+        "datasets": datasets.dataset,
+        "corruptions": corruptions.corruption,
+        "probes": probes.probe,
+        "contrasts": contrasts.contrast,
+    }[what]
+
+
+def _question(path: Path) -> str:
+    import tomllib
+
+    try:
+        return str(tomllib.loads(path.read_text(encoding="utf-8")).get("question", ""))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return f"(cannot be read: {error})"
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, words in rows:
+        table.add_row(Text(name, style="bold"), Text(words))
+    _console().print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@app.command()
+def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> None:
+    """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
+    from stability.execute import estimate, pick_device
+    from stability.study import load_study
+
+    loaded = load_study(study, scale)
+    cost = estimate(loaded, pick_device(device))
+    _print_rows(
+        [
+            ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
+            ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
+            ("device", f"{cost.device}, {cost.threads} threads"),
+            (
+                "time",
+                f"about {_minutes(cost.seconds)} (training and probes; measured on {cost.measured_steps} steps)",
+            ),
+            ("memory", f"about {cost.bytes / 2**30:.1f} GiB"),
+        ]
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+@app.command()
+def run(study: StudyName, scale: Scale = "small", device: Device = "auto", on: On = "local", out: Out = None) -> None:
+    """Train what is missing of a study, test its claims and write the report."""
+    from stability.execute import default_out, executor_of
+    from stability.execute import run as train
+    from stability.study import load_study
+
+    loaded = load_study(study, scale)
+    where = out or default_out(loaded)
+    with executor_of(on) as executor, _progress(loaded.train.steps) as watch:
+        train(loaded, device, executor, where, watch)
+    raise typer.Exit(_report(where))
+
+
+@app.command()
+def report(run_dir: RunDir) -> None:
+    """Test the claims and write the report of a run again, without running."""
+    raise typer.Exit(_report(run_dir))
+
+
+@app.command()
+def publish(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Directories that `stability run` wrote.")],
+    into: Annotated[Path, typer.Option(help="Directory of published reports.")] = Path("reports"),
+) -> None:
+    """Copy reports to reports/<study>/ and rebuild the list of all of them."""
+    from stability.report import publish as copy
+
+    _console().print(str(copy(run_dirs, into)), soft_wrap=True)
+
+
+def _report(where: Path) -> int:
+    """Write the report, print the verdicts and the path, and return the exit code."""
+    from stability.analysis import analyse, read
+    from stability.report import write_report
+
+    console = _console()
+    results = read(where, lambda sentence: console.print(sentence, style="yellow", soft_wrap=True, markup=False))
+    with console.status("writing the report"):
+        paths = write_report(where)
+    findings = analyse(results)
+    _print_verdicts(console, findings)
+    failed = findings.provenance["failed"]
+    if failed:
+        planned = findings.provenance["planned"]
+        _complain(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
+    console.print(f"report: {paths['html']}", soft_wrap=True, markup=False)
+    return 1 if failed else 0
+
+
+def _print_verdicts(console: Console, findings: Findings) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
+    for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
+        shape, colour = WORDS[finding.verdict]
+        table.add_row(
+            Text(f"{shape} {finding.verdict}", style=colour),
+            Text(f"{finding.text}\n").append(finding.sentence, "dim"),
+        )
+    console.print(table)
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Watch]:
+    """Yield a watch that draws a bar per group and one for the whole study, with an estimate."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from stability.execute import Watch
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console(), transient=True) as bars:
+        whole = bars.add_task("groups", total=None)
+        current: dict[str, Any] = {}
+
+        def begin(groups: int) -> None:
+            bars.update(whole, total=groups)
+
+        def step(group: Group, done: int) -> None:
+            if group.id not in current:
+                label = f"{group.arm}, batch {group.batch_size}, {len(group.runs)} runs"
+                current[group.id] = bars.add_task(label, total=steps)
+            bars.update(current[group.id], completed=done)
+
+        def done(group: Group, seconds: float) -> None:
+            if group.id in current:
+                bars.remove_task(current.pop(group.id))
+            bars.advance(whole)
+
+        yield Watch(say=lambda sentence: bars.console.print(sentence, markup=False), begin=begin, step=step, done=done)

@@ -1,0 +1,32 @@
+"""Does something happen sooner, or less often?"""
+
+from __future__ import annotations
+
+from stability.contrasts import contrast
+from stability.stats import Comparison, divergence_difference, time_ratio
+from stability.stats.comparison import Array
+from stability.stats.wording import Names
+
+
+@contrast(needs=("threshold",), reduction="none", on="times", ratio=True)
+def time_to_threshold(
+    a: Array,
+    b: Array,
+    *,
+    budget: float,
+    confidence: float = 0.95,
+    names: Names = ("a", "b"),
+    measure: str = "the threshold",
+) -> Comparison:
+    """Return the ratio of steps until the threshold is crossed; a run that never crosses it took the budget.
+
+    *a* and *b* are steps, infinity (or anything beyond *budget*) where the threshold was never crossed; the
+    mean of their logarithms over all cells of a seed is compared.
+    """
+    return time_ratio(a, b, budget=budget, confidence=confidence, names=names, measure=measure)
+
+
+@contrast(needs=(), reduction="none", on="diverged", ratio=False)
+def divergence(a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b")) -> Comparison:
+    """Return the difference of the shares of runs that diverged; *a* and *b* are booleans (or 0 and 1)."""
+    return divergence_difference(a, b, confidence=confidence, names=names)

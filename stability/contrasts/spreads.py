@@ -1,0 +1,16 @@
+"""Do one arm's results vary less from seed to seed?"""
+
+from __future__ import annotations
+
+from stability.contrasts import contrast
+from stability.stats import Comparison, spread_ratio
+from stability.stats.comparison import Array
+from stability.stats.wording import Names
+
+
+@contrast(needs=(), reduction="late", on="scale", ratio=True)
+def spread(
+    a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
+) -> Comparison:
+    """Return the ratio of standard deviations across seeds, its logarithm averaged over levels and cells."""
+    return spread_ratio(a, b, confidence=confidence, names=names, measure=measure)

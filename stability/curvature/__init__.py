@@ -1,0 +1,10 @@
+"""Curvature of any objective: Hessian-vector products, extreme eigenvalues, trace and spectral density."""
+
+from __future__ import annotations
+
+from stability.curvature.crosscheck import CrossCheck, pyhessian_check
+from stability.curvature.products import hvp
+from stability.curvature.spectra import Spectrum, spectrum
+from stability.curvature.thresholds import adaptive_threshold
+
+__all__ = ["CrossCheck", "Spectrum", "adaptive_threshold", "hvp", "pyhessian_check", "spectrum"]

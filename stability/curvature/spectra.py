@@ -1,0 +1,206 @@
+"""Extremes, trace and density of a Hessian's spectrum, each with its own error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stability.curvature.lanczos import Decomposition, lanczos
+from stability.curvature.products import Block, Hessian, Objective, hessian_of, unflatten
+from stability.registry import InputError
+from stability.streams import stream
+
+PROBES_AT_ONCE = 8  # Hutchinson probes per product, so that memory does not grow with their number
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What Lanczos and Hutchinson probes tell of a Hessian; replicas, if any, are each tensor's first axis.
+
+    Eigenvalues (top,) are extremes by sign: high ones descend from the largest, low ones ascend from the
+    smallest. `vectors_high` and `vectors_low` are their unit vectors, like the parameters with an axis
+    (top,), and residuals the norms |H v - lambda v|: some eigenvalue lies within a residual of lambda. They
+    count as converged when the residual is below sqrt(eps) of the largest |lambda| found. `trace_stderr` is
+    the standard error over the probes (0 where there are as many probes as parameters: then the trace is
+    exact). `nodes` and `weights` (probes, steps) are Gauss quadratures of the spectral density, `hvps`
+    counts products per replica. All NaN, and not converged, where the objective or its derivatives are not
+    finite.
+    """
+
+    eigenvalues_high: Tensor
+    eigenvalues_low: Tensor
+    residuals_high: Tensor
+    residuals_low: Tensor
+    converged_high: Tensor
+    converged_low: Tensor
+    vectors_high: dict[str, Tensor]
+    vectors_low: dict[str, Tensor]
+    trace: Tensor
+    trace_stderr: Tensor
+    nodes: Tensor
+    weights: Tensor
+    hvps: int
+    dtype: torch.dtype
+
+    def density(self, grid: Tensor, width: float) -> Tensor:
+        """Return the spectral density at *grid* (G,), smoothed by a Gaussian of standard deviation *width*.
+
+        phi(x) = mean over probes of sum_i w_i N(x; node_i, width^2), of integral 1. Lin, Saad and Yang
+        (2016), "Approximating spectral densities of large matrices", section 3.2.
+        """
+        if not width > 0:
+            raise InputError(f"width is {width}; allowed: a positive standard deviation")
+        z = (grid.to(self.nodes)[:, None, None] - self.nodes[..., None, :, :]) / width
+        bumps = torch.exp(-(z**2) / 2) / (width * math.sqrt(2 * math.pi))
+        return (self.weights[..., None, :, :] * bumps).sum(-1).mean(-1)
+
+    @property
+    def negative_share(self) -> Tensor:
+        """Return the share of the spectral density below zero, in [0, 1].
+
+        Nodes within rounding of zero (100 eps of the largest) count as zero: a Hessian of low rank has many.
+        """
+        scale = self.nodes.abs().amax(dim=(-2, -1), keepdim=True)
+        negative = self.nodes < -100 * torch.finfo(self.dtype).eps * scale
+        share = (self.weights * negative).sum(-1).mean(-1)
+        return share.clamp(max=1)
+
+
+def spectrum(
+    objective: Objective,
+    params: Mapping[str, Tensor],
+    *,
+    steps: int = 80,
+    probes: int = 1,
+    top: int = 1,
+    trace_probes: int = 16,
+    seed: int = 0,
+    replicas: bool = False,
+    batches: Any = None,
+    preconditioner: Mapping[str, Tensor] | None = None,
+    block: Block | None = None,
+    chunk: int | None = None,
+    retain: bool = True,
+) -> Spectrum:
+    """Return the extremes, trace and density of the Hessian of ``objective(params) -> scalar`` at *params*.
+
+    - *steps* of Lanczos (at most P, the number of parameters) from each of *probes* Gaussian starts give
+      the *top* eigenvalues at either end and the density (stochastic Lanczos quadrature: Ubaru, Chen and
+      Saad 2017); *trace_probes* Rademacher vectors give the trace (Hutchinson 1990). All are drawn from
+      *seed*, the same for every replica.
+    - *replicas*: each tensor of *params* has a leading replica axis R; *objective* stays written for one.
+    - *batches*: a pytree of tensors of M whole batches, (M, ...) or (R, M, ...); then the objective is
+      called with (params, batch) and the Hessian is that of its mean over the batches.
+    - *preconditioner*: the diagonal P > 0, like *params*; then the operator is P^-1/2 H P^-1/2, whose
+      largest eigenvalue is Adam's sharpness for P = sqrt(v) + eps (Cohen et al. 2022, arXiv:2207.14484).
+    - *block*: names, or a predicate of the name: the Hessian in those parameters, the others held fixed.
+    - *chunk* batches share one graph (None: all). *retain* keeps the graphs between products; without it
+      they are built anew for each product and memory holds one chunk. The Lanczos basis takes probes x R x
+      steps x P numbers.
+
+    Raises `InputError` for arguments that do not fit the parameters; an objective that is not finite gives
+    NaN.
+
+    >>> s = spectrum(lambda p: (p["w"] ** 2 * torch.tensor([3.0, -1.0, 0.5])).sum() / 2, {"w": torch.ones(3)})
+    >>> s.eigenvalues_high.round(decimals=3), s.eigenvalues_low.round(decimals=3), s.trace
+    (tensor([3.]), tensor([-1.]), tensor(2.5000))
+    """
+    hessian = hessian_of(
+        objective,
+        params,
+        replicas=replicas,
+        batches=batches,
+        preconditioner=preconditioner,
+        block=block,
+        chunk=chunk,
+        retain=retain,
+    )
+    size = hessian.point.shape[1]
+    steps = _checked(steps, probes, top, trace_probes, size)
+    run = _lanczos_of(hessian, steps, probes, seed)
+    trace, trace_stderr, trace_hvps = _trace(hessian, trace_probes, seed)
+    ends = _extremes(hessian, run, top)
+    result: dict[str, Any] = {
+        **ends,
+        "trace": trace,
+        "trace_stderr": trace_stderr,
+        "nodes": _by_replica(run.theta, probes).to(hessian.point),
+        "weights": _by_replica(run.weights, probes).to(hessian.point),
+    }
+    if not replicas:
+        result = {key: _first(value) for key, value in result.items()}
+    return Spectrum(**result, hvps=steps * probes + trace_hvps + 2 * top, dtype=hessian.point.dtype)
+
+
+def _checked(steps: int, probes: int, top: int, trace_probes: int, size: int) -> int:
+    counts = {"steps": steps, "probes": probes, "top": top, "trace_probes": trace_probes}
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} is {count}; allowed: a whole number of at least 1")
+    steps = min(steps, size)
+    if top > steps:
+        raise InputError(f"top is {top}; allowed: 1 to {steps}, the Lanczos steps that {size} parameters admit")
+    return steps
+
+
+def _lanczos_of(hessian: Hessian, steps: int, probes: int, seed: int) -> Decomposition:
+    """Run Lanczos on lanes (probes x R), each start shared by all replicas."""
+    replicas, size = hessian.point.shape
+    starts = torch.randn(probes, 1, size, generator=stream(seed, "lanczos"), dtype=torch.float64)
+    starts = starts.to(hessian.point).expand(probes, replicas, size).reshape(-1, size)
+
+    def product(vectors: Tensor) -> Tensor:
+        return hessian.product(vectors.view(probes, replicas, size)).view(-1, size)
+
+    return lanczos(product, starts, steps, seed)
+
+
+def _extremes(hessian: Hessian, run: Decomposition, top: int) -> dict[str, Any]:
+    """Return the eigenvalues at both ends from the first start, with their true residuals."""
+    replicas = len(hessian.point)
+    first = Decomposition(run.theta[:replicas], run.vectors[:replicas], run.basis[:replicas])
+    steps = first.theta.shape[1]
+    indices = [*range(steps - 1, steps - 1 - top, -1), *range(top)]
+    values = first.theta[:, indices].to(hessian.point)
+    vectors = first.ritz_vectors(indices) + (0 * values)[..., None]
+    images = hessian.product(vectors.transpose(0, 1)).transpose(0, 1)
+    residuals = (images - values[..., None] * vectors).norm(dim=-1)
+    scale = first.theta.abs().amax(-1, keepdim=True).to(hessian.point)
+    converged = residuals <= math.sqrt(torch.finfo(residuals.dtype).eps) * scale
+    named = {"eigenvalues": values, "residuals": residuals, "converged": converged}
+    ends: dict[str, Any] = {}
+    for end, part in (("high", slice(top)), ("low", slice(top, None))):
+        ends |= {f"{name}_{end}": value[:, part] for name, value in named.items()}
+        ends[f"vectors_{end}"] = unflatten(vectors[:, part], hessian.shapes)
+    return ends
+
+
+def _trace(hessian: Hessian, count: int, seed: int) -> tuple[Tensor, Tensor, int]:
+    """Return the trace (R,), its standard error and the number of products: exact if *count* reaches P."""
+    replicas, size = hessian.point.shape
+    exact = count >= size
+    if exact:
+        directions = torch.eye(size, dtype=torch.float64)
+    else:
+        directions = torch.randint(2, (count, size), generator=stream(seed, "trace")).double() * 2 - 1
+    directions = directions.to(hessian.point)[:, None].expand(-1, replicas, size)
+    groups = directions.split(PROBES_AT_ONCE)
+    forms = torch.cat([(group * hessian.product(group)).sum(-1) for group in groups])
+    if exact:
+        return forms.sum(0), 0 * forms.sum(0).abs(), size
+    if count == 1:
+        return forms[0], torch.full_like(forms[0], torch.nan), 1
+    return forms.mean(0), forms.std(0) / math.sqrt(count), count
+
+
+def _by_replica(lanes: Tensor, probes: int) -> Tensor:
+    return lanes.view(probes, -1, lanes.shape[-1]).transpose(0, 1)
+
+
+def _first(value: Any) -> Any:
+    return {name: tensor[0] for name, tensor in value.items()} if isinstance(value, dict) else value[0]

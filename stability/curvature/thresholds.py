@@ -1,0 +1,24 @@
+"""Where a sharpness stops a step size from converging: the edge of stability."""
+
+from __future__ import annotations
+
+from stability.registry import InputError
+
+
+def adaptive_threshold(lr: float, beta1: float) -> float:
+    """Return the preconditioned sharpness at which Adam with rate *lr* and momentum *beta1* becomes unstable.
+
+    (2 + 2 beta1) / ((1 - beta1) lr), the largest stable eigenvalue of P^-1/2 H P^-1/2 under an exponential
+    average of gradients: 38 / lr at beta1 = 0.9. Cohen et al. (2022), "Adaptive gradient methods at the
+    edge of stability", arXiv:2207.14484, section 3.
+
+    >>> round(adaptive_threshold(1e-3, 0.9))
+    38000
+    >>> adaptive_threshold(0.5, 0.0)  # gradient descent: 2 / lr
+    4.0
+    """
+    if not lr > 0:
+        raise InputError(f"lr is {lr}; allowed: a positive learning rate")
+    if not 0 <= beta1 < 1:
+        raise InputError(f"beta1 is {beta1}; allowed: at least 0 and below 1")
+    return (2 + 2 * beta1) / ((1 - beta1) * lr)

@@ -1,0 +1,106 @@
+"""Real handwritten digits with captions that describe how each one was written."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+
+from stability.datasets import Pairs, dataset
+from stability.streams import stream
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+THICKNESS = ("thin", "regular", "thick")
+SLANT = ("leftward", "upright", "rightward")
+WIDTHS = 3
+LENGTH = 6
+VOCABULARY = (
+    "",
+    ",",
+    "a",
+    "and",
+    "digit",
+    "narrow",
+    "wide",
+    *THICKNESS,
+    *SLANT,
+    *NUMBERS,
+    *map(str, range(10)),
+)
+
+
+def caption_words(digit: int, thickness: int, slant: int, width: int) -> tuple[str, ...]:
+    """Return the caption of a digit as words; the width chooses wording and word order, the other styles a word each.
+
+    >>> [" ".join(caption_words(7, 0, 2, width)) for width in range(3)]
+    ['narrow seven , thin , rightward', 'a thin rightward digit 7', 'rightward and thin wide seven']
+    """
+    thick, lean, word = THICKNESS[thickness], SLANT[slant], NUMBERS[digit]
+    return (
+        ("narrow", word, ",", thick, ",", lean),
+        ("a", thick, lean, "digit", str(digit)),
+        (lean, "and", thick, "wide", word),
+    )[width]
+
+
+def tokens(words: tuple[str, ...]) -> list[int]:
+    """Return the token ids of a caption, padded with token 0 to the common length."""
+    ids = [VOCABULARY.index(word) for word in words]
+    return ids + [0] * (LENGTH - len(ids))
+
+
+def terciles(values: np.ndarray) -> np.ndarray:
+    """Return 0, 1 or 2 for each value: below, between or above the thirds of all values.
+
+    >>> terciles(np.arange(9.0))
+    array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    """
+    return np.searchsorted(np.quantile(values, [1 / 3, 2 / 3]), values)
+
+
+def styles(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (thickness, slant, width) terciles of (N, 8, 8) images of ink, over all N.
+
+    Thickness: total ink. Slant: how far a stroke moves right per row upwards, cov(x, height) / var(height) with ink as
+    weight. Width: standard deviation of ink across columns over that across rows.
+    """
+    ink = images / images.sum((1, 2), keepdims=True)
+    column = np.arange(images.shape[2])[None, None, :]
+    height = -np.arange(images.shape[1])[None, :, None]
+    x = column - (ink * column).sum((1, 2), keepdims=True)
+    y = height - (ink * height).sum((1, 2), keepdims=True)
+    var_x, var_y, cov = ((ink * moment).sum((1, 2)) for moment in (x * x, y * y, x * y))
+    return terciles(images.sum((1, 2))), terciles(cov / var_y), terciles(np.sqrt(var_x / var_y))
+
+
+@dataset
+def digits(*, held_out: float = 0.2) -> Pairs:
+    """Return the 1,797 handwritten digits that ship with scikit-learn, paired with captions of six tokens.
+
+    Images (1, 8, 8) in [-1, 1]. A caption names the digit (as word or numeral) and two styles measured in the image
+    (see `styles`); the third style, width, chooses its wording and word order. So every caption follows from its image,
+    several images share one, and text is not a label. *held_out* is the share kept from training, by a fixed stream.
+    E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI, doi:10.24432/C50P49 (test part).
+    """
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    images, labels = source.images, source.target
+    rows = [tokens(caption_words(*facts)) for facts in zip(labels, *styles(images), strict=True)]
+    text = torch.tensor(rows)
+    caption = torch.unique(text, dim=0, return_inverse=True)[1]
+    order = torch.randperm(len(text), generator=stream(0, "digits/split"))
+    kept = round(held_out * len(text))
+    ways = list(itertools.product(range(3), range(3), range(WIDTHS)))
+    prompts = [[tokens(caption_words(digit, *way)) for way in ways] for digit in range(10)]
+    return Pairs(
+        image=torch.from_numpy(images).float()[:, None] / 8 - 1,
+        text=text,
+        caption=caption,
+        label=torch.from_numpy(labels).long(),
+        train=order[kept:].sort().values,
+        held_out=order[:kept].sort().values,
+        prompts=torch.tensor(prompts),
+        vocabulary=VOCABULARY,
+    )

@@ -1,0 +1,32 @@
+"""Encoders: a catalogue of towers that map one modality to embeddings, written for one replica.
+
+An encoder is a builder ``(modality, embed_dim, *, <options>) -> nn.Module`` whose module maps a batch to (B,
+embed_dim); the trainer scales the rows to unit length. Nothing in a tower may couple the samples of a batch (no
+BatchNorm): in a contrastive study only the loss does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stability.registry import Registry
+
+encoder = Registry("encoder")
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What a tower reads: the shape of one sample, and the size of its vocabulary (0 for real-valued input)."""
+
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether samples are sequences of token ids."""
+        return self.vocabulary > 0
+
+
+from stability.encoders import dense, transformers  # noqa: E402  (variants register on import)
+
+__all__ = ["Modality", "dense", "encoder", "transformers"]

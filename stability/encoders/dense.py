@@ -1,0 +1,35 @@
+"""Towers without structure: a linear map and a multi-layer perceptron on flattened input."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import nn
+
+from stability.encoders import Modality, encoder
+from stability.registry import InputError
+
+
+def _features(name: str, modality: Modality) -> int:
+    if modality.is_tokens:
+        raise InputError(
+            f"encoder {name!r} reads real-valued input, and this modality is token ids; use 'token-transformer'"
+        )
+    size = 1
+    for extent in modality.shape:
+        size *= extent
+    return size
+
+
+@encoder(modality="any")
+def linear(modality: Modality, embed_dim: int) -> nn.Module:
+    """Build one linear map without bias of the flattened input: (B, ...) -> (B, embed_dim)."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(_features("linear", modality), embed_dim, bias=False))
+
+
+@encoder(modality="any")
+def mlp(modality: Modality, embed_dim: int, *, width: int = 128, depth: int = 2) -> nn.Module:
+    """Build a perceptron with *depth* hidden GELU layers on the flattened input: (B, ...) -> (B, embed_dim)."""
+    widths = [_features("mlp", modality), *[width] * depth]
+    hidden = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], embed_dim))

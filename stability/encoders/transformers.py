@@ -1,0 +1,134 @@
+"""Small transformer towers for image patches and for tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stability.encoders import Modality, encoder
+from stability.registry import InputError
+
+
+class Attention(nn.Module):
+    """Self-attention over (B, T, width), written out: it can be differentiated twice on every device."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *batch, length, width = x.shape
+        split = self.query_key_value(x).reshape(*batch, length, 3, self.heads, width // self.heads)
+        query, key, value = split.movedim(-3, 0).transpose(-2, -3)
+        weights = (query @ key.transpose(-1, -2) * (width // self.heads) ** -0.5).softmax(-1)
+        return self.out((weights @ value).transpose(-2, -3).reshape(*batch, length, width))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)) with a GELU."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, mlp_ratio * width)
+        self.contract = nn.Linear(mlp_ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.contract(F.gelu(self.expand(self.mlp_norm(x))))
+
+
+class Transformer(nn.Module):
+    """Embed a sequence, add learned positions, apply the blocks, average over positions, project."""
+
+    def __init__(
+        self,
+        embed: nn.Module,
+        length: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: int,
+        embed_dim: int,
+    ) -> None:
+        super().__init__()
+        self.embed = embed
+        self.position = nn.Parameter(torch.randn(length, width) * width**-0.5)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, embed_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.project(self.norm(x).mean(-2))
+
+
+class Patches(nn.Module):
+    """Cut (B, C, H, W) images into squares and map each linearly: (B, H/p * W/p, width)."""
+
+    def __init__(self, channels: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.linear = nn.Linear(channels * patch**2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows, columns = height // self.patch, width // self.patch
+        x = x.reshape(batch, channels, rows, self.patch, columns, self.patch)
+        return self.linear(x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1))
+
+
+def _check_heads(name: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise InputError(f"encoder {name!r}: heads = {heads} does not divide width = {width}")
+
+
+@encoder(modality="image")
+def patch_transformer(
+    modality: Modality,
+    embed_dim: int,
+    *,
+    patch: int = 4,
+    width: int = 32,
+    depth: int = 1,
+    heads: int = 4,
+    mlp_ratio: int = 2,
+) -> nn.Module:
+    """Build a vision transformer over square patches, averaged over positions.
+
+    Input (B, C, H, W), output (B, embed_dim). Pre-norm blocks, learned positions, no class token.
+    Dosovitskiy et al. (2021), arXiv:2010.11929; mean pooling as in Beyer et al. (2022), arXiv:2205.01580.
+    """
+    _check_heads("patch-transformer", width, heads)
+    if len(modality.shape) != 3 or modality.shape[1] % patch or modality.shape[2] % patch:
+        raise InputError(f"encoder 'patch-transformer': patch = {patch} does not tile images of shape {modality.shape}")
+    channels, rows, columns = modality.shape
+    length = (rows // patch) * (columns // patch)
+    return Transformer(Patches(channels, patch, width), length, width, depth, heads, mlp_ratio, embed_dim)
+
+
+@encoder(modality="text")
+def token_transformer(
+    modality: Modality,
+    embed_dim: int,
+    *,
+    width: int = 32,
+    depth: int = 1,
+    heads: int = 4,
+    mlp_ratio: int = 2,
+) -> nn.Module:
+    """Build a transformer over token ids without a causal mask, averaged over positions.
+
+    Input (B, T) integers, output (B, embed_dim). Padding is a token like any other.
+    Vaswani et al. (2017), arXiv:1706.03762.
+    """
+    _check_heads("token-transformer", width, heads)
+    embed = nn.Embedding(modality.vocabulary, width)
+    return Transformer(embed, modality.shape[0], width, depth, heads, mlp_ratio, embed_dim)

@@ -1,0 +1,66 @@
+"""What runs the study: the device with its model and memory, and the versions of everything that decides a number."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from stability.registry import InputError, nearest
+
+PACKAGES = ("torch", "numpy", "scipy", "statsmodels", "pandas", "pyarrow", "contrastive-stability")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called *name*; ``auto`` is the GPU where there is one."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device: unknown device {name!r}{nearest(name, ('auto', 'cpu', 'cuda'))}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device: 'cuda' was asked for, but this machine has no CUDA device (allowed here: auto, cpu)"
+        )
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def device_model(device: torch.device) -> str:
+    """Return the model of the processor or GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def device_memory(device: torch.device) -> int:
+    """Return the bytes of memory of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a number."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_commit() -> str:
+    """Return the commit of the source tree that the package runs from, or an empty text outside of one."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder.parent / ".git").exists():
+        return ""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return asked.stdout.strip()

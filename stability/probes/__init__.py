@@ -1,0 +1,126 @@
+"""Probes: a catalogue of measurements of one replica at one step, each declaring the measures it makes.
+
+A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per declared measure, written for one
+replica: the trainer calls it under ``vmap``. One that hands its work to a kernel with a replica axis of its own
+declares ``stacked=True`` and receives every tensor with a leading replica axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from stability.registry import Registry
+
+probe = Registry("probe")
+
+Params = dict[str, Tensor]
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of the run files: what it means, its unit, and how a claim may treat it.
+
+    *scale* says on which scale arms are contrasted: linear; log (positive quantities); chance-log, which is
+    log((x - chance) / (1 - chance)) with *chance* the column that holds its chance level. A *pooled* measure is the
+    ratio of the means of two columns over a window of steps, never a mean of ratios. A *listed* one is a list per
+    step. *better* says which way is good, where one is: it decides what "best" and "reaching a threshold" mean.
+    """
+
+    name: str
+    label: str
+    text: str
+    unit: str = ""
+    scale: Literal["linear", "log", "chance-log"] = "linear"
+    chance: str = ""
+    pooled: tuple[str, str] | None = None
+    listed: bool = False
+    better: Literal["higher", "lower", ""] = ""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs that training never sees, and the prompts that name their classes (see `datasets.Pairs` for shapes)."""
+
+    image: Tensor
+    text: Tensor
+    caption: Tensor
+    label: Tensor
+    prompts: Tensor
+
+
+@dataclass(frozen=True)
+class Replica:
+    """All that a probe may see of one run at one step.
+
+    params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``); objective(params, batch) -> loss;
+    embed_image and embed_text (params, input) -> unit rows; batches: independent training batches, stacked along a
+    leading axis, of the size that the run trains with (as many as the probe's option ``batches`` says);
+    preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like params; learning_rate: the rate at this step,
+    before per-parameter multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on.
+    """
+
+    params: Params
+    objective: Callable[[Params, Batch], Tensor]
+    embed_image: Callable[[Params, Tensor], Tensor]
+    embed_text: Callable[[Params, Tensor], Tensor]
+    held_out: HeldOut
+    batches: Batch
+    preconditioner: Params
+    learning_rate: Tensor
+    betas: tuple[float, float]
+    constant_rate: bool
+
+
+def in_towers(name: str) -> bool:
+    """Tell whether a parameter belongs to an encoder (its complement: the loss's trained scalars)."""
+    return not name.startswith("loss.")
+
+
+STEP_MEASURES = (
+    Measure("loss", "Training loss", "Loss of the step's batch, before the update.", "nats", better="lower"),
+    Measure(
+        "gradient_norm",
+        "Gradient norm",
+        "Euclidean norm of the batch gradient over all parameters.",
+        scale="log",
+    ),
+    Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", scale="log"),
+    Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t."),
+    Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one."),
+    Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
+    Measure("clipped", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
+    Measure(
+        "duplicate_share",
+        "False negatives",
+        "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",
+        "share",
+    ),
+)
+
+
+def measures_of(names: Mapping[str, Any]) -> dict[str, Measure]:
+    """Return every measure that a run with these probes makes, by name, the trainer's own first."""
+    made = [*STEP_MEASURES, *(measure for name in names for measure in probe[name].traits["measures"])]
+    return {measure.name: measure for measure in made}
+
+
+from stability.probes import geometry, gradients, retrieval, spectra  # noqa: E402  (variants register on import)
+
+__all__ = [
+    "STEP_MEASURES",
+    "HeldOut",
+    "Measure",
+    "Replica",
+    "geometry",
+    "gradients",
+    "in_towers",
+    "measures_of",
+    "probe",
+    "retrieval",
+    "spectra",
+]

@@ -1,0 +1,84 @@
+"""Where the embeddings lie: margins between matches and mismatches, modality gap, alignment and uniformity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stability.probes import Measure, Replica, probe
+
+
+def margin_and_relative_bias(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (m, b_rel) = ((p - n) / 2, (p + n) / 2) of the worst positive p and the worst negative n.
+
+    A configuration is an (m, b_rel)-constellation if every positive similarity is at least b_rel + m and every
+    negative at most b_rel - m; m may be negative. Bangachev et al. (2025), arXiv:2509.18552, Def. 2 (whose tables
+    print 2m).
+    """
+    return (positive - negative) / 2, (positive + negative) / 2
+
+
+@probe(
+    measures=(
+        Measure(
+            "margin",
+            "Margin m",
+            "Half the distance from the worst positive to the worst negative.",
+            better="higher",
+        ),
+        Measure(
+            "margin_trimmed",
+            "Trimmed margin",
+            "The same with the 5% quantile of positives and 95% of negatives.",
+        ),
+        Measure("relative_bias", "Relative bias", "Similarity half way between the worst positive and negative."),
+        Measure("relative_bias_trimmed", "Trimmed relative bias", "The same between the 5% and 95% quantiles."),
+        Measure(
+            "modality_gap",
+            "Modality gap",
+            "Distance between the mean image and the mean text embedding.",
+            scale="log",
+        ),
+        Measure("alignment", "Alignment", "Mean squared distance of the two embeddings of a pair.", scale="log"),
+        Measure("uniformity", "Uniformity", "log mean exp(-2 |x - y|^2) over pairs, mean of both modalities."),
+    )
+)
+def geometry(replica: Replica) -> dict[str, Tensor]:
+    """Measure margin, relative bias, modality gap, alignment and uniformity on held-out pairs.
+
+    Margins are over pairs with distinct captions: pairs with equal captions count as positive. The relative bias is
+    on the similarity scale: a logit t (s - b_rel). Bangachev et al. (2025), arXiv:2509.18552, Def. 2; Liang et al.
+    (2022), arXiv:2203.02053 (gap); Wang and Isola (2020), arXiv:2005.10242 (alignment, alpha = 2; uniformity, t = 2).
+    """
+    image = replica.embed_image(replica.params, replica.held_out.image)
+    text = replica.embed_text(replica.params, replica.held_out.text)
+    similarity = image @ text.T
+    same = replica.held_out.caption[:, None] == replica.held_out.caption
+    off = ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    # The masks are the same in every replica, so they index under vmap.
+    positive, negative = similarity[same], similarity[~same]
+    margin, relative_bias = margin_and_relative_bias(positive.min(), negative.max())
+    trimmed, relative_bias_trimmed = margin_and_relative_bias(quantile(positive, 0.05), quantile(negative, 0.95))
+
+    def uniformity(x: Tensor) -> Tensor:
+        return torch.logsumexp(-2 * (2 - 2 * x @ x.T)[off], 0) - torch.log(off.sum())
+
+    return {
+        "margin": margin,
+        "margin_trimmed": trimmed,
+        "relative_bias": relative_bias,
+        "relative_bias_trimmed": relative_bias_trimmed,
+        "modality_gap": (image.mean(0) - text.mean(0)).norm(),
+        "alignment": (image - text).square().sum(-1).mean(),
+        "uniformity": (uniformity(image) + uniformity(text)) / 2,
+    }
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """Return the smallest value that at least a *share* of all (N,) values do not exceed; N may be large.
+
+    >>> quantile(torch.arange(20.0), 0.05), quantile(torch.arange(20.0), 0.95)
+    (tensor(0.), tensor(18.))
+    """
+    rank = max(1, -int(-share * len(values) // 1))
+    return values.sort().values[rank - 1]

@@ -1,0 +1,83 @@
+"""What the embeddings are good for: retrieval among held-out pairs and zero-shot classification."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stability.probes import Measure, Replica, probe
+
+
+def _recall(name: str, label: str, text: str) -> Measure:
+    return Measure(name, label, text, scale="chance-log", chance="recall_at_1_chance", better="higher")
+
+
+def recall_at_1(similarity: Tensor, caption: Tensor) -> Tensor:
+    """Return the share of rows whose most similar column carries the row's own caption.
+
+    similarity (N, N), caption (N,) identities: any item with an identical caption counts as right.
+
+    >>> recall_at_1(torch.tensor([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0, 1]))
+    tensor(0.6667)
+    """
+    return (caption[similarity.argmax(-1)] == caption).to(similarity.dtype).mean()
+
+
+def zero_shot_accuracy(image: Tensor, prompts: Tensor, label: Tensor) -> Tensor:
+    """Return the share of images (N, D) nearest to the mean prompt embedding of their own class.
+
+    prompts (classes, variants, D), unit rows; the mean over variants is scaled to unit length again.
+    Radford et al. (2021), arXiv:2103.00020, Sec. 3.1.4.
+    """
+    classes = F.normalize(prompts.mean(1), dim=-1)
+    return ((image @ classes.T).argmax(-1) == label).to(image.dtype).mean()
+
+
+@probe(
+    measures=(
+        _recall("recall_at_1", "Recall@1", "Same-caption recall@1 on held-out pairs, mean of both directions."),
+        _recall(
+            "recall_at_1_image_to_text",
+            "Recall@1, image to text",
+            "Share of images whose nearest text says the same.",
+        ),
+        _recall(
+            "recall_at_1_text_to_image",
+            "Recall@1, text to image",
+            "Share of texts whose nearest image says the same.",
+        ),
+        Measure("recall_at_1_chance", "Chance of recall@1", "Expected same-caption recall@1 of random embeddings."),
+        Measure(
+            "zero_shot_accuracy",
+            "Zero-shot accuracy",
+            "Share of held-out images nearest to their class's mean prompt.",
+            scale="chance-log",
+            chance="zero_shot_accuracy_chance",
+            better="higher",
+        ),
+        Measure("zero_shot_accuracy_chance", "Chance of zero-shot", "One over the number of classes."),
+    )
+)
+def retrieval(replica: Replica) -> dict[str, Tensor]:
+    """Measure recall@1 both ways and zero-shot accuracy on held-out data.
+
+    An item counts as found if its caption is identical to the query's. Chance is the share of item pairs with identical
+    captions.
+    """
+    held_out = replica.held_out
+    image = replica.embed_image(replica.params, held_out.image)
+    text = replica.embed_text(replica.params, held_out.text)
+    classes, variants = held_out.prompts.shape[:2]
+    prompts = replica.embed_text(replica.params, held_out.prompts.flatten(0, 1)).unflatten(0, (classes, variants))
+    similarity = image @ text.T
+    to_text, to_image = recall_at_1(similarity, held_out.caption), recall_at_1(similarity.T, held_out.caption)
+    same = (held_out.caption[:, None] == held_out.caption).to(image.dtype).mean()
+    return {
+        "recall_at_1": (to_text + to_image) / 2,
+        "recall_at_1_image_to_text": to_text,
+        "recall_at_1_text_to_image": to_image,
+        "recall_at_1_chance": same,
+        "zero_shot_accuracy": zero_shot_accuracy(image, prompts, held_out.label),
+        "zero_shot_accuracy_chance": torch.full_like(same, 1 / classes),
+    }

@@ -1,0 +1,194 @@
+"""How curved the loss is: Hessian spectra of the training objective, and an independent check of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stability.curvature import adaptive_threshold, pyhessian_check, spectrum
+from stability.probes import Measure, Replica, in_towers, probe
+
+
+def negative_share(nodes: Tensor, weights: Tensor) -> Tensor:
+    """Return the share of sum |lambda| that negative eigenvalues hold, (R,), from quadrature nodes and weights (R, k).
+
+    Unlike the bare mass below zero it does not hang on the sign of the many eigenvalues next to zero.
+
+    >>> negative_share(torch.tensor([[-1.0, 0.0, 3.0]]), torch.full((1, 3), 1 / 3))
+    tensor([0.2500])
+    """
+    size = nodes.abs() * weights
+    return torch.where(nodes < 0, size, 0.0).sum(-1) / size.sum(-1)
+
+
+def in_scalars(name: str) -> bool:
+    """Tell whether a parameter is one of the loss's trained scalars."""
+    return not in_towers(name)
+
+
+@probe(
+    stacked=True,
+    fixed_batches=True,
+    measures=(
+        Measure("hessian_high", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
+        Measure(
+            "hessian_high_residual",
+            "Residual of the top eigenvalue",
+            "|H v - lambda v| of its Ritz pair.",
+            scale="log",
+        ),
+        Measure(
+            "hessian_low",
+            "Lowest Hessian eigenvalue",
+            "Smallest eigenvalue (the most negative) over all parameters.",
+        ),
+        Measure(
+            "hessian_low_residual",
+            "Residual of the lowest eigenvalue",
+            "|H v - lambda v| of its Ritz pair.",
+            scale="log",
+        ),
+        Measure("hessian_trace", "Hessian trace", "Hutchinson estimate of the sum of all eigenvalues."),
+        Measure("hessian_trace_stderr", "Standard error of the trace", "Over the Hutchinson probes.", scale="log"),
+        Measure(
+            "hessian_negative_share",
+            "Negative curvature",
+            "Share of sum |lambda| that negative eigenvalues hold.",
+            "share",
+        ),
+        Measure("hessian_high_towers", "Top eigenvalue, towers", "Largest eigenvalue of the encoders' block."),
+        Measure(
+            "hessian_high_scalars",
+            "Top eigenvalue, scalars",
+            "Largest eigenvalue of the block of the loss's scalars.",
+        ),
+        Measure(
+            "hessian_low_scalars",
+            "Lowest eigenvalue, scalars",
+            "Smallest eigenvalue of the block of the loss's scalars.",
+        ),
+        Measure(
+            "preconditioned_sharpness",
+            "Preconditioned sharpness",
+            "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps.",
+            scale="log",
+        ),
+        Measure(
+            "preconditioned_sharpness_residual",
+            "Residual of the preconditioned sharpness",
+            "|H v - lambda v| of its Ritz pair, in the preconditioned problem.",
+            scale="log",
+        ),
+        Measure(
+            "sharpness_ratio",
+            "Sharpness / threshold",
+            "Preconditioned sharpness over the adaptive edge of stability, (2 + 2 beta1) / ((1 - beta1) lr); only in a "
+            "phase of constant rate.",
+            scale="log",
+        ),
+        Measure(
+            "hessian_nodes",
+            "Eigenvalue",
+            "Nodes of the Lanczos quadrature of the spectral density.",
+            listed=True,
+        ),
+        Measure(
+            "hessian_weights",
+            "Spectral mass",
+            "Weights of the Lanczos quadrature, summing to 1.",
+            listed=True,
+        ),
+    ),
+)
+def curvature(replica: Replica, *, batches: int = 16, steps: int = 16, trace_probes: int = 4) -> dict[str, Tensor]:
+    """Measure both ends, trace and density of the Hessian of the mean loss over fixed batches, whole and by block.
+
+    The objective is the mean over *batches* fixed batches of the training size: a single batch overstates the top
+    eigenvalue. Lanczos with full reorthogonalisation (*steps* products) and *trace_probes* Hutchinson vectors, both
+    seeded. Raw eigenvalues scale with the loss; the sharpness ratio does not. Cohen et al. (2022), arXiv:2207.14484.
+    """
+
+    def of(**how: object) -> object:
+        return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=1, **how)
+
+    whole = of(steps=steps, trace_probes=trace_probes)
+    towers = of(steps=steps, trace_probes=1, block=in_towers)
+    scalars = of(steps=sum(map(in_scalars, replica.params)), trace_probes=1, block=in_scalars)
+    adam = of(steps=steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
+    threshold = adaptive_threshold(1.0, replica.betas[0]) / replica.learning_rate
+    sharpness = adam.eigenvalues_high[:, 0]
+    settled = replica.constant_rate
+    return {
+        "hessian_high": whole.eigenvalues_high[:, 0],
+        "hessian_high_residual": whole.residuals_high[:, 0],
+        "hessian_low": whole.eigenvalues_low[:, 0],
+        "hessian_low_residual": whole.residuals_low[:, 0],
+        "hessian_trace": whole.trace,
+        "hessian_trace_stderr": whole.trace_stderr,
+        "hessian_negative_share": negative_share(whole.nodes.flatten(1), whole.weights.flatten(1)),
+        "hessian_high_towers": towers.eigenvalues_high[:, 0],
+        "hessian_high_scalars": scalars.eigenvalues_high[:, 0],
+        "hessian_low_scalars": scalars.eigenvalues_low[:, 0],
+        "preconditioned_sharpness": sharpness,
+        "preconditioned_sharpness_residual": adam.residuals_high[:, 0],
+        "sharpness_ratio": sharpness / threshold if settled else torch.full_like(sharpness, torch.nan),
+        "hessian_nodes": whole.nodes.flatten(1),
+        "hessian_weights": whole.weights.flatten(1) / whole.weights.flatten(1).sum(1, keepdim=True),
+    }
+
+
+@probe(
+    stacked=True,
+    fixed_batches=True,
+    measures=(
+        Measure("crosscheck_high", "Largest eigenvalue by magnitude", "By this package's Lanczos, float64."),
+        Measure("crosscheck_residual", "Its residual", "|H v - lambda v| of the Ritz pair.", scale="log"),
+        Measure("crosscheck_trace", "Trace", "By this package's Hutchinson estimate, float64."),
+        Measure("crosscheck_trace_stderr", "Standard error of the trace", "Over the probes.", scale="log"),
+        Measure(
+            "pyhessian_high",
+            "Largest eigenvalue, PyHessian",
+            "By PyHessian's power iteration on the same objective.",
+        ),
+        Measure("pyhessian_trace", "Trace, PyHessian", "By PyHessian's Hutchinson estimate on the same objective."),
+        Measure(
+            "dense_high",
+            "Largest eigenvalue, exact",
+            "From the dense float64 Hessian, where it is small enough.",
+        ),
+        Measure("dense_trace", "Trace, exact", "From the dense float64 Hessian, where it is small enough."),
+    ),
+)
+def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -> dict[str, Tensor]:
+    """Check top eigenvalue and trace against the PyHessian package, and the dense Hessian where the model is small.
+
+    All three see the same float64 objective: the mean loss over *batches* fixed batches. Yao et al. (2020),
+    arXiv:1912.07145.
+    """
+    count = len(replica.learning_rate)
+    checks = [
+        pyhessian_check(
+            replica.objective,
+            _at(replica.params, place),
+            batches=_at(replica.batches, place),
+            trace_probes=trace_probes,
+        )
+        for place in range(count)
+    ]
+    columns = {
+        "crosscheck_high": "high",
+        "crosscheck_residual": "residual",
+        "crosscheck_trace": "trace",
+        "crosscheck_trace_stderr": "trace_stderr",
+        "pyhessian_high": "pyhessian_high",
+        "pyhessian_trace": "pyhessian_trace",
+        "dense_high": "dense_high",
+        "dense_trace": "dense_trace",
+    }
+    return {column: torch.tensor([getattr(check, field) for check in checks]) for column, field in columns.items()}
+
+
+def _at(tensors: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
+    return {name: value[place] for name, value in tensors.items()}

@@ -1,0 +1,115 @@
+"""Catalogues of variants: one decorated function is one variant, and everything else follows from it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class InputError(ValueError):
+    """The user's input is wrong; the message is one plain sentence. The command line exits with 2."""
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Return the tail of an error sentence about an unknown name: the nearest known one, then all of them.
+
+    >>> nearest("infonce", ["clip", "siglip"])
+    ' (known: clip, siglip)'
+    >>> nearest("siglp", ["clip", "siglip"])
+    "; did you mean 'siglip'? (known: clip, siglip)"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(names) or 'none'})"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One entry of a catalogue: a function, its options (the keyword-only parameters) and its declared traits."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    options: Mapping[str, inspect.Parameter]
+    traits: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function as written."""
+        return self.function(*args, **kwargs)
+
+    @property
+    def summary(self) -> str:
+        """Return the first line of the docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+    def check_options(self, given: Mapping[str, Any], where: str) -> None:
+        """Raise `InputError` for an option that the signature does not have or whose type does not fit."""
+        for key, value in given.items():
+            if key not in self.options:
+                hint = nearest(key, self.options)
+                raise InputError(f"{where}.{key}: {self.kind} {self.name!r} has no such option{hint}")
+            default = self.options[key].default
+            if default is not inspect.Parameter.empty and not _fits(value, default):
+                allowed = type(default).__name__
+                raise InputError(f"{where}.{key}: got {value!r}; allowed: a value of type {allowed}, as {default!r}")
+
+
+def _fits(value: object, default: object) -> bool:
+    if default is None or type(value) is type(default):
+        return True
+    return isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+
+
+class Registry(Mapping[str, Variant]):
+    """The catalogue of one kind of variant; calling it decorates a function, bare or with traits.
+
+    The name is the function's, with dashes; a trailing underscore (for Python's reserved words) is dropped.
+
+    >>> fruit = Registry("fruit")
+    >>> @fruit
+    ... def red_apple(*, size: int = 3):
+    ...     '''A red one.'''
+    >>> @fruit(sour=True)
+    ... def lemon(): ...
+    >>> list(fruit), fruit["lemon"].traits, fruit["red-apple"].summary
+    (['red-apple', 'lemon'], {'sour': True}, 'A red one.')
+    >>> fruit.get_or_explain("lemmon", "study.toml: fruit")
+    Traceback (most recent call last):
+    stability.registry.InputError: study.toml: fruit: unknown fruit 'lemmon'; did you mean 'lemon'? (known: lemon,
+    red-apple)
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._variants: dict[str, Variant] = {}
+
+    def __getitem__(self, name: str) -> Variant:
+        return self._variants[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variants)
+
+    def __len__(self) -> int:
+        return len(self._variants)
+
+    def __call__(self, function: Callable[..., Any] | None = None, /, *, name: str = "", **traits: Any) -> Any:
+        """Register *function* and return it unchanged."""
+        if function is None:
+            return lambda decorated: self(decorated, name=name, **traits)
+        parameters = inspect.signature(function).parameters
+        options = {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        name = name or function.__name__.rstrip("_").replace("_", "-")
+        if name in self._variants and self._variants[name].function.__module__ != function.__module__:
+            raise InputError(f"{self.kind} {name!r} exists already; give yours another name")
+        self._variants[name] = Variant(self.kind, name, function, options, traits)
+        return function
+
+    def get_or_explain(self, name: str, where: str) -> Variant:
+        """Return the variant called *name*, or raise `InputError` with the nearest name."""
+        if name not in self._variants:
+            raise InputError(f"{where}: unknown {self.kind} {name!r}{nearest(name, self._variants)}")
+        return self._variants[name]

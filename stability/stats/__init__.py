@@ -1,0 +1,46 @@
+"""Statistics of paired comparisons: arrays aligned by seed in, frozen dataclasses out, one number a seed."""
+
+from stability.stats.comparison import Comparison, margin_region
+from stability.stats.divergences import divergence_difference
+from stability.stats.multiplicity import adjust, shared_confidence
+from stability.stats.paired import (
+    equivalence,
+    log_ratio,
+    paired_difference,
+    sign_flip,
+    slope_difference,
+    time_ratio,
+)
+from stability.stats.planning import (
+    equivalence_power,
+    looks,
+    power,
+    seeds_for_equivalence,
+    seeds_needed,
+    seeds_to_settle,
+)
+from stability.stats.spreads import spread_ratio
+from stability.stats.verdicts import Verdict, verdict
+
+__all__ = [
+    "Comparison",
+    "Verdict",
+    "adjust",
+    "divergence_difference",
+    "equivalence",
+    "equivalence_power",
+    "log_ratio",
+    "looks",
+    "margin_region",
+    "paired_difference",
+    "power",
+    "seeds_for_equivalence",
+    "seeds_needed",
+    "seeds_to_settle",
+    "shared_confidence",
+    "sign_flip",
+    "slope_difference",
+    "spread_ratio",
+    "time_ratio",
+    "verdict",
+]

@@ -1,0 +1,277 @@
+"""What every comparison of two arms returns, and the t interval over seeds that most of them use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
+
+from stability.registry import InputError
+from stability.stats.wording import Clause, between, confidence_in_percent, number, seeds
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+Outcome = Literal["tested", "constant", "too-few-pairs", "not-positive", "no-spread", "all-censored"]
+
+# A value beyond the first counts as infinite, because its square overflows; one within the second as 0.
+LARGEST = 1e150
+SMALLEST = 1e-150
+# Numbers that agree to this many relative rounding errors are taken as equal.
+ROUNDING = 16 * float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms compared over the same seeds: how large the effect is, how sure that is, and a sentence.
+
+    `interval` is two-sided at `confidence` = 1 - alpha. `equivalence_interval` is the 1 - 2 alpha interval,
+    which lies inside a margin exactly when two one-sided tests at alpha (TOST) both reject. With `ratio`
+    the effect is a / b and two equal arms give 1; else it is a - b and they give 0. `per_seed` holds the
+    numbers that were tested, one a seed, and `sd` is their standard deviation, both on the scale of the
+    analysis (logs where `ratio`). `n` counts the pairs used, `left_out` those that had no finite value.
+
+    `outcome` names what the data allowed: "tested"; "constant" (the differences do not vary, and an exact
+    sign interval replaces the t interval); or why nothing could be tested, said in words by `problem`, when
+    the intervals are unbounded and the p-value is NaN.
+    """
+
+    effect: float
+    interval: Interval
+    equivalence_interval: Interval
+    p_value: float
+    n: int
+    method: str
+    assumptions: str
+    sentence: str
+    confidence: float
+    ratio: bool = False
+    sd: float = math.nan
+    per_seed: tuple[float, ...] = ()
+    left_out: int = 0
+    outcome: Outcome = "tested"
+    problem: str = ""
+
+    @property
+    def testable(self) -> bool:
+        """Return whether the intervals and the p-value come from a test."""
+        return self.outcome in ("tested", "constant")
+
+    @property
+    def no_difference(self) -> float:
+        """Return the effect of two equal arms: 1 for a ratio, 0 for a difference."""
+        return 1.0 if self.ratio else 0.0
+
+
+@dataclass(frozen=True)
+class Account:
+    """How a comparison is told: its method, what that assumes, the name of the effect and its clause."""
+
+    method: str
+    assumptions: str
+    quantity: str
+    clause: Clause
+    ratio: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An effect with its intervals on the scale of the analysis, before logs are turned back into ratios."""
+
+    centre: float
+    interval: Interval
+    equivalence_interval: Interval
+    p_value: float
+    sd: float
+    outcome: Outcome = "tested"
+
+
+UNBOUNDED: Interval = (-math.inf, math.inf)
+# How a sentence says that its interval includes no difference.
+OPEN = "the direction is not settled"
+
+
+def told(
+    estimate: Estimate,
+    account: Account,
+    per_seed: Array,
+    confidence: float,
+    left_out: int = 0,
+    note: str = "",
+) -> Comparison:
+    """Return the comparison that an estimate makes, on the scale that is shown, with its sentence."""
+    shown = _exp if account.ratio else float
+    effect = shown(estimate.centre)
+    interval = (shown(estimate.interval[0]), shown(estimate.interval[1]))
+    n = len(per_seed)
+    sentence = (
+        f"{account.clause(effect)} ({account.quantity} {number(effect)}, "
+        f"{confidence_in_percent(confidence)} CI {between(interval, account.ratio)}, n = {seeds(n)})"
+    )
+    if estimate.outcome == "constant":
+        sentence += f"; all {seeds(n)} give the same"
+    elif interval[0] <= (1.0 if account.ratio else 0.0) <= interval[1]:
+        sentence += f"; {OPEN}"
+    return Comparison(
+        effect=effect,
+        interval=interval,
+        equivalence_interval=(
+            shown(estimate.equivalence_interval[0]),
+            shown(estimate.equivalence_interval[1]),
+        ),
+        p_value=estimate.p_value,
+        n=n,
+        method=account.method if estimate.outcome == "tested" else "exact sign interval of the median",
+        assumptions=account.assumptions,
+        sentence=sentence + note + _left_out(left_out, n) + ".",
+        confidence=confidence,
+        ratio=account.ratio,
+        sd=estimate.sd,
+        per_seed=tuple(per_seed.tolist()),
+        left_out=left_out,
+        outcome=estimate.outcome,
+    )
+
+
+def untestable(
+    outcome: Outcome,
+    problem: str,
+    account: Account,
+    confidence: float,
+    *,
+    per_seed: Array | None = None,
+    n: int | None = None,
+    left_out: int = 0,
+) -> Comparison:
+    """Return the comparison of data that allow no test: a named outcome and unbounded intervals.
+
+    *n* counts the pairs that were there, those of *per_seed* unless given.
+    """
+    per_seed = np.empty(0) if per_seed is None else per_seed
+    n = len(per_seed) if n is None else n
+    shown = _exp if account.ratio else float
+    unbounded = (shown(-math.inf), math.inf)
+    return Comparison(
+        effect=shown(float(np.mean(per_seed))) if per_seed.size else math.nan,
+        interval=unbounded,
+        equivalence_interval=unbounded,
+        p_value=math.nan,
+        n=n,
+        method=account.method,
+        assumptions=account.assumptions,
+        sentence=f"Nothing could be tested: {problem}{_left_out(left_out, n)}.",
+        confidence=confidence,
+        ratio=account.ratio,
+        per_seed=tuple(per_seed.tolist()),
+        left_out=left_out,
+        outcome=outcome,
+        problem=problem,
+    )
+
+
+def compare_seeds(per_seed: Array, account: Account, confidence: float, resolution: float) -> Comparison:
+    """Return the paired t comparison of one number per seed, NaN where a seed has none.
+
+    *resolution* is the size of the values that the numbers were computed from: numbers that differ by its
+    rounding error alone are equal.
+    """
+    check_confidence(confidence)
+    used = per_seed[np.isfinite(per_seed)]
+    left_out = len(per_seed) - len(used)
+    if len(used) < 2:
+        problem = f"{len(used)} usable pair{'s' if len(used) != 1 else ''}, and a test needs at least 2"
+        return untestable("too-few-pairs", problem, account, confidence, per_seed=used, left_out=left_out)
+    return told(estimate_mean(used, confidence, resolution), account, used, confidence, left_out)
+
+
+def estimate_mean(per_seed: Array, confidence: float, resolution: float) -> Estimate:
+    """Return the t estimate of the mean, or the sign estimate where the numbers are equal to rounding."""
+    tolerance = max(ROUNDING * resolution, SMALLEST)
+    if np.std(per_seed, ddof=1) <= tolerance:
+        return sign_estimate(per_seed, confidence, tolerance)
+    return t_estimate(per_seed, confidence)
+
+
+def t_estimate(per_seed: Array, confidence: float) -> Estimate:
+    """Return mean +- t SD / sqrt(n) with n - 1 degrees of freedom, at 1 - alpha and at 1 - 2 alpha."""
+    n, alpha = len(per_seed), 1 - confidence
+    centre, sd = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1))
+    error = sd / math.sqrt(n)
+    wide, narrow = (float(stdtrit(n - 1, 1 - tail)) * error for tail in (alpha / 2, alpha))
+    p_value = 2 * float(stdtr(n - 1, -abs(centre) / error))
+    return Estimate(centre, (centre - wide, centre + wide), (centre - narrow, centre + narrow), p_value, sd)
+
+
+def sign_estimate(per_seed: Array, confidence: float, tolerance: float) -> Estimate:
+    """Return the exact sign interval of the median of differences that do not vary: one point, or everything.
+
+    All n values lie on one side of any other point with probability 2^(1-n) at most, so the point excludes
+    the rest as soon as 2^(1-n) <= alpha (n = 6 at 5%); a one-sided bound needs 2^-n <= alpha.
+    """
+    n, alpha = len(per_seed), 1 - confidence
+    centre = float(np.median(per_seed))
+    centre = 0.0 if abs(centre) <= tolerance else centre
+    point = (centre, centre)
+    return Estimate(
+        centre=centre,
+        interval=point if 2.0 ** (1 - n) <= alpha else UNBOUNDED,
+        equivalence_interval=point if 2.0**-n <= alpha else UNBOUNDED,
+        p_value=1.0 if centre == 0 else 2.0 ** (1 - n),
+        sd=0.0,
+        outcome="constant",
+    )
+
+
+def paired_values(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+    """Return two arms as (seeds, cells) arrays, NaN where a value is not finite; axis 0 aligns the seeds.
+
+    Raises `InputError` when the shapes differ or there is no seed axis.
+    """
+    left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if left.shape != right.shape or left.ndim == 0:
+        raise InputError(f"arms of shapes {left.shape} and {right.shape}; allowed: equal shapes with seeds on axis 0")
+    if 0 in left.shape[1:]:
+        raise InputError(f"arms of shape {left.shape}; allowed: at least one value a seed")
+    flat = (len(left), math.prod(left.shape[1:]))
+    return _finite(left).reshape(flat), _finite(right).reshape(flat)
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise `InputError` unless 0.5 < confidence < 1, so that the 1 - 2 alpha interval exists."""
+    if not 0.5 < confidence < 1:
+        raise InputError(f"confidence {confidence!r}; allowed: above 0.5 and below 1")
+
+
+def margin_region(margin: float, ratio: bool) -> Interval:
+    """Return the effects that a margin m calls equal: [1 / (1 + m), 1 + m] of ratios, [-m, m] of differences.
+
+    >>> margin_region(0.25, ratio=True), margin_region(0.25, ratio=False)
+    ((0.8, 1.25), (-0.25, 0.25))
+    """
+    if not (0 < margin < math.inf):
+        raise InputError(f"margin {margin!r}; allowed: a finite number above 0")
+    return (1 / (1 + margin), 1 + margin) if ratio else (-margin, margin)
+
+
+def size_of(*values: Array) -> float:
+    """Return the largest finite magnitude among the values, 0 where there is none."""
+    return max((float(np.nanmax(np.abs(v))) for v in values if np.isfinite(v).any()), default=0.0)
+
+
+def _finite(values: Array) -> Array:
+    usable = np.isfinite(values) & (np.abs(values) <= LARGEST)
+    return np.where(usable, values, np.nan)
+
+
+def _left_out(left_out: int, n: int) -> str:
+    if not left_out:
+        return ""
+    verb = "is" if left_out == 1 else "are"
+    return f"; {left_out} of {seeds(left_out + n)} had no finite value and {verb} left out"
+
+
+def _exp(x: float) -> float:
+    return math.inf if x > 700 else math.exp(x)

@@ -1,0 +1,231 @@
+"""Paired comparisons that reduce each run to one number and take a t interval over the seeds' differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from stability.registry import InputError
+from stability.stats import wording
+from stability.stats.comparison import (
+    Account,
+    Array,
+    Comparison,
+    check_confidence,
+    compare_seeds,
+    margin_region,
+    paired_values,
+    size_of,
+    untestable,
+)
+from stability.stats.wording import Names
+
+INDEPENDENT = "seeds are independent; the mean of their differences is near normal"
+
+
+def paired_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    log: bool = False,
+    names: Names = ("a", "b"),
+    measure: str = "value",
+) -> Comparison:
+    """Return the mean difference a - b over seeds with its paired t interval.
+
+    *a* and *b* are (seeds,) or (seeds, cells...), aligned by seed; cells are averaged first, so that n
+    counts seeds. With *log* the values are logarithms, and the effect is shown as the ratio exp(mean
+    difference).
+
+    >>> found = paired_difference([3, 5, 5, 5], [2, 3, 3, 2], names=("siglip", "clip"), measure="margin")
+    >>> found.sentence
+    "siglip's margin is 2 higher than clip's (difference 2, 95% CI 0.701 to 3.3, n = 4 seeds)."
+    """
+    left, right = paired_values(a, b)
+    clause = wording.of_ratio(names, measure) if log else wording.of_difference(names, measure)
+    quantity = "ratio" if log else "difference"
+    account = Account("paired t over seeds", INDEPENDENT, quantity, clause, ratio=log)
+    # A log is exact to the rounding of 1, however near 0 it lies.
+    resolution = max(size_of(left, right), 1.0 if log else 0.0)
+    return compare_seeds((left - right).mean(axis=1), account, confidence, resolution)
+
+
+def log_ratio(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    names: Names = ("a", "b"),
+    measure: str = "value",
+) -> Comparison:
+    """Return the ratio a / b of a positive quantity: mean log ratio over seeds with its paired t interval.
+
+    *a* and *b* are (seeds,) or (seeds, cells...), raw and positive. A value at or below 0 has no logarithm,
+    and leaving its seed out would bias the ratio, so the comparison is then "not-positive".
+    """
+    left, right = paired_values(a, b)
+    bad = int(np.any((left <= 0) | (right <= 0), axis=1).sum())
+    if bad:
+        check_confidence(confidence)
+        account = Account(
+            "paired t over seeds' log ratios", INDEPENDENT, "ratio", wording.of_ratio(names, measure), True
+        )
+        problem = f"{bad} of {wording.seeds(len(left))} with a value at or below 0, which has no log ratio"
+        return untestable("not-positive", problem, account, confidence, n=len(left) - bad)
+    found = paired_difference(
+        np.log(left), np.log(right), confidence=confidence, log=True, names=names, measure=measure
+    )
+    if found.outcome == "constant":
+        return found
+    return dataclasses.replace(found, method="paired t over seeds' log ratios")
+
+
+def slope_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    levels: ArrayLike,
+    confidence: float = 0.95,
+    names: Names = ("a", "b"),
+    measure: str = "value",
+) -> Comparison:
+    """Return the difference of slopes over *levels*: a least-squares slope per seed, then paired t.
+
+    *a* and *b* are (seeds, levels) or (seeds, levels, cells...); cells are averaged. The effect is in units
+    of the measure per unit of level.
+
+    Raises `InputError` unless *levels* are finite, match axis 1 and hold two different values.
+    """
+    x = np.asarray(levels, dtype=np.float64)
+    shape = np.shape(a)
+    if x.ndim != 1 or len(shape) < 2 or shape[1] != len(x):
+        raise InputError(f"levels of shape {x.shape} for arms of shape {shape}; allowed: one for each entry of axis 1")
+    if not np.isfinite(x).all() or np.ptp(x) == 0:
+        raise InputError(f"levels {x.tolist()}; allowed: finite numbers, at least two of them different")
+    left, right = (_mean_over_cells(values, len(x)) for values in paired_values(a, b))
+    centred = x - x.mean()
+    weights = centred / (centred @ centred)
+    account = Account(
+        "paired t over seeds' slopes",
+        INDEPENDENT + "; a straight line sums up each run",
+        "difference of slopes",
+        wording.of_difference(names, f"slope of {measure}"),
+        ratio=False,
+    )
+    resolution = size_of(left, right) * float(np.abs(weights).sum())
+    return compare_seeds((left - right) @ weights, account, confidence, resolution)
+
+
+def time_ratio(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    budget: float,
+    confidence: float = 0.95,
+    names: Names = ("a", "b"),
+    measure: str = "the threshold",
+) -> Comparison:
+    """Return the ratio a / b of times to an event: paired t over seeds of log(min(T, budget)).
+
+    *a* and *b* are positive times, (seeds,) or (seeds, cells...); infinity or anything beyond the budget
+    means that the event did not happen, and counts as the budget, which pulls the ratio towards 1. NaN is a
+    missing time.
+    """
+    check_confidence(confidence)
+    if not (0 < budget < math.inf):
+        raise InputError(f"budget {budget!r}; allowed: a finite number above 0")
+    times = [np.asarray(values, dtype=np.float64) for values in (a, b)]
+    left, right = paired_values(*(np.minimum(t, budget) for t in times))
+    clause = wording.of_time(names, measure)
+    assumptions = INDEPENDENT + "; a run that never got there counts as one that took the whole budget"
+    account = Account("paired t over seeds' log censored times", assumptions, "time ratio", clause, ratio=True)
+    early = int(np.any((left <= 0) | (right <= 0), axis=1).sum())
+    if early:
+        problem = f"{early} of {wording.seeds(len(left))} reached {measure} at time 0, before anything happened"
+        return untestable("not-positive", problem, account, confidence, n=len(left) - early)
+    used = np.isfinite(left + right).all(axis=1)
+    if used.any() and (left[used] >= budget).all() and (right[used] >= budget).all():
+        limit = wording.number(budget)
+        problem = f"neither {names[0]} nor {names[1]} reached {measure} within the budget of {limit}"
+        return untestable("all-censored", problem, account, confidence, per_seed=np.zeros(int(used.sum())))
+    per_seed = (np.log(left) - np.log(right)).mean(axis=1)
+    found = compare_seeds(per_seed, account, confidence, max(1.0, abs(math.log(budget))))
+    late = [int((side[used] >= budget).sum()) for side in (left, right)]
+    if not found.testable or not any(late):
+        return found
+    runs = left[used].size
+    censored = f"; {names[0]} never got there in {late[0]} of {runs} runs and {names[1]} in {late[1]} of {runs}."
+    return dataclasses.replace(found, sentence=found.sentence.removesuffix(".") + censored)
+
+
+def equivalence(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    margin: float,
+    confidence: float = 0.95,
+    log: bool = False,
+    names: Names = ("a", "b"),
+    measure: str = "value",
+) -> Comparison:
+    """Return the paired difference with the p-value of two one-sided tests (TOST): small if equivalent.
+
+    The null hypothesis is a difference of at least *margin*: outside [-m, m], or with *log* (values are
+    logarithms) a ratio outside [1 / (1 + m), 1 + m]. Arms are equivalent at alpha = 1 - confidence when
+    `equivalence_interval` lies inside. Schuirmann (1987), J. Pharmacokinet. Biopharm. 15:657.
+    """
+    low, high = margin_region(margin, ratio=log)
+    found = paired_difference(a, b, confidence=confidence, log=log, names=names, measure=measure)
+    if not found.testable:
+        return found
+    inside = low < found.effect < high
+    if found.outcome == "constant":
+        p_value = 2.0**-found.n if inside else 1.0
+    else:
+        bounds = (math.log(low), math.log(high)) if log else (low, high)
+        p_value = _tost(np.array(found.per_seed), *bounds)
+    return dataclasses.replace(found, p_value=p_value, method="two one-sided paired t tests (TOST)")
+
+
+def sign_flip(per_seed: ArrayLike, *, resamples: int = 9999, seed: int = 0) -> float:
+    """Return the two-sided p-value of the sign-flip test of the mean difference.
+
+    *per_seed* are the differences, one a seed (`Comparison.per_seed`). Exact while 2^n <= *resamples* (n <=
+    13), drawn at random beyond. It assumes differences symmetric about 0 instead of a normal mean, and
+    cannot reach .05 below n = 6. NaN with fewer than 2 differences.
+
+    >>> sign_flip([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    0.03125
+    """
+    # scipy.stats takes half a second to import, and only this function needs it.
+    from scipy.stats import permutation_test
+
+    differences = np.asarray(per_seed, dtype=np.float64)
+    differences = differences[np.isfinite(differences)]
+    if len(differences) < 2:
+        return math.nan
+    result = permutation_test(
+        (differences,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def _mean_over_cells(values: Array, levels: int) -> Array:
+    return np.asarray(values.reshape(len(values), levels, values.shape[1] // levels).mean(axis=2))
+
+
+def _tost(per_seed: Array, low: float, high: float) -> float:
+    # Importing statsmodels changes the warning filters of the whole process; this puts them back.
+    with warnings.catch_warnings():
+        from statsmodels.stats.weightstats import DescrStatsW
+    return float(DescrStatsW(per_seed).ttost_mean(low, high)[0])

@@ -1,0 +1,151 @@
+"""How many seeds: power of paired t and equivalence tests, registered looks, seeds that settle a claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.special import chdtri, gammaincinv, nctdtr, ndtr, ndtri, stdtrit
+
+from stability.registry import InputError
+from stability.stats.comparison import check_confidence, margin_region
+
+MOST_SEEDS = 1_000_000
+
+
+def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -> float:
+    """Return the chance that the two-sided paired t test finds a true mean difference *effect* with n seeds.
+
+    1 - F(t; n - 1, d sqrt(n)) + F(-t; n - 1, d sqrt(n)), F the noncentral t distribution, d = effect / sd
+    in standard deviations of the paired differences.
+
+    >>> round(power(10, 1.0), 2), round(power(16, 1.0, confidence=0.99), 2)
+    (0.8, 0.83)
+    """
+    check_confidence(confidence)
+    if n < 2:
+        return 0.0
+    shift = _in_sds(effect, sd) * math.sqrt(n)
+    critical = float(stdtrit(n - 1, 1 - (1 - confidence) / 2))
+    # So far out the tail is 1 to the last bit, and the series for it no longer converges.
+    if shift > 30 + 2 * critical:
+        return 1.0
+    return float(1 - nctdtr(n - 1, shift, critical) + nctdtr(n - 1, shift, -critical))
+
+
+def equivalence_power(
+    n: int, margin: float, sd: float = 1.0, *, effect: float = 0.0, confidence: float = 0.95
+) -> float:
+    """Return the chance that TOST with n seeds puts a true difference *effect* within [-margin, margin].
+
+    Given the sample SD s the test passes when |mean| < margin - t s / sqrt(n); this averages that
+    probability over the chi-square distribution of s, at 500 equally likely values.
+    """
+    check_confidence(confidence)
+    if n < 2:
+        return 0.0
+    df = n - 1
+    equally_likely = (np.arange(500) + 0.5) / 500
+    spread = np.sqrt(2 * gammaincinv(df / 2, equally_likely) / df)
+    room = _in_sds(margin, sd) * math.sqrt(n) - float(stdtrit(df, confidence)) * spread
+    shift = _in_sds(effect, sd) * math.sqrt(n)
+    chance = np.where(room > 0, ndtr(room - shift) - ndtr(-room - shift), 0.0)
+    return float(np.mean(chance))
+
+
+def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
+    """Return the fewest seeds whose power to find *effect* reaches *target*.
+
+    >>> [seeds_needed(d, confidence=c) for d in (1.0, 1.5) for c in (0.95, 0.99)]
+    [10, 16, 6, 9]
+    """
+    _check_target(target)
+    check_confidence(confidence)
+    guess = _normal_guess(effect, sd, (1 - confidence) / 2, 1 - target)
+    return _fewest(lambda n: power(n, effect, sd, confidence=confidence), target, guess)
+
+
+def seeds_for_equivalence(margin: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
+    """Return the fewest seeds whose power to show two equal arms equivalent within *margin* reaches *target*.
+
+    >>> seeds_for_equivalence(1.0), seeds_for_equivalence(0.5), seeds_for_equivalence(0.5, confidence=0.99)
+    (11, 36, 55)
+    """
+    _check_target(target)
+    check_confidence(confidence)
+    guess = _normal_guess(margin, sd, 1 - confidence, (1 - target) / 2)
+    return _fewest(lambda n: equivalence_power(n, margin, sd, confidence=confidence), target, guess)
+
+
+def seeds_to_settle(
+    sd: float, n: int, *, margin: float, ratio: bool = False, confidence: float = 0.95, target: float = 0.8
+) -> int | None:
+    """Return the seeds that settle a claim: enough to find a difference of the margin, and to show equality.
+
+    The standard deviation *sd* of n paired differences (of log ratios where *ratio*) is itself uncertain,
+    so its upper 80% bound sd sqrt((n - 1) / chi2_{0.2, n-1}) is used; the observed effect never is, since
+    plans made from it are underpowered half of the time. None where no SD is known, or where it exceeds
+    the margin a hundredfold.
+    """
+    check_confidence(confidence)
+    high = margin_region(margin, ratio)[1]
+    if n < 2 or not math.isfinite(sd):
+        return None
+    # Below this many seeds even differences that are all equal settle nothing (exact sign interval).
+    fewest = math.ceil(1 - math.log2(1 - confidence))
+    if sd == 0:
+        return fewest
+    # chdtri inverts the upper tail: 80% of it lies above the 0.2 quantile.
+    bound = sd * math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
+    width = math.log(high) if ratio else high
+    if bound > 100 * width:
+        return None
+    found = seeds_needed(width, bound, confidence=confidence, target=target)
+    return max(found, seeds_for_equivalence(width, bound, confidence=confidence, target=target))
+
+
+def looks(at: Sequence[int] = (5, 10, 20), *, alpha: float = 0.05) -> dict[int, float]:
+    """Return the alpha spent at each registered look: equal shares, which together err at alpha at most.
+
+    >>> {n: round(share, 4) for n, share in looks().items()}
+    {5: 0.0167, 10: 0.0167, 20: 0.0167}
+    """
+    if not at or list(at) != sorted(set(at)) or min(at) < 2:
+        raise InputError(f"looks at {list(at)} seeds; allowed: growing numbers from 2 up")
+    if not 0 < alpha < 0.5:
+        raise InputError(f"alpha {alpha!r}; allowed: above 0 and below 0.5")
+    return {n: alpha / len(at) for n in at}
+
+
+def _in_sds(effect: float, sd: float) -> float:
+    if not (sd > 0 and math.isfinite(sd) and math.isfinite(effect)):
+        raise InputError(f"effect {effect!r} with standard deviation {sd!r}; allowed: finite, and a deviation above 0")
+    return abs(effect) / sd
+
+
+def _fewest(power_at: Callable[[int], float], target: float, guess: float) -> int:
+    """Return the fewest seeds whose power reaches *target*, searched outwards from a guess near it."""
+    if not guess < MOST_SEEDS:
+        raise InputError(f"a power of {target} needs more than {MOST_SEEDS:,} seeds; declare a larger effect or margin")
+    low = high = max(2, round(guess))
+    step = 1
+    while power_at(high) < target:
+        low, high, step = high, high + step, 2 * step
+    while low > 1 and power_at(low) >= target:
+        low, high, step = max(1, low - step), low, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if power_at(middle) < target else (low, middle)
+    return high
+
+
+def _normal_guess(effect: float, sd: float, one_sided: float, miss: float) -> float:
+    """Return ((z_(1 - one_sided) + z_(1 - miss)) sd / effect)^2, the number of seeds were the SD known."""
+    size = _in_sds(effect, sd)
+    return ((float(ndtri(one_sided)) + float(ndtri(miss))) / size) ** 2 if size else math.inf
+
+
+def _check_target(target: float) -> None:
+    if not 0 < target < 1:
+        raise InputError(f"target power {target!r}; allowed: above 0 and below 1")

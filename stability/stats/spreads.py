@@ -1,0 +1,154 @@
+"""Is the spread across seeds smaller? A ratio of standard deviations, pooled over cells."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import stdtr, stdtrit
+
+from stability.stats import wording
+from stability.stats.comparison import (
+    ROUNDING,
+    SMALLEST,
+    Account,
+    Array,
+    Comparison,
+    Estimate,
+    Interval,
+    check_confidence,
+    estimate_mean,
+    paired_values,
+    told,
+    untestable,
+)
+from stability.stats.wording import Names
+
+FEWEST_PAIRS = 4
+# Log ratios of standard deviations are searched this far on either side of the estimate.
+FARTHEST = 20.0
+
+
+def spread_ratio(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    names: Names = ("a", "b"),
+    measure: str = "value",
+) -> Comparison:
+    """Return the ratio of standard deviations across seeds, SD(a) / SD(b), for arms that are paired by seed.
+
+    *a* and *b* are (seeds,) or (seeds, cells...). With several cells: the mean over cells of log(SD(a) /
+    SD(b)), its error by a jackknife that leaves out one seed in all cells at once. With one cell: the
+    Pitman-Morgan test (equal variances make a + b and a - b uncorrelated) with HC4 errors, inverted to an
+    interval over the ratio; Wilcox (2015), "Comparing the variances of two dependent variables", J. Stat.
+    Distrib. Appl. 2:7.
+
+    At least 4 pairs are needed. A cell that is constant in both arms says nothing and is left out aloud;
+    one that is constant in one arm (or but for one seed) has no log ratio, and the comparison is then
+    "no-spread".
+    """
+    check_confidence(confidence)
+    left, right = paired_values(a, b)
+    used = np.isfinite(left + right).all(axis=1)
+    left, right, left_out = left[used], right[used], int((~used).sum())
+    n, cells = left.shape
+    account = _account(names, measure, cells)
+    if n < FEWEST_PAIRS:
+        pairs = f"{n} usable pair{'s' if n != 1 else ''}"
+        problem = f"{pairs}, and a ratio of spreads needs at least {FEWEST_PAIRS}"
+        return untestable("too-few-pairs", problem, account, confidence, n=n, left_out=left_out)
+    flat_a, flat_b = (np.array([_flat(column) for column in arm.T]) for arm in (left, right))
+    flat = flat_a & flat_b
+    if flat.all() or (flat_a ^ flat_b).any():
+        still = [name for name, side in zip(names, (flat_a, flat_b), strict=True) if (side & ~flat).any()]
+        problem = f"{measure} does not vary across seeds for {' and '.join(still or names)}, or for one seed alone"
+        return untestable("no-spread", problem, account, confidence, n=n, left_out=left_out)
+    note = f"; {int(flat.sum())} of {cells} cells do not vary in either arm and are left out" if flat.any() else ""
+    left, right = left[:, ~flat], right[:, ~flat]
+    pseudo = _jackknife(left, right)
+    # Rounding errors of the values grow by their distance from 0 in SDs, and n-fold in the pseudo-values.
+    distance = max(float((np.abs(arm).max(axis=0) / np.std(arm, axis=0)).max()) for arm in (left, right))
+    estimate = estimate_mean(pseudo, confidence, resolution=n * max(1.0, distance))
+    if left.shape[1] == 1 and estimate.outcome == "tested":
+        estimate = _pitman_morgan(left[:, 0], right[:, 0], confidence, estimate.sd)
+    return told(estimate, _account(names, measure, left.shape[1]), pseudo, confidence, left_out, note)
+
+
+def _account(names: Names, measure: str, cells: int) -> Account:
+    method, assumptions = "Pitman-Morgan test with HC4 errors", "seeds are independent"
+    if cells > 1:
+        method = f"jackknife over seeds of the mean log SD ratio of {cells} cells"
+        assumptions += "; the ratio is much the same in all cells"
+    return Account(method, assumptions, "SD ratio", wording.of_spread(names, measure), ratio=True)
+
+
+def _flat(values: Array) -> bool:
+    """Say whether a cell is constant, or would be without one seed (its spread then rests on that seed)."""
+    values = np.sort(values)
+    closest = min(values[-2] - values[0], values[-1] - values[1])
+    return bool(closest <= max(ROUNDING * np.abs(values).max(), SMALLEST))
+
+
+def _log_spreads(left: Array, right: Array) -> float:
+    return float(np.mean(np.log(np.std(left, axis=0, ddof=1)) - np.log(np.std(right, axis=0, ddof=1))))
+
+
+def _jackknife(left: Array, right: Array) -> Array:
+    """Return the pseudo-values n theta - (n - 1) theta_without_i, shifted so that their mean is theta."""
+    n = len(left)
+    whole = _log_spreads(left, right)
+    without = np.array([_log_spreads(np.delete(left, i, axis=0), np.delete(right, i, axis=0)) for i in range(n)])
+    return np.asarray(whole + (n - 1) * (without.mean() - without))
+
+
+def _pitman_morgan(a: Array, b: Array, confidence: float, sd: float) -> Estimate:
+    spread_a, spread_b = float(np.std(a, ddof=1)), float(np.std(b, ddof=1))
+    centre, df = math.log(spread_a / spread_b), len(a) - 2
+    u, v = (a - a.mean()) / spread_a, (b - b.mean()) / spread_b
+    alpha = 1 - confidence
+    wide, narrow = (_inverted(u, v, float(stdtrit(df, 1 - tail))) for tail in (alpha / 2, alpha))
+    statistic = float(_hc4_statistic(u, v, np.array([-centre]))[0])
+    return Estimate(
+        centre=centre,
+        interval=(centre + wide[0], centre + wide[1]),
+        equivalence_interval=(centre + narrow[0], centre + narrow[1]),
+        p_value=2 * float(stdtr(df, -abs(statistic))),
+        sd=sd,
+    )
+
+
+def _inverted(u: Array, v: Array, critical: float) -> Interval:
+    """Return the hull of the log ratios, about the estimate, that the test does not reject."""
+    # Dense where intervals end, sparse far out, and exactly 0 in the middle.
+    grid = FARTHEST * np.linspace(-1, 1, 401) ** 3
+    kept = np.flatnonzero(np.abs(_hc4_statistic(u, v, grid)) <= critical)
+    first, last = int(kept[0]), int(kept[-1])
+
+    def excess(log_ratio: float) -> float:
+        return abs(float(_hc4_statistic(u, v, np.array([log_ratio]))[0])) - critical
+
+    low = -math.inf if first == 0 else float(brentq(excess, grid[first - 1], grid[first]))
+    high = math.inf if last == len(grid) - 1 else float(brentq(excess, grid[last], grid[last + 1]))
+    return low, high
+
+
+def _hc4_statistic(u: Array, v: Array, log_ratios: Array) -> Array:
+    """Return, for each log ratio r, the t statistic of regressing D on S, D and S = u e^(-r/2) -+ v e^(r/2).
+
+    HC4 divides each squared residual by (1 - h)^min(4, n h / 2); Cribari-Neto (2004), Comput. Stat. Data
+    Anal. 45:215.
+    """
+    half = np.exp(log_ratios[:, None] / 2)
+    total, gap = u / half + v * half, u / half - v * half
+    square = (total**2).sum(axis=1, keepdims=True)
+    slope = (total * gap).sum(axis=1, keepdims=True) / square
+    leverage = 1 / u.size + total**2 / square
+    # A leverage of 1 leaves no residual to judge by; the bound makes the error large there instead of 0 / 0.
+    slack = np.maximum(1 - leverage, 1e-12)
+    weights = slack ** -np.minimum(4.0, u.size * leverage / 2)
+    variance = (total**2 * (gap - slope * total) ** 2 * weights).sum(axis=1) / square[:, 0] ** 2
+    return np.asarray(slope[:, 0] / np.sqrt(np.maximum(variance, 1e-300)))

@@ -1,0 +1,122 @@
+"""From a comparison to a verdict on a claim, in a fixed order of questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stability.registry import InputError
+from stability.stats.comparison import OPEN, Comparison, Interval, margin_region
+from stability.stats.planning import seeds_to_settle
+from stability.stats.wording import between, confidence_in_percent, number, percent, seeds
+
+Expect = Literal["higher", "lower", "equal"]
+Word = Literal["supported", "contradicted", "equivalent", "inconclusive", "not-testable"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim's verdict, why it fell so, one plain sentence, and if open the seeds that would settle it."""
+
+    verdict: Word
+    reason: str
+    sentence: str
+    seeds_to_settle: int | None = None
+
+
+def verdict(
+    comparison: Comparison,
+    *,
+    expect: Expect = "higher",
+    margin: float,
+    min_pairs: int = 3,
+    failures: int | None = None,
+    failure_limit: float = 0.1,
+) -> Verdict:
+    """Return the verdict on the claim that arm a is higher or lower than arm b, or equal to it.
+
+    Asked in this order, the first that holds decides:
+
+    1. not-testable: nothing could be tested, fewer than *min_pairs* pairs, or *failures* (pairs with a
+       failed run; those left out of the comparison if not given) above *failure_limit*, a share of all
+       pairs;
+    2. equivalent: the TOST interval lies strictly inside the margin, whether or not the difference is real
+       as well;
+    3. supported or contradicted: the interval excludes no difference, on the expected or on the other side;
+    4. inconclusive, with the seeds that would settle it (none where the seeds at hand should have, so that
+       the effect must be close to the margin).
+
+    A margin m calls differences within [-m, m] equal, and ratios within [1 / (1 + m), 1 + m]. With a ratio
+    "lower" means a / b < 1. For *expect* "equal" the claim is the second question: supported when it holds,
+    contradicted when the interval lies outside the margin altogether, and a difference that is real but may
+    be within it stays open.
+    """
+    if expect not in ("higher", "lower", "equal"):
+        raise InputError(f"expect {expect!r}; allowed: higher, lower, equal")
+    if not 0 <= failure_limit <= 1:
+        raise InputError(f"failure_limit {failure_limit!r}; allowed: a share from 0 to 1")
+    region = margin_region(margin, comparison.ratio)
+    nothing = (comparison.no_difference, comparison.no_difference)
+    failed = comparison.left_out if failures is None else failures
+    if obstacle := _obstacle(comparison, min_pairs, failed, failure_limit):
+        return Verdict("not-testable", obstacle, f"Not testable: {obstacle}.")
+    if region[0] < comparison.equivalence_interval[0] and comparison.equivalence_interval[1] < region[1]:
+        real = _side(comparison.interval, nothing) != "open"
+        return _within(comparison, "supported" if expect == "equal" else "equivalent", region, margin, real)
+    side = _side(comparison.interval, region if expect == "equal" else nothing)
+    if side == "open":
+        return _unsettled(comparison, region if expect == "equal" else None, margin)
+    word: Word = "supported" if side == expect else "contradicted"
+    beyond = f"the margin, {between(region, comparison.ratio)}" if expect == "equal" else number(nothing[0])
+    place = "above" if side == "higher" else "below"
+    reason = f"the {confidence_in_percent(comparison.confidence)} interval lies {place} {beyond}"
+    return Verdict(word, reason, f"{word.capitalize()}: {comparison.sentence}")
+
+
+def _obstacle(comparison: Comparison, min_pairs: int, failed: int, failure_limit: float) -> str:
+    if not comparison.testable and comparison.outcome != "too-few-pairs":
+        return comparison.problem
+    pairs = comparison.n + comparison.left_out
+    if failed > failure_limit * pairs:
+        limit = percent(failure_limit)
+        return f"{failed} of {seeds(pairs)} had a failed run or no usable value, above the limit of {limit}"
+    if not comparison.testable:
+        return comparison.problem
+    if comparison.n < min_pairs:
+        return f"{comparison.n} pairs of runs, and a verdict needs at least {min_pairs}"
+    return ""
+
+
+def _within(comparison: Comparison, word: Word, region: Interval, margin: float, real: bool) -> Verdict:
+    confidence = confidence_in_percent(2 * comparison.confidence - 1)
+    interval = between(comparison.equivalence_interval, comparison.ratio)
+    inside = f"the {confidence} interval, {interval}, lies inside the margin, {between(region, comparison.ratio)}"
+    limit = percent(margin) if comparison.ratio else number(margin)
+    told = comparison.sentence.removesuffix(".").replace(f"; {OPEN}", "")
+    smaller = "the difference is real, but smaller" if real else "any difference is smaller"
+    reason = f"{inside}; the difference is real all the same" if real else inside
+    return Verdict(word, reason, f"{word.capitalize()}: {told}; {smaller} than the margin of {limit}.")
+
+
+def _unsettled(comparison: Comparison, region: Interval | None, margin: float) -> Verdict:
+    """Return "inconclusive"; *region* is the margin that a claim of equality is measured by."""
+    interval = between(comparison.interval, comparison.ratio)
+    crossed = f"part of the margin, {between(region, comparison.ratio)}" if region else "no difference"
+    reason = f"the {confidence_in_percent(comparison.confidence)} interval, {interval}, includes {crossed}"
+    needed = seeds_to_settle(
+        comparison.sd, comparison.n, margin=margin, ratio=comparison.ratio, confidence=comparison.confidence
+    )
+    told = comparison.sentence.removesuffix(".")
+    if needed is None:
+        return Verdict("inconclusive", reason, f"Inconclusive: {told}.")
+    if needed <= comparison.n:
+        # These seeds were enough for no effect and for one of the margin, so it is neither of the two.
+        reason += "; the effect is too close to the margin for a number of seeds to be promised"
+        return Verdict("inconclusive", reason, f"Inconclusive: {told}; more seeds may not settle it.")
+    return Verdict("inconclusive", reason, f"Inconclusive: {told}; about {seeds(needed)} would settle it.", needed)
+
+
+def _side(interval: Interval, region: Interval) -> Literal["higher", "lower", "open"]:
+    if interval[0] > region[1]:
+        return "higher"
+    return "lower" if interval[1] < region[0] else "open"

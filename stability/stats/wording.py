@@ -1,0 +1,116 @@
+"""The plain words of a comparison: numbers, percentages and the clause that says which arm is higher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Names = tuple[str, str]
+Clause = Callable[[float], str]
+
+
+def number(x: float) -> str:
+    """Return *x* with three significant digits, and no exponent where a reader can do without.
+
+    >>> number(0.88123), number(-12345.6), number(2e-7), number(float("inf"))
+    ('0.881', '-12,346', '2e-07', 'infinity')
+    """
+    if math.isinf(x):
+        return "infinity" if x > 0 else "-infinity"
+    return f"{x:,.0f}" if 1000 <= abs(x) < 1e7 else f"{x:.3g}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, to two digits below ten.
+
+    >>> percent(0.1234), percent(0.0035), percent(1.5)
+    ('12%', '0.35%', '150%')
+    """
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
+def confidence_in_percent(confidence: float) -> str:
+    """Return a confidence level, exact enough for one that was divided among claims.
+
+    >>> confidence_in_percent(0.95), confidence_in_percent(1 - 0.05 / 3)
+    ('95%', '98.33%')
+    """
+    return f"{100 * confidence:.4g}%"
+
+
+def seeds(n: int) -> str:
+    """Return a count of seeds in words: ``"1 seed"``, ``"2 seeds"``."""
+    return f"{n} seed" if n == 1 else f"{n} seeds"
+
+
+def between(interval: tuple[float, float], ratio: bool) -> str:
+    """Return an interval as ``"lo to hi"``, or ``"unbounded"`` when it excludes nothing."""
+    lo, hi = interval
+    if hi == math.inf and lo == (0.0 if ratio else -math.inf):
+        return "unbounded"
+    return f"{number(lo)} to {number(hi)}"
+
+
+def relative(factor: float, more: str, less: str) -> str:
+    """Return how far a ratio is from 1, e.g. ``"12% lower than"`` or ``"2.5 times"``.
+
+    >>> relative(0.88, "higher", "lower"), relative(1.2, "later", "sooner")
+    ('12% lower than', '20% later than')
+    """
+    return f"{percent(abs(factor - 1))} {more if factor > 1 else less} than"
+
+
+def of_ratio(names: Names, measure: str) -> Clause:
+    """Return the clause for a ratio of levels: *"siglip's gradient noise is 12% lower than clip's"*."""
+    a, b = names
+
+    def clause(ratio: float) -> str:
+        if ratio == 1:
+            return f"{a}'s {measure} equals {b}'s"
+        if ratio >= 2:
+            return f"{a}'s {measure} is {number(ratio)} times {b}'s"
+        return f"{a}'s {measure} is {relative(ratio, 'higher', 'lower')} {b}'s"
+
+    return clause
+
+
+def of_difference(names: Names, measure: str) -> Clause:
+    """Return the clause for a difference of levels: *"siglip's recall is 0.12 higher than clip's"*."""
+    a, b = names
+
+    def clause(difference: float) -> str:
+        if difference == 0:
+            return f"{a}'s {measure} equals {b}'s"
+        word = "higher" if difference > 0 else "lower"
+        return f"{a}'s {measure} is {number(abs(difference))} {word} than {b}'s"
+
+    return clause
+
+
+def of_spread(names: Names, measure: str) -> Clause:
+    """Return the clause for a ratio of spreads: *"siglip's recall varies 33% less across seeds than ..."*."""
+    a, b = names
+
+    def clause(ratio: float) -> str:
+        if ratio == 1:
+            return f"{a}'s {measure} varies across seeds as much as {b}'s"
+        if ratio >= 2:
+            return f"{a}'s {measure} varies {number(ratio)} times as much across seeds as {b}'s"
+        word = "more" if ratio > 1 else "less"
+        return f"{a}'s {measure} varies {percent(abs(ratio - 1))} {word} across seeds than {b}'s"
+
+    return clause
+
+
+def of_time(names: Names, measure: str) -> Clause:
+    """Return the clause for a ratio of times: *"siglip reaches the threshold 25% sooner than clip"*."""
+    a, b = names
+
+    def clause(ratio: float) -> str:
+        if ratio == 1:
+            return f"{a} reaches {measure} as soon as {b}"
+        if ratio >= 2:
+            return f"{a} takes {number(ratio)} times as long as {b} to reach {measure}"
+        return f"{a} reaches {measure} {relative(ratio, 'later', 'sooner')} {b}"
+
+    return clause

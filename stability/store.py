@@ -1,0 +1,167 @@
+"""A run directory: crash-safe, resumable, readable by anyone with a Parquet reader.
+
+``manifest.json`` says what was planned and what is done; ``groups/<group>.parquet`` holds one row per run and step.
+Files are written under a temporary name, flushed to disk and renamed, so a file that exists is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stability.grid import SCHEMA
+from stability.probes import Measure
+from stability.registry import InputError
+
+MANIFEST = "manifest.json"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write *content* so that *path* holds either all of it or what it held before, even if the power fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def group_path(run_dir: Path, group_id: str) -> Path:
+    """Return where a group's measurements lie."""
+    return run_dir / "groups" / f"{group_id}.parquet"
+
+
+def make_writable(run_dir: Path) -> None:
+    """Create a run directory, or raise `InputError` if nothing can be written there."""
+    try:
+        (run_dir / "groups").mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "groups" / ".writable", b"")
+        (run_dir / "groups" / ".writable").unlink()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"--out {run_dir}: cannot be written ({reason}); name a directory that can") from error
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """Return the manifest of a run directory, or raise `InputError` if it holds none that we can read."""
+    path = run_dir / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{run_dir}: no run lies here ({MANIFEST} is missing); start one with `stability run`"
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if manifest.get("schema") != SCHEMA:
+        raise InputError(f"{path}: written in schema {manifest.get('schema')!r}; this version reads schema {SCHEMA}")
+    return manifest
+
+
+def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest."""
+    write_atomically(run_dir / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def schema_of(measures: Mapping[str, Measure]) -> pa.Schema:
+    """Return the columns of a group file: run, step, then one per measure that is stored (pooled ones are derived)."""
+    stored = [measure for measure in measures.values() if measure.pooled is None]
+    kinds = {True: pa.list_(pa.float32()), False: pa.float32()}
+    return pa.schema([("run", pa.string()), ("step", pa.int32()), *((m.name, kinds[m.listed]) for m in stored)])
+
+
+class GroupLog:
+    """Measurements of one group: streamed to disk while it trains, one Parquet file when it is done.
+
+    A resource: use `group_log`. Rows that were never measured are NaN (lists: null).
+    """
+
+    def __init__(self, path: Path, runs: list[str], measures: Mapping[str, Measure]) -> None:
+        self.path, self.runs, self.schema = path, runs, schema_of(measures)
+        self.partial = path.with_suffix(".arrows.part")
+        self._writer = pa.ipc.new_stream(str(self.partial), self.schema)
+
+    def write(self, steps: np.ndarray, columns: Mapping[str, Any]) -> None:
+        """Append len(steps) x len(runs) rows; *columns* hold (steps, runs) arrays, nested lists for listed measures."""
+        count = len(steps) * len(self.runs)
+        missing = set(columns) - set(self.schema.names)
+        if missing:
+            raise KeyError(f"no probe declares the measures {sorted(missing)}")
+        arrays = [pa.array(self.runs * len(steps)), pa.array(np.repeat(steps, len(self.runs)), pa.int32())]
+        for entry in list(self.schema)[2:]:
+            given = columns.get(entry.name)
+            if given is None:
+                empty = [None] * count if pa.types.is_list(entry.type) else np.full(count, np.nan, np.float32)
+                arrays.append(pa.array(empty, entry.type))
+            elif pa.types.is_list(entry.type):
+                arrays.append(pa.array([values for row in given for values in row], entry.type))
+            else:
+                arrays.append(pa.array(np.asarray(given, np.float32).reshape(-1), pa.float32()))
+        self._writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+
+    def finish(self) -> None:
+        """Turn the stream into the group's Parquet file: runs in order, steps in order."""
+        self._writer.close()
+        with pa.ipc.open_stream(str(self.partial)) as reader:
+            table = reader.read_all()
+        place = {run: position for position, run in enumerate(self.runs)}
+        order = np.lexsort((table["step"].to_numpy(), [place[run] for run in table["run"].to_pylist()]))
+        sink = pa.BufferOutputStream()
+        floats = [entry.name for entry in self.schema if entry.type == pa.float32()]
+        pq.write_table(
+            table.take(order),
+            sink,
+            compression="zstd",
+            use_dictionary=["run", "step"],
+            use_byte_stream_split=floats,
+        )
+        write_atomically(self.path, sink.getvalue().to_pybytes())
+
+    def close(self) -> None:
+        """Drop the stream, finished or not."""
+        self._writer.close()
+        self.partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def group_log(path: Path, runs: list[str], measures: Mapping[str, Measure]) -> Iterator[GroupLog]:
+    """Open the log of one group; the stream is removed at the end, finished or not."""
+    log = GroupLog(path, runs, measures)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def read_groups(run_dir: Path, groups: list[dict[str, Any]], warn: Callable[[str], None]) -> pd.DataFrame:
+    """Return the rows of all finished groups in one frame; a file that fails its checksum is named and left out."""
+    frames = []
+    for group in groups:
+        path = group_path(run_dir, group["id"])
+        if group["status"] != "finished":
+            continue
+        if not path.is_file() or checksum(path) != group["checksum"]:
+            warn(f"{path}: missing or damaged; `stability run` will compute it again")
+            continue
+        frames.append(pq.read_table(path).to_pandas())
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": [], "step": []})

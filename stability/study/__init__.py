@@ -1,0 +1,18 @@
+"""A study: one TOML file, validated into frozen data. Nothing in it can run code."""
+
+from stability.study.reading import find_study, load_study, parse_study, study_files
+from stability.study.schema import DEFAULT_SCALE, SCALES, Claim, Schedule, Study, Train, digest
+
+__all__ = [
+    "DEFAULT_SCALE",
+    "SCALES",
+    "Claim",
+    "Schedule",
+    "Study",
+    "Train",
+    "digest",
+    "find_study",
+    "load_study",
+    "parse_study",
+    "study_files",
+]

@@ -1,0 +1,121 @@
+"""What the types of a study cannot say: names that exist, claims that its runs can decide, batches that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stability.contrasts import contrast
+from stability.corruptions import corruption
+from stability.datasets import dataset
+from stability.encoders import encoder
+from stability.losses import Scalar, loss, scalars_of
+from stability.probes import probe
+from stability.registry import InputError, Variant, nearest
+from stability.study.schema import OVER, Arm, Claim, Study
+
+Locate = Callable[..., str]
+"""From keys and indices to the place in the file, for the head of an error sentence."""
+
+
+def check(study: Study, locate: Locate) -> None:
+    """Raise `InputError` with one sentence on the first thing in *study* that cannot be run or decided."""
+    _check_data(study, locate)
+    _check_towers(study, locate)
+    _check_grid(study, locate)
+    _check_training(study, locate)
+    for name, schedule in study.probes.items():
+        probe.get_or_explain(name, locate("probes", name)).check_options(schedule.options, locate("probes", name))
+    for place, claim in enumerate(study.claims):
+        _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
+    _check_ids(study, locate)
+
+
+def _check_data(study: Study, locate: Locate) -> None:
+    variant = dataset.get_or_explain(study.data.name, locate("data", "name"))
+    variant.check_options(study.data.options, locate("data"))
+
+
+def _check_towers(study: Study, locate: Locate) -> None:
+    for side, tower in (("image", study.model.image), ("text", study.model.text)):
+        where = locate("model", side)
+        found = encoder.get_or_explain(tower.name, where)
+        found.check_options(tower.options, where)
+        fitting = [name for name, variant in encoder.items() if variant.traits["modality"] in (side, "any")]
+        if tower.name not in fitting:
+            raise InputError(f"{where}: encoder {tower.name!r} does not read {side}s (known: {', '.join(fitting)})")
+
+
+def _check_grid(study: Study, locate: Locate) -> None:
+    for key, values in study.grid:
+        if isinstance(values, tuple) and len(set(values)) < len(values):
+            raise InputError(f"{locate('grid', key)}: got {list(values)}; allowed: values that differ")
+    for name, arm in study.arms.items():
+        _check_arm(name, arm, locate)
+    for place, name in enumerate(study.grid.loss):
+        if name not in study.arms and name not in loss:
+            hint = nearest(name, {*loss, *study.arms})
+            raise InputError(f"{locate('grid', 'loss', place)}: unknown loss {name!r}{hint}")
+    for place, name in enumerate(study.grid.corruption):
+        corruption.get_or_explain(name, locate("grid", "corruption", place))
+    available = len(study.pairs().train)
+    for place, size in enumerate(study.grid.batch_size):
+        if size > available:
+            where, data = locate("grid", "batch_size", place), study.data.name
+            raise InputError(f"{where}: got {size}; allowed: at most {available}, the training pairs of {data!r}")
+
+
+def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
+    found = loss.get_or_explain(arm.loss, locate("arms", name, "loss"))
+    declared = scalars_of(found)
+    found.check_options({key: value for key, value in arm.options.items() if key not in declared}, locate("arms", name))
+    for key in arm.options.keys() & declared.keys():
+        try:
+            Scalar(arm.options[key])
+        except InputError as error:
+            raise InputError(f"{locate('arms', name, key)}: {error}") from error
+
+
+def _check_training(study: Study, locate: Locate) -> None:
+    train = study.train
+    if train.clip_norm is not None and train.clip_quantile is not None:
+        raise InputError(f"{locate('train', 'clip_norm')}: give clip_norm or clip_quantile, not both")
+    if train.warmup >= train.steps:
+        where = locate("train", "warmup")
+        raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
+
+
+def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
+    known = {name: measure for name, measure in study.measures.items() if not measure.listed}
+    if claim.measure not in known:
+        hint = nearest(claim.measure, known)
+        raise InputError(f"{locate('measure')}: no probe of this study makes {claim.measure!r}{hint}")
+    found = contrast.get_or_explain(claim.contrast, locate("contrast"))
+    for side, name in enumerate(claim.compare):
+        if name not in study.grid.loss:
+            hint = nearest(name, study.grid.loss)
+            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
+    if (claim.reduction == "best" or found.traits["on"] == "times") and not known[claim.measure].better:
+        directed = [name for name, measure in known.items() if measure.better]
+        hint = nearest(claim.measure, directed)
+        raise InputError(f"{locate('measure')}: {claim.measure!r} has no better direction{hint}")
+    _check_needs(study, claim, found, locate)
+
+
+def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:
+    for need in found.traits["needs"]:
+        if getattr(claim, need) in ("", None):
+            raise InputError(f"{locate(need)}: required by contrast {claim.contrast!r}, but missing")
+    if claim.over and claim.over not in OVER:
+        raise InputError(f"{locate('over')}: unknown axis {claim.over!r}{nearest(claim.over, OVER)}")
+    if "over" in found.traits["needs"] and len(getattr(study.grid, claim.over)) < 2:
+        raise InputError(f"{locate('over')}: grid.{claim.over} has one value; allowed: two or more")
+
+
+def _check_ids(study: Study, locate: Locate) -> None:
+    ids = [claim.id for claim in study.claims]
+    for place, name in enumerate(ids):
+        if name in ids[:place]:
+            raise InputError(f"{locate('claims', place, 'id')}: {name!r} is taken by an earlier claim; ids are unique")
+    primary = sum(claim.primary for claim in study.claims)
+    if study.claims and primary != 1:
+        raise InputError(f"{locate('claims')}: {primary} claims are primary; allowed: exactly one")

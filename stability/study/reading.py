@@ -1,0 +1,149 @@
+"""From a TOML file to a valid study, or to one sentence that says what is wrong. Nothing in a file can run code."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from stability.registry import InputError, nearest
+from stability.study.checks import Locate, check
+from stability.study.schema import DEFAULT_SCALE, SCALES, Study
+
+
+def study_files() -> dict[str, Path]:
+    """Return the predefined studies by name: those in ./studies, else those that ship with the package."""
+    shipped = Path(str(resources.files("stability"))) / "studies"
+    beside = Path(__file__).resolve().parents[2] / "studies"
+    folders = [shipped if shipped.is_dir() else beside, Path("studies")]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def find_study(name_or_path: str | Path) -> Path:
+    """Return the file of a study given by path or by name, or raise `InputError` with the nearest name."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    known = study_files()
+    name = str(name_or_path)
+    if name in known:
+        return known[name]
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise InputError(f"{name_or_path}: there is no such file")
+    raise InputError(f"unknown study {name!r}{nearest(name, known)}")
+
+
+def load_study(name_or_path: str | Path, scale: str | None = None) -> Study:
+    """Return the study of that file or name at one scale, validated.
+
+    Raises `InputError` with one sentence: file, key, value, what is allowed, and the nearest name.
+    """
+    path = find_study(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    return parse_study(text, str(path), path.stem, scale)
+
+
+def parse_study(text: str, where: str, name: str, scale: str | None = None) -> Study:
+    """Return the study that TOML *text* describes at one *scale*; *where* names the file in errors."""
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where}: not valid TOML: {error}") from error
+    scale = scale or DEFAULT_SCALE
+    plain, changed = _at_scale(plain, scale, where)
+    for key in ("name", "scale", "text"):
+        if key in plain:
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, _keys(Study))}")
+
+    def locate(*keys: str | int) -> str:
+        prefix = f"scales.{scale}." if tuple(keys) in changed else ""
+        return f"{where}: {prefix}{_dotted(keys)}"
+
+    try:
+        # Strict JSON mode takes arrays as tuples and nothing else as anything else.
+        study = Study.model_validate_json(json.dumps(plain, default=str))
+    except ValidationError as error:
+        raise InputError(_sentence(error, locate)) from error
+    study = study.model_copy(update={"name": name, "scale": scale, "text": text})
+    check(study, locate)
+    return study
+
+
+def _at_scale(plain: dict[str, Any], scale: str, where: str) -> tuple[dict[str, Any], set[tuple[str, ...]]]:
+    """Return the plain data with one scale's overrides merged in, and the paths that they set."""
+    scales = plain.get("scales", {})
+    if not isinstance(scales, dict) or not all(isinstance(value, dict) for value in scales.values()):
+        raise InputError(f"{where}: scales: got {scales!r}; allowed: tables of overrides, as [scales.smoke]")
+    for known in scales:
+        if known not in SCALES:
+            raise InputError(f"{where}: scales.{known}: unknown scale {known!r}{nearest(known, SCALES)}")
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}{nearest(scale, SCALES)}")
+    if scale not in scales and scale != DEFAULT_SCALE:
+        raise InputError(f"{where}: the study has no scale {scale!r}{nearest(scale, {*scales, DEFAULT_SCALE})}")
+    changed: set[tuple[str, ...]] = set()
+
+    def merge(base: Any, override: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+        merged = dict(base) if isinstance(base, dict) else {}
+        for key, value in override.items():
+            changed.add((*path, key))
+            merged[key] = merge(merged.get(key), value, (*path, key)) if isinstance(value, dict) else value
+        return merged
+
+    rest = {key: value for key, value in plain.items() if key != "scales"}
+    return merge(rest, scales.get(scale, {}), ()), changed
+
+
+def _dotted(keys: Sequence[str | int]) -> str:
+    dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return dotted.lstrip(".")
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [key for key in model.model_fields if key not in {"name", "scale", "text"} or model is not Study]
+
+
+def _model_at(keys: Sequence[str | int]) -> type[BaseModel]:
+    """Return the model that holds the value at this place of a study."""
+    model: type[BaseModel] = Study
+    for key in keys[:-1]:
+        if key not in model.model_fields:
+            continue
+        annotation = model.model_fields[str(key)].annotation
+        nested = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+        nested = [part for part in nested if issubclass(part, BaseModel)]
+        if nested:
+            model = nested[0]
+    return model
+
+
+def _sentence(error: ValidationError, locate: Locate) -> str:
+    """Return the first complaint as one sentence."""
+    first = error.errors(include_url=False)[0]
+    keys, kind = first["loc"], first["type"]
+    place = locate(*keys)
+    if kind == "extra_forbidden":
+        known = _keys(_model_at(keys)) + ["scales"] * (len(keys) == 1)
+        return f"{place}: unknown key{nearest(str(keys[-1]), known)}"
+    if kind == "missing":
+        return f"{place}: required, but missing"
+    plain = {
+        "too_short": "at least one value",
+        "string_too_short": "a text that is not empty",
+        "string_pattern_mismatch": "a name of letters, digits, spaces and . _ + -",
+    }
+    said = first["msg"][:1].lower() + first["msg"][1:]
+    return f"{place}: got {_short(first['input'])}; allowed: {plain.get(kind, said.removeprefix('input should be '))}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,212 @@
+"""What a study is: frozen data, and the digest of what decides its results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from stability.datasets import Pairs, dataset
+from stability.encoders import encoder
+from stability.probes import Measure, measures_of, probe
+from stability.registry import Registry
+
+SCALES = ("smoke", "small", "full")
+DEFAULT_SCALE = "small"
+OVER = ("batch_size", "noise", "lr")
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class _Open(_Frozen):
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the variant's own options as written: the keys that are not fields."""
+        return dict(self.model_extra or {})
+
+
+class Named(_Open):
+    """A variant by name, with the options given for it."""
+
+    name: Name
+
+
+Tower = Annotated[Named, BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)]
+"""A variant given by its bare name, or as a table with options."""
+
+
+class Data(Named):
+    """The dataset, and whether corruption is drawn once for the data (``fixed``) or anew each step (``fresh``)."""
+
+    corruption: Literal["fixed", "fresh"] = "fixed"
+
+
+class Model(_Frozen):
+    """The two towers and the dimension that they share."""
+
+    image: Tower
+    text: Tower
+    embed_dim: Positive = 32
+
+
+class Train(_Frozen):
+    """How every run is trained: AdamW with decoupled decay on weight matrices, warm-up, then constant or cosine."""
+
+    steps: Positive
+    warmup: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    scalar_lr: Rate = 1.0
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clip_norm: Rate | None = None
+
+
+class Grid(_Frozen):
+    """The axes that are crossed: every combination is a run."""
+
+    loss: Annotated[tuple[Name, ...], Field(min_length=1)]
+    batch_size: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    corruption: Annotated[tuple[Name, ...], Field(min_length=1)] = ("mismatch",)
+    noise: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
+    lr: Annotated[tuple[Rate, ...], Field(min_length=1)]
+    seeds: Positive
+
+
+class Arm(_Open):
+    """A loss under a name of its own, with options or initial values of its scalars that differ from the default."""
+
+    loss: Name
+
+
+class Schedule(_Open):
+    """When and on which runs a probe measures: every so many steps, or at shares of the run; always at the end.
+
+    *seeds* keeps the first so many seeds; *noise* and *batch_size* keep the runs with these values.
+    """
+
+    every: Positive | None = None
+    at: tuple[Share, ...] = ()
+    seeds: Positive | None = None
+    noise: tuple[Share, ...] | None = None
+    batch_size: tuple[Positive, ...] | None = None
+
+    def steps(self, total: int) -> frozenset[int]:
+        """Return the steps at which to measure, before the update; *total* means after the last."""
+        regular = range(0, total, self.every) if self.every else ()
+        return frozenset({*regular, *(round(share * total) for share in self.at), total})
+
+
+class Claim(_Frozen):
+    """One sentence that can turn out false, with all that decides it, written before any run."""
+
+    id: Name
+    text: Text
+    source: str = ""
+    primary: bool = False
+    measure: Name
+    contrast: Name
+    compare: tuple[Name, Name]
+    expect: Literal["higher", "lower", "equal"]
+    margin: Annotated[float, Field(gt=0)]
+    over: str = ""
+    reduction: Literal["final", "best", "area", "late"] | None = None
+    scale: Literal["linear", "log", "chance-log"] | None = None
+    threshold: float | None = None
+
+
+class Study(_Frozen):
+    """A question, the runs that answer it, and the claims that they decide."""
+
+    title: Text
+    question: Text
+    source: str = ""
+    data: Data
+    model: Model
+    train: Train
+    grid: Grid
+    arms: dict[Name, Arm] = {}
+    probes: dict[str, Schedule] = {}
+    claims: tuple[Claim, ...] = ()
+
+    name: Annotated[str, Field(exclude=True)] = ""
+    scale: Annotated[str, Field(exclude=True)] = DEFAULT_SCALE
+    text: Annotated[str, Field(exclude=True)] = ""
+
+    @property
+    def hash(self) -> str:
+        """Return a digest of everything that decides a result or a verdict; comments and defaults do not count."""
+        return digest(self.canonical())
+
+    def canonical(self) -> dict[str, Any]:
+        """Return the study as plain data without the values that equal their defaults."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        plain["data"] = _without_defaults(dataset, self.data.name, plain["data"])
+        for side in ("image", "text"):
+            tower = plain["model"][side]
+            plain["model"][side] = _without_defaults(encoder, tower["name"], tower)
+        if self.probes:
+            plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
+        return plain
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm of that name; a bare loss name is an arm without options."""
+        return self.arms.get(name) or Arm(loss=name)
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Return the measures that the study's runs make, by name."""
+        return measures_of(self.probes)
+
+    def pairs(self) -> Pairs:
+        """Build the study's data."""
+        pairs: Pairs = dataset[self.data.name](**self.data.options)
+        return pairs
+
+    @property
+    def untuned(self) -> str:
+        """Return one sentence on what was not tuned, for the reader of a report."""
+        rates = self.grid.lr
+        if len(rates) > 1:
+            shown = ", ".join(f"{rate:g}" for rate in rates)
+            return (
+                f"No learning rate was chosen per loss: every arm was trained at each of {shown}; cells are averaged."
+            )
+        return (
+            f"Nothing was tuned per loss: every arm was trained at the learning rate {rates[0]:g}, the same for every "
+            "loss and batch size. A loss whose best rate lies elsewhere is shown below its best."
+        )
+
+    @property
+    def primary(self) -> Claim | None:
+        """Return the claim that decides the study's verdict."""
+        return next((claim for claim in self.claims if claim.primary), None)
+
+
+def digest(plain: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of plain data, whatever the order of its keys.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_defaults(registry: Registry, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a variant that do not just spell out its signature's default."""
+    known = registry[name].options
+    return {key: value for key, value in options.items() if key not in known or value != known[key].default}

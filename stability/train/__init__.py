@@ -1,0 +1,216 @@
+"""Training: one group of runs, as one population with a leading replica axis, measured by probes on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from stability.datasets import Pairs
+from stability.grid import Group, Run
+from stability.probes import HeldOut
+from stability.store import GroupLog, group_log
+from stability.streams import stream
+from stability.study import Study
+from stability.train.divergence import diverged_at
+from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
+from stability.train.optimizer import Clip, Moments, Rates, adamw, schedule
+from stability.train.population import Blueprint, blueprint, initial_parameters
+from stability.train.probing import Reading, Snapshot, held_out, read
+
+__all__ = ["Population", "diverged_at", "population_of", "time_group", "train_group", "train_step"]
+
+BLOCK = 50
+"""Steps between two writes of the log; metrics stay on the device until then."""
+
+
+@dataclass
+class Population:
+    """The replicas of one group while they train. R is at least 2: a single run is trained twice and read once."""
+
+    study: Study
+    runs: Sequence[Run]
+    plan: Blueprint
+    feed: Feed
+    held: HeldOut
+    theta: Tensor
+    moments: Moments
+    rates: Rates
+    clip: Clip
+    lr: Tensor
+    alive: Tensor
+    salt: Tensor
+    generators: Sequence[torch.Generator]
+    step: int = 0
+    scalars: tuple[str, ...] = field(default=())
+
+    def snapshot(self) -> Snapshot:
+        """Return the state for the probes."""
+        return Snapshot(self.theta.detach(), self.moments, self.step)
+
+
+def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
+    """Return the replicas of *runs* (of one arm and batch size) before their first step."""
+    plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs)
+    theta = initial_parameters(study, plan, pairs, [run.seed for run in runs]).to(device)
+    decay = plan.layout.spread(lambda name, shape: study.train.weight_decay if len(shape) > 1 else 0.0)
+    multiplier = plan.layout.spread(lambda name, _: study.train.scalar_lr if name.startswith("loss.") else 1.0)
+    feed = feed_of(runs, pairs, study.data.corruption, device)
+    odd = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
+    return Population(
+        study=study,
+        runs=runs,
+        plan=plan,
+        feed=feed,
+        held=held_out(pairs, device),
+        theta=theta.requires_grad_(),
+        moments=Moments.zeros_like(theta.detach()),
+        rates=Rates(decay.to(device), multiplier.to(device)),
+        clip=Clip.of(study.train, len(runs), device),
+        lr=torch.tensor([run.lr for run in runs], device=device)[:, None],
+        alive=torch.ones(len(runs), dtype=torch.bool, device=device),
+        salt=odd.to(device),
+        generators=feed.generators("train"),
+        scalars=tuple(plan.initial_scalars),
+    )
+
+
+def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
+    """Take one step on the pairs at *index* (R, B) and return the step's measures, each (R,).
+
+    A replica whose loss or gradient is not finite keeps its parameters from then on and logs NaN; no other replica
+    notices, since nothing in the step reduces over replicas.
+    """
+    plan, train = population.plan, population.study.train
+    batch = population.feed.batch(index, population.generators)
+    losses = vmap(plan.objective)(plan.layout.unflatten(population.theta), batch)
+    (gradient,) = torch.autograd.grad(losses.sum(), population.theta)
+    with torch.no_grad():
+        losses = losses.detach()
+        norm = torch.linalg.vector_norm(gradient, dim=-1)
+        population.alive &= torch.isfinite(losses) & torch.isfinite(norm)
+        alive = population.alive[:, None]
+        gradient, clipped = population.clip(torch.where(alive, gradient, 0.0), norm)
+        before = plan.layout.unflatten(population.theta)
+        measures = {
+            "loss": losses,
+            "gradient_norm": norm,
+            "clipped": clipped,
+            **{name: before[f"loss.{name}"].clone() for name in population.scalars if name in ("log_scale", "bias")},
+        }
+        rate = population.lr * schedule(train, population.step)
+        measures["update_norm"] = adamw(
+            population.theta,
+            gradient,
+            population.moments,
+            torch.where(alive, rate, 0.0),
+            population.rates,
+            train,
+        )
+        measures = {name: torch.where(population.alive, value, torch.nan) for name, value in measures.items()}
+        measures["learning_rate"] = rate[:, 0]
+        measures["duplicate_share"] = duplicate_share(identity(batch["text"], population.salt))
+    population.step += 1
+    return measures
+
+
+class Trainer:
+    """One group on its way: a resource that owns the population and the streams of its batches."""
+
+    def __init__(self, study: Study, group: Group, pairs: Pairs, device: torch.device) -> None:
+        runs = group.runs if len(group.runs) > 1 else group.runs * 2
+        self.study, self.device = study, device
+        self.population = population_of(study, runs, pairs, device)
+        available = self.population.feed.available
+        self.streams = {run.seed: batch_indices(run.seed, available, run.batch_size) for run in runs}
+
+    def step(self) -> dict[str, Tensor]:
+        """Train one step on the next batches and return the step's measures."""
+        drawn = {seed: next(indices) for seed, indices in self.streams.items()}
+        return train_step(
+            self.population, torch.stack([drawn[run.seed] for run in self.population.runs]).to(self.device)
+        )
+
+    def read(self, name: str) -> Reading:
+        """Return what a probe measures now."""
+        population = self.population
+        return read(name, self.study, population.plan, population.feed, population.held, population.snapshot())
+
+
+def train_group(
+    study: Study,
+    group: Group,
+    pairs: Pairs,
+    path: Path,
+    device: torch.device,
+    progress: Callable[[int], None],
+) -> None:
+    """Train all runs of *group* and write their measurements to *path*; *progress* is told the steps done.
+
+    The row of step s holds what was measured before update s; the row of the last step + 1 holds the probes after
+    the end.
+    """
+    trainer = Trainer(study, group, pairs, device)
+    due = {name: when.steps(study.train.steps) for name, when in study.probes.items()}
+    with group_log(path, [run.id for run in group.runs], study.measures) as log:
+        pending: list[dict[str, Tensor]] = []
+        for step in range(study.train.steps + 1):
+            readings = [trainer.read(name) for name, steps in due.items() if step in steps]
+            measures = trainer.step() if step < study.train.steps else {}
+            if readings or len(pending) == BLOCK:
+                _write(log, step, pending, [])
+                pending = []
+            if readings:
+                _write(log, step + 1, [measures], readings)
+            elif measures:
+                pending.append(measures)
+            progress(step)
+        _write(log, study.train.steps, pending, [])
+        log.finish()
+
+
+def time_group(study: Study, group: Group, pairs: Pairs, device: torch.device, steps: int) -> float:
+    """Return the seconds that *group* will take, from a few real steps and one reading of each probe."""
+    trainer = Trainer(study, group, pairs, device)
+    trainer.step()
+    seconds = _seconds(lambda: [trainer.step() for _ in range(steps)], device) / steps * study.train.steps
+    for name, when in study.probes.items():
+        seconds += _seconds(lambda name=name: trainer.read(name), device) * len(when.steps(study.train.steps))
+    return seconds
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _write(log: GroupLog, end: int, pending: list[dict[str, Tensor]], readings: list[Reading]) -> None:
+    """Write the rows of the steps before *end*: the step measures, and what probes read at the (then single) step."""
+    if not pending:
+        return
+    width = len(log.runs)
+    columns: dict[str, object] = {
+        name: torch.stack([measures[name][:width] for measures in pending]).cpu().numpy() for name in pending[0]
+    }
+    for reading in readings:
+        kept = [place for place in reading.replicas if place < width]
+        for name, values in reading.values.items():
+            if values.dim() > 1:
+                rows: list[list[float] | None] = [None] * width
+                for place, row in zip(kept, values.cpu().tolist(), strict=False):
+                    rows[place] = row
+                columns[name] = [rows]
+            else:
+                row = np.full((1, width), np.nan, np.float32)
+                row[0, kept] = values[: len(kept)].cpu().numpy()
+                columns[name] = row
+    log.write(np.arange(end - len(pending), end), columns)

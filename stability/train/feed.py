@@ -1,0 +1,152 @@
+"""What the replicas of a population read: their corrupted training pairs and the batches drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stability.corruptions import corruption
+from stability.datasets import Pairs
+from stability.grid import Run
+from stability.probes import Batch
+from stability.streams import stream
+
+
+def batch_indices(seed: int, available: int, batch_size: int) -> Iterator[Tensor]:
+    """Yield (B,) indices for ever: each epoch is a new permutation of the pairs, its last part batch dropped.
+
+    The stream depends on the seed alone, so all losses and noise levels see the same batches.
+    """
+    generator = stream(seed, "batches")
+    while True:
+        order = torch.randperm(available, generator=generator)
+        yield from order[: available // batch_size * batch_size].split(batch_size)
+
+
+def independent_indices(seed: int, use: str, count: int, available: int, batch_size: int) -> Tensor:
+    """Return (count, B) indices of batches drawn independently of each other, without repetition inside a batch."""
+    generator = stream(seed, use)
+    return torch.stack([torch.randperm(available, generator=generator)[:batch_size] for _ in range(count)])
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The training pairs of R replicas: image and text (R, n, ...), or (n, ...) where all replicas share them.
+
+    With *fixed* corruption the pairs are corrupted already; with *fresh* corruption `batch` does it, each time anew.
+    """
+
+    runs: Sequence[Run]
+    image: Tensor
+    text: Tensor
+    caption: Tensor
+    shared_image: bool
+    shared_text: bool
+    fresh: bool
+
+    @property
+    def available(self) -> int:
+        """Number of training pairs of one replica."""
+        return len(self.caption)
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size that all replicas share."""
+        return self.runs[0].batch_size
+
+    def select(self, replicas: list[int]) -> Feed:
+        """Return the feed of some of the replicas, by their places."""
+        return replace(
+            self,
+            runs=[self.runs[place] for place in replicas],
+            image=self.image if self.shared_image else self.image[replicas],
+            text=self.text if self.shared_text else self.text[replicas],
+        )
+
+    def generators(self, use: str) -> tuple[torch.Generator, ...]:
+        """Return each replica's random stream for the fresh corruption of one *use*."""
+        return tuple(stream(run.seed, f"corruption/{run.corruption}/{use}") for run in self.runs)
+
+    def batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
+        """Return the pairs at *index* (R, ..., B): image and text, and the index itself."""
+        image = _gather(self.image, index, self.shared_image)
+        text = _gather(self.text, index, self.shared_text)
+        if self.fresh:
+            image, text = self._corrupt(image, text, index, generators)
+        return {"image": image, "text": text, "index": index}
+
+    def _corrupt(
+        self, image: Tensor, text: Tensor, index: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        lead = index.shape[:-1]
+        flat = [values.flatten(0, len(lead) - 1) for values in (image, text, index)]
+        owners = torch.arange(len(index)).repeat_interleave(lead.numel() // len(index)).tolist()
+        noisy = [
+            corruption[self.runs[owner].corruption](
+                one_image,
+                one_text,
+                caption=self.caption[place.cpu()],
+                level=self.runs[owner].noise,
+                generator=generators[owner],
+            )
+            for owner, one_image, one_text, place in zip(owners, *flat, strict=True)
+        ]
+        return tuple(torch.stack(part).unflatten(0, lead) for part in zip(*noisy, strict=True))  # type: ignore[return-value]
+
+
+def _gather(values: Tensor, index: Tensor, shared: bool) -> Tensor:
+    if shared:
+        return values[index]
+    rows = torch.arange(len(index), device=index.device)[:, None]
+    return values[rows, index.flatten(1)].unflatten(1, index.shape[1:])
+
+
+def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:
+    """Return the feed of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
+    image, text, caption = pairs.image[pairs.train], pairs.text[pairs.train], pairs.caption[pairs.train]
+    noisy = [(image, text)] * len(runs)
+    if kind == "fixed":
+        noisy = [
+            corruption[run.corruption](
+                image,
+                text,
+                caption=caption,
+                level=run.noise,
+                generator=stream(run.seed, f"corruption/{run.corruption}"),
+            )
+            for run in runs
+        ]
+    shared_image = all(pair[0] is image for pair in noisy)
+    shared_text = all(pair[1] is text for pair in noisy)
+    return Feed(
+        runs=runs,
+        image=(image if shared_image else torch.stack([pair[0] for pair in noisy])).to(device),
+        text=(text if shared_text else torch.stack([pair[1] for pair in noisy])).to(device),
+        caption=caption,
+        shared_image=shared_image,
+        shared_text=shared_text,
+        fresh=kind == "fresh",
+    )
+
+
+def identity(text: Tensor, salt: Tensor) -> Tensor:
+    """Return a 64-bit fingerprint (..., B) of each text (..., B, T): equal texts have equal fingerprints.
+
+    *salt* (T,) are random odd 64-bit numbers; arithmetic wraps around. Reals are fingerprinted by their bits.
+    """
+    bits = text if text.dtype == torch.int64 else text.contiguous().view(torch.int32).long()
+    return ((bits + 1) * salt).sum(-1)
+
+
+def duplicate_share(fingerprint: Tensor) -> Tensor:
+    """Return the share of off-diagonal pairs of a batch (..., B) whose fingerprints are equal: its false negatives.
+
+    >>> duplicate_share(torch.tensor([5, 7, 5, 5]))
+    tensor(0.5000)
+    """
+    size = fingerprint.shape[-1]
+    same = (fingerprint[..., :, None] == fingerprint[..., None, :]).sum((-1, -2)) - size
+    return same / (size * (size - 1))

@@ -1,0 +1,40 @@
+"""How much memory a replica takes while it trains: what decides how many train side by side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stability.datasets import Pairs
+from stability.study import Study
+from stability.train.population import blueprint, initial_parameters
+
+STATE_COPIES = 8
+"""Flat copies of the parameters that a step holds: parameters, gradient, two moments, update and its temporaries."""
+
+SLACK = 2.0
+"""Activations are held once for the backward pass; its temporaries need about as much again."""
+
+
+def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> int:
+    """Return an estimate of the bytes that one replica needs for a training step.
+
+    Counts what autograd saves in one forward pass of one replica (each storage once), so it depends on the study alone.
+    """
+    plan = blueprint(study, arm, batch_size, pairs)
+    theta = initial_parameters(study, plan, pairs, [0])[0].requires_grad_()
+    index = pairs.train[:batch_size]
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = plan.objective(
+            plan.layout.unflatten(theta),
+            {"image": pairs.image[index], "text": pairs.text[index], "index": index},
+        )
+    del loss
+    return int(SLACK * sum(saved.values())) + STATE_COPIES * theta.numel() * theta.element_size()

@@ -1,0 +1,105 @@
+"""AdamW, its schedule and gradient clipping, for a whole population in flat buffers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stability.study import Train
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Per-parameter constants of the optimizer, each (P,): weight decay, and multiplier of the learning rate."""
+
+    decay: Tensor
+    multiplier: Tensor
+
+
+@dataclass
+class Moments:
+    """Adam's running means of the gradient and of its square, each (R, P), and the number of steps behind them."""
+
+    first: Tensor
+    second: Tensor
+    count: int = 0
+
+    @classmethod
+    def zeros_like(cls, theta: Tensor) -> Moments:
+        """Return the moments before the first step."""
+        return cls(torch.zeros_like(theta), torch.zeros_like(theta))
+
+
+def schedule(train: Train, step: int) -> float:
+    """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
+
+    >>> short = Train(steps=8, warmup=4, schedule="cosine")
+    >>> [round(schedule(short, step), 3) for step in range(8)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+    if step < train.warmup:
+        return (step + 1) / train.warmup
+    if train.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
+
+
+def adamw(theta: Tensor, gradient: Tensor, moments: Moments, rate: Tensor, rates: Rates, train: Train) -> Tensor:
+    """Update *theta* (R, P) and *moments* in place by one step of AdamW and return the norm (R,) of the update.
+
+    rate (R, 1) is each replica's learning rate at this step. Decay is decoupled: theta <- theta - rate (m_hat /
+    (sqrt(v_hat) + eps) + decay theta). Loshchilov and Hutter (2019), arXiv:1711.05101, Alg. 2; equal to
+    torch.optim.AdamW.
+    """
+    beta1, beta2 = train.betas
+    moments.count += 1
+    moments.first.lerp_(gradient, 1 - beta1)
+    moments.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    update = moments.first / preconditioner(moments, train).mul_(1 - beta1**moments.count)
+    if train.weight_decay:
+        update.addcmul_(theta, rates.decay)
+    update.mul_(rate * rates.multiplier)
+    theta.sub_(update)
+    return torch.linalg.vector_norm(update, dim=-1)
+
+
+def preconditioner(moments: Moments, train: Train) -> Tensor:
+    """Return Adam's bias-corrected sqrt(v_hat) + eps, shape (R, P); eps alone before the first step."""
+    correction = 1 - train.betas[1] ** moments.count if moments.count else 1.0
+    return (moments.second / correction).sqrt_().add_(train.eps)
+
+
+@dataclass
+class Clip:
+    """Clipping of each replica's gradient norm: off, at a quantile of its own recent norms, or at an absolute norm."""
+
+    quantile: float | None
+    norm: float | None
+    recent: Tensor
+    seen: int = 0
+
+    @classmethod
+    def of(cls, train: Train, replicas: int, device: torch.device, window: int = 100) -> Clip:
+        """Return the clipping that a study asks for; quantiles are over the last *window* steps."""
+        return cls(train.clip_quantile, train.clip_norm, torch.zeros(replicas, window, device=device))
+
+    def __call__(self, gradient: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the clipped gradient (R, P) and whether each replica was clipped (R,).
+
+        A quantile needs history: it clips from the window's end on, against the norms before this step.
+        """
+        if self.quantile is None and self.norm is None:
+            return gradient, torch.zeros_like(norm)
+        if self.norm is not None:
+            bound = torch.full_like(norm, self.norm)
+        else:
+            assert self.quantile is not None
+            full = self.seen >= self.recent.shape[1]
+            bound = self.recent.quantile(self.quantile, dim=1) if full else torch.full_like(norm, math.inf)
+            self.recent[:, self.seen % self.recent.shape[1]] = norm
+            self.seen += 1
+        factor = (bound / norm).clamp(max=1.0)
+        return gradient * factor[:, None], (norm > bound).to(norm.dtype)

@@ -1,0 +1,123 @@
+"""Probes, run over the replicas of a population: the replica axis is added here, so a probe need not know it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from stability.datasets import Pairs
+from stability.grid import Run
+from stability.probes import HeldOut, Replica, probe
+from stability.study import Schedule, Study
+from stability.train.feed import Feed, independent_indices
+from stability.train.optimizer import Moments, preconditioner, schedule
+from stability.train.population import Blueprint
+
+CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a population at one step, before the update."""
+
+    theta: Tensor
+    moments: Moments
+    step: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a probe measured: for some replicas (their places), each measure's values (r,) or lists (r, length)."""
+
+    replicas: list[int]
+    values: Mapping[str, Tensor]
+
+
+def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
+    """Return the held-out part of the data, on *device*."""
+    parts = (pairs.image, pairs.text, pairs.caption, pairs.label)
+    return HeldOut(*(part[pairs.held_out].to(device) for part in parts), prompts=pairs.prompts.to(device))
+
+
+def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot) -> Reading:
+    """Return what probe *name* measures on the runs that its schedule selects."""
+    when = study.probes[name]
+    chosen = [place for place, run in enumerate(feed.runs) if _selects(when, run)]
+    if not chosen:
+        return Reading([], {})
+    parts = [_read_some(name, study, plan, feed, held, snapshot, part) for part in _chunks(chosen)]
+    return Reading(chosen, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+
+
+def _selects(when: Schedule, run: Run) -> bool:
+    return (
+        (when.seeds is None or run.seed < when.seeds)
+        and (when.noise is None or run.noise in when.noise)
+        and (when.batch_size is None or run.batch_size in when.batch_size)
+    )
+
+
+def _chunks(chosen: list[int]) -> list[list[int]]:
+    """Return the replicas in parts of at most `CHUNK`, as even as possible."""
+    parts = -(-len(chosen) // CHUNK)
+    return [chosen[part * len(chosen) // parts : (part + 1) * len(chosen) // parts] for part in range(parts)]
+
+
+def _read_some(
+    name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot, chosen: list[int]
+) -> dict[str, Tensor]:
+    # One replica alone would take other kernels than two; the second copy is dropped below.
+    padded = chosen if len(chosen) > 1 else chosen * 2
+    variant = probe[name]
+    options = {key: value.default for key, value in variant.options.items()} | study.probes[name].options
+    device = snapshot.theta.device
+    rows = torch.tensor(padded, device=device)
+    moments = replace(snapshot.moments, second=snapshot.moments.second[rows], first=snapshot.moments.first[rows])
+    factor = schedule(study.train, min(snapshot.step, study.train.steps - 1))
+    tensors: dict[str, Any] = {
+        "params": plan.layout.unflatten(snapshot.theta[rows]),
+        "preconditioner": plan.layout.unflatten(preconditioner(moments, study.train)),
+        "learning_rate": torch.tensor([feed.runs[place].lr * factor for place in padded], device=device),
+        "batches": _batches(name, options.get("batches", 0), study, feed, snapshot, padded),
+    }
+    settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
+
+    def replica(varying: dict[str, Any]) -> Replica:
+        return Replica(
+            objective=plan.objective,
+            embed_image=plan.embed_image,
+            embed_text=plan.embed_text,
+            held_out=held,
+            betas=study.train.betas,
+            constant_rate=settled,
+            **varying,
+        )
+
+    def measure(varying: dict[str, Any]) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = variant(replica(varying), **options)
+        return values
+
+    values = measure(tensors) if variant.traits.get("stacked") else vmap(measure)(tensors)
+    return {key: value[: len(chosen)].detach() for key, value in values.items()}
+
+
+def _batches(
+    name: str, count: int, study: Study, feed: Feed, snapshot: Snapshot, chosen: list[int]
+) -> dict[str, Tensor]:
+    """Return *count* independent batches of each replica: new at every step, or fixed where the probe says so."""
+    if not count:
+        return {}
+    use = f"probe/{name}" if probe[name].traits.get("fixed_batches") else f"probe/{name}/{snapshot.step}"
+    size = feed.batch_size
+    by_seed = {
+        seed: independent_indices(seed, use, count, feed.available, size)
+        for seed in dict.fromkeys(feed.runs[place].seed for place in chosen)
+    }
+    index = torch.stack([by_seed[feed.runs[place].seed] for place in chosen]).to(snapshot.theta.device)
+    some = feed.select(chosen)
+    return some.batch(index, some.generators(use))

@@ -1,0 +1,243 @@
+"""Gradient noise against exact enumeration, closed forms and a naive twin."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from stability.probes.noise import fraction_interval, gradient_noise, pooled_fraction
+from stability.registry import InputError
+
+Params = dict[str, Tensor]
+
+
+def params_of(seed: int = 0) -> Params:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "image.weight": torch.randn(3, 5, generator=g, dtype=torch.float64),
+        "text.weight": torch.randn(3, 5, generator=g, dtype=torch.float64),
+        "loss.log_scale": torch.tensor(0.7, dtype=torch.float64),
+        "loss.bias": torch.tensor(-1.0, dtype=torch.float64),
+    }
+
+
+def batches_of(count: int, seed: int = 1) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    image = torch.randn(count, 6, 5, generator=g, dtype=torch.float64)
+    return {"image": image, "text": image + torch.randn(image.shape, generator=g, dtype=torch.float64)}
+
+
+def contrastive(params: Params, batch: dict[str, Tensor]) -> Tensor:
+    image, text = (F.normalize(batch[k] @ params[f"{k}.weight"].T, dim=-1) for k in ("image", "text"))
+    logits = params["loss.log_scale"].exp() * image @ text.T + params["loss.bias"]
+    sign = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    return F.softplus(-sign * logits).sum() / len(logits)
+
+
+def rows(params: Params, batches: dict[str, Tensor], names: list[str] | None = None) -> Tensor:
+    """All K gradients as a (K, P) matrix, one after the other."""
+    names = names or list(params)
+    gradients = []
+    for k in range(len(batches["image"])):
+        leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+        loss = contrastive(leaves, {name: value[k] for name, value in batches.items()})
+        gradients.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [leaves[n] for n in names])]))
+    return torch.stack(gradients)
+
+
+def textbook(g: Tensor) -> tuple[Tensor, Tensor]:
+    """The formulas as they are written: (tr Sigma, |G|^2) from mean |g_k|^2 and |mean g|^2."""
+    k, mean_sq, sq_mean = len(g), g.square().sum(1).mean(), g.mean(0).square().sum()
+    return (mean_sq - sq_mean) / (1 - 1 / k), (k * sq_mean - mean_sq) / (k - 1)
+
+
+BLOCKS = {"towers": lambda name: not name.startswith("loss."), "scalars": ["loss.log_scale", "loss.bias"]}
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_it_equals_the_textbook_formulas(count):
+    params, batches = params_of(), batches_of(count)
+    noise = gradient_noise(contrastive, params, batches, blocks=BLOCKS)
+    trace, square = textbook(rows(params, batches))
+    assert_close(noise.trace_cov, trace)
+    assert_close(noise.mean_sq_norm, square)
+    assert_close(noise.second_moment, rows(params, batches).square().sum(1).mean())
+    assert_close(noise.fraction, trace / (trace + square))
+    for block, names in {"towers": list(params)[:2], "scalars": list(params)[2:]}.items():
+        trace, square = textbook(rows(params, batches, names))
+        assert_close(noise.by_block[block].trace_cov, trace)
+        assert_close(noise.by_block[block].mean_sq_norm, square)
+    assert_close(sum(part.trace_cov for part in noise.by_block.values()), noise.trace_cov)
+
+
+def test_it_is_unbiased_by_enumerating_every_draw():
+    """Over all 4^3 equally likely draws of K = 3 from 4 batches, the mean estimate is the exact moment."""
+    params, pool = params_of(), batches_of(4)
+    g = rows(params, pool)
+    exact_trace = g.var(0, unbiased=False).sum()
+    exact_square = g.mean(0).square().sum()
+    draws = [
+        gradient_noise(contrastive, params, {name: value[list(draw)] for name, value in pool.items()})
+        for draw in itertools.product(range(4), repeat=3)
+    ]
+    assert_close(torch.stack([d.trace_cov for d in draws]).mean(), exact_trace)
+    assert_close(torch.stack([d.mean_sq_norm for d in draws]).mean(), exact_square)
+    assert_close(torch.stack([d.second_moment for d in draws]).mean(), exact_trace + exact_square)
+
+
+def test_under_vmap_it_equals_a_loop_over_replicas():
+    members, batches = [params_of(seed) for seed in range(3)], [batches_of(4, seed) for seed in range(3)]
+    stacked = [{name: torch.stack([one[name] for one in each]) for name in each[0]} for each in (members, batches)]
+    together = torch.vmap(lambda p, b: gradient_noise(contrastive, p, b, blocks=BLOCKS))(*stacked)
+    assert together.fraction.shape == (3,)
+    for r in range(3):
+        alone = gradient_noise(contrastive, members[r], batches[r], blocks=BLOCKS)
+        assert_close(together.trace_cov[r], alone.trace_cov)
+        assert_close(together.mean_sq_norm[r], alone.mean_sq_norm)
+        for block in BLOCKS:
+            assert_close(together.by_block[block].fraction[r], alone.by_block[block].fraction)
+
+
+def test_the_fraction_ignores_the_scale_of_the_loss():
+    params, batches = params_of(), batches_of(5)
+    noise = gradient_noise(contrastive, params, batches)
+    scaled = gradient_noise(lambda p, b: contrastive(p, b) / 64, params, batches)
+    assert_close(scaled.fraction, noise.fraction, rtol=1e-12, atol=0)
+    assert_close(scaled.trace_cov * 64**2, noise.trace_cov)
+
+
+def test_the_preconditioner_weighs_the_norms():
+    params, batches = params_of(), batches_of(5)
+    p = {name: value.abs() + 0.2 for name, value in params.items()}
+    noise = gradient_noise(contrastive, params, batches, preconditioner=p)
+    weight = torch.cat([value.reshape(-1) for value in p.values()]).rsqrt()
+    trace, square = textbook(rows(params, batches) * weight)
+    assert_close(noise.trace_cov, trace)
+    assert_close(noise.mean_sq_norm, square)
+
+
+def test_a_batch_is_one_sample_not_its_rows():
+    """The same rows, dealt otherwise, are another noise: rows of a coupled batch are no samples."""
+    params, batches = params_of(), batches_of(4)
+    dealt = {name: value.reshape(6, 4, 5).transpose(0, 1) for name, value in batches.items()}
+    one, other = (gradient_noise(contrastive, params, b).trace_cov for b in (batches, dealt))
+    assert abs(one / other - 1) > 0.01
+
+
+def test_small_noise_on_a_large_mean_survives_single_precision():
+    """A difference of squares of 1e6 in float32 would be noise of its own of about 1e5."""
+    slopes = 1e3 + torch.tensor([-0.5, 0.25, 0.25])
+    noise = gradient_noise(lambda p, x: p["w"] * x, {"w": torch.tensor(1.0)}, slopes)
+    assert_close(noise.trace_cov, slopes.double().var().float())
+
+
+def test_equal_batches_have_no_noise_and_pure_noise_no_certain_signal():
+    same = {name: value[:1].expand(4, -1, -1) for name, value in batches_of(1).items()}
+    assert gradient_noise(contrastive, params_of(), same).fraction < 1e-28
+    opposite = gradient_noise(lambda p, x: p["w"] * x, {"w": torch.tensor(1.0)}, torch.tensor([1.0, -1.0]))
+    assert opposite.trace_cov == 2
+    assert opposite.mean_sq_norm == -1
+    assert opposite.fraction == 2
+
+
+def test_unused_parameters_add_nothing_and_nan_stays_in_its_replica():
+    params = {"w": torch.tensor([1.0, math.nan]), "unused": torch.ones(2, 3)}
+    noise = torch.vmap(lambda p, x: gradient_noise(lambda q, y: q["w"] ** 2 * y, p, x), in_dims=(0, None))(
+        params, torch.tensor([1.0, 3.0])
+    )
+    assert_close(noise.trace_cov, torch.tensor([8.0, math.nan]), equal_nan=True)
+
+
+def test_nothing_of_the_caller_changes():
+    params = {name: value.requires_grad_() for name, value in params_of().items()}
+    state = torch.get_rng_state()
+    noise = gradient_noise(contrastive, params, batches_of(3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(value.grad is None for value in params.values())
+    assert not noise.trace_cov.requires_grad
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=10))
+def test_scalar_slopes_give_the_sample_variance(slopes):
+    x = torch.tensor(slopes, dtype=torch.float64)
+    noise = gradient_noise(lambda p, s: p["w"] * s, {"w": torch.tensor(0.0, dtype=torch.float64)}, x)
+    assert_close(noise.trace_cov, x.var(), rtol=1e-9, atol=1e-9)
+    assert noise.trace_cov >= 0
+    assert_close(noise.mean_sq_norm + noise.trace_cov, x.square().mean(), rtol=1e-9, atol=1e-9)
+
+
+# -- pooling over events ---------------------------------------------------------------------------------
+
+
+def test_pooling_is_a_ratio_of_means_for_arrays_and_tensors():
+    traces, moments = np.array([[1.0, 5.0], [2.0, 2.0]]), np.array([[2.0, 5.5], [8.0, 8.0]])
+    assert_close(torch.tensor(pooled_fraction(traces, moments)), torch.tensor([0.8, 0.25], dtype=torch.float64))
+    assert_close(pooled_fraction(torch.tensor(traces), torch.tensor(moments)), torch.tensor([0.8, 0.25]).double())
+
+
+def test_pooling_recovers_a_fraction_that_single_events_miss():
+    """True fraction 0.9 at K = 2: single |G|^2 are often negative, and dropping those would bias."""
+    g = torch.Generator().manual_seed(0)
+    mean, deviation = 1.0, 3.0  # tr Sigma / (tr Sigma + |G|^2) = 9 / 10
+    slopes = mean + deviation * torch.randn(4000, 2, generator=g, dtype=torch.float64)
+    params = {"w": torch.zeros(4000, dtype=torch.float64)}
+    noise = torch.vmap(lambda p, x: gradient_noise(lambda q, s: q["w"] * s, p, x))(params, slopes)
+    assert (noise.mean_sq_norm < 0).double().mean() > 0.3
+    pooled = pooled_fraction(noise.trace_cov, noise.second_moment)
+    assert_close(pooled, torch.tensor(0.9, dtype=torch.float64), rtol=0, atol=0.02)
+    kept = noise.mean_sq_norm > 0
+    assert pooled_fraction(noise.trace_cov[kept], noise.second_moment[kept]) < 0.6
+
+
+def test_the_jackknife_interval_covers_the_truth():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        slopes = 1 + 2 * rng.standard_normal((12, 4))  # fraction 4 / 5, 12 events of K = 4
+        traces = slopes.var(1, ddof=1)
+        _, low, high = fraction_interval(traces, (slopes**2).mean(1))
+        covered += low <= 0.8 <= high
+    assert 0.90 <= covered / 400 <= 0.99
+
+
+def test_a_single_event_has_no_interval():
+    fraction, low, high = fraction_interval([1.0], [4.0])
+    assert fraction == 0.25
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: noise_of(batches=torch.ones(1)), "was given 1 batch; allowed: at least 2"),
+        (lambda: noise_of(batches=torch.tensor(1.0)), r"allowed: tensors \(K, ...\)"),
+        (lambda: noise_of(batches=(torch.ones(2), torch.ones(3))), "differ in their first axis"),
+        (lambda: noise_of(blocks={"a": ["v"]}), "blocks.a: unknown parameter 'v'"),
+        (lambda: noise_of(blocks={"a": lambda name: False}), "blocks.a: holds no parameter"),
+        (lambda: noise_of(preconditioner={}), "the preconditioner of 'w' is missing"),
+        (
+            lambda: noise_of(objective=lambda p, x: p["w"] * torch.ones(2)),
+            r"returned shape \(2,\); allowed: a scalar",
+        ),
+        (lambda: fraction_interval([1.0], [1.0, 2.0]), "two equally long rows"),
+    ],
+)
+def test_wrong_input_is_one_plain_sentence(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def noise_of(objective=lambda p, x: p["w"] * x.sum(), batches=None, **options):
+    batches = torch.ones(3) if batches is None else batches
+    return gradient_noise(objective, {"w": torch.tensor(1.0)}, batches, **options)
