@@ -111,10 +111,10 @@ def read(run_dir: str | Path, warn: Callable[[str], None] = lambda sentence: Non
     wanted = {run.id for run in runs_of(study)}
     steps = read_groups(where, manifest["groups"], warn)
     steps = steps[steps["run"].isin(wanted)].reset_index(drop=True)
-    return Results(study, manifest, _run_frame(study, manifest, steps), steps, study.measures)
+    return Results(study, manifest, run_frame(study, manifest, steps), steps, study.measures)
 
 
-def _run_frame(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) -> pd.DataFrame:
+def run_frame(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) -> pd.DataFrame:
     """Return one row per run of the grid: its cell, status (finished, diverged, failed, planned) and divergence."""
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
@@ -204,7 +204,6 @@ def provenance(results: Results) -> dict[str, Any]:
         "versions": manifest["versions"],
         "device": manifest["device"],
         "git_commit": manifest["git_commit"],
-        "threads": manifest["threads"],
         "seeds": study.grid.seeds,
         "planned": len(results.runs),
         "finished": int(counts.get("finished", 0) + counts.get("diverged", 0)),

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a run failed; 2 the input was wrong; 130 interrupted, ever
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ CATALOGUES = ("studies", "losses", "encoders", "datasets", "corruptions", "probe
 
 def main() -> None:
     """Run the command line; wrong input is one plain sentence and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         code = app(standalone_mode=False)
     except InputError as error:
@@ -140,7 +142,7 @@ def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> N
         [
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
             ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
-            ("device", f"{cost.device}, {cost.threads} threads"),
+            ("device", f"{cost.device}, {cost.workers} at a time"),
             (
                 "time",
                 f"about {_minutes(cost.seconds)} (training and probes; measured on {cost.measured_steps} steps)",
@@ -163,7 +165,7 @@ def run(study: StudyName, scale: Scale = "small", device: Device = "auto", on: O
 
     loaded = load_study(study, scale)
     where = out or default_out(loaded)
-    with executor_of(on) as executor, _progress(loaded.train.steps) as watch:
+    with executor_of(on, device) as executor, _progress(loaded.train.steps) as watch:
         train(loaded, device, executor, where, watch)
     raise typer.Exit(_report(where))
 
@@ -259,3 +261,7 @@ def _progress(steps: int) -> Iterator[Watch]:
             bars.advance(whole)
 
         yield Watch(say=lambda sentence: bars.console.print(sentence, markup=False), begin=begin, step=step, done=done)
+
+
+if __name__ == "__main__":
+    main()

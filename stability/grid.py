@@ -59,8 +59,9 @@ def runs_of(study: Study) -> tuple[Run, ...]:
     grid = study.grid
     axes = itertools.product(grid.loss, grid.batch_size, grid.corruption, grid.noise, grid.lr, range(grid.seeds))
     names = ("arm", "batch_size", "corruption", "noise", "lr", "seed")
-    cells = [dict(zip(names, values, strict=True)) for values in axes]
-    return tuple(Run(**cell, id=digest(run_configuration(study, **cell))) for cell in cells)
+    return tuple(
+        Run(*cell, id=digest(run_configuration(study, **dict(zip(names, cell, strict=True))))) for cell in axes
+    )
 
 
 def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[Group, ...]:

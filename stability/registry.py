@@ -6,7 +6,9 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, overload
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class InputError(ValueError):
@@ -96,10 +98,19 @@ class Registry(Mapping[str, Variant]):
     def __len__(self) -> int:
         return len(self._variants)
 
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+
+    @overload
+    def __call__(self, /, *, name: str = "", **traits: Any) -> Callable[[F], F]: ...
+
     def __call__(self, function: Callable[..., Any] | None = None, /, *, name: str = "", **traits: Any) -> Any:
         """Register *function* and return it unchanged."""
         if function is None:
-            return lambda decorated: self(decorated, name=name, **traits)
+            return lambda decorated: self._add(decorated, name, traits)
+        return self._add(function, name, traits)
+
+    def _add(self, function: F, name: str, traits: dict[str, Any]) -> F:
         parameters = inspect.signature(function).parameters
         options = {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
         name = name or function.__name__.rstrip("_").replace("_", "-")

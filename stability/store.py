@@ -62,20 +62,28 @@ def make_writable(run_dir: Path) -> None:
         raise InputError(f"--out {run_dir}: cannot be written ({reason}); name a directory that can") from error
 
 
+def drop_leftovers(run_dir: Path) -> None:
+    """Remove what a killed process left unfinished: hidden files beside the groups."""
+    for leftover in (run_dir / "groups").glob(".*"):
+        leftover.unlink()
+
+
 def read_manifest(run_dir: Path) -> dict[str, Any]:
     """Return the manifest of a run directory, or raise `InputError` if it holds none that we can read."""
     path = run_dir / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{run_dir}: no run lies here ({MANIFEST} is missing); start one with `stability run`"
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    if manifest.get("schema") != SCHEMA:
-        raise InputError(f"{path}: written in schema {manifest.get('schema')!r}; this version reads schema {SCHEMA}")
-    return manifest
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{path}: written in schema {schema!r}; this version reads schema {SCHEMA}")
+    found: dict[str, Any] = manifest
+    return found
 
 
 def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> None:
@@ -98,7 +106,7 @@ class GroupLog:
 
     def __init__(self, path: Path, runs: list[str], measures: Mapping[str, Measure]) -> None:
         self.path, self.runs, self.schema = path, runs, schema_of(measures)
-        self.partial = path.with_suffix(".arrows.part")
+        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.arrows")
         self._writer = pa.ipc.new_stream(str(self.partial), self.schema)
 
     def write(self, steps: np.ndarray, columns: Mapping[str, Any]) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stability.datasets import Pairs
 from stability.execute.machine import pick_device
 from stability.execute.manifest import open_run
-from stability.execute.planning import estimate
+from stability.execute.planning import estimate, worker_count
 from stability.grid import Group
 from stability.registry import InputError
 from stability.store import checksum, group_path, write_manifest
@@ -55,82 +56,141 @@ def run(
 ) -> Path:
     """Train every run of *study* that the directory *out* does not hold yet, and return the directory.
 
-    Groups run one after the other in this process, or on *executor*. A run interrupted or killed goes on where it
-    stopped: finished groups are kept. A group that raises is stored as failed, with its traceback, and the others go
-    on. Raises `InputError` if *out* holds another study, or this one from another device or version.
+    Groups run one after the other in this process, or on *executor*, whose workers must see the same file system. A
+    run interrupted or killed goes on where it stopped: finished groups are kept. A group that raises is noted as
+    failed, with its traceback; the others go on, and the next call tries it again. Raises `InputError` if *out* holds
+    another study, or this one from another device or version.
     """
     study = study if isinstance(study, Study) else load_study(study)
     where = Path(out) if out is not None else default_out(study)
     chosen = pick_device(device)
     manifest, plan = open_run(study, where, chosen, watch.say)
-    torch.set_num_threads(manifest["threads"])
-    pairs = study.pairs()
     watch.begin(len(plan.groups))
-    entries = {entry["id"]: entry for entry in manifest["groups"]}
-    if executor is None:
-        for group in plan.groups:
-            outcome = _train(study, group, pairs, where, str(chosen), lambda step, group=group: watch.step(group, step))
-            _record(where, manifest, entries, group, outcome, watch)
-    else:
-        jobs = {
-            executor.submit(_train_elsewhere, study, group, where.resolve(), str(chosen), manifest["threads"]): group
-            for group in plan.groups
-        }
-        for job in as_completed(jobs):
-            _record(where, manifest, entries, jobs[job], job.result(), watch)
+    outcomes = _in_order(study, plan.groups, where, chosen, watch)
+    if executor is not None:
+        outcomes = _side_by_side(study, plan.groups, where, chosen, watch, executor)
+    for group, outcome in outcomes:
+        _record(where, manifest, group, outcome, watch)
     return where
 
 
-Outcome = tuple[float, str]
-"""Seconds, and the traceback of a failure (empty when all went well)."""
+@dataclass(frozen=True)
+class Outcome:
+    """How the training of a group ended: after some seconds, with the traceback of a failure or none."""
+
+    seconds: float
+    failure: str = ""
 
 
-def _train(
-    study: Study, group: Group, pairs: Pairs, where: Path, device: str, progress: Callable[[int], None]
-) -> Outcome:
+def _in_order(
+    study: Study, groups: Sequence[Group], where: Path, device: torch.device, watch: Watch
+) -> Iterator[tuple[Group, Outcome]]:
+    for group in groups:
+        yield group, _train(study, group, where, device, partial(watch.step, group))
+
+
+def _side_by_side(
+    study: Study, groups: Sequence[Group], where: Path, device: torch.device, watch: Watch, executor: Executor
+) -> Iterator[tuple[Group, Outcome]]:
+    jobs = {executor.submit(_train_elsewhere, study, group, where.resolve(), device): group for group in groups}
+    waiting = set(jobs)
+    while waiting:
+        finished, waiting = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+        for job in finished:
+            try:
+                yield jobs[job], job.result()
+            except BrokenExecutor:
+                yield jobs[job], Outcome(0.0, "the worker process died (killed, or out of memory)")
+        for job in waiting:
+            step = _heartbeat(where, jobs[job])
+            if step is not None:
+                watch.step(jobs[job], step)
+
+
+def _train(study: Study, group: Group, where: Path, device: torch.device, progress: Callable[[int], None]) -> Outcome:
+    # One thread, whatever the machine: the same sums in the same order.
+    torch.set_num_threads(1)
     start = time.perf_counter()
     try:
-        train_group(study, group, pairs, group_path(where, group.id), torch.device(device), progress)
+        train_group(study, group, study.pairs(), group_path(where, group.id), device, progress)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        return time.perf_counter() - start, traceback.format_exc()
-    return time.perf_counter() - start, ""
+        return Outcome(time.perf_counter() - start, traceback.format_exc())
+    return Outcome(time.perf_counter() - start)
 
 
-def _train_elsewhere(study: Study, group: Group, where: Path, device: str, threads: int) -> Outcome:
-    torch.set_num_threads(threads)
-    return _train(study, group, study.pairs(), where, device, lambda step: None)
+HEARTBEAT = 0.5
+"""Seconds between two signs of life of a worker."""
 
 
-def _record(
-    where: Path,
-    manifest: dict[str, Any],
-    entries: dict[str, dict[str, Any]],
-    group: Group,
-    outcome: Outcome,
-    watch: Watch,
-) -> None:
-    seconds, failure = outcome
-    entry = entries[group.id]
-    entry["seconds"] = round(seconds, 2)
-    if failure:
-        entry |= {"status": "failed", "error": failure}
-        watch.say(f"group {group.id} ({group.arm}, B = {group.batch_size}) failed: {failure.strip().splitlines()[-1]}")
+def _heartbeat_path(where: Path, group: Group) -> Path:
+    return where / "groups" / f".{group.id}.step"
+
+
+def _heartbeat(where: Path, group: Group) -> int | None:
+    """Return the step that a worker last reported, or None."""
+    try:
+        text = _heartbeat_path(where, group).read_text()
+    except FileNotFoundError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _train_elsewhere(study: Study, group: Group, where: Path, device: torch.device) -> Outcome:
+    """Train a group in a worker process that reports its steps in a file, and that ends when its parent is gone."""
+    parent, path, last = os.getppid(), _heartbeat_path(where, group), 0.0
+
+    def progress(step: int) -> None:
+        nonlocal last
+        if time.monotonic() - last < HEARTBEAT:
+            return
+        if os.getppid() != parent:
+            raise SystemExit("the process that asked for this group is gone")
+        path.write_text(str(step))
+        last = time.monotonic()
+
+    try:
+        return _train(study, group, where, device, progress)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _record(where: Path, manifest: dict[str, Any], group: Group, outcome: Outcome, watch: Watch) -> None:
+    entry = next(entry for entry in manifest["groups"] if entry["id"] == group.id)
+    entry["seconds"] = round(outcome.seconds, 2)
+    if outcome.failure:
+        entry |= {"status": "failed", "error": outcome.failure}
+        reason = outcome.failure.strip().splitlines()[-1]
+        watch.say(f"group {group.id} ({group.arm}, batch size {group.batch_size}) failed: {reason}")
     else:
         entry |= {"status": "finished", "checksum": checksum(group_path(where, group.id))}
     write_manifest(where, manifest)
-    watch.done(group, seconds)
+    watch.done(group, outcome.seconds)
 
 
 @contextmanager
-def executor_of(on: str) -> Iterator[Executor | None]:
-    """Yield the executor that ``--on`` names: None for ``local``, N worker processes for ``processes:N``."""
+def executor_of(on: str, device: str = "auto") -> Iterator[Executor | None]:
+    """Yield the executor that ``--on`` names.
+
+    ``local`` is one worker process a core on a CPU, and this process on a GPU; ``processes:N`` is N worker processes.
+    Leaving by an exception, as an interruption is, stops the workers at once.
+    """
     kind, _, count = on.partition(":")
     if on == "local":
-        yield None
+        workers = worker_count(pick_device(device))
     elif kind == "processes" and count.isdigit() and int(count):
-        with ProcessPoolExecutor(int(count), multiprocessing.get_context("spawn")) as pool:
-            yield pool
+        workers = int(count)
     else:
         raise InputError(f"--on: got {on!r}; allowed: local, or processes:N with N at least 1")
+    if on == "local" and workers == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise

@@ -13,7 +13,7 @@ from stability.execute.machine import device_model, git_commit, versions
 from stability.execute.planning import Plan, plan_groups
 from stability.grid import SCHEMA, Group, run_table, runs_of
 from stability.registry import InputError
-from stability.store import MANIFEST, checksum, group_path, make_writable, read_manifest, write_manifest
+from stability.store import MANIFEST, checksum, drop_leftovers, group_path, make_writable, read_manifest, write_manifest
 from stability.study import Study
 
 Say = Callable[[str], None]
@@ -22,6 +22,7 @@ Say = Callable[[str], None]
 def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple[dict[str, Any], Plan]:
     """Return the manifest of a new or continued run, written to disk, and the groups still to be trained."""
     make_writable(where)
+    drop_leftovers(where)
     fresh = _new_manifest(study, device)
     stored: list[dict[str, Any]] = []
     if (where / MANIFEST).is_file():
@@ -34,7 +35,6 @@ def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple
     if strangers:
         say(f"{where}: {len(strangers)} stored runs are not in the study any more and are ignored")
     plan = plan_groups(study, device, kept)
-    fresh["threads"] = plan.threads
     fresh["bytes_per_replica"] = plan.bytes
     fresh["groups"] = stored + [_entry(group) for group in plan.groups]
     write_manifest(where, fresh)

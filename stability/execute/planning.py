@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from stability.datasets import Pairs
 from stability.execute.machine import device_memory, device_model
 from stability.grid import Group, groups_of, runs_of
 from stability.study import Study
@@ -18,47 +17,51 @@ from stability.train.memory import bytes_per_replica
 WIDEST = {"cpu": 32, "cuda": 1024}
 """Replicas side by side: beyond this a CPU only leaves its caches, and a GPU is busy."""
 
-THREADS = 4
-"""More threads than this do not help at these sizes."""
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What is still to be trained, and how: a pure function of study, device and its memory, and what is stored."""
+    """The groups still to be trained, longest first, and the bytes of one replica of each arm and batch size."""
 
     groups: tuple[Group, ...]
-    threads: int
     bytes: dict[str, int]
 
 
-def widths(study: Study, pairs: Pairs, device: torch.device) -> tuple[dict[tuple[str, int], int], dict[str, int]]:
-    """Return for each arm and batch size how many replicas fit half the memory, and the bytes that each one needs."""
-    budget = device_memory(device) // 2
+def worker_count(device: torch.device) -> int:
+    """Return how many processes train side by side: one a core on a CPU, each with one thread; one on a GPU.
+
+    One thread each, because the arithmetic of a small model is too short to share: two threads wait for each other.
+    """
+    return 1 if device.type == "cuda" else os.cpu_count() or 1
+
+
+def plan_groups(study: Study, device: torch.device, stored: Sequence[str] = ()) -> Plan:
+    """Return the groups still to be trained when the runs *stored* are finished.
+
+    A group is as wide as half the memory of its worker allows: a pure function of study and machine.
+    """
+    pairs = study.pairs()
+    budget = device_memory(device) // 2 // worker_count(device)
     needs = {
         (arm, size): bytes_per_replica(study, arm, size, pairs)
         for arm in study.grid.loss
         for size in study.grid.batch_size
     }
-    fits = {shape: max(2, min(WIDEST[device.type], budget // need)) for shape, need in needs.items()}
-    return fits, {f"{arm} {size}": need for (arm, size), need in needs.items()}
-
-
-def plan_groups(study: Study, device: torch.device, stored: Sequence[str] = ()) -> Plan:
-    """Return the groups still to be trained when the runs *stored* are finished."""
-    width, needs = widths(study, study.pairs(), device)
+    width = {shape: max(2, min(WIDEST[device.type], budget // need)) for shape, need in needs.items()}
     missing = [run for run in runs_of(study) if run.id not in set(stored)]
-    return Plan(groups_of(missing, width), min(THREADS, os.cpu_count() or 1), needs)
+    groups = groups_of(missing, width)
+    longest_first = sorted(groups, key=lambda group: -needs[group.arm, group.batch_size] * len(group.runs))
+    return Plan(tuple(longest_first), {f"{arm} {size}": need for (arm, size), need in needs.items()})
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a study takes on one device: counts, seconds of training and probes, bytes at the widest group."""
+    """What a study takes on one machine: counts, seconds of training and probes, bytes while the widest train."""
 
     runs: int
     groups: int
     steps: int
     device: str
-    threads: int
+    workers: int
     seconds: float
     measured_steps: int
     bytes: int
@@ -67,18 +70,32 @@ class Cost:
 def estimate(study: Study, device: torch.device, steps: int = 3) -> Cost:
     """Return the cost of *study*, measured on a few real steps and one reading of every probe per group shape."""
     plan = plan_groups(study, device)
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(1)
     pairs = study.pairs()
     by_shape = {(group.arm, group.batch_size, len(group.runs)): group for group in plan.groups}
-    seconds = {shape: time_group(study, group, pairs, device, steps) for shape, group in by_shape.items()}
+    measured = {shape: time_group(study, group, pairs, device, steps) for shape, group in by_shape.items()}
+    seconds = [measured[group.arm, group.batch_size, len(group.runs)] for group in plan.groups]
     needs = [plan.bytes[f"{group.arm} {group.batch_size}"] * len(group.runs) for group in plan.groups]
+    workers = min(worker_count(device), max(1, len(plan.groups)))
     return Cost(
         runs=sum(len(group.runs) for group in plan.groups),
         groups=len(plan.groups),
         steps=study.train.steps,
         device=device_model(device),
-        threads=plan.threads,
-        seconds=sum(seconds[group.arm, group.batch_size, len(group.runs)] for group in plan.groups),
+        workers=workers,
+        seconds=_makespan(seconds, workers),
         measured_steps=steps,
-        bytes=max(needs, default=0),
+        bytes=sum(sorted(needs)[-workers:]),
     )
+
+
+def _makespan(seconds: Sequence[float], workers: int) -> float:
+    """Return when the last worker is done if each takes the next group as it gets free.
+
+    >>> _makespan([3.0, 3.0, 2.0, 2.0], workers=2), _makespan([], workers=2)
+    (5.0, 0.0)
+    """
+    busy = [0.0] * workers
+    for length in seconds:
+        busy[busy.index(min(busy))] += length
+    return max(busy)

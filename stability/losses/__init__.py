@@ -13,7 +13,7 @@ from typing import Literal
 
 from stability.registry import InputError, Registry, Variant
 
-loss = Registry("loss")
+loss: Registry = Registry("loss")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stability.curvature import adaptive_threshold, pyhessian_check, spectrum
+from stability.curvature import Spectrum, adaptive_threshold, pyhessian_check, spectrum
 from stability.probes import Measure, Replica, in_towers, probe
 
 
@@ -110,7 +111,7 @@ def curvature(replica: Replica, *, batches: int = 16, steps: int = 16, trace_pro
     seeded. Raw eigenvalues scale with the loss; the sharpness ratio does not. Cohen et al. (2022), arXiv:2207.14484.
     """
 
-    def of(**how: object) -> object:
+    def of(**how: Any) -> Spectrum:
         return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=1, **how)
 
     whole = of(steps=steps, trace_probes=trace_probes)

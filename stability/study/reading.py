@@ -126,8 +126,9 @@ def _model_at(keys: Sequence[str | int]) -> type[BaseModel]:
 
 
 def _sentence(error: ValidationError, locate: Locate) -> str:
-    """Return the first complaint as one sentence."""
-    first = error.errors(include_url=False)[0]
+    """Return one complaint as one sentence: an unknown key before all else, since a typo explains a missing one."""
+    complaints = error.errors(include_url=False)
+    first = next((each for each in complaints if each["type"] == "extra_forbidden"), complaints[0])
     keys, kind = first["loc"], first["type"]
     place = locate(*keys)
     if kind == "extra_forbidden":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,7 @@ def time_group(study: Study, group: Group, pairs: Pairs, device: torch.device, s
     trainer.step()
     seconds = _seconds(lambda: [trainer.step() for _ in range(steps)], device) / steps * study.train.steps
     for name, when in study.probes.items():
-        seconds += _seconds(lambda name=name: trainer.read(name), device) * len(when.steps(study.train.steps))
+        seconds += _seconds(partial(trainer.read, name), device) * len(when.steps(study.train.steps))
     return seconds
 
 

@@ -94,7 +94,7 @@ class Feed:
             )
             for owner, one_image, one_text, place in zip(owners, *flat, strict=True)
         ]
-        return tuple(torch.stack(part).unflatten(0, lead) for part in zip(*noisy, strict=True))  # type: ignore[return-value]
+        return tuple(torch.stack(part).unflatten(0, lead) for part in zip(*noisy, strict=True))
 
 
 def _gather(values: Tensor, index: Tensor, shared: bool) -> Tensor:

@@ -40,8 +40,10 @@ class Reading:
 
 def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
     """Return the held-out part of the data, on *device*."""
-    parts = (pairs.image, pairs.text, pairs.caption, pairs.label)
-    return HeldOut(*(part[pairs.held_out].to(device) for part in parts), prompts=pairs.prompts.to(device))
+    image, text, caption, label = (
+        part[pairs.held_out].to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
+    )
+    return HeldOut(image, text, caption, label, pairs.prompts.to(device))
 
 
 def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot) -> Reading:

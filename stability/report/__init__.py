@@ -1,0 +1,65 @@
+"""Reports: one model of what a study found (report.json), rendered as a page (HTML) and as a paper (PDF)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from stability import analysis
+from stability.analysis import Findings, Results, findings_text
+from stability.registry import InputError
+from stability.report.figures import draw, svg
+from stability.report.html import page
+from stability.report.model import describe
+from stability.report.pdf import document
+from stability.report.publish import publish
+from stability.store import write_atomically
+
+FORMATS = ("html", "pdf")
+
+__all__ = ["FORMATS", "describe", "publish", "render", "write_report"]
+
+
+def write_report(run_dir: str | Path, formats: Collection[str] = FORMATS) -> dict[str, Path]:
+    """Return the paths of the files written to RUN_DIR/report, by kind: json, findings, and each of *formats*.
+
+    Reads the run directory and tests its claims; nothing is run. Raises `InputError` if no run lies there.
+    """
+    results = analysis.read(run_dir)
+    return render(results, analysis.analyse(results), Path(run_dir) / "report", formats)
+
+
+def render(
+    results: Results, findings: Findings, out_dir: Path, formats: Collection[str] = FORMATS
+) -> dict[str, Path]:
+    """Return the paths of the files written to *out_dir*; equal input gives equal bytes.
+
+    Each file is replaced as a whole. Raises `InputError` for an unknown format or a directory that cannot be written.
+    """
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise InputError(f"formats: unknown format {unknown[0]!r} (known: {', '.join(FORMATS)})")
+    drawn = draw(results, findings)
+    report = describe(results, findings, drawn)
+    found = findings_text(findings)
+    files = {
+        "json": ("report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"),
+        "findings": ("findings.json", found),
+    }
+    written = {kind: (name, text.encode()) for kind, (name, text) in files.items()}
+    if "html" in formats:
+        themed = {one.id: svg(one.figure, one.id, label=one.alt, themed=True) for one in drawn}
+        written["html"] = ("index.html", page(report, themed, found, pdf="pdf" in formats).encode())
+    if "pdf" in formats:
+        written["pdf"] = ("report.pdf", document(report, {one.id: svg(one.figure, one.id) for one in drawn}))
+    return _write(out_dir, written)
+
+
+def _write(out_dir: Path, files: dict[str, tuple[str, bytes]]) -> dict[str, Path]:
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, content in files.values():
+            write_atomically(out_dir / name, content)
+    except OSError as error:
+        raise InputError(f"{out_dir}: the report cannot be written ({error.strerror or error})") from error
+    return {kind: out_dir / name for kind, (name, _) in files.items()}

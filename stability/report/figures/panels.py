@@ -1,0 +1,229 @@
+"""The sheet that most figures share: small panels of one scale, rows by columns, under one legend of the arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from stability.analysis import AXES
+from stability.report.style import LIGHT, WIDTH, Look, rc
+
+CELL = ["arm", *AXES]
+"""The columns that name a cell of the grid: all but the seed."""
+
+LEFT, RIGHT, BOTTOM, GAP, LINE = 0.62, 0.3, 0.45, 0.16, 0.2
+"""Inches: margins of a sheet, gap between panels, and one line of legend or title."""
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure of panels: *axes* by row and column key, and the looks of the arms shown in it."""
+
+    figure: Figure
+    axes: dict[tuple[Any, Any], Axes]
+    looks: Mapping[str, Look]
+
+
+def sheet(
+    rows: Mapping[Any, str],
+    columns: Mapping[Any, str],
+    looks: Mapping[str, Look],
+    *,
+    height: float | None = None,
+    share_y: bool | str = True,
+) -> Sheet:
+    """Return a sheet with a panel per row and column, each named by its words; the legend shows *looks*."""
+    tall = height or (1.25 if len(columns) > 2 else 1.5 if len(columns) == 2 else 2.0)
+    lines = math.ceil(sum(len(arm) + 7 for arm in looks) / 90) if looks else 0
+    titled = any(columns.values())
+    top = LINE * lines + (LINE if titled else 0) + 0.1
+    total = top + tall * len(rows) + GAP * (len(rows) - 1) + BOTTOM
+    inner = (WIDTH - LEFT - RIGHT - 0.1 * (len(columns) - 1)) / len(columns)
+    with mpl.rc_context(rc()):
+        figure = Figure(figsize=(WIDTH, total))
+        grid = figure.subplots(
+            len(rows),
+            len(columns),
+            squeeze=False,
+            sharex=True,
+            sharey=share_y,  # type: ignore[arg-type]
+            gridspec_kw={
+                "left": LEFT / WIDTH,
+                "right": 1 - RIGHT / WIDTH,
+                "bottom": BOTTOM / total,
+                "top": 1 - top / total,
+                "wspace": 0.1 / inner,
+                "hspace": GAP / tall,
+            },
+        )
+        if looks:
+            per_line = math.ceil(len(looks) / lines)
+            figure.legend(
+                handles=[_handle(arm, look) for arm, look in looks.items()],
+                loc="upper left",
+                bbox_to_anchor=((LEFT - 0.08) / WIDTH, 1.0),
+                ncols=per_line,
+                handlelength=2.4,
+                columnspacing=1.6,
+                borderpad=0.1,
+                borderaxespad=0.1,
+            )
+        for axes, words in zip(grid[0], columns.values(), strict=True):
+            axes.set_title(words)
+        for axes, words in zip(grid[:, -1], rows.values(), strict=True):
+            axes.annotate(
+                words,
+                (1, 0.5),
+                (5, 0),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                rotation=270,
+                ha="left",
+                va="center",
+                annotation_clip=False,
+            )
+    keys = [(row, column) for row in rows for column in columns]
+    return Sheet(figure, dict(zip(keys, grid.flat, strict=True)), looks)
+
+
+def _handle(arm: str, look: Look) -> Line2D:
+    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=arm, markeredgewidth=0)
+
+
+def name_axes(sheet: Sheet, x: str, y: str) -> None:
+    """Name the axes of a sheet once, below and to the left of all panels."""
+    first = next(iter(sheet.axes.values()))
+    low, high = (
+        min(axes.get_position().y0 for axes in sheet.axes.values()),
+        max(axes.get_position().y1 for axes in sheet.axes.values()),
+    )
+    middle = (first.get_position().x0 + max(axes.get_position().x1 for axes in sheet.axes.values())) / 2
+    with mpl.rc_context(rc()):
+        sheet.figure.text(middle, 0.05 / sheet.figure.get_figheight(), x, ha="center", va="bottom")
+        sheet.figure.text(0.02 / WIDTH, (low + high) / 2, y, ha="left", va="center", rotation=90)
+
+
+def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
+    """Return row keys (batch size, rate) and column keys (corruption, noise) of a table's cells, with their words."""
+    varied = {axis: table[axis].nunique() > 1 for axis in AXES}
+    rows, columns = (table[list(pair)].drop_duplicates().sort_values(list(pair)) for pair in (ROW, COLUMN))
+    return (
+        {
+            (size, lr): f"B = {size}" + (f", lr {lr:g}" if varied["lr"] else "")
+            for size, lr in rows.itertuples(index=False)
+        },
+        {
+            (corruption, noise): f"{corruption if varied['corruption'] else 'noise'} {noise:g}"
+            for corruption, noise in columns.itertuples(index=False)
+        },
+    )
+
+
+ROW, COLUMN = ("batch_size", "lr"), ("corruption", "noise")
+
+
+def by_panel(sheet: Sheet, table: pd.DataFrame) -> Iterable[tuple[Axes, pd.DataFrame]]:
+    """Yield every panel of a faceted sheet with the rows of the table that belong there."""
+    for key, rows in table.groupby([*ROW, *COLUMN], sort=True):
+        yield sheet.axes[key[:2], key[2:]], rows
+
+
+def step_axis(sheet: Sheet, last: float) -> None:
+    """Give all panels an x axis over the training steps."""
+    for axes in sheet.axes.values():
+        axes.set_xlim(0, last)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 2.5, 5, 10]))
+
+
+def value_axis(sheet: Sheet, scale: str, values: Iterable[float], *, zero: bool = False) -> None:
+    """Give all panels a y axis over these values with ticks in plain numbers; *zero* starts a linear one there."""
+    shown = np.array([value for value in values if math.isfinite(value)])
+    for axes in sheet.axes.values():
+        if scale == "log" and (shown > 0).any():
+            low, high = shown[shown > 0].min(), shown.max()
+            log_axis(axes.yaxis, low, high)
+            axes.set_ylim(low / 1.15, high * 1.15)
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            if zero:
+                axes.set_ylim(0, max(shown.max() * 1.06, 1e-9) if len(shown) else 1)
+
+
+def log_axis(axis: Axis, low: float, high: float) -> None:
+    """Make an axis logarithmic with three to seven ticks in plain numbers between two positive values."""
+    axis._set_axes_scale("log")  # type: ignore[attr-defined]
+    axis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
+
+
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round numbers from *low* to *high*, evenly spread on a logarithmic axis, as dense as *most* allows.
+
+    >>> log_ticks(0.02, 0.9), log_ticks(1e-6, 3), log_ticks(0.8, 1.3)
+    ([0.02, 0.05, 0.1, 0.2, 0.5], [1e-06, 0.0001, 0.01, 1.0], [0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
+    """
+    low, high = low * (1 - 1e-9), high * (1 + 1e-9)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for mantissas in ([1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 6, 8], [1, 2, 5], [1, 3]):
+        ticks = [float(f"{m}e{e}") for e in range(first, last + 1) for m in mantissas if low <= m * 10.0**e <= high]
+        if len(ticks) <= most:
+            return ticks
+    stride = math.ceil((last - first) / most)
+    return [10.0**e for e in range(first, last + 1) if e % stride == 0 and low <= 10.0**e <= high]
+
+
+def tick(x: float) -> str:
+    """Return a number for an axis.
+
+    >>> tick(0.02), tick(-1000.0), tick(3e-6), tick(1e5)
+    ('0.02', '−1000', '3×10⁻⁶', '10⁵')
+    """
+    if x == 0 or 1e-3 <= abs(x) < 1e5:
+        return f"{x:.4g}".replace("-", "−")
+    exponent = math.floor(math.log10(abs(x)) + 1e-9)
+    mantissa = f"{x / 10.0**exponent:.3g}".replace("-", "−")
+    power = "10" + str(exponent).translate(SUPERSCRIPTS)
+    return power if mantissa == "1" else f"−{power}" if mantissa == "−1" else f"{mantissa}×{power}"
+
+
+def thin_lines(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
+    """Draw the line of every seed, an arm's lines as one broken line: a fraction of the markup of many."""
+    for arm, look in looks.items():
+        pieces = [seed[[x, "value"]].to_numpy(float) for _, seed in table[table["arm"] == arm].groupby("seed", sort=False)]
+        if pieces:
+            path = np.concatenate([part for piece in pieces for part in (piece, [[math.nan, math.nan]])])
+            axes.plot(path[:, 0], path[:, 1], color=look.colour, linewidth=0.5, alpha=0.45)
+
+
+def reference(axes: Axes, level: float) -> None:
+    """Draw a level that data are held against, such as chance."""
+    axes.axhline(level, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
+
+
+def cell_words(cell: Mapping[str, Any], varied: Sequence[str]) -> str:
+    """Return a cell in words, naming only the axes that vary.
+
+    >>> cell_words({"batch_size": 32, "noise": 0.2, "lr": 1e-3, "corruption": "mismatch"}, ["batch_size", "noise"])
+    'batch size 32, noise 0.2'
+    """
+    words = {
+        "batch_size": f"batch size {cell['batch_size']}",
+        "corruption": f"{cell['corruption']}",
+        "noise": f"noise {cell['noise']:g}",
+        "lr": f"learning rate {cell['lr']:g}",
+    }
+    return ", ".join(words[axis] for axis in AXES if axis in varied) or words["batch_size"]

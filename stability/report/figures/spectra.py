@@ -1,0 +1,146 @@
+"""Hessian spectra: density on a symmetric logarithmic axis, both ends marked, a row per arm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from stability.analysis import AXES, Results
+from stability.report.figures import panels, tables
+from stability.report.figures.drawn import Drawn
+from stability.report.style import LIGHT, Look, looks, rc
+from stability.stats.wording import number
+
+WIDTH = 0.12
+"""Standard deviation of the Gaussian that stands for a quadrature node, in decades of the symmetric log axis."""
+
+LOWEST = 1e-4
+"""Where the density axis ends: mass per decade."""
+
+
+def spectra(results: Results) -> Iterator[Drawn]:
+    """Yield the spectra at the last step at which they were measured."""
+    nodes = "hessian_nodes"
+    if nodes not in results.steps:
+        return
+    measured = results.steps[results.steps[nodes].notna() & results.steps["hessian_high"].notna()]
+    last = measured.sort_values("step", kind="stable").groupby("run", sort=False).tail(1)
+    columns = ["run", "step", nodes, "hessian_weights", "hessian_low", "hessian_high"]
+    table = results.runs[["run", *panels.CELL, "seed"]].merge(last[columns], on="run", how="inner")
+    table = table[[_usable(row) for row in table[nodes]]]
+    if not len(table):
+        return
+    known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in set(table["arm"])}
+    ends = {
+        name: table.groupby(panels.CELL, sort=False)[name].median().rename("value").reset_index()
+        for name in ("hessian_low", "hessian_high")
+    }
+    words = "; ".join(
+        f"{label}: {tables.in_words(ends[name], list(known), 'value')}"
+        for name, label in (("hessian_high", "highest eigenvalue"), ("hessian_low", "lowest"))
+    )
+    yield Drawn(
+        id="spectra",
+        section="curvature",
+        title="Hessian spectra at the end of training",
+        caption="Spectral density of the Hessian of the training loss over all parameters, by Lanczos quadrature, each "
+        f"node widened to {WIDTH:g} decades, on a symmetric logarithmic axis. Thin: one seed; bold: their mean; "
+        "triangles and numbers: the lowest and the highest eigenvalue (median of the seeds). Eigenvalues scale with "
+        "the loss, so compare shapes and signs between arms, not sizes.",
+        alt=f"Hessian spectral densities, one row per arm. Median over seeds of the {words}.",
+        figure=spectra_figure(table, known),
+        table=tables.shown(_long(table)),
+    )
+
+
+def _usable(nodes: Any) -> bool:
+    return bool(np.ndim(nodes) and len(nodes) and np.isfinite(np.asarray(nodes, float)).all())
+
+
+def _long(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per quadrature node, largest first to be read."""
+    long = table.explode(["hessian_nodes", "hessian_weights"], ignore_index=True)
+    renamed = long.rename(columns={"hessian_nodes": "eigenvalue", "hessian_weights": "mass"})
+    kinds = {"eigenvalue": float, "mass": float}
+    return renamed.drop(columns=["hessian_low", "hessian_high"]).astype(kinds)
+
+
+def symmetric_log(x: np.ndarray | float, linear: float) -> np.ndarray:
+    """Return arcsinh(x / 2c) / log 10: decades on both sides of zero, linear within about *c* of it."""
+    return np.asarray(np.arcsinh(np.asarray(x, float) / (2 * linear)) / math.log(10))
+
+
+def density(nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray, linear: float) -> np.ndarray:
+    """Return the mass per decade of the symmetric log axis at *grid* (in its decades): a Gaussian for each node."""
+    distance = (grid[:, None] - symmetric_log(nodes, linear)) / WIDTH
+    return np.asarray(np.exp(-0.5 * distance**2) @ weights / (WIDTH * math.sqrt(2 * math.pi)))
+
+
+def linear_width(table: pd.DataFrame) -> float:
+    """Return the size below which the axis is linear: four decades under the largest eigenvalue, a power of ten."""
+    largest = max(table["hessian_high"].abs().max(), table["hessian_low"].abs().max())
+    return 10.0 ** (math.ceil(math.log10(largest)) - 4) if largest > 0 else 1.0
+
+
+def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Any:
+    """Return a figure of densities: a row per arm, a column per other cell, both ends of the spectrum marked."""
+    varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
+    short = {"batch_size": "B = {}", "corruption": "{}", "noise": "noise {:g}", "lr": "lr {:g}"}
+    cells = table[varied].drop_duplicates().sort_values(varied).itertuples(index=False, name=None)
+    columns = {
+        key: ", ".join(short[axis].format(part) for axis, part in zip(varied, key, strict=True)) for key in cells
+    }
+    linear = linear_width(table)
+    reach = symmetric_log(np.array([table["hessian_low"].min(), table["hessian_high"].max()]), linear)
+    grid = np.linspace(reach[0] - 0.5, reach[1] + 0.5, 160)
+    sheet = panels.sheet(dict.fromkeys(looks, ""), columns, looks, height=1.1)
+    with mpl.rc_context(rc()):
+        for key, seeds in table.groupby(["arm", *varied], sort=False):
+            axes, colour = sheet.axes[key[0], key[1:]], looks[key[0]].colour
+            curves = [
+                density(np.asarray(row.hessian_nodes, float), np.asarray(row.hessian_weights, float), grid, linear)
+                for row in seeds.itertuples()
+            ]
+            for curve in curves:
+                axes.plot(grid, np.maximum(curve, LOWEST / 10), color=colour, linewidth=0.5, alpha=0.5)
+            mean = np.maximum(np.mean(curves, axis=0), LOWEST / 10)
+            axes.plot(grid, mean, color=colour, linewidth=1.3)
+            axes.fill_between(grid, LOWEST / 10, mean, color=colour, alpha=0.15, linewidth=0)
+            for name, shift in (("hessian_low", -1), ("hessian_high", 1)):
+                end = float(seeds[name].median())
+                place = float(symmetric_log(end, linear))
+                axes.plot([place], [LOWEST * 1.6], marker="^", markersize=4.5, color=LIGHT["ink"], linestyle="")
+                axes.annotate(
+                    number(end).replace("-", "−"),
+                    (place, LOWEST * 1.6),
+                    (0, 5),
+                    textcoords="offset points",
+                    ha="left" if shift < 0 else "right",
+                    fontsize=7,
+                )
+        for axes in sheet.axes.values():
+            panels.log_axis(axes.yaxis, LOWEST, 10)
+            axes.set_ylim(LOWEST, 10)
+            _symmetric_axis(axes, reach, linear)
+            axes.axvline(0, color=LIGHT["rule"], linewidth=0.8, zorder=0)
+        panels.name_axes(sheet, "eigenvalue", "mass per decade")
+    return sheet.figure
+
+
+def _symmetric_axis(axes: Any, reach: np.ndarray, linear: float) -> None:
+    powers = [10.0**e for e in range(round(math.log10(linear)) + 1, round(math.log10(linear)) + 9)]
+    ends = (reach[0] - 0.3, reach[1] + 0.3)
+    values = [0.0, *(sign * power for power in powers for sign in (1, -1))]
+    placed = {float(symmetric_log(value, linear)): value for value in values}
+    kept = {place: value for place, value in sorted(placed.items()) if ends[0] <= place <= ends[1]}
+    axes.set_xlim(*ends)
+    axes.xaxis.set_major_locator(FixedLocator(list(kept)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    labels = {round(place, 6): panels.tick(value) for place, value in kept.items()}
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: labels.get(round(x, 6), "")))

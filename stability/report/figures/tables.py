@@ -1,0 +1,84 @@
+"""From results to what figures draw: one value per run and step, and the seeds of a cell summed up; and their words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from stability.analysis import AXES, Results
+from stability.report.figures.panels import CELL, cell_words
+from stability.stats.wording import number
+
+POINTS = 6000
+"""How many points the lines of one figure may have in all: beyond that a page grows and a reader sees no more."""
+
+
+def of_steps(results: Results, values: pd.Series) -> pd.DataFrame:
+    """Return one row per run and measured step (cell, seed, run, step, value) of a series aligned with the steps."""
+    rows = pd.DataFrame({"run": results.steps["run"], "step": results.steps["step"], "value": values.astype(float)})
+    rows = rows[rows["value"].map(math.isfinite)]
+    named = results.runs[["run", *CELL, "seed"]]
+    return rows.merge(named, on="run", how="inner", sort=False)
+
+
+def window_of(table: pd.DataFrame) -> int:
+    """Return how many steps to average so that all lines of a table together keep to `POINTS`."""
+    runs = max(1, table["run"].nunique())
+    per_line = min(60, max(12, POINTS // runs))
+    longest = int(table.groupby("run", sort=False)["step"].size().max()) if len(table) else 0
+    return max(1, math.ceil(longest / per_line))
+
+
+def windowed(table: pd.DataFrame, window: int) -> pd.DataFrame:
+    """Return the table with each run's values averaged over windows of so many steps, placed at their middle."""
+    if window == 1:
+        return table
+    start = table["step"] // window * window
+    keys = [*CELL, "seed", "run"]
+    means = table.assign(step=start).groupby([*keys, "step"], sort=False)["value"].mean().reset_index()
+    last = int(table["step"].max())
+    ends = (means["step"] + window - 1).clip(upper=last)
+    return means.assign(step=(means["step"] + ends) / 2)
+
+
+def across_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return per cell and step the number of seeds, their median, lowest and highest value."""
+    grouped = table.groupby([*CELL, "step"], sort=True)["value"]
+    summary = grouped.agg(seeds="count", median="median", lowest="min", highest="max").reset_index()
+    order = {arm: place for place, arm in enumerate(dict.fromkeys(table["arm"]))}
+    return summary.sort_values([*AXES, "arm", "step"], key=lambda c: c.map(order) if c.name == "arm" else c)
+
+
+def shown(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
+    """Return a table as it is given to readers: numbers to four digits, axes that do not vary left out."""
+    constant = [axis for axis in AXES if axis in table and axis != "batch_size" and table[axis].nunique() == 1]
+    rounded = {
+        name: [float(f"{value:.{digits}g}") for value in table[name]]
+        for name in table.select_dtypes("floating").columns
+        if name not in AXES
+    }
+    return table.assign(**rounded).drop(columns=[*constant, *({"run"} & set(table.columns))]).reset_index(drop=True)
+
+
+def in_words(
+    table: pd.DataFrame, arms: Sequence[str], value: str, told: Callable[[float], str] = number, most: int = 9
+) -> str:
+    """Return one number per cell and arm as a sentence for those who cannot see; ranges where there are many cells."""
+    varied = [axis for axis in AXES if axis in table and table[axis].nunique() > 1]
+    cells = table[list(AXES)].drop_duplicates().sort_values(list(AXES))
+    if len(cells) > most:
+        spans = (table[table["arm"] == arm][value] for arm in arms)
+        return "; ".join(
+            f"{arm} from {told(span.min())} to {told(span.max())} over {len(cells)} cells"
+            for arm, span in zip(arms, spans, strict=True)
+            if len(span)
+        )
+    parts = []
+    for key, rows in table.groupby(list(AXES), sort=True):
+        values = rows.set_index("arm")[value]
+        names = ", ".join(f"{arm} {told(float(values[arm]))}" for arm in arms if arm in values.index)
+        where = cell_words(dict(zip(AXES, key, strict=True)), varied) + ": " if varied else ""
+        parts.append(where + names)
+    return "; ".join(parts)

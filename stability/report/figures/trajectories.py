@@ -1,0 +1,248 @@
+"""Measures over training: all seeds thin, their median bold, one panel per batch size and noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+
+from stability.analysis import Results
+from stability.losses import loss
+from stability.report.figures import panels, tables
+from stability.report.figures.drawn import Drawn
+from stability.report.style import Look, looks, rc
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What a figure of one measure over training says beside its lines."""
+
+    id: str
+    section: str
+    measure: str
+    title: str
+    caption: str
+    label: str
+    scale: str = "linear"
+    zero: bool = False
+    reference: str = ""
+
+
+PLOTS = (
+    Plot(
+        "loss",
+        "learning",
+        "loss",
+        "Training loss as a multiple of chance",
+        "Training loss over the loss of embeddings that say nothing (dotted, 1): the two losses differ in scale, their "
+        "distance from chance can be compared.",
+        "loss / chance",
+        scale="log",
+        reference="1 is chance",
+    ),
+    Plot(
+        "recall",
+        "learning",
+        "recall_at_1",
+        "Retrieval over training",
+        "Recall@1 among held-out pairs, the mean of both directions; an item with the query's very caption counts as "
+        "found. Dotted: chance.",
+        "recall@1",
+        zero=True,
+        reference="recall_at_1_chance",
+    ),
+    Plot(
+        "zero-shot",
+        "learning",
+        "zero_shot_accuracy",
+        "Zero-shot accuracy over training",
+        "Share of held-out images that lie nearest to the mean prompt of their own class. Dotted: chance.",
+        "accuracy",
+        zero=True,
+        reference="zero_shot_accuracy_chance",
+    ),
+    Plot(
+        "gradient-noise",
+        "gradients",
+        "gradient_noise_fraction",
+        "Gradient noise over training, encoders",
+        "Share of a batch gradient's expected squared length that is noise, tr Σ / (tr Σ + |G|²), over the encoders' "
+        "parameters. At 1 (dotted) a batch's gradient says nothing about the direction of the mean gradient.",
+        "noise fraction",
+        scale="log",
+        reference="1 is nothing but noise",
+    ),
+    Plot(
+        "gradient-noise-scalars",
+        "gradients",
+        "gradient_noise_fraction_scalars",
+        "Gradient noise over training, the loss's scalars",
+        "The same share over the loss's trained scalars alone (log t, and b where there is one), which can outweigh all "
+        "other parameters. Estimates may exceed 1 (dotted) where the mean gradient is close to nothing.",
+        "noise fraction",
+        scale="log",
+        reference="1 is nothing but noise",
+    ),
+    Plot(
+        "log-scale",
+        "scalars",
+        "log_scale",
+        "Inverse temperature over training",
+        "Logarithm of the loss's trained inverse temperature t. Adam moves a scalar by at most about the sum of its "
+        "learning rates, so a short run may end before it has settled.",
+        "log t",
+    ),
+    Plot(
+        "bias",
+        "scalars",
+        "bias",
+        "Bias over training",
+        "The additive bias b on the logits, in losses that have one.",
+        "bias b",
+    ),
+    Plot(
+        "sharpness",
+        "curvature",
+        "sharpness_ratio",
+        "Sharpness over training, against the edge of stability",
+        "Largest eigenvalue of the encoders' Hessian as Adam's preconditioner sees it, over the threshold "
+        "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1).",
+        "sharpness / threshold",
+        scale="log",
+        reference="1 is the edge of stability",
+    ),
+)
+
+
+def trajectories(results: Results) -> Iterator[Drawn]:
+    """Yield a figure per measure that was taken at more than one step."""
+    for plot in PLOTS:
+        table = values_of(results, plot)
+        if len(table) and table.groupby("run", sort=False)["step"].size().max() > 1:
+            yield drawn(results, plot, table)
+
+
+def values_of(results: Results, plot: Plot) -> pd.DataFrame:
+    """Return one row per run and measured step of a plot's measure; the loss as a multiple of its chance level."""
+    measure, steps = results.measures.get(plot.measure), results.steps
+    if measure is None or any(name not in steps for name in measure.pooled or (measure.name,)):
+        return pd.DataFrame()
+    values = steps[measure.pooled[0]] / steps[measure.pooled[1]] if measure.pooled else steps[measure.name]
+    table = tables.of_steps(results, values)
+    if plot.measure == "loss":
+        chance = {
+            (arm, size): loss[results.study.arm(arm).loss].traits["chance"](size)
+            for arm, size in set(zip(table["arm"], table["batch_size"], strict=True))
+        }
+        levels = [chance[key] for key in zip(table["arm"], table["batch_size"], strict=True)]
+        table["value"] = table["value"] / levels
+    return table
+
+
+def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
+    """Return a plot with its caption, words and data."""
+    window = tables.window_of(table)
+    thin = tables.windowed(table, window)
+    bold = tables.across_seeds(thin)
+    arms = [arm for arm in results.study.grid.loss if arm in set(table["arm"])]
+    known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in arms}
+    diverged = results.runs[results.runs["diverged_at"].notna()]
+    references = _references(results, plot)
+    figure = trajectory_figure(thin, bold, known, plot, references, float(results.study.train.steps))
+    marked = mark_divergence(figure, thin, diverged, known) if plot.measure == "loss" else 0
+    averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
+    crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
+    last = bold.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
+    end = f"at the end (step {last['step'].max():g})" if last["step"].nunique() == 1 else "at the last measured step"
+    return Drawn(
+        id=plot.id,
+        section=plot.section,
+        title=plot.title,
+        caption=f"{plot.caption} Thin: one seed; bold: the median of the seeds.{averaged}{crossed}",
+        alt=f"{plot.title}. Median over seeds {end}: {tables.in_words(last, arms, 'median')}.",
+        figure=figure.figure,
+        table=tables.shown(bold),
+    )
+
+
+def _references(results: Results, plot: Plot) -> Mapping[tuple[object, ...], float]:
+    """Return the level to hold each panel against: 1, or the panel's mean chance level."""
+    if plot.reference in results.steps:
+        levels = tables.of_steps(results, results.steps[plot.reference])
+        found = levels.groupby([*panels.ROW, *panels.COLUMN], sort=True)["value"].mean()
+        return {key: float(value) for key, value in found.items()}  # type: ignore[misc]
+    if plot.reference.startswith("1 "):
+        cells = results.runs[[*panels.ROW, *panels.COLUMN]].drop_duplicates()
+        return dict.fromkeys(cells.itertuples(index=False, name=None), 1.0)
+    return {}
+
+
+def trajectory_figure(
+    thin: pd.DataFrame,
+    bold: pd.DataFrame,
+    looks: Mapping[str, Look],
+    plot: Plot,
+    references: Mapping[tuple[object, ...], float],
+    last: float,
+) -> panels.Sheet:
+    """Return a sheet of lines over steps: a panel per batch size and noise level, thin seeds and bold medians."""
+    rows, columns = panels.facets(thin)
+    sheet = panels.sheet(rows, columns, looks)
+    with mpl.rc_context(rc()):
+        for axes, lines in panels.by_panel(sheet, thin):
+            panels.thin_lines(axes, lines, "step", looks)
+        for axes, lines in panels.by_panel(sheet, bold):
+            for arm, look in looks.items():
+                line = lines[lines["arm"] == arm]
+                _bold(axes, line["step"], line["median"], look)
+        for key, axes in sheet.axes.items():
+            if (level := references.get((*key[0], *key[1]))) is not None:
+                panels.reference(axes, level)
+        levels = [*references.values()] if plot.scale != "log" or thin["value"].max() > 0.3 else []
+        panels.value_axis(sheet, plot.scale, [*thin["value"], *levels], zero=plot.zero)
+        panels.step_axis(sheet, last)
+        panels.name_axes(sheet, "training step", plot.label)
+    return sheet
+
+
+def _bold(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
+    every = max(1, len(x) // 5)
+    axes.plot(
+        x,
+        y,
+        color=look.colour,
+        linestyle=look.dash,
+        marker=look.marker,
+        markevery=((len(x) - 1) % every, every),
+        markersize=3.5,
+        markeredgewidth=0,
+        zorder=3,
+    )
+
+
+def mark_divergence(
+    sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, looks: Mapping[str, Look]
+) -> int:
+    """Put a cross on each diverged run's line at the step where it diverged; return how many there are."""
+    by_run = dict(iter(thin.groupby("run", sort=False)))
+    count = 0
+    for run in diverged.itertuples():
+        line = by_run.get(run.run)
+        if line is None:
+            continue
+        place = int((line["step"] - run.diverged_at).abs().to_numpy().argmin())
+        axes = sheet.axes[(run.batch_size, run.lr), (run.corruption, run.noise)]
+        axes.plot(
+            line["step"].iloc[place],
+            line["value"].iloc[place],
+            marker="x",
+            markersize=4,
+            markeredgewidth=1,
+            color=looks[run.arm].colour,
+            zorder=4,
+        )
+        count += 1
+    return count

@@ -1,0 +1,82 @@
+"""The report as one HTML file: no request leaves it, every string of the study is escaped, it reads on any screen."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stability.report.style import theme_css
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+LARGEST_CSV = 120_000
+"""Bytes of a figure's table beyond which the page does not carry it; report.json always does."""
+
+
+def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, pdf: bool) -> str:
+    """Return the page of a report.
+
+    *figures* holds each figure's themed SVG with its label, *found* is the text of findings.json, *pdf* whether
+    report.pdf lies beside the page.
+    """
+    shown = {
+        figure["id"]: {"svg": Markup(figures[figure["id"]]), "csv": _data_link(as_csv(figure["table"]))}
+        for section in report["sections"]
+        for figure in section["figures"]
+    }
+    template = environment().get_template("page.html")
+    return template.render(report=report, figures=shown, findings=_json_block(found), pdf=pdf)
+
+
+def environment() -> Environment:
+    """Return the templates' environment; whatever a template is given is escaped."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    script = _read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    made.globals |= {
+        "style": Markup(theme_css() + _read("page.css")),
+        "script": Markup(script),
+        "script_hash": Markup(f"'sha256-{digest}'"),
+    }
+    return made
+
+
+def as_csv(table: Mapping[str, Any]) -> str:
+    """Return a table of the report as CSV; a missing value is an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table["columns"])
+    writer.writerows(table["rows"])
+    return text.getvalue()
+
+
+def _data_link(text: str) -> str | None:
+    if len(text) > LARGEST_CSV:
+        return None
+    return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _json_block(found: str) -> Markup:
+    """Return JSON that may stand in a script element: nothing in it can end the element or start a comment."""
+    plain = json.dumps(json.loads(found), allow_nan=False)
+    return Markup(plain.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _read(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")

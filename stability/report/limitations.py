@@ -1,0 +1,171 @@
+"""What weakens a study's answers, as its own data show it: each limitation is a title and a sentence or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import CLEAR, Findings, Results, summarise
+from stability.stats.wording import number, percent
+
+SATURATED = 0.95
+"""A bounded measure above this leaves too little room for a difference to show."""
+
+CONVERGED = 0.05
+"""An eigenvalue counts as converged if its residual is at most this share of it."""
+
+
+def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
+    """Return the limitations of a study, those that touch the verdicts first; each has a title and a text."""
+    sources = (
+        _unfinished(results),
+        _open_claims(findings),
+        _diverged(results),
+        _untuned(results),
+        _bounded(results),
+        _false_negatives(results),
+        _slow_scalars(results),
+        _loose_eigenvalues(results),
+        _scope(results),
+    )
+    return [{"title": title, "text": text} for source in sources for title, text in source]
+
+
+Said = Iterator[tuple[str, str]]
+
+
+def _unfinished(results: Results) -> Said:
+    counts = results.runs["status"].value_counts()
+    for status, consequence in (
+        ("planned", "Verdicts rest on the runs that are there, and may change."),
+        ("failed", "Pairs with a failed run are left out; beyond a tenth of the seeds a claim is not testable."),
+    ):
+        if missing := int(counts.get(status, 0)):
+            word = "not finished" if status == "planned" else "failed"
+            yield f"Runs {word}", f"{missing} of {len(results.runs)} runs {word}. {consequence}"
+
+
+def _open_claims(findings: Findings) -> Said:
+    for claim in findings.claims:
+        if claim.verdict == "inconclusive":
+            advice = (
+                f"about {claim.seeds_to_settle:,} seeds would settle it at the margin declared"
+                if claim.seeds_to_settle
+                else "the effect is too close to the margin for a number of seeds to be promised"
+            )
+            yield "Too few seeds for a claim", f"“{claim.text}” stays open with {claim.n_pairs} pairs: {advice}."
+        elif claim.verdict == "not-testable":
+            yield "A claim that could not be tested", f"“{claim.text}”: {claim.reason}."
+
+
+def _diverged(results: Results) -> Said:
+    runs = results.runs
+    diverged = runs[runs["status"] == "diverged"]
+    if not len(diverged):
+        return
+    total = runs.groupby(["arm", "batch_size"], sort=False).size()
+    counted = diverged.groupby(["arm", "batch_size"], sort=False).size()
+    cells = ", ".join(f"{arm} at batch {size}: {n} of {total[arm, size]}" for (arm, size), n in counted.items())
+    yield (
+        "Diverged runs",
+        f"{len(diverged)} of {len(runs)} runs ended at or above the loss of embeddings that say nothing ({cells}). They "
+        "count as finished: at chance where a measure is bounded, as the whole budget where time is measured, and as "
+        "missing where no such level exists.",
+    )
+
+
+def _untuned(results: Results) -> Said:
+    yield "Learning rates", results.study.untuned
+
+
+def _bounded(results: Results) -> Said:
+    """Name the cells without noise in which a measure between chance and 1 has no room to fall, or none to rise."""
+    runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
+    for name, measure in results.measures.items():
+        if measure.scale != "chance-log" or name not in results.steps or "image" in name:
+            continue
+        values, chance = summarise(results, name, "final"), summarise(results, measure.chance, "final")
+        table = runs.assign(value=values.reindex(runs["run"]).to_numpy(), chance=chance.reindex(runs["run"]).to_numpy())
+        level = table.groupby(["arm", "batch_size"], sort=False)[["value", "chance"]].mean().dropna()
+        label = measure.label
+        if low := _places(level[level["value"] < CLEAR * level["chance"]]):
+            yield (
+                f"{label} near chance",
+                f"Without noise, {label} ends below {CLEAR:g} times its chance level for {low}; little can be lost there.",
+            )
+        if high := _places(level[level["value"] > SATURATED]):
+            yield f"{label} near its ceiling", f"Without noise, {label} ends above {percent(SATURATED)} for {high}."
+
+
+def _places(level: pd.DataFrame) -> str:
+    return ", ".join(f"{arm} at batch {size} ({number(row['value'])})" for (arm, size), row in level.iterrows())
+
+
+def _false_negatives(results: Results) -> Said:
+    if "duplicate_share" not in results.steps:
+        return
+    rows = results.steps[["run", "duplicate_share"]].dropna().merge(results.runs[["run", "batch_size"]], on="run")
+    share = rows.groupby("batch_size")["duplicate_share"].mean()
+    share = share[share > 0]
+    if not len(share):
+        return
+    said = "; ".join(
+        f"at batch {size}, {percent(value)} of the pairs ({number(value * (size - 1))} per image)"
+        for size, value in share.items()
+    )
+    yield (
+        "False negatives in the batch",
+        f"Several images share a caption, so some pairs that the losses push apart do match: {said}. Recall counts any "
+        "item with the same caption as right; the losses do not know of it.",
+    )
+
+
+def _slow_scalars(results: Results) -> Said:
+    """Say where the summed learning rates cannot carry a bias from its start to zero."""
+    steps = results.steps
+    if "bias" not in steps or not steps["bias"].notna().any():
+        return
+    rows = steps[["run", "step", "bias", "learning_rate"]].dropna().merge(results.runs[["run", "arm"]], on="run")
+    by_run = rows.groupby(["arm", "run"], sort=False)
+    reach = by_run["learning_rate"].sum() * results.study.train.scalar_lr
+    table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last(), "reach": reach})
+    for arm, part in table.groupby("arm", sort=False):
+        start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
+        if sum_of_rates < abs(start):
+            yield (
+                f"The bias of {arm} had little room to move",
+                f"It went from {number(start)} to {number(end)} on average; the learning rates of a run sum to "
+                f"{number(sum_of_rates)}, about as far as Adam can carry a scalar.",
+            )
+
+
+def _loose_eigenvalues(results: Results) -> Said:
+    pairs = (("hessian_high", "top"), ("hessian_low", "lowest"), ("preconditioned_sharpness", "preconditioned top"))
+    loose = []
+    for name, word in pairs:
+        if name not in results.steps:
+            continue
+        rows = results.steps[[name, f"{name}_residual"]].dropna()
+        share = float(np.mean(rows[f"{name}_residual"] > CONVERGED * rows[name].abs())) if len(rows) else 0.0
+        if share:
+            loose.append(f"{percent(share)} of the {word} eigenvalues")
+    if loose:
+        yield (
+            "Eigenvalues that did not converge",
+            f"After the Lanczos steps given, the residual is above {percent(CONVERGED)} of the value for "
+            f"{', '.join(loose)}; read these as approximate.",
+        )
+
+
+def _scope(results: Results) -> Said:
+    study = results.study
+    towers = study.model.image.name if study.model.image.name == study.model.text.name else (
+        f"{study.model.image.name} and {study.model.text.name}"
+    )
+    yield (
+        "Scope",
+        f"One dataset ({study.data.name}), small towers ({towers}, {study.model.embed_dim} shared dimensions) and "
+        f"{study.train.steps:,} steps: what holds here need not hold at another size.",
+    )

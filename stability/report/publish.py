@@ -1,0 +1,65 @@
+"""Published reports: copies under reports/<study>/, and one page that lists them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stability.registry import InputError
+from stability.report.html import environment
+from stability.report.model import answer_of
+from stability.store import read_manifest, write_atomically
+
+FILES = ("index.html", "report.pdf", "findings.json", "report.json")
+
+
+def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports") -> Path:
+    """Return the path of the list of all published reports, after copying those of *run_dirs* beside it.
+
+    A study's report replaces the one that it had. Raises `InputError` where a directory holds no report.
+    """
+    reports = Path(reports_dir)
+    for run_dir in map(Path, run_dirs):
+        source = run_dir / "report"
+        missing = [name for name in FILES if not (source / name).is_file()]
+        if missing:
+            raise InputError(f"{source}: {missing[0]} is missing; write it with `stability report {run_dir}`")
+        _copy(source, reports / read_manifest(run_dir)["study"])
+    entries = [_entry(path) for path in sorted(reports.glob("*/findings.json"))]
+    index = reports / "index.html"
+    text = environment().get_template("index.html").render(entries=entries)
+    _write(index, text.encode())
+    return index
+
+
+def _copy(source: Path, target: Path) -> None:
+    for name in FILES:
+        _write(target / name, (source / name).read_bytes())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """Return what the list shows of a study, from its findings.json."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    claims = [answer_of(claim) for claim in found["claims"]]
+    primary = next((claim for claim in claims if claim["primary"]), None)
+    return {
+        "study": found["study"],
+        "scale": found["scale"],
+        "folder": path.parent.name,
+        "primary": primary,
+        "others": [claim for claim in claims if claim is not primary],
+        "runs": found["provenance"]["planned"],
+        "seeds": found["provenance"]["seeds"],
+        "device": found["provenance"]["device"]["model"],
+        "pdf": (path.parent / "report.pdf").is_file(),
+    }

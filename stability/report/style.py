@@ -1,0 +1,125 @@
+"""How every figure looks: one palette for light and dark pages, one colour, marker and dash per arm, one type size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import seaborn as sns
+
+WIDTH = 6.8
+"""Width of every figure in inches: a page's text column, at which its type is 7 to 8 points."""
+
+LIGHT = {
+    "ink": "#1f2328",
+    "muted": "#67707a",
+    "rule": "#d5d9de",
+    "band": "#e9ecef",
+    # Okabe and Ito (2008): told apart with any common colour blindness. Its yellow is too pale for lines on white.
+    "arm-1": "#0072b2",
+    "arm-2": "#d55e00",
+    "arm-3": "#009e73",
+    "arm-4": "#cc79a7",
+    "arm-5": "#e69f00",
+    "arm-6": "#56b4e9",
+}
+"""Colour of each role on a light page; figures are drawn in these."""
+
+DARK = {
+    **LIGHT,
+    "ink": "#e6e8eb",
+    "muted": "#9aa3ad",
+    "rule": "#3a4048",
+    "band": "#2a2f36",
+    # The same hues, lifted so that thin lines keep their contrast.
+    "arm-1": "#3d9bdc",
+    "arm-2": "#f07a28",
+    "arm-3": "#1fb58a",
+}
+"""Colour of each role on a dark page."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What tells an arm apart throughout a report, in colour, in grey and by touch."""
+
+    colour: str
+    marker: str
+    dash: Any
+
+
+def looks(arms: Sequence[str]) -> dict[str, Look]:
+    """Return each arm's look, by its place in the study's list.
+
+    >>> looks(["clip", "siglip"])["siglip"]
+    Look(colour='#d55e00', marker='s', dash=(0, (5, 1.5)))
+    """
+    colours = [LIGHT[role] for role in LIGHT if role.startswith("arm")]
+    return {
+        arm: Look(colours[i % len(colours)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
+        for i, arm in enumerate(arms)
+    }
+
+
+def rc() -> dict[str, Any]:
+    """Return the matplotlib settings under which figures are drawn and written."""
+    return {
+        **sns.axes_style("ticks"),
+        "font.family": ["sans-serif"],
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.titlepad": 4,
+        "axes.titleweight": "normal",
+        "axes.labelsize": 8,
+        "axes.labelpad": 3,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 8,
+        "text.color": LIGHT["ink"],
+        "axes.labelcolor": LIGHT["ink"],
+        "axes.titlecolor": LIGHT["ink"],
+        "axes.edgecolor": LIGHT["muted"],
+        "xtick.color": LIGHT["muted"],
+        "ytick.color": LIGHT["muted"],
+        "xtick.labelcolor": LIGHT["ink"],
+        "ytick.labelcolor": LIGHT["ink"],
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "grid.color": LIGHT["rule"],
+        "grid.linewidth": 0.5,
+        "axes.axisbelow": True,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.minor.size": 0,
+        "ytick.minor.size": 0,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 4,
+        "legend.frameon": False,
+        # Claims and names are shown as they were written: a dollar sign is a dollar sign.
+        "text.parse_math": False,
+        "axes.unicode_minus": True,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "stability",
+    }
+
+
+def theme_css() -> str:
+    """Return the custom properties that colour a themed figure (see `figures.svg`) on light, dark and printed pages."""
+
+    def block(palette: Mapping[str, str]) -> str:
+        return ":root{" + "".join(f"--figure-{role}:{colour};" for role, colour in palette.items()) + "}"
+
+    return f"{block(LIGHT)}\n@media screen and (prefers-color-scheme: dark){{{block(DARK)}}}\n"

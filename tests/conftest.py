@@ -1,0 +1,120 @@
+"""What several test files share: a study that trains in a second, and one finished run of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stability.execute import run
+from stability.study import Study, parse_study
+
+TINY = """
+title = "Tiny"
+question = "Is the tiny study quick?"
+source = "the test suite"
+
+[data]
+name = "digits"
+
+[model]
+image = { name = "mlp", width = 8, depth = 1 }
+text = { name = "token-transformer", width = 4, heads = 1 }
+embed_dim = 4
+
+[train]
+steps = 8
+warmup = 2
+betas = [0.9, 0.95]
+weight_decay = 0.01
+scalar_lr = 10.0
+
+[arms.siglip-log-b]
+loss = "siglip"
+bias = "-log B"
+
+[grid]
+loss = ["clip", "siglip-log-b"]
+batch_size = [8, 16]
+noise = [0.0, 0.4]
+lr = [0.01]
+seeds = 3
+
+[probes.retrieval]
+every = 4
+
+[probes.gradient-noise]
+every = 4
+batches = 3
+
+[probes.curvature]
+batches = 2
+steps = 4
+seeds = 1
+noise = [0.0]
+
+[probes.geometry]
+
+[probes.cross-check]
+seeds = 1
+noise = [0.0]
+batch_size = [8]
+trace_probes = 4
+
+[[claims]]
+id = "noise"
+primary = true
+text = "SigLIP's gradients are less noisy than CLIP's"
+measure = "gradient_noise_fraction"
+contrast = "difference"
+compare = ["siglip-log-b", "clip"]
+expect = "lower"
+margin = 0.1
+
+[[claims]]
+id = "slope"
+text = "SigLIP's recall falls more slowly with noise"
+measure = "recall_at_1"
+contrast = "slope"
+over = "noise"
+compare = ["siglip-log-b", "clip"]
+expect = "higher"
+margin = 0.25
+
+[[claims]]
+id = "sooner"
+text = "SigLIP reaches a recall of .03 sooner"
+measure = "recall_at_1"
+contrast = "time-to-threshold"
+threshold = 0.03
+compare = ["siglip-log-b", "clip"]
+expect = "lower"
+margin = 0.1
+
+[scales.smoke]
+grid.seeds = 2
+train.steps = 4
+"""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Threads that wait for each other make a busy machine many times slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> str:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Study:
+    return parse_study(TINY, "tiny.toml", "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny study; treat it as read-only."""
+    return run(tiny, "cpu", out=tmp_path_factory.mktemp("runs") / "tiny")

@@ -1,0 +1,190 @@
+"""Runs that are interrupted, killed, damaged, changed or broken: nothing is lost, and no number changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from stability import execute
+from stability.execute import Watch, executor_of, run
+from stability.execute.planning import plan_groups, worker_count
+from stability.losses import loss
+from stability.registry import InputError, Variant
+from stability.store import checksum
+from stability.study import parse_study
+
+
+def group_sums(run_dir: Path) -> dict[str, str]:
+    return {path.name: checksum(path) for path in sorted((run_dir / "groups").iterdir())}
+
+
+def statuses(run_dir: Path) -> list[str]:
+    return [group["status"] for group in json.loads((run_dir / "manifest.json").read_text())["groups"]]
+
+
+def test_a_finished_study_is_not_run_again(tiny, tiny_run):
+    before = {path: path.stat().st_mtime_ns for path in (tiny_run / "groups").iterdir()}
+    trained = []
+    run(tiny, "cpu", out=tiny_run, watch=Watch(done=lambda group, seconds: trained.append(group)))
+    assert trained == []
+    assert {path: path.stat().st_mtime_ns for path in (tiny_run / "groups").iterdir()} == before
+
+
+def test_worker_processes_give_the_same_bytes_as_this_process(tiny, tiny_run, tmp_path):
+    with executor_of("processes:2") as pool:
+        run(tiny, "cpu", executor=pool, out=tmp_path / "r")
+    assert group_sums(tmp_path / "r") == group_sums(tiny_run)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tiny, tiny_text, tiny_run, tmp_path, delay):
+    (tmp_path / "tiny.toml").write_text(tiny_text)
+    script = "import sys; from stability.execute import run; run(sys.argv[1], 'cpu', out=sys.argv[2])"
+    command = [sys.executable, "-c", script, str(tmp_path / "tiny.toml"), str(tmp_path / "r")]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    while process.poll() is None and not list((tmp_path / "r" / "groups").glob("*.parquet")):
+        time.sleep(0.02)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "planned" in statuses(tmp_path / "r"), "killed too late to test anything"
+    run(tiny, "cpu", out=tmp_path / "r")
+    assert group_sums(tmp_path / "r") == group_sums(tiny_run)
+    assert set(statuses(tmp_path / "r")) == {"finished"}
+
+
+def test_a_damaged_group_file_is_named_and_computed_again(tiny, tiny_run, tmp_path):
+    copied = tmp_path / "r"
+    (copied / "groups").mkdir(parents=True)
+    for path in [tiny_run / "manifest.json", *(tiny_run / "groups").iterdir()]:
+        (copied / path.relative_to(tiny_run)).write_bytes(path.read_bytes())
+    victim = next((copied / "groups").iterdir())
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    said, trained = [], []
+    run(tiny, "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, seconds: trained.append(group.id)))
+    assert [victim.name in sentence for sentence in said] == [True]
+    assert trained == [victim.stem]
+    assert group_sums(copied) == group_sums(tiny_run)
+
+
+def test_new_seeds_train_only_the_new_runs_and_removed_cells_are_ignored_aloud(tiny_text, tmp_path):
+    small = tiny_text.replace("[probes.curvature]", "[probes.retrieval2]").split("[probes.retrieval2]")[0]
+    study = parse_study(small, "t.toml", "t")
+    out = run(study, "cpu", out=tmp_path / "r")
+    kept = group_sums(out)
+    more = parse_study(small.replace("seeds = 3", "seeds = 4"), "t.toml", "t")
+    trained = []
+    run(more, "cpu", out=out, watch=Watch(done=lambda group, seconds: trained.extend(group.runs)))
+    assert {each.seed for each in trained} == {3}
+    assert kept.items() <= group_sums(out).items()
+    said = []
+    run(
+        parse_study(small.replace("seeds = 3", "seeds = 2"), "t.toml", "t"),
+        "cpu",
+        out=out,
+        watch=Watch(say=said.append),
+    )
+    assert said == [f"{out}: 16 stored runs are not in the study any more and are ignored"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"study": "other"}, "holds study 'other', not 'tiny'; give another --out"),
+        ({"scale": "full"}, "holds scale 'full', not 'small'; give another --out"),
+        ({"device": {"type": "cuda", "model": "H"}}, r"was run on cuda \(H\), this is cpu"),
+        ({"versions": {"torch": "1.0"}}, "was run with python None, this is 3"),
+        ({"schema": 2}, "written in schema 2; this version reads schema 1"),
+    ],
+)
+def test_a_directory_of_something_else_is_refused(tiny, tiny_run, tmp_path, change, sentence):
+    manifest = json.loads((tiny_run / "manifest.json").read_text()) | change
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=sentence):
+        run(tiny, "cpu", out=tmp_path)
+
+
+def test_a_group_that_raises_leaves_the_others_going_and_is_tried_again(tiny, tiny_run, tmp_path, monkeypatch):
+    sound = loss["siglip"]
+
+    def broken(image, text, *, log_scale, bias):
+        raise RuntimeError("a loss that fails")
+
+    monkeypatch.setitem(loss._variants, "siglip", Variant("loss", "siglip", broken, sound.options, sound.traits))
+    monkeypatch.setattr(execute, "open_run", with_sound(execute.open_run, sound, broken, monkeypatch))
+    said = []
+    out = run(tiny, "cpu", out=tmp_path / "r", watch=Watch(say=said.append))
+    assert sorted(statuses(out)) == ["failed", "failed", "finished", "finished"]
+    assert all(sentence.endswith("RuntimeError: a loss that fails") for sentence in said)
+    errors = [g["error"] for g in json.loads((out / "manifest.json").read_text())["groups"] if g["status"] == "failed"]
+    assert all("Traceback" in error for error in errors)
+    monkeypatch.undo()
+    run(tiny, "cpu", out=out)
+    assert group_sums(out) == group_sums(tiny_run)
+
+
+def with_sound(open_run, sound, broken, monkeypatch):
+    """Planning measures the loss, so it must not be broken yet."""
+
+    def opened(*arguments):
+        monkeypatch.setitem(loss._variants, "siglip", sound)
+        result = open_run(*arguments)
+        monkeypatch.setitem(loss._variants, "siglip", Variant("loss", "siglip", broken, sound.options, sound.traits))
+        return result
+
+    return opened
+
+
+def suicide(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_a_failure_with_a_reason(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "_train_elsewhere", suicide)
+    said = []
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        out = run(tiny, "cpu", executor=pool, out=tmp_path / "r", watch=Watch(say=said.append))
+    assert set(statuses(out)) == {"failed"}
+    assert all("the worker process died" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("on", ["", "process:2", "processes:", "processes:0", "processes:-1", "local:2"])
+def test_an_executor_that_does_not_exist_is_one_sentence(on):
+    with pytest.raises(InputError, match="allowed: local, or processes:N with N at least 1"), executor_of(on):
+        pass
+
+
+def test_a_device_that_is_not_there_is_one_sentence():
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        execute.pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="this machine has no CUDA device"):
+            execute.pick_device("cuda")
+
+
+def test_groups_narrow_when_memory_is_short_and_never_to_one(tiny, monkeypatch):
+    from stability.execute import planning
+
+    monkeypatch.setattr(planning, "device_memory", lambda device: 1)
+    plan = plan_groups(tiny, torch.device("cpu"))
+    assert {len(group.runs) for group in plan.groups} == {2}
+    assert worker_count(torch.device("cuda")) == 1
+
+
+def test_the_estimate_counts_what_the_study_has(tiny):
+    cost = execute.estimate(tiny, torch.device("cpu"), steps=1)
+    assert (cost.runs, cost.groups, cost.steps) == (24, 4, 8)
+    assert cost.seconds > 0
+    assert cost.bytes > 0

@@ -1,0 +1,144 @@
+"""Probes: each against a slow twin on one replica, and the replica axis against a loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from stability.grid import Group, runs_of
+from stability.probes import measures_of, probe
+from stability.probes.geometry import margin_and_relative_bias, quantile
+from stability.train import Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny):
+    """Two seeds of one arm, three steps into training."""
+    runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("siglip-log-b", 8, 0.0))[:2]
+    trained = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
+    for _ in range(3):
+        trained.step()
+    return trained
+
+
+def replica(trainer, place):
+    """Return parameters and embeddings of one replica on the held-out pairs."""
+    population = trainer.population
+    params = population.plan.layout.unflatten(population.theta.detach()[place])
+    held = population.held
+    return (
+        params,
+        population.plan.embed_image(params, held.image),
+        population.plan.embed_text(params, held.text),
+        held,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(probe))
+def test_every_probe_returns_exactly_the_measures_it_declares(trainer, name):
+    if name not in trainer.study.probes:
+        pytest.skip("not in the tiny study")
+    reading = trainer.read(name)
+    declared = {m.name for m in probe[name].traits["measures"] if m.pooled is None}
+    assert set(reading.values) == declared
+    for measure in probe[name].traits["measures"]:
+        assert measure.text.endswith("."), measure
+        assert measure.pooled is None or set(measure.pooled) <= declared
+        assert not measure.chance or measure.chance in declared
+        if measure.pooled is None:
+            assert reading.values[measure.name].dim() == 1 + measure.listed
+
+
+def test_the_tiny_study_reads_every_registered_probe(trainer):
+    assert set(trainer.study.probes) == set(probe)
+
+
+def test_no_two_probes_make_a_measure_of_one_name():
+    names = [m.name for variant in probe.values() for m in variant.traits["measures"]]
+    assert len(names) == len(set(names))
+    assert set(names) <= set(measures_of(probe))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_recall_counts_any_item_with_the_identical_caption(trainer, place):
+    _, image, text, held = replica(trainer, place)
+    values = trainer.read("retrieval").values
+    caption = held.caption.tolist()
+    to_text = sum(caption[int((text @ row).argmax())] == caption[i] for i, row in enumerate(image)) / len(image)
+    to_image = sum(caption[int((image @ row).argmax())] == caption[i] for i, row in enumerate(text)) / len(text)
+    assert_close(values["recall_at_1_image_to_text"][place].item(), to_text)
+    assert_close(values["recall_at_1_text_to_image"][place].item(), to_image)
+    assert_close(values["recall_at_1"][place].item(), (to_text + to_image) / 2)
+    share = sum(a == b for a in caption for b in caption) / len(caption) ** 2
+    assert_close(values["recall_at_1_chance"][place].item(), share)
+
+
+def test_zero_shot_picks_the_class_of_the_nearest_mean_prompt(trainer):
+    params, image, _, held = replica(trainer, 0)
+    plan = trainer.population.plan
+    means = torch.stack([F.normalize(plan.embed_text(params, held.prompts[c]).mean(0), dim=0) for c in range(10)])
+    right = ((image @ means.T).argmax(-1) == held.label).double().mean()
+    assert_close(trainer.read("retrieval").values["zero_shot_accuracy"][0].double(), right)
+
+
+def test_margins_are_over_pairs_with_distinct_captions(trainer):
+    _, image, text, held = replica(trainer, 1)
+    values = trainer.read("geometry").values
+    positive, negative = [], []
+    for i, row in enumerate(image @ text.T):
+        for j, s in enumerate(row.tolist()):
+            (positive if held.caption[i] == held.caption[j] else negative).append(s)
+    assert_close(values["margin"][1].item(), (min(positive) - max(negative)) / 2)
+    assert_close(values["relative_bias"][1].item(), (min(positive) + max(negative)) / 2)
+    assert_close(values["modality_gap"][1], (image.mean(0) - text.mean(0)).norm())
+    assert_close(
+        values["alignment"][1].item(),
+        sum(float((u - v) @ (u - v)) for u, v in zip(image, text, strict=True)) / len(image),
+    )
+
+
+def test_a_constellation_has_the_margin_and_relative_bias_it_was_built_with():
+    m, b = margin_and_relative_bias(torch.tensor(0.7), torch.tensor(0.1))
+    assert_close(m, torch.tensor(0.3))
+    assert_close(b, torch.tensor(0.4))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95, 1.0])
+def test_a_quantile_is_the_smallest_value_that_the_share_does_not_exceed(share):
+    values = torch.randperm(37).double()
+    expected = next(v for v in sorted(values.tolist()) if (values <= v).double().mean() >= share)
+    assert quantile(values, share).item() == expected
+
+
+def test_the_sharpness_ratio_is_over_the_adaptive_edge_of_stability(trainer):
+    values = trainer.read("curvature").values
+    run = trainer.population.runs[0]
+    threshold = (2 + 2 * 0.9) / ((1 - 0.9) * run.lr)
+    assert_close(values["sharpness_ratio"], values["preconditioned_sharpness"] / threshold)
+
+
+def test_the_sharpness_ratio_is_not_given_inside_the_warm_up(tiny):
+    runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
+    early = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
+    early.step()
+    values = early.read("curvature").values
+    assert torch.isnan(values["sharpness_ratio"]).all()
+    assert torch.isfinite(values["hessian_high"]).all()
+
+
+def test_probes_read_only_the_runs_that_their_schedule_selects(tiny):
+    runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size) == ("clip", 8))
+    whole = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
+    chosen = whole.read("curvature").replicas
+    assert [(runs[place].seed, runs[place].noise) for place in chosen] == [(0, 0.0)]
+
+
+def test_pyhessian_and_the_dense_hessian_agree_with_ours(trainer):
+    values = {name: value[0].item() for name, value in trainer.read("cross-check").values.items()}
+    assert values["crosscheck_high"] == pytest.approx(values["dense_high"], rel=1e-4)
+    assert values["pyhessian_high"] == pytest.approx(values["dense_high"], rel=1e-2)
+    assert abs(values["crosscheck_trace"] - values["dense_trace"]) < 5 * values["crosscheck_trace_stderr"]

@@ -1,0 +1,258 @@
+"""The population trainer against torch's own optimizer, a plain loop over single runs, and itself at other widths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from stability.encoders import Modality, encoder
+from stability.grid import Group, runs_of
+from stability.losses import clip
+from stability.registry import InputError, Variant
+from stability.study import Study, Train, parse_study
+from stability.train import Trainer, diverged_at, population_of, train_step
+from stability.train.feed import batch_indices, duplicate_share, feed_of, identity, independent_indices
+from stability.train.optimizer import Clip, Moments, Rates, adamw, schedule
+from stability.train.population import towers
+
+CPU = torch.device("cpu")
+
+
+def some_runs(study: Study, arm: str, batch_size: int = 8):
+    return [run for run in runs_of(study) if (run.arm, run.batch_size) == (arm, batch_size)]
+
+
+# --- optimizer -------------------------------------------------------------------------------------------------------
+
+
+def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own_for_each_replica():
+    generator = torch.Generator().manual_seed(0)
+    train = Train(steps=20, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
+    start = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    lrs = torch.tensor([0.01, 0.1, 0.5], dtype=torch.float64)
+    ours, moments = start.clone(), Moments.zeros_like(start)
+    decay = torch.tensor([0.1] * 4 + [0.0] * 3, dtype=torch.float64)
+    rates = Rates(decay, torch.ones(7, dtype=torch.float64))
+    theirs = [(nn.Parameter(row[:4].clone()), nn.Parameter(row[4:].clone())) for row in start]
+    optimizers = [
+        torch.optim.AdamW(
+            [{"params": [decayed], "weight_decay": 0.1}, {"params": [bare], "weight_decay": 0.0}],
+            lr=float(lr),
+            betas=train.betas,
+            eps=train.eps,
+        )
+        for lr, (decayed, bare) in zip(lrs, theirs, strict=True)
+    ]
+    for _ in range(20):
+        gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+        before = ours.clone()
+        norm = adamw(ours, gradient, moments, lrs[:, None], rates, train)
+        assert_close(norm, (ours - before).norm(dim=-1))
+        for row, (decayed, bare), optimizer in zip(gradient, theirs, optimizers, strict=True):
+            decayed.grad, bare.grad = row[:4].clone(), row[4:].clone()
+            optimizer.step()
+        expected = torch.stack([torch.cat(pair).detach() for pair in theirs])
+        assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_cosine_schedule_falls_from_one_to_nearly_zero_after_a_linear_warm_up():
+    train = Train(steps=100, warmup=10, schedule="cosine")
+    factors = [schedule(train, step) for step in range(100)]
+    assert_close(factors[:10], [(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1.0
+    assert all(later < earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert factors[-1] < 1e-3
+
+
+def test_clipping_at_a_norm_scales_the_gradient_and_leaves_small_ones():
+    clipping = Clip(quantile=None, norm=2.0, recent=torch.zeros(2, 4))
+    gradient = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    clipped, was = clipping(gradient, gradient.norm(dim=-1))
+    assert_close(clipped, torch.tensor([[1.2, 1.6], [0.3, 0.4]]))
+    assert was.tolist() == [1.0, 0.0]
+
+
+def test_clipping_at_a_quantile_follows_each_replica_s_own_norms_whatever_their_scale():
+    clipping = Clip(quantile=0.5, norm=None, recent=torch.zeros(2, 4))
+    scale = torch.tensor([[1.0], [64.0]])
+    for size in (1.0, 2.0, 3.0, 4.0):
+        gradient = size * scale
+        _, was = clipping(gradient, gradient.norm(dim=-1))
+        assert was.tolist() == [0.0, 0.0]
+    clipped, was = clipping(10 * scale, (10 * scale).norm(dim=-1))
+    assert_close(clipped, 2.5 * scale)
+    assert was.tolist() == [1.0, 1.0]
+
+
+# --- a population is its runs ----------------------------------------------------------------------------------------
+
+
+def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
+    """The slow twin: nn.Modules, torch.optim.AdamW, one run at a time."""
+    runs = [run for run in some_runs(tiny, "clip") if run.noise == 0.0][:2]
+    pairs = tiny.pairs()
+    trainer = Trainer(tiny, Group("g", tuple(runs)), pairs, CPU)
+    logged = [trainer.step() for _ in range(tiny.train.steps)]
+    for place, run in enumerate(runs):
+        image, text = towers(tiny, pairs, run.seed)
+        log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        named = [*image.named_parameters(), *text.named_parameters()]
+        matrices = [value for _, value in named if value.dim() > 1]
+        vectors = [value for _, value in named if value.dim() <= 1]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": tiny.train.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+                {"params": [log_scale], "weight_decay": 0.0},
+            ],
+            betas=tiny.train.betas,
+            eps=tiny.train.eps,
+        )
+        draws = batch_indices(run.seed, len(pairs.train), run.batch_size)
+        for step in range(tiny.train.steps):
+            rate = run.lr * schedule(tiny.train, step)
+            for group, factor in zip(optimizer.param_groups, (1, 1, tiny.train.scalar_lr), strict=True):
+                group["lr"] = rate * factor
+            index = pairs.train[next(draws)]
+            u = F.normalize(image(pairs.image[index]), dim=-1)
+            v = F.normalize(text(pairs.text[index]), dim=-1)
+            loss = clip(u, v, log_scale=log_scale)
+            optimizer.zero_grad()
+            loss.backward()
+            assert_close(logged[step]["log_scale"][place], log_scale.detach(), rtol=1e-4, atol=1e-5)
+            assert_close(logged[step]["loss"][place], loss.detach(), rtol=1e-4, atol=1e-5)
+            optimizer.step()
+
+
+@pytest.mark.parametrize("arm", ["clip", "siglip-log-b"])
+def test_a_replica_gives_the_same_numbers_in_groups_of_2_and_of_24(tiny, arm):
+    wide = tiny.model_copy(update={"grid": tiny.grid.model_copy(update={"seeds": 12})})
+    runs = tuple(some_runs(wide, arm))
+    assert len(runs) == 24
+    pairs = wide.pairs()
+    many, few = (Trainer(wide, Group("g", part), pairs, CPU) for part in (runs, (runs[5], runs[17])))
+    for _ in range(wide.train.steps):
+        both = many.step(), few.step()
+        for name in both[0]:
+            assert torch.equal(both[0][name][[5, 17]], both[1][name]), name
+    for probe in ("retrieval", "gradient-noise"):
+        wide_reading, narrow_reading = many.read(probe), few.read(probe)
+        for name, values in narrow_reading.values.items():
+            assert torch.equal(wide_reading.values[name][[5, 17]], values), name
+
+
+def test_a_replica_that_turns_nan_is_frozen_and_its_neighbours_do_not_notice(tiny):
+    runs = some_runs(tiny, "siglip-log-b")[:3]
+    pairs = tiny.pairs()
+    healthy, sick = (population_of(tiny, runs, pairs, CPU) for _ in range(2))
+    draws = {run.seed: batch_indices(run.seed, len(pairs.train), run.batch_size) for run in runs}
+    for step in range(6):
+        drawn = {seed: next(indices) for seed, indices in draws.items()}
+        index = torch.stack([drawn[run.seed] for run in runs])
+        if step == 2:
+            sick.theta.data[1, 0] = torch.nan
+            frozen = sick.theta[1].detach().clone()
+        fine, ill = train_step(healthy, index), train_step(sick, index)
+        for name in ("loss", "gradient_norm", "update_norm"):
+            assert torch.equal(fine[name][[0, 2]], ill[name][[0, 2]]), name
+            assert torch.isnan(ill[name][1]) == (step >= 2)
+    assert torch.equal(healthy.theta[[0, 2]], sick.theta[[0, 2]])
+    assert torch.equal(sick.theta[1].nan_to_num(7.0), frozen.nan_to_num(7.0))
+
+
+def test_losses_share_weights_batches_and_noise_at_one_seed(tiny):
+    pairs = tiny.pairs()
+    ours, theirs = (population_of(tiny, some_runs(tiny, arm), pairs, CPU) for arm in ("clip", "siglip-log-b"))
+    towers_only = min(ours.theta.shape[1], theirs.theta.shape[1]) - 1
+    assert torch.equal(ours.theta[:, :towers_only], theirs.theta[:, :towers_only])
+    assert torch.equal(ours.feed.text, theirs.feed.text)
+
+
+def test_scalars_start_where_the_arm_says_and_neither_they_nor_biases_decay(tiny):
+    population = population_of(tiny, some_runs(tiny, "siglip-log-b"), tiny.pairs(), CPU)
+    params = population.plan.layout.unflatten(population.theta.detach())
+    assert_close(params["loss.bias"], torch.full((6,), -math.log(8)))
+    decay = population.plan.layout.unflatten(population.rates.decay)
+    assert {name for name, value in decay.items() if (value != 0).any()} == {
+        name for name, value in decay.items() if value.dim() > 1
+    }
+    multiplier = population.plan.layout.unflatten(population.rates.multiplier)
+    assert {name for name, value in multiplier.items() if (value != 1).any()} == {"loss.log_scale", "loss.bias"}
+
+
+def test_a_batchnorm_in_a_tower_is_refused_because_it_couples_samples(tiny_text, monkeypatch):
+    def coupled(modality: Modality, embed_dim: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, embed_dim), nn.BatchNorm1d(embed_dim))
+
+    monkeypatch.setitem(encoder._variants, "coupled", Variant("encoder", "coupled", coupled, {}, {"modality": "any"}))
+    study = parse_study(tiny_text.replace('name = "mlp", width = 8, depth = 1', 'name = "coupled"'), "t.toml", "t")
+    with pytest.raises(InputError, match="BatchNorm, which couples the samples"):
+        towers(study, study.pairs(), 0)
+
+
+# --- what they read --------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_of_batches_meets_every_pair_at_most_once():
+    draws = batch_indices(seed=4, available=10, batch_size=3)
+    epoch = torch.cat([next(draws) for _ in range(3)])
+    assert len(set(epoch.tolist())) == 9
+    again = batch_indices(seed=4, available=10, batch_size=3)
+    assert torch.equal(epoch[:3], next(again))
+
+
+def test_independent_batches_repeat_no_pair_inside_a_batch_and_ignore_each_other():
+    index = independent_indices(0, "probe", count=50, available=6, batch_size=5)
+    assert all(len(set(batch.tolist())) == 5 for batch in index)
+    assert len({tuple(sorted(batch.tolist())) for batch in index}) > 1
+
+
+@pytest.mark.parametrize("kind", ["fixed", "fresh"])
+def test_fixed_noise_is_the_same_at_every_visit_and_fresh_noise_is_not(tiny, kind):
+    runs = [run for run in some_runs(tiny, "clip", 16) if run.noise > 0]
+    feed = feed_of(runs, tiny.pairs(), kind, CPU)
+    generators = feed.generators("train")
+    index = torch.arange(16).repeat(len(runs), 1)
+    first, second = (feed.batch(index, generators) for _ in range(2))
+    assert torch.equal(first["text"], second["text"]) == (kind == "fixed")
+    clean = tiny.pairs().text[tiny.pairs().train][:16]
+    changed = (second["text"] != clean).any(-1).sum(-1)
+    if kind == "fresh":
+        assert changed.tolist() == [round(0.4 * 16)] * len(runs)
+
+
+def test_duplicates_are_counted_by_their_text():
+    text = torch.tensor([[1, 2], [3, 4], [1, 2], [2, 1]])
+    salt = torch.tensor([3, 5]) * 2 + 1
+    assert_close(duplicate_share(identity(text, salt)), torch.tensor(2 / 12))
+    reals = torch.tensor([[0.5, 1.0], [0.5, 1.0], [1.0, 0.5]])
+    assert_close(duplicate_share(identity(reals, salt)), torch.tensor(2 / 6))
+
+
+# --- divergence ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (np.full(200, 1.0), None),
+        (np.full(200, 5.0), 20),
+        (np.where(np.arange(200) == 150, np.inf, 1.0), 150),
+        (np.where(np.arange(200) < 100, 1.0, 9.0), None),
+        (np.where((np.arange(200) > 50) & (np.arange(200) < 60), 99.0, 1.0), None),
+    ],
+)
+def test_divergence_is_a_loss_that_is_not_finite_or_ends_at_chance(loss, expected):
+    found = diverged_at(loss, chance=5.0, warmup=20)
+    if (loss[-1] >= 5.0) and expected is None:
+        # From chance on for good: the trailing mean over 10 steps crosses it within 10 steps of the jump.
+        assert found is not None
+        assert 100 <= found < 110
+    else:
+        assert found == expected
