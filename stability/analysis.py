@@ -264,7 +264,7 @@ def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
 def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     label = measure.label[:1].lower() + measure.label[1:]
     if claim.threshold is not None:
-        return f"{label} {claim.threshold:g}"
+        return f"a {label} of {claim.threshold:g}"
     return f"log chance-corrected {label}" if scale == "chance-log" and claim.over else label
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from stability.registry import InputError, Registry, nearest
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
 
 # Torch takes seconds to import, so every verb imports what it needs when it is called: --help answers at once.
 
+# Typer carries its own copy of click or uses the installed one, by version; its errors are reached through its own.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -60,20 +61,24 @@ def main() -> None:
     except InputError as error:
         _complain(str(error))
         code = 2
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())  # noqa: T201 (the help that was asked for)
+    except UsageError as error:
+        _complain(getattr(error, "format_message", error.__str__)())
         code = 2
-    except click.ClickException as error:
-        _complain(error.format_message())
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; every finished group is kept, and the same command goes on from there")
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code)
 
 
 def _complain(sentence: str) -> None:
     print(f"stability: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+@app.callback(invoke_without_command=True)
+def top(context: typer.Context) -> None:
+    """Print the help when no verb is given."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201
+        raise typer.Exit(2)
 
 
 @app.command("list")
@@ -165,8 +170,12 @@ def run(study: StudyName, scale: Scale = "small", device: Device = "auto", on: O
 
     loaded = load_study(study, scale)
     where = out or default_out(loaded)
-    with executor_of(on, device) as executor, _progress(loaded.train.steps) as watch:
-        train(loaded, device, executor, where, watch)
+    try:
+        with executor_of(on, device) as executor, _progress(loaded.train.steps) as watch:
+            train(loaded, device, executor, where, watch)
+    except KeyboardInterrupt:
+        _complain(f"interrupted; every finished group is kept in {where}, and the same command goes on from there")
+        raise typer.Exit(130) from None
     raise typer.Exit(_report(where))
 
 
@@ -190,13 +199,13 @@ def publish(
 def _report(where: Path) -> int:
     """Write the report, print the verdicts and the path, and return the exit code."""
     from stability.analysis import analyse, read
-    from stability.report import write_report
+    from stability.report import render
 
     console = _console()
     results = read(where, lambda sentence: console.print(sentence, style="yellow", soft_wrap=True, markup=False))
-    with console.status("writing the report"):
-        paths = write_report(where)
     findings = analyse(results)
+    with console.status("writing the report"):
+        paths = render(results, findings, where / "report")
     _print_verdicts(console, findings)
     failed = findings.provenance["failed"]
     if failed:

@@ -1,28 +1,110 @@
 from __future__ import annotations
 
+import dataclasses
 import math
-from pathlib import Path
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stability.analysis import Results, analyse
 from stability.grid import runs_of
+from stability.report.figures import SECTIONS, draw, svg
+from stability.report.figures.forest import forest_plot
+from stability.report.figures.geometry import embedding_geometry
+from stability.report.figures.levels import convergence, decline, share_reached, sharpness
+from stability.report.figures.panels import log_ticks
+from stability.report.figures.spectra import density, spectral_densities, symmetric_log
+from stability.report.figures.tables import of_steps, window_of, windowed
+from stability.report.style import DARK, LIGHT, looks, theme_css
 from stability.study import parse_study
 
-QUICKSTART = (Path(__file__).parents[1] / "studies" / "quickstart.toml").read_text()
+STUDY = """
+title = "Made"
+question = "Are closed forms drawn as they are?"
+
+[data]
+name = "digits"
+
+[model]
+image = "patch-transformer"
+text = "token-transformer"
+
+[train]
+steps = 300
+warmup = 20
+
+[arms.siglip-log-b]
+loss = "siglip"
+bias = "-log B"
+
+[grid]
+loss = ["clip", "siglip", "siglip-log-b"]
+batch_size = [32, 128]
+noise = [0.0, 0.4]
+lr = [3e-3]
+seeds = 3
+
+[probes]
+retrieval.every = 25
+gradient-noise.every = 50
+curvature = { seeds = 2, noise = [0.0] }
+geometry.every = 100
+
+[[claims]]
+id = "gradient-noise"
+primary = true
+text = "SigLIP's gradients are less noisy than CLIP's"
+measure = "gradient_noise_fraction"
+contrast = "difference"
+compare = ["siglip", "clip"]
+expect = "lower"
+margin = 0.1
+
+[[claims]]
+id = "convergence"
+text = "SigLIP reaches a recall of .2 in fewer steps than CLIP"
+measure = "recall_at_1"
+contrast = "time-to-threshold"
+threshold = 0.2
+compare = ["siglip", "clip"]
+expect = "lower"
+margin = 0.1
+"""
+
+SLOPE = """
+[[claims]]
+id = "noise-slope"
+text = "SigLIP's recall falls more slowly than CLIP's as captions are mismatched"
+measure = "recall_at_1"
+contrast = "slope"
+over = "noise"
+compare = ["siglip", "clip"]
+expect = "higher"
+margin = 0.25
+"""
+
 LEVEL = {"clip": 0.6, "siglip": 0.35, "siglip-log-b": 0.45}
 
 
-def made(text: str = QUICKSTART, diverge: int = 2) -> Results:
+def made(text: str = STUDY + SLOPE, diverge: int = 2) -> Results:
     """Results of a study as closed-form curves: recall a (1 - noise) s / (s + 60), log t and b straight lines."""
-    study = parse_study(text, "made.toml", "quickstart", "small")
+    study = parse_study(text, "made.toml", "made", "small")
     rng = np.random.default_rng(0)
     rows, frames = [], []
     total = study.train.steps
     step = np.arange(total + 1)
     for place, run in enumerate(runs_of(study)):
-        level = LEVEL[run.arm] * (run.batch_size / 128) ** 0.25 * (1 - run.noise) * math.exp(rng.normal(0, 0.06))
+        level = (
+            LEVEL.get(run.arm, 0.3 + 0.05 * len(run.arm) % 0.4)
+            * (run.batch_size / 128) ** 0.25
+            * (1 - run.noise)
+            * math.exp(rng.normal(0, 0.06))
+        )
         recall = 0.0136 + level * step / (step + 60)
         loss = math.log(run.batch_size) * (1 - level * step / (step + 90) + rng.normal(0, 0.02, len(step)))
         diverged = run.arm == "siglip" and run.noise > 0 and place % 7 == 0 and diverge > 0
@@ -40,13 +122,13 @@ def made(text: str = QUICKSTART, diverge: int = 2) -> Results:
         frame["zero_shot_accuracy"] = np.where(every25, 0.1 + recall, math.nan)
         frame["zero_shot_accuracy_chance"] = np.where(every25, 0.1, math.nan)
         for block, noise in (("towers", 0.2 + 0.5 * step / total), ("scalars", 0.05 + 0.9 * step / total)):
-            share = noise * LEVEL[run.arm] * np.exp(rng.normal(0, 0.1, len(step)))
+            share = noise * LEVEL.get(run.arm, 0.5) * np.exp(rng.normal(0, 0.1, len(step)))
             frame[f"gradient_noise_trace_{block}"] = np.where(every50, 3 * share, math.nan)
             frame[f"gradient_second_moment_{block}"] = np.where(every50, 3.0, math.nan)
         for name, value in (("margin_trimmed", -0.2), ("relative_bias_trimmed", 0.3), ("modality_gap", 0.9)):
             frame[name] = np.where(every100, value + level * step / total, math.nan)
         curved = (step == total) & (run.seed < 2) & (run.noise == 0)
-        high = 100.0 * LEVEL[run.arm] * math.exp(rng.normal(0, 0.2))
+        high = 100.0 * LEVEL.get(run.arm, 0.5) * math.exp(rng.normal(0, 0.2))
         nodes = np.sort(np.concatenate([[-high / 20], np.geomspace(1e-3, high, 9), -np.geomspace(1e-3, high / 30, 6)]))
         weights = np.exp(-np.abs(np.arcsinh(nodes * 50)))
         frame["hessian_high"] = np.where(curved, high, math.nan)
@@ -59,3 +141,225 @@ def made(text: str = QUICKSTART, diverge: int = 2) -> Results:
         rows.append({"run": run.id, **cell, "status": "diverged" if diverged else "finished", "diverged_at": at})
     manifest = {"versions": {"python": "3"}, "device": {"type": "cpu"}, "git_commit": "none", "threads": 1}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), study.measures)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return made()
+
+
+@pytest.fixture(scope="module")
+def drawn(results):
+    return draw(results, analyse(results))
+
+
+@pytest.fixture(scope="module")
+def markup(drawn):
+    return {figure.id: svg(figure.figure, figure.id, label=figure.alt) for figure in drawn}
+
+
+# --- which figures, in which order -----------------------------------------------------------------------------------
+
+
+def test_a_full_study_fills_every_section_in_reading_order(drawn):
+    assert list(dict.fromkeys(figure.section for figure in drawn)) == list(SECTIONS)
+    assert len({figure.id for figure in drawn}) == len(drawn)
+
+
+def test_what_was_not_measured_is_left_out(results, drawn):
+    columns = ["recall_at_1", "gradient_noise_trace_towers", "bias", "hessian_nodes", "sharpness_ratio", "modality_gap"]
+    gone = {"forest", "recall", "noise-decline", "time-1", "gradient-noise", "bias", "spectra", "sharpness"}
+    less = dataclasses.replace(results, steps=results.steps.drop(columns=columns))
+    left = draw(less, dataclasses.replace(analyse(results), claims=()))
+    assert {figure.id for figure in left} == {figure.id for figure in drawn} - gone
+    assert "modality_gap" not in set(left[-1].table["measure"])
+
+
+def test_a_measure_without_a_single_value_draws_nothing(results):
+    names = [name for name in results.steps if name.startswith(("hessian", "sharpness", "margin", "relative", "modal"))]
+    empty = {name: None if name in ("hessian_nodes", "hessian_weights") else math.nan for name in names}
+    bare = dataclasses.replace(results, steps=results.steps.assign(**empty))
+    assert not [*spectral_densities(bare), *sharpness(bare), *embedding_geometry(bare)]
+
+
+def test_one_noise_level_draws_no_decline_and_geometry_over_steps():
+    clean = made(STUDY.replace("noise = [0.0, 0.4]", "noise = [0.0]"))
+    assert not list(decline(clean))
+    (shown,) = embedding_geometry(clean)
+    assert set(shown.table["step"]) == {0, 100, 200, 300}
+
+
+# --- what they say ---------------------------------------------------------------------------------------------------
+
+
+def test_every_figure_says_what_it_shows_with_numbers(drawn):
+    for figure in drawn:
+        assert re.search(r"\d", figure.alt), figure.id
+        assert figure.alt.endswith("."), figure.id
+        assert not re.search(r"\bnan\b|\binf\b", f"{figure.title} {figure.caption} {figure.alt}"), figure.id
+        assert len(figure.table), figure.id
+
+
+def test_the_words_give_the_median_of_the_seeds(results, drawn):
+    (recall,) = (figure for figure in drawn if figure.id == "recall")
+    runs = results.runs.query("arm == 'clip' and batch_size == 32 and noise == 0.4")["run"]
+    end = results.steps[results.steps["run"].isin(runs) & (results.steps["step"] == 300)]["recall_at_1"]
+    assert f"batch size 32, noise 0.4: clip {end.median():.3g}" in recall.alt
+    row = recall.table.query("arm == 'clip' and batch_size == 32 and noise == 0.4 and step == 300")
+    assert float(row["median"].iloc[0]) == pytest.approx(end.median(), rel=1e-3)
+    assert int(row["seeds"].iloc[0]) == 3
+
+
+def test_diverged_runs_are_counted_and_crossed(results, drawn):
+    (loss,) = (figure for figure in drawn if figure.id == "loss")
+    count = int((results.runs["status"] == "diverged").sum())
+    assert count > 0
+    assert f"{count} of {len(results.runs)} runs" in loss.caption
+    crosses = [line for axes in loss.figure.axes for line in axes.lines if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] for line in crosses] == pytest.approx([120] * count, abs=8)
+
+
+def test_each_arm_keeps_one_colour_and_marker_in_all_figures(results, drawn):
+    known = looks(results.study.grid.loss)
+    seen = set()
+    for figure in drawn:
+        for legend in figure.figure.legends:
+            for line in legend.get_lines():
+                look = known[line.get_label()]
+                assert (line.get_color(), line.get_marker()) == (look.colour, look.marker)
+                seen.add(line.get_label())
+    assert seen == set(results.study.grid.loss)
+    assert len({look.colour for look in known.values()}) == len({look.marker for look in known.values()}) == 3
+
+
+# --- the forest plot -------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_could_not_be_tested_has_a_row_without_an_interval(results):
+    findings = analyse(results)
+    lost = dataclasses.replace(
+        findings.claims[0], verdict="not-testable", effect=math.nan, interval=(0.0, math.inf), p_value=math.nan
+    )
+    figure = forest_plot(results, dataclasses.replace(findings, claims=(lost,)))
+    assert "not testable" in figure.alt
+    assert figure.table[["effect", "high"]].isna().all(axis=None)
+    (axes,) = figure.figure.axes
+    assert len(axes.lines) == 1  # no difference alone
+
+
+def test_ratios_share_a_logarithmic_axis_and_differences_have_their_own(results):
+    figure = forest_plot(results, analyse(results)).figure
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        for line in axes.lines:
+            assert (low <= np.asarray(line.get_xdata())).all()
+            assert (np.asarray(line.get_xdata()) <= high).all()
+
+
+# --- markup ----------------------------------------------------------------------------------------------------------
+
+
+def test_markup_is_one_scalable_labelled_element_that_reaches_for_nothing(drawn, markup):
+    for figure in drawn:
+        text = markup[figure.id]
+        root = ElementTree.fromstring(text)
+        assert text.startswith("<svg ")
+        assert root.get("role") == "img"
+        assert root.get("aria-label") == figure.alt
+        assert root.get("viewBox")
+        assert "width" not in root.attrib
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|<script|<image|@import|<metadata", text)
+
+
+def test_ids_and_classes_bear_the_prefix_and_every_reference_is_met(drawn, markup):
+    for figure in drawn:
+        ids = re.findall(r'\bid="([^"]+)"', markup[figure.id])
+        classes = re.findall(r'\bclass="([^"]+)"', markup[figure.id])
+        references = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', markup[figure.id])
+        assert len(set(ids)) == len(ids)
+        assert all(name.startswith(f"{figure.id}-") for name in [*ids, *classes])
+        assert {first or second for first, second in references} == set(ids)
+        assert "*{" not in markup[figure.id]
+
+
+def test_equal_results_give_equal_markup_however_often_it_is_written(results, markup):
+    some = (decline, convergence, spectral_densities, embedding_geometry)
+    for figure in (figure for function in some for figure in function(results)):
+        for _ in range(2):
+            assert svg(figure.figure, figure.id, label=figure.alt) == markup[figure.id]
+
+
+def test_a_dark_page_recolours_everything(drawn):
+    for figure in drawn[:2]:
+        dark = svg(figure.figure, "x", dark=True)
+        changed = {role for role in LIGHT if LIGHT[role] != DARK[role]}
+        assert not any(LIGHT[role] in dark for role in changed)
+        assert DARK["ink"] in dark
+
+
+def test_a_themed_figure_has_no_colour_that_the_page_does_not_set(drawn):
+    for figure in (drawn[0], drawn[1], drawn[-1]):
+        themed = svg(figure.figure, "x", themed=True)
+        roles = set(re.findall(r"var\(--figure-([\w-]+),#[0-9a-f]{6}\)", themed))
+        assert roles <= set(LIGHT)
+        assert all(f"--figure-{role}:" in theme_css() for role in roles)
+        assert not re.search(r"#[0-9a-f]{6}", re.sub(r"var\([^)]*\)", "", themed))
+
+
+def test_hostile_words_are_words(results):
+    findings = analyse(results)
+    text = 'is $x^2$ <script>alert(1)</script> & "q" \x00 損失?'
+    hostile = dataclasses.replace(findings, claims=(dataclasses.replace(findings.claims[0], text=text),))
+    label = '"><script>'
+    root = ElementTree.fromstring(svg(forest_plot(results, hostile).figure, "x", label=label))
+    words = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert 'is $x^2$ <script>alert(1)</script> & "q" 損失?' in words
+    assert root.get("aria-label") == label
+
+
+# --- what is computed for them ---------------------------------------------------------------------------------------
+
+
+def test_the_share_of_seeds_rises_by_one_seed_at_a_time_and_never_counts_infinity():
+    cell = {"arm": "clip", "batch_size": 32, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
+    table = pd.DataFrame([{**cell, "step": step} for step in (50.0, 25.0, math.inf, 50.0)])
+    shares = share_reached(table)
+    assert shares[["step", "share"]].to_numpy().tolist() == [[0, 0], [25, 0.25], [50, 0.75]]
+
+
+def test_a_spectral_density_holds_the_mass_of_its_nodes():
+    nodes, weights = np.array([-3.0, 0.0, 0.5, 40.0]), np.array([0.1, 0.6, 0.2, 0.1])
+    grid = np.linspace(symmetric_log(-3.0, 0.01) - 2, symmetric_log(40.0, 0.01) + 2, 4001)
+    curve = density(nodes, weights, grid, 0.01)
+    assert np.trapezoid(curve, grid) == pytest.approx(1.0, abs=1e-6)
+    assert grid[curve.argmax()] == pytest.approx(0.0, abs=1e-2)
+
+
+def test_the_symmetric_log_is_odd_and_counts_decades():
+    assert symmetric_log(-7.0, 0.1) == -symmetric_log(7.0, 0.1)
+    assert symmetric_log(1e6, 0.1) - symmetric_log(1e5, 0.1) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_windows_keep_the_mean_of_a_run(results):
+    table = of_steps(results, results.steps["log_scale"])
+    table = table[table["step"] < 300]
+    window = 10
+    means = windowed(table, window).groupby("run")["value"].mean()
+    pd.testing.assert_series_equal(means, table.groupby("run")["value"].mean())
+
+
+@pytest.mark.parametrize(("every", "window"), [(1, 25), (25, 1)])
+def test_only_measures_of_every_step_are_averaged(every, window):
+    steps = np.arange(0, 300, every)
+    table = pd.DataFrame({"run": np.repeat(np.arange(2000), len(steps)), "step": np.tile(steps, 2000), "value": 0.0})
+    assert window_of(table) == window
+
+
+@given(st.floats(1e-12, 1e9), st.floats(1.3, 1e12))
+def test_logarithmic_ticks_rise_within_their_ends_and_stay_few(low, factor):
+    high = low * factor
+    ticks = log_ticks(low, high)
+    assert ticks == sorted(set(ticks))
+    assert all(low * (1 - 1e-8) <= tick <= high * (1 + 1e-8) for tick in ticks)
+    assert 1 <= len(ticks) <= 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_the_cosine_schedule_falls_from_one_to_nearly_zero_after_a_linear_warm_u
     factors = [schedule(train, step) for step in range(100)]
     assert_close(factors[:10], [(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0
-    assert all(later < earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors[10:]))
     assert factors[-1] < 1e-3
 
 

@@ -13,7 +13,7 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
     return (
         Measure(
             f"gradient_noise_fraction{suffix}",
-            f"Gradient noise fraction, {block}",
+            f"Gradient noise fraction ({block})",
             f"tr Sigma / (tr Sigma + |G|^2) of a batch gradient over {words}, each averaged over a window first.",
             scale="log",
             pooled=(trace, second),

@@ -103,7 +103,9 @@ def in_scalars(name: str) -> bool:
         ),
     ),
 )
-def curvature(replica: Replica, *, batches: int = 16, steps: int = 16, trace_probes: int = 4) -> dict[str, Tensor]:
+def curvature(
+    replica: Replica, *, batches: int = 16, steps: int = 16, edge_steps: int = 10, trace_probes: int = 4
+) -> dict[str, Tensor]:
     """Measure both ends, trace and density of the Hessian of the mean loss over fixed batches, whole and by block.
 
     The objective is the mean over *batches* fixed batches of the training size: a single batch overstates the top
@@ -115,9 +117,9 @@ def curvature(replica: Replica, *, batches: int = 16, steps: int = 16, trace_pro
         return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=1, **how)
 
     whole = of(steps=steps, trace_probes=trace_probes)
-    towers = of(steps=steps, trace_probes=1, block=in_towers)
+    towers = of(steps=edge_steps, trace_probes=1, block=in_towers)
     scalars = of(steps=sum(map(in_scalars, replica.params)), trace_probes=1, block=in_scalars)
-    adam = of(steps=steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
+    adam = of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
     threshold = adaptive_threshold(1.0, replica.betas[0]) / replica.learning_rate
     sharpness = adam.eigenvalues_high[:, 0]
     settled = replica.constant_rate

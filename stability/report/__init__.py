@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from stability import analysis
 from stability.analysis import Findings, Results, findings_text
 from stability.registry import InputError
-from stability.report.figures import draw, svg
+from stability.report import style
+from stability.report.figures import Drawn, draw, svg
 from stability.report.html import page
 from stability.report.model import describe
 from stability.report.pdf import document
@@ -17,6 +18,7 @@ from stability.report.publish import publish
 from stability.store import write_atomically
 
 FORMATS = ("html", "pdf")
+
 
 __all__ = ["FORMATS", "describe", "publish", "render", "write_report"]
 
@@ -30,9 +32,7 @@ def write_report(run_dir: str | Path, formats: Collection[str] = FORMATS) -> dic
     return render(results, analysis.analyse(results), Path(run_dir) / "report", formats)
 
 
-def render(
-    results: Results, findings: Findings, out_dir: Path, formats: Collection[str] = FORMATS
-) -> dict[str, Path]:
+def render(results: Results, findings: Findings, out_dir: Path, formats: Collection[str] = FORMATS) -> dict[str, Path]:
     """Return the paths of the files written to *out_dir*; equal input gives equal bytes.
 
     Each file is replaced as a whole. Raises `InputError` for an unknown format or a directory that cannot be written.
@@ -50,9 +50,18 @@ def render(
     if "html" in formats:
         themed = {one.id: svg(one.figure, one.id, label=one.alt, themed=True) for one in drawn}
         written["html"] = ("index.html", page(report, themed, found, pdf="pdf" in formats).encode())
+        written |= _picture(drawn)
     if "pdf" in formats:
         written["pdf"] = ("report.pdf", document(report, {one.id: svg(one.figure, one.id) for one in drawn}))
     return _write(out_dir, written)
+
+
+def _picture(drawn: Iterable[Drawn]) -> dict[str, tuple[str, bytes]]:
+    """Return the figure of the claims as a file of its own, on white, for a slide or a README."""
+    claims = [one for one in drawn if one.section == "claims"]
+    white = f"background:{style.LIGHT['page']};"
+    markup = [svg(one.figure, one.id, label=one.alt).replace(' style="', f' style="{white}', 1) for one in claims]
+    return {"picture": ("answer.svg", text.encode()) for text in markup[:1]}
 
 
 def _write(out_dir: Path, files: dict[str, tuple[str, bytes]]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +19,7 @@ from stability.report.style import theme_css
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-LARGEST_CSV = 120_000
+LARGEST_CSV = 80_000
 """Bytes of a figure's table beyond which the page does not carry it; report.json always does."""
 
 
@@ -69,7 +70,7 @@ def as_csv(table: Mapping[str, Any]) -> str:
 def _data_link(text: str) -> str | None:
     if len(text) > LARGEST_CSV:
         return None
-    return f"data:text/csv;base64,{base64.b64encode(text.encode()).decode()}"
+    return f"data:text/csv;charset=utf-8,{quote(text, safe=' ,;:./+=()|*!')}"
 
 
 def _json_block(found: str) -> Markup:

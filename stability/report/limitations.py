@@ -67,12 +67,14 @@ def _diverged(results: Results) -> Said:
         return
     total = runs.groupby(["arm", "batch_size"], sort=False).size()
     counted = diverged.groupby(["arm", "batch_size"], sort=False).size()
-    cells = ", ".join(f"{arm} at batch {size}: {n} of {total[arm, size]}" for (arm, size), n in counted.items())
+    cells = ", ".join(
+        f"{arm} at batch {size}: {n} of {total.loc[(arm, size)]}" for (arm, size), n in _by_place(counted)
+    )
     yield (
         "Diverged runs",
-        f"{len(diverged)} of {len(runs)} runs ended at or above the loss of embeddings that say nothing ({cells}). They "
-        "count as finished: at chance where a measure is bounded, as the whole budget where time is measured, and as "
-        "missing where no such level exists.",
+        f"{len(diverged)} of {len(runs)} runs ended at or above the loss of embeddings that say nothing ({cells}). "
+        "They count as finished: at chance where a measure is bounded, as the whole budget where time is measured, and "
+        "as missing where no such level exists.",
     )
 
 
@@ -93,14 +95,20 @@ def _bounded(results: Results) -> Said:
         if low := _places(level[level["value"] < CLEAR * level["chance"]]):
             yield (
                 f"{label} near chance",
-                f"Without noise, {label} ends below {CLEAR:g} times its chance level for {low}; little can be lost there.",
+                f"Without noise, {label} ends below {CLEAR:g} times its chance level for {low}; little can be "
+                "lost there.",
             )
         if high := _places(level[level["value"] > SATURATED]):
             yield f"{label} near its ceiling", f"Without noise, {label} ends above {percent(SATURATED)} for {high}."
 
 
 def _places(level: pd.DataFrame) -> str:
-    return ", ".join(f"{arm} at batch {size} ({number(row['value'])})" for (arm, size), row in level.iterrows())
+    return ", ".join(f"{arm} at batch {size} ({number(value)})" for (arm, size), value in _by_place(level["value"]))
+
+
+def _by_place(values: pd.Series) -> list[tuple[tuple[str, int], float]]:
+    """Return the values of a series indexed by arm and batch size."""
+    return list(zip(values.index.to_list(), values.to_list(), strict=True))
 
 
 def _false_negatives(results: Results) -> Said:
@@ -113,7 +121,7 @@ def _false_negatives(results: Results) -> Said:
         return
     said = "; ".join(
         f"at batch {size}, {percent(value)} of the pairs ({number(value * (size - 1))} per image)"
-        for size, value in share.items()
+        for size, value in zip(share.index.to_list(), share.to_list(), strict=True)
     )
     yield (
         "False negatives in the batch",
@@ -135,9 +143,10 @@ def _slow_scalars(results: Results) -> Said:
         start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
         if sum_of_rates < abs(start):
             yield (
-                f"The bias of {arm} had little room to move",
-                f"It went from {number(start)} to {number(end)} on average; the learning rates of a run sum to "
-                f"{number(sum_of_rates)}, about as far as Adam can carry a scalar.",
+                f"How far the bias of {arm} could move",
+                f"It starts at {number(start)} and ends at {number(end)} on average. Adam moves a scalar by no more "
+                f"than about the sum of its learning rates, here {number(sum_of_rates)}: what lies further away was "
+                "out of reach, whether better or not.",
             )
 
 
@@ -161,8 +170,10 @@ def _loose_eigenvalues(results: Results) -> Said:
 
 def _scope(results: Results) -> Said:
     study = results.study
-    towers = study.model.image.name if study.model.image.name == study.model.text.name else (
-        f"{study.model.image.name} and {study.model.text.name}"
+    towers = (
+        study.model.image.name
+        if study.model.image.name == study.model.text.name
+        else (f"{study.model.image.name} and {study.model.text.name}")
     )
     yield (
         "Scope",

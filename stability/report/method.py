@@ -17,7 +17,7 @@ from stability.stats.wording import confidence_in_percent
 FORMULAS = {
     "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
     "siglip": "L = 1/B Σ_i Σ_j log(1 + exp(−z_ij (t⟨x_i, y_j⟩ + b))), z_ij = 1 if i = j, else −1",
-    "interval": "d̄ ± t(1 − α/2k, n − 1) · s_d/√n, for k claims and α = .05",
+    "interval": "d̄ ± t(1 − α/2k, n − 1) · s/√n, for k claims and α = .05",
     "chance": "f(x) = log((x − c)/(1 − c))",
     "time": "d_s = mean over cells of log min(T_a, N) − log min(T_b, N)",
     "noise": "φ = tr Σ/(tr Σ + |G|²), tr Σ = Σ_k |g_k − ḡ|²/(K − 1), |G|² = |ḡ|² − tr Σ/K",
@@ -29,7 +29,7 @@ FORMULAS = {
 
 def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
     """Return the method as paragraphs: each a title, a text and the formulas that follow it, as {id, alt}."""
-    sources = (_pairing(results), _losses(results), _inference(findings), _measures(results, findings))
+    sources = (_pairing(results), _losses(results), _inference(results, findings), _measures(results, findings))
     return [
         {"title": title, "text": text, "formulas": [{"id": name, "alt": FORMULAS[name]} for name in names]}
         for source in sources
@@ -52,15 +52,15 @@ def _pairing(results: Results) -> Said:
         "Runs and pairing",
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
         "same batches and the same noise, so that arms can be compared within the seed. Training is AdamW "
-        f"(β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight matrices only) "
-        f"for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then {schedule}; the "
-        f"loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
+        f"(β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight matrices "
+        f"only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then {schedule}; "
+        f"the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
     )
     yield (
         "Divergence",
-        "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss of "
-        "embeddings that say nothing. A divergence is a result with a step, not a missing value: bounded measures take "
-        "their chance level, times the whole budget.",
+        "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "
+        "of embeddings that say nothing. A divergence is a result with a step, not a missing value: bounded measures "
+        "take their chance level, times the whole budget.",
     )
 
 
@@ -69,10 +69,11 @@ def _losses(results: Results) -> Said:
     arms = {name: study.arm(name) for name in study.grid.loss}
     for name in dict.fromkeys(arm.loss for arm in arms.values()):
         using = [f"{label}{_options(arm.options)}" for label, arm in arms.items() if arm.loss == name]
-        text = f"{loss[name].summary} Arms: {', '.join(using)}."
+        summary = loss[name].summary.replace(" - ", " − ").replace(" x ", " × ")
+        text = f"{summary} Arms: {', '.join(using)}."
         if name in ("clip", "siglip"):
             text += " With x and y the unit embeddings of a batch of B images and texts:"
-        yield (f"Loss {name}", text, *([name] if name in FORMULAS else []))
+        yield (f"The loss {name}", text, *([name] if name in FORMULAS else []))
 
 
 def _options(options: dict[str, Any]) -> str:
@@ -80,7 +81,7 @@ def _options(options: dict[str, Any]) -> str:
     return f" ({given})" if given else ""
 
 
-def _inference(findings: Findings) -> Said:
+def _inference(results: Results, findings: Findings) -> Said:
     if not findings.claims:
         return
     level = confidence_in_percent(findings.claims[0].confidence)
@@ -88,19 +89,27 @@ def _inference(findings: Findings) -> Said:
     yield (
         "One number a seed",
         "Each run is first reduced to one number for a claim, the numbers of the cells of a seed are averaged on the "
-        "scale of the claim, and the two arms are subtracted within the seed. A thousand evaluations of a run are still "
-        f"one run: n counts seeds. The interval is Student's, at a confidence of {level}: 95% shared among "
-        f"{count} {'claim' if count == 1 else 'claims'} (Bonferroni), so interval and verdict cannot disagree. With d̄ and "
-        "s_d the mean and standard deviation of the n differences:",
+        "scale of the claim, and the two arms are subtracted within the seed. A thousand evaluations of a run are "
+        f"still one run: n counts seeds. The interval is Student's, at a confidence of {level}: 95% shared among "
+        f"{count} {'claim' if count == 1 else 'claims'} (Bonferroni), so interval and verdict cannot disagree. From "
+        "the mean and the standard deviation s of the n differences:",
         "interval",
     )
+    for claim in findings.claims:
+        expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
+        yield (
+            f"The claim {claim.id}",
+            f"Measure: {results.measures[claim.measure].label}; "
+            f"contrast {claim.contrast}, expected {expected}, margin {claim.margin:g}. "
+            f"Test: {claim.method}. It assumes that {claim.assumptions}.",
+        )
     yield (
         "Verdicts",
-        "Asked in this order. Not testable: too few pairs, more than a tenth of them without a usable value, or a measure "
-        "too close to chance. Equivalent: the interval of two one-sided tests lies inside the margin declared before "
-        "the runs. Supported or contradicted: the interval excludes no difference. Otherwise inconclusive, with the number "
-        "of seeds that would settle it, planned from the margin and an upper bound of the spread, never from the effect "
-        "seen.",
+        "Asked in this order. Not testable: too few pairs, more than a tenth of them without a usable value, or a "
+        "measure too close to chance. Equivalent: the interval of two one-sided tests lies inside the margin declared "
+        "before the runs. Supported or contradicted: the interval excludes no difference. Otherwise inconclusive, with "
+        "the number of seeds that would settle it, planned from the margin and an upper bound of the spread, never "
+        "from the effect seen.",
     )
 
 
@@ -133,17 +142,16 @@ def _measures(results: Results, findings: Findings) -> Said:
     if "hessian_high" in columns:
         yield (
             "Curvature",
-            "The Hessian H belongs to the mean training loss over fixed batches. Its ends and density come from Lanczos "
-            "with full reorthogonalisation, its trace from Hutchinson's estimate, all seeded. Sharpness is taken as Adam "
-            "sees it, over the towers, in units of the edge of stability at momentum β₁ and learning rate η "
-            "(Cohen et al. 2022, arXiv:2207.14484):",
+            "The Hessian H belongs to the mean training loss over fixed batches. Its ends and density come from "
+            "Lanczos with full reorthogonalisation, its trace from Hutchinson's estimate, all seeded. Sharpness is "
+            "taken as Adam sees it, over the towers, in units of the edge of stability at momentum β₁ and learning "
+            "rate η (Cohen et al. 2022, arXiv:2207.14484):",
             "sharpness",
         )
     if "margin" in columns:
         yield (
             "Margin and relative bias",
-            "With p the least similar matching pair and q the most similar mismatch among held-out pairs (trimmed: the 5% "
-            "and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
+            "With p the least similar matching pair and q the most similar mismatch among held-out pairs (trimmed: the "
+            "5% and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
             "margin",
         )
-

@@ -6,21 +6,16 @@ No time, path or duration is in it, so that equal results give equal bytes; what
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from stability.analysis import AXES, Findings, Results, summarise
+from stability.analysis import Findings, Results
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
+from stability.report.tables import Json, cell_table, crosscheck_table, minus, plain_table
 from stability.stats.comparison import margin_region
-from stability.stats.wording import between, confidence_in_percent, number, percent
-
-Json = dict[str, Any]
+from stability.stats.wording import between, confidence_in_percent, number
 
 SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconclusive": "?", "not-testable": "–"}
 """A mark for each verdict, so that no reader depends on its colour."""
@@ -29,8 +24,8 @@ SECTIONS = {
     "claims": ("The claims", "Each claim was written down, with its measure and margin, before any run."),
     "learning": (
         "Learning",
-        "Every seed is a thin line, the median of the seeds a bold one. Losses differ in scale and chance level, so "
-        "compare arms by what their embeddings can do, not by the loss.",
+        "Losses differ in scale, so how far one falls below its chance level says less than what the embeddings can do "
+        "on pairs that training never saw.",
     ),
     "noise": (
         "Robustness to mismatched pairs",
@@ -58,36 +53,17 @@ SECTIONS = {
     ),
     "geometry": (
         "Geometry of the embeddings",
-        "Where matching and mismatching held-out pairs lie on the sphere at the end of training, and on the way.",
+        "How far apart matching and mismatched pairs lie on the unit sphere, and images from texts, on held-out data.",
     ),
-}
-
-CELL_MEASURES = (
-    ("loss", "late"),
-    ("recall_at_1", "final"),
-    ("zero_shot_accuracy", "final"),
-    ("gradient_noise_fraction", "late"),
-    ("sharpness_ratio", "final"),
-    ("margin_trimmed", "final"),
-    ("modality_gap", "final"),
-)
-
-AXIS_LABELS = {
-    "arm": "Arm",
-    "seed": "Seed",
-    "batch_size": "Batch",
-    "corruption": "Corruption",
-    "noise": "Noise",
-    "lr": "Rate",
-    "runs": "Runs",
-    "diverged": "Diverged",
 }
 
 
 def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Json:
     """Return the report of a study as JSON data: what report.json holds and what both renderings show."""
     study = results.study
-    answers = [answer_of(claim) for claim in sorted(findings.to_json()["claims"], key=lambda claim: not claim["primary"])]
+    answers = [
+        answer_of(claim) for claim in sorted(findings.to_json()["claims"], key=lambda claim: not claim["primary"])
+    ]
     counts = results.runs["status"].value_counts()
     missing = int(counts.get("planned", 0))
     return {
@@ -103,8 +79,8 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "answers": answers,
         "confidence": confidence_in_percent(findings.claims[0].confidence) if findings.claims else None,
         "sections": _sections(drawn, bool(answers)),
-        "crosscheck": _crosscheck(results),
-        "cells": _cells(results, findings),
+        "crosscheck": crosscheck_table(results),
+        "cells": cell_table(results, findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings),
         "provenance": _provenance(results, findings),
@@ -139,7 +115,7 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         "arms": " against ".join(claim["compare"]),
         "effect": _effect(claim["effect"], claim["ratio"]) if tested else None,
         "interval": _interval(claim["interval"], claim["ratio"]) if tested else None,
-        "equal": _interval(margin_region(claim["margin"], claim["ratio"]), claim["ratio"]),
+        "within": _interval(margin_region(claim["margin"], claim["ratio"]), claim["ratio"]),
         "kind": "ratio" if claim["ratio"] else "difference",
         "n": claim["n_pairs"],
         "p_adjusted": number(claim["p_adjusted"]) if tested and claim["p_adjusted"] is not None else None,
@@ -150,9 +126,9 @@ def _effect(effect: float, ratio: bool) -> str:
     """Return an effect as a factor or with its sign.
 
     >>> _effect(0.8812, True), _effect(-0.12, False), _effect(3.0, False)
-    ('0.881 ×', '−0.12', '+3')
+    ('0.881×', '−0.12', '+3')
     """
-    return f"{number(effect)} ×" if ratio else f"{'+' if effect > 0 else ''}{minus(number(effect))}"
+    return f"{number(effect)}×" if ratio else f"{'+' if effect > 0 else ''}{minus(number(effect))}"
 
 
 def _interval(ends: Sequence[float | None], ratio: bool) -> str:
@@ -162,16 +138,7 @@ def _interval(ends: Sequence[float | None], ratio: bool) -> str:
     return minus(between((lo, hi), ratio))
 
 
-def minus(text: str) -> str:
-    """Return a number's text with a true minus sign; exponents keep theirs.
-
-    >>> minus("-0.2 to -2e-07")
-    '−0.2 to −2e-07'
-    """
-    return re.sub(r"(?<![\w.])-(?=[\di])", "−", text)
-
-
-# --- figures and tables ----------------------------------------------------------------------------------------------
+# --- sections --------------------------------------------------------------------------------------------------------
 
 
 def _sections(drawn: Sequence[Drawn], claims: bool) -> list[Json]:
@@ -197,123 +164,6 @@ def _sections(drawn: Sequence[Drawn], claims: bool) -> list[Json]:
         for name, (title, lead) in SECTIONS.items()
         if name in present
     ]
-
-
-def plain_table(frame: pd.DataFrame) -> Json:
-    """Return a table as JSON data: column names and rows, numbers to six digits, null where nothing was measured."""
-    columns = [[plain(value) for value in frame[name]] for name in frame.columns]
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    return {"columns": [str(name) for name in frame.columns], "rows": rows}
-
-
-def plain(value: Any) -> Any:
-    """Return a value of a table as JSON has it, floats to six significant digits, null for NaN and infinity.
-
-    >>> plain(np.float32(0.1)), plain(float("nan")), plain(np.array([1.0, 1 / 3])), plain("clip")
-    (0.1, None, [1.0, 0.333333], 'clip')
-    """
-    if isinstance(value, np.ndarray | list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(f"{float(value):.6g}") if math.isfinite(value) else None
-    return None if value is None or value is pd.NA else str(value)
-
-
-def _cells(results: Results, findings: Findings) -> Json:
-    """Return one row per cell of the grid: mean and standard deviation over seeds of the main measures."""
-    runs = results.runs
-    axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
-    chosen = dict(CELL_MEASURES)
-    chosen |= {claim.measure: "late" for claim in findings.claims if claim.measure not in chosen}
-    numbers = {name: _known(results, name, how) for name, how in chosen.items()}
-    numbers = {name: values for name, values in numbers.items() if values is not None}
-    columns = [*axes, "runs", *(["diverged"] if (runs["status"] == "diverged").any() else [])]
-    rows = []
-    for key, cell in runs.groupby(axes, sort=False):
-        counted = {"runs": len(cell), "diverged": int((cell["status"] == "diverged").sum())}
-        facts = {**dict(zip(axes, key, strict=True)), **counted}
-        row = [_cell(facts[name]) for name in columns]
-        rows.append(row + [_mean_and_spread(values.reindex(cell["run"]).to_numpy()) for values in numbers.values()])
-    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in columns]
-    for name in numbers:
-        measure = results.measures[name]
-        when = "" if chosen[name] == "final" else f"mean over the last fifth of steps{', ' * bool(measure.unit)}"
-        heads.append(_head(measure.label, f"{when}{measure.unit}", True))
-    fixed = [f"{AXIS_LABELS[axis].lower()} {_plainly(runs[axis].iloc[0])}" for axis in AXES if axis not in axes]
-    return {"columns": heads, "rows": rows, "fixed": ", ".join(fixed) or None}
-
-
-def _known(results: Results, name: str, reduction: str) -> pd.Series | None:
-    """Return one number a run of a measure that the study made, or None."""
-    if name not in results.measures or results.measures[name].listed:
-        return None
-    values = summarise(results, name, reduction)
-    return values if np.isfinite(values.to_numpy(dtype=float)).any() else None
-
-
-def _crosscheck(results: Results) -> Json | None:
-    """Return our top eigenvalue and trace beside PyHessian's and the exact ones, a row a checked run; None if none."""
-    if "crosscheck_high" not in results.steps:
-        return None
-    rows = results.steps[results.steps["crosscheck_high"].notna()]
-    last = rows.groupby("run", sort=False).tail(1).merge(results.runs, on="run")
-    if not len(last):
-        return None
-    exact = [name for name in ("dense_high", "dense_trace") if last[name].notna().any()]
-    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in ("arm", "batch_size", "seed")]
-    names = ["crosscheck_high", "pyhessian_high", *exact[:1], "crosscheck_trace", "pyhessian_trace", *exact[1:]]
-    heads += [_head(results.measures[name].label, "", True) for name in names]
-    spread = {"crosscheck_high": "crosscheck_residual", "crosscheck_trace": "crosscheck_trace_stderr"}
-    body = []
-    for _, row in last.iterrows():
-        cells = [_cell(row[name]) for name in ("arm", "batch_size", "seed")]
-        body.append(cells + [_with_error(row[name], row.get(spread.get(name, ""))) for name in names])
-    apart = float((last["crosscheck_high"] / last["pyhessian_high"] - 1).abs().max())
-    agreed = f"The two largest eigenvalues differ by at most {percent(apart)}." if math.isfinite(apart) else None
-    return {"columns": heads, "rows": body, "agreement": agreed}
-
-
-def _head(label: str, note: str, numeric: bool) -> Json:
-    return {"label": label, "note": note or None, "numeric": numeric}
-
-
-def _cell(value: Any) -> Json:
-    known = plain(value)
-    return {"text": _plainly(value), "value": known}
-
-
-def _plainly(value: Any) -> str:
-    known = plain(value)
-    if known is None:
-        return "–"
-    return minus(number(known)) if isinstance(known, float) else str(known)
-
-
-def _with_error(value: float, error: float | None) -> Json:
-    cell = _cell(value)
-    if error is not None and math.isfinite(error):
-        cell["text"] += f" ± {_small(error)}"
-    return cell
-
-
-def _mean_and_spread(values: Iterable[float]) -> Json:
-    """Return the mean over seeds with the standard deviation behind it, as a cell."""
-    known = np.asarray(list(values), dtype=float)
-    known = known[np.isfinite(known)]
-    if not len(known):
-        return _cell(None)
-    cell = _cell(float(known.mean()))
-    if len(known) > 1:
-        cell["text"] += f" ± {_small(float(known.std(ddof=1)))}"
-    return cell
-
-
-def _small(value: float) -> str:
-    return f"{value:.2g}"
 
 
 # --- provenance ------------------------------------------------------------------------------------------------------

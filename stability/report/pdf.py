@@ -20,7 +20,7 @@ def document(report: Mapping[str, Any], figures: Mapping[str, str]) -> bytes:
 
     The template reads the report as data, so nothing in it is ever taken for markup.
     """
-    files = {
+    files: Any = {  # typst takes the files of a document by name; its type hints do not say so
         "main": (TEMPLATES / "report.typ").read_bytes(),
         "formulas.typ": (TEMPLATES / "formulas.typ").read_bytes(),
         "report.json": json.dumps(report, allow_nan=False).encode(),

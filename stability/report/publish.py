@@ -13,6 +13,8 @@ from stability.report.model import answer_of
 from stability.store import read_manifest, write_atomically
 
 FILES = ("index.html", "report.pdf", "findings.json", "report.json")
+PICTURE = "answer.svg"
+"""The figure of the claims, which a study without claims lacks."""
 
 
 def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports") -> Path:
@@ -26,7 +28,10 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
         missing = [name for name in FILES if not (source / name).is_file()]
         if missing:
             raise InputError(f"{source}: {missing[0]} is missing; write it with `stability report {run_dir}`")
-        _copy(source, reports / read_manifest(run_dir)["study"])
+        name = read_manifest(run_dir)["study"]
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise InputError(f"{run_dir}: the study's name {name!r} cannot name a directory")
+        _copy(source, reports / name)
     entries = [_entry(path) for path in sorted(reports.glob("*/findings.json"))]
     index = reports / "index.html"
     text = environment().get_template("index.html").render(entries=entries)
@@ -35,8 +40,9 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
 
 
 def _copy(source: Path, target: Path) -> None:
-    for name in FILES:
-        _write(target / name, (source / name).read_bytes())
+    for name in (*FILES, PICTURE):
+        if (source / name).is_file():
+            _write(target / name, (source / name).read_bytes())
 
 
 def _write(path: Path, content: bytes) -> None:

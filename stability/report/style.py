@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import seaborn as sns
 
 WIDTH = 6.8
@@ -15,7 +17,8 @@ LIGHT = {
     "ink": "#1f2328",
     "muted": "#67707a",
     "rule": "#d5d9de",
-    "band": "#e9ecef",
+    "band": "#e4e8ec",
+    "page": "#ffffff",
     # Okabe and Ito (2008): told apart with any common colour blindness. Its yellow is too pale for lines on white.
     "arm-1": "#0072b2",
     "arm-2": "#d55e00",
@@ -31,7 +34,8 @@ DARK = {
     "ink": "#e6e8eb",
     "muted": "#9aa3ad",
     "rule": "#3a4048",
-    "band": "#2a2f36",
+    "band": "#2f353d",
+    "page": "#15181c",
     # The same hues, lifted so that thin lines keep their contrast.
     "arm-1": "#3d9bdc",
     "arm-2": "#f07a28",
@@ -114,6 +118,12 @@ def rc() -> dict[str, Any]:
         "svg.fonttype": "none",
         "svg.hashsalt": "stability",
     }
+
+
+def styled() -> AbstractContextManager[None]:
+    """Return a context in which figures are drawn and written in these looks."""
+    settings: Any = rc()
+    return mpl.rc_context(settings)
 
 
 def theme_css() -> str:

@@ -18,7 +18,8 @@ from stability.train.feed import Feed, independent_indices
 from stability.train.optimizer import Moments, preconditioner, schedule
 from stability.train.population import Blueprint
 
-CHUNK = 8
+CHUNK, STACKED_CHUNK = 8, 4
+"""Replicas probed at once, under vmap and in a kernel of the probe's own, which may keep graphs of second derivatives."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, sn
     chosen = [place for place, run in enumerate(feed.runs) if _selects(when, run)]
     if not chosen:
         return Reading([], {})
-    parts = [_read_some(name, study, plan, feed, held, snapshot, part) for part in _chunks(chosen)]
+    widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
+    parts = [_read_some(name, study, plan, feed, held, snapshot, part) for part in _chunks(chosen, widest)]
     return Reading(chosen, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
 
@@ -64,9 +66,9 @@ def _selects(when: Schedule, run: Run) -> bool:
     )
 
 
-def _chunks(chosen: list[int]) -> list[list[int]]:
-    """Return the replicas in parts of at most `CHUNK`, as even as possible."""
-    parts = -(-len(chosen) // CHUNK)
+def _chunks(chosen: list[int], widest: int) -> list[list[int]]:
+    """Return the replicas in parts of at most *widest*, as even as possible."""
+    parts = -(-len(chosen) // widest)
     return [chosen[part * len(chosen) // parts : (part + 1) * len(chosen) // parts] for part in range(parts)]
 
 

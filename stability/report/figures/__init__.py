@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from stability.analysis import Findings, Results
 from stability.report.figures.drawn import Drawn
-from stability.report.figures.forest import forest
-from stability.report.figures.levels import convergence, decline, geometry, sharpness
+from stability.report.figures.forest import forest_plot
+from stability.report.figures.geometry import embedding_geometry
+from stability.report.figures.levels import convergence, decline, sharpness
 from stability.report.figures.markup import svg
-from stability.report.figures.spectra import spectra
-from stability.report.figures.trajectories import trajectories
+from stability.report.figures.spectra import spectral_densities
+from stability.report.figures.trajectories import over_training
 
 SECTIONS = ("claims", "learning", "noise", "convergence", "gradients", "scalars", "curvature", "geometry")
 """The sections of a report that hold figures, in reading order."""
@@ -16,15 +17,15 @@ SECTIONS = ("claims", "learning", "noise", "convergence", "gradients", "scalars"
 
 def draw(results: Results, findings: Findings) -> tuple[Drawn, ...]:
     """Return the figures of a study in reading order, leaving out what it has not measured."""
-    first = forest(findings)
+    first = forest_plot(results, findings)
     drawn = [
         *([first] if first else []),
-        *trajectories(results),
+        *over_training(results),
         *decline(results),
         *convergence(results),
-        *spectra(results),
+        *spectral_densities(results),
         *sharpness(results),
-        *geometry(results),
+        *embedding_geometry(results),
     ]
     return tuple(sorted(drawn, key=lambda figure: SECTIONS.index(figure.section)))
 

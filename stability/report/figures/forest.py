@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import Finding, Findings
+from stability.analysis import Finding, Findings, Results
+from stability.contrasts import contrast
+from stability.probes import Measure
 from stability.report.figures import panels
 from stability.report.figures.drawn import Drawn
-from stability.report.style import LIGHT, WIDTH, rc
+from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
+from stability.study import Study
 
 ROW = 0.62
 """Inches that a claim takes."""
@@ -27,24 +29,25 @@ VERDICTS = {"supported": "o", "contradicted": "X", "equivalent": "s", "inconclus
 """The marker of each verdict; hollow where the claim is open."""
 
 
-def forest(findings: Findings) -> Drawn | None:
+def forest_plot(results: Results, findings: Findings) -> Drawn | None:
     """Return the forest plot of all claims, or nothing for a study without claims."""
     claims = sorted(findings.claims, key=lambda claim: not claim.primary)
     if not claims:
         return None
+    quantities = {claim.id: _quantity(claim, results.study, results.measures) for claim in claims}
     confidence = confidence_in_percent(claims[0].confidence)
     inner = confidence_in_percent(2 * claims[0].confidence - 1)
     return Drawn(
         id="forest",
         section="claims",
         title="Effects, intervals and margins",
-        caption=f"Each claim's effect with its {confidence} interval (thin) and the {inner} interval of the equivalence "
-        "test (thick). The line marks no difference, the band the margin within which a difference is too small to "
-        "matter: an effect is equivalent if the thick interval lies inside the band, and real if the thin one "
+        caption=f"Each claim's effect with its {confidence} interval (thin) and the {inner} interval of the test of "
+        "equivalence (thick). The line marks no difference, the band the margin within which a difference is too "
+        "small to matter: an effect is equivalent if the thick interval lies inside the band, and real if the thin one "
         "excludes the line. Disc: supported; cross: contradicted; square: equivalent; hollow: inconclusive.",
         alt=f"Forest plot of {len(claims)} claim{'s' if len(claims) > 1 else ''}. "
         + " ".join(_words(claim) for claim in claims),
-        figure=forest_figure(claims),
+        figure=forest_figure(claims, quantities),
         table=_table(claims),
     )
 
@@ -78,7 +81,7 @@ def _table(claims: Sequence[Finding]) -> pd.DataFrame:
         for claim in claims
     ]
     table = pd.DataFrame(rows)
-    numbers = table.select_dtypes("floating").columns
+    numbers = [name for name in table.columns if table[name].dtype.kind == "f"]
     # What is not finite is not known; readers of the data get an empty field.
     return table.assign(**{name: table[name].where(table[name].map(math.isfinite)) for name in numbers})
 
@@ -95,48 +98,71 @@ def _kinds(claims: Sequence[Finding]) -> list[list[Finding]]:
     return list(kinds.values())
 
 
-def forest_figure(claims: Sequence[Finding]) -> Figure:
-    """Return one row per claim, in panels of one scale each, the claim's words above its interval."""
+def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> Figure:
+    """Return one row per claim, in panels of one scale each, the claim's words above its interval.
+
+    *quantities* says by claim id what a difference is a difference of.
+    """
     kinds = _kinds(claims)
     foot, top = 0.55, 0.05
     total = top + sum(ROW * len(kind) + foot for kind in kinds)
-    with mpl.rc_context(rc()):
+    with styled():
         figure = Figure(figsize=(WIDTH, total))
         ceiling = total - top
         for kind in kinds:
             height = ROW * len(kind)
             box = (0.15 / WIDTH, (ceiling - height) / total, 1 - 0.3 / WIDTH, height / total)
-            _panel(figure.add_axes(box), kind)
+            _panel(figure.add_axes(box), kind, "" if kind[0].ratio else quantities[kind[0].id])
             ceiling -= height + foot
     return figure
 
 
-def _panel(axes: Axes, claims: Sequence[Finding]) -> None:
+def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     ratio = claims[0].ratio
-    if ratio:
-        axes.set_xscale("log")
     low, high = _span(claims)
-    axes.set_xlim(low, high)
     axes.set_ylim(len(claims), 0)
     if ratio:
-        panels.log_axis(axes.xaxis, low, high)
+        panels.log_axis(axes, "x", low, high)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlim(low, high)
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)
-    axes.axvline(1.0 if ratio else 0.0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
     for place, claim in enumerate(claims):
         _row(axes, place, claim)
     pairs = {claim.compare for claim in claims}
     a, b = next(iter(pairs)) if len(pairs) == 1 else ("the first arm", "the second")
-    quantity = f"{a} / {b}" if ratio else _quantity(claims[0])
-    axes.set_xlabel(f"← {a} lower      {quantity}      {a} higher →")
+    quantity = f"{a} / {b}" if ratio else quantity
+    for end, side, words, colour in (
+        (0.0, "left", f"← {a} lower", "muted"),
+        (0.5, "center", quantity, "ink"),
+        (1.0, "right", f"{a} higher →", "muted"),
+    ):
+        axes.annotate(
+            words,
+            (end, 0),
+            (0, -23),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            color=LIGHT[colour],
+            annotation_clip=False,
+        )
 
 
-def _quantity(claim: Finding) -> str:
-    kind = "slope difference" if claim.contrast == "slope" else "difference"
-    return f"{kind} in {claim.measure.replace('_', ' ')}, {claim.compare[0]} − {claim.compare[1]}"
+def _quantity(finding: Finding, study: Study, measures: Mapping[str, Measure]) -> str:
+    """Return what a difference is a difference of, in words."""
+    measure = measures[finding.measure]
+    claim = next(claim for claim in study.claims if claim.id == finding.id)
+    label = measure.label[:1].lower() + measure.label[1:]
+    scales = {"chance-log": f"log {label} above chance", "log": f"log {label}", "linear": label}
+    scaled = scales[claim.scale or measure.scale] if contrast[claim.contrast].traits["on"] == "scale" else label
+    if finding.contrast == "divergence":
+        scaled = "share of diverged runs"
+    over = f"{finding.contrast} over {claim.over.replace('_', ' ')} of " if claim.over else ""
+    return f"{' − '.join(finding.compare)}: {over}{scaled}"
 
 
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:
@@ -158,6 +184,8 @@ def _row(axes: Axes, place: int, claim: Finding) -> None:
     line = place + 0.68
     band = margin_region(claim.margin, claim.ratio)
     axes.fill_betweenx([place + 0.44, place + 0.92], *band, color=LIGHT["band"], linewidth=0, zorder=0)
+    nothing = 1.0 if claim.ratio else 0.0
+    axes.plot([nothing, nothing], [place + 0.42, place + 0.94], color=LIGHT["muted"], linewidth=0.8, zorder=1)
     text = "".join(letter if letter.isprintable() else " " for letter in claim.text)
     axes.text(
         0,
@@ -175,14 +203,15 @@ def _row(axes: Axes, place: int, claim: Finding) -> None:
         axes.plot(claim.interval, [line, line], color=colour, linewidth=1)
         if all(map(math.isfinite, claim.equivalence_interval)):
             axes.plot(claim.equivalence_interval, [line, line], color=colour, linewidth=3, solid_capstyle="butt")
+        hollow = claim.verdict == "inconclusive"
         axes.plot(
             claim.effect,
             line,
             VERDICTS[claim.verdict],
-            color=colour,
-            markersize=7,
+            markersize=7 if hollow else 9,
+            markerfacecolor=LIGHT["page"] if hollow else colour,
+            markeredgecolor=colour if hollow else LIGHT["page"],
             markeredgewidth=1.2,
-            markerfacecolor="white" if claim.verdict == "inconclusive" else colour,
             zorder=4,
         )
     axes.text(1, place + 0.22, told.replace("-", "−"), transform=axes.get_yaxis_transform(), ha="right", va="center")

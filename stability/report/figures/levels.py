@@ -1,20 +1,19 @@
-"""One number a run, against the axes of the grid: decline under noise, time to a threshold, sharpness, geometry."""
+"""One number a run, against the axes of the grid: decline under noise, time to a threshold, sharpness."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, PercentFormatter
 
-from stability.analysis import AXES, Results, on_scale, summarise, times_to
+from stability.analysis import Results, on_scale, summarise, times_to
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import Drawn
-from stability.report.style import LIGHT, Look, looks, rc
+from stability.report.style import Look, looks, styled
 from stability.stats.wording import percent
 
 
@@ -22,7 +21,8 @@ def per_run(results: Results, values: pd.Series) -> pd.DataFrame:
     """Return one row per run (cell, seed, run, value) of a series indexed by run, without runs that have none."""
     table = results.runs[["run", *panels.CELL, "seed"]].copy()
     table["value"] = values.reindex(table["run"]).to_numpy(dtype=float)
-    return table[np.isfinite(table["value"])]
+    finite: pd.DataFrame = table[np.isfinite(table["value"])]
+    return finite
 
 
 def medians(table: pd.DataFrame) -> pd.DataFrame:
@@ -30,7 +30,8 @@ def medians(table: pd.DataFrame) -> pd.DataFrame:
     return tables.across_seeds(table.assign(step=0)).drop(columns="step")
 
 
-def _known(results: Results, table: pd.DataFrame) -> dict[str, Look]:
+def known_looks(results: Results, table: pd.DataFrame) -> dict[str, Look]:
+    """Return the looks of the arms that a table holds, in the study's order."""
     present = set(table["arm"])
     return {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in present}
 
@@ -50,7 +51,7 @@ def decline(results: Results) -> Iterator[Drawn]:
     table = per_run(results, above)
     if not len(table):
         return
-    known, middle = _known(results, table), medians(table)
+    known, middle = known_looks(results, table), medians(table)
     yield Drawn(
         id="noise-decline",
         section="noise",
@@ -75,7 +76,7 @@ _REDUCTIONS = {
 
 def level_figure(
     table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], axis: str, label: str, scale: str
-) -> Any:
+) -> Figure:
     """Return a figure of values against an axis of the grid, a panel per batch size, all seeds thin, medians bold."""
     others = [name for name in ("lr", "corruption") if table[name].nunique() > 1]
     words = {"lr": "lr {:g}", "corruption": "{}"}
@@ -86,31 +87,20 @@ def level_figure(
     sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())}
     sheet = panels.sheet(rows, sizes, looks, height=1.9)
     by = ["batch_size", *others]
-    with mpl.rc_context(rc()):
-        for key, lines in table.groupby(by, sort=False):
+    with styled():
+        for key, lines in panels.grouped(table, *by):
             panels.thin_lines(sheet.axes[key[1:], key[0]], lines.sort_values(axis), axis, looks)
-        for key, lines in middle.groupby([*by, "arm"], sort=False):
-            look, line = looks[key[-1]], lines.sort_values(axis)
-            sheet.axes[key[1:-1], key[0]].plot(
-                line[axis],
-                line["median"],
-                color=look.colour,
-                linestyle=look.dash,
-                marker=look.marker,
-                markeredgewidth=0,
-                zorder=3,
-            )
-        levels = sorted(table[axis].unique())
+        for key, lines in panels.grouped(middle, *by, "arm"):
+            line = lines.sort_values(axis)
+            panels.bold_line(sheet.axes[key[1:-1], key[0]], line[axis], line["median"], looks[key[-1]])
         for axes in sheet.axes.values():
-            axes.xaxis.set_major_locator(FixedLocator(levels) if len(levels) < 7 else MaxNLocator(5))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            axes.margins(x=0.06)
+            panels.level_axis(axes, sorted(table[axis].unique()))
         panels.value_axis(sheet, scale, table["value"])
-        panels.name_axes(sheet, _AXIS_NAMES[axis], label)
+        panels.name_axes(sheet, AXIS_NAMES[axis], label)
     return sheet.figure
 
 
-_AXIS_NAMES = {"noise": "noise: share of corrupted pairs"}
+AXIS_NAMES = {"noise": "noise: share of corrupted pairs", "step": "training step"}
 
 
 # --- time to a threshold ---------------------------------------------------------------------------------------------
@@ -130,28 +120,31 @@ def _reached(results: Results, name: str, threshold: float, id: str) -> Drawn:  
     times = times_to(results, name, threshold).reindex(runs["run"]).to_numpy(dtype=float)
     times = np.where(runs["status"] == "diverged", math.inf, times)
     table = runs[["run", *panels.CELL, "seed"]].assign(step=times)
-    known = _known(results, table)
+    known = known_looks(results, table)
     shares = share_reached(table)
-    last = shares.groupby(panels.CELL, sort=False).tail(1)
-    medians_ = table.groupby(panels.CELL)["step"].median().replace(math.inf, math.nan).dropna()
     label = results.measures[name].label
-    slow = (
-        f" Steps until half of the seeds were there: {int(medians_.min())} to {int(medians_.max())} in the "
-        f"{len(medians_)} of {len(last)} cells where half were."
-        if len(medians_)
-        else ""
-    )
     return Drawn(
         id=id,
         section="convergence",
         title=f"{label} of {threshold:g}: share of seeds there",
-        caption=f"Share of the seeds that have reached a {label[:1].lower() + label[1:]} of {threshold:g}, at the first "
-        "measured step with it. A run that diverged counts as never there.",
-        alt=f"Steps of the share of seeds that reached {label} {threshold:g}. Share at the end: "
-        f"{tables.in_words(last, list(known), 'share', percent)}.{slow}",
+        caption=f"Share of the seeds that have reached a {label[:1].lower() + label[1:]} of {threshold:g}, at the "
+        "first measured step with it. A run that diverged counts as never there.",
+        alt=f"Steps of the share of seeds that reached {label} {threshold:g}. {_in_words(shares, list(known))}",
         figure=reached_figure(shares, known, float(results.study.train.steps)),
         table=tables.shown(shares),
     )
+
+
+def _in_words(shares: pd.DataFrame, arms: Sequence[str]) -> str:
+    """Return when half of the seeds were there in each cell, and what share was there in the end."""
+    last = shares.groupby(panels.CELL, sort=False).tail(1)
+    half = shares[shares["share"] >= 0.5].groupby(panels.CELL, sort=False).head(1)
+    end = "all of them" if last["share"].min() == 1 else tables.in_words(last, arms, "share", percent)
+    if not len(half):
+        return f"Half of the seeds were there in no cell; at the end: {end}."
+    missing = "" if len(half) == len(last) else f" ({len(last) - len(half)} of {len(last)} cells: never)"
+    steps = tables.in_words(half, arms, "step", of=shares)
+    return f"First step with half of the seeds{missing}: {steps}. At the end: {end}."
 
 
 def share_reached(table: pd.DataFrame) -> pd.DataFrame:
@@ -168,10 +161,10 @@ def share_reached(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def reached_figure(shares: pd.DataFrame, looks: Mapping[str, Look], last: float) -> Any:
+def reached_figure(shares: pd.DataFrame, looks: Mapping[str, Look], last: float) -> Figure:
     """Return a figure of rising steps from 0 to the share that got there, a panel per batch size and noise level."""
-    sheet = panels.sheet(*panels.facets(shares), looks)
-    with mpl.rc_context(rc()):
+    sheet = panels.faceted(shares, looks)
+    with styled():
         for axes, lines in panels.by_panel(sheet, shares):
             for place, (arm, look) in enumerate(looks.items()):
                 line = lines[lines["arm"] == arm]
@@ -213,7 +206,7 @@ def sharpness(results: Results) -> Iterator[Drawn]:
     if not len(measured) or measured.groupby("run", sort=False)["step"].size().max() > 1:
         return
     table = per_run(results, summarise(results, name, "final"))
-    known, middle = _known(results, table), medians(table)
+    known, middle = known_looks(results, table), medians(table)
     yield Drawn(
         id="sharpness",
         section="curvature",
@@ -228,94 +221,35 @@ def sharpness(results: Results) -> Iterator[Drawn]:
     )
 
 
-def strip_figure(table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], label: str) -> Any:
-    """Return a figure with one mark a seed and a bar at the median, arms side by side, on a logarithmic axis."""
-    sheet = panels.sheet(*panels.facets(table), looks)
-    with mpl.rc_context(rc()):
-        for (axes, marks), (_, bars) in zip(
-            panels.by_panel(sheet, table), panels.by_panel(sheet, middle), strict=True
-        ):
-            for place, (arm, look) in enumerate(looks.items()):
+def strip_figure(table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], label: str) -> Figure:
+    """Return a figure with one mark a seed and a bar at the median: cells side by side, arms within each."""
+    rows, columns = panels.facets(table)
+    seeds, middles = (dict(panels.grouped(part, *panels.ROW, *panels.COLUMN)) for part in (table, middle))
+    cells = {
+        (*row, *column): "\n".join(filter(None, [first, second]))
+        for row, first in rows.items()
+        for column, second in columns.items()
+        if (*row, *column) in seeds
+    }
+    sheet = panels.sheet({0: ""}, {0: ""}, looks, height=1.7)
+    axes, room = sheet.axes[0, 0], 0.8 / len(looks)
+    with styled():
+        for place, cell in enumerate(cells):
+            marks, bars = seeds[cell], middles[cell]
+            for slot, (arm, look) in enumerate(looks.items()):
+                centre = place + (slot - (len(looks) - 1) / 2) * room
                 values = marks.loc[marks["arm"] == arm].sort_values("seed")["value"]
-                spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(len(values))
+                spread = np.linspace(-0.25, 0.25, len(values)) * room if len(values) > 1 else np.zeros(len(values))
                 axes.plot(
-                    place + spread, values, look.marker, color=look.colour, alpha=0.75, markersize=4, markeredgewidth=0
+                    centre + spread, values, look.marker, color=look.colour, markersize=4, markeredgewidth=0, alpha=0.8
                 )
                 for level in bars.loc[bars["arm"] == arm, "median"]:
-                    axes.plot([place - 0.34, place + 0.34], [level, level], color=look.colour, linewidth=1.6)
-            panels.reference(axes, 1.0)
-            axes.set_xlim(-0.6, len(looks) - 0.4)
-            axes.xaxis.set_major_locator(FixedLocator([]))
+                    ends = (centre - 0.36 * room, centre + 0.36 * room)
+                    axes.plot(ends, (level, level), color=look.colour, linewidth=1.6)
+        panels.reference(axes, 1.0)
+        axes.set_xlim(-0.6, len(cells) - 0.4)
+        axes.xaxis.set_major_locator(FixedLocator(range(len(cells))))
+        axes.set_xticklabels(list(cells.values()))
         panels.value_axis(sheet, "log", [*table["value"], 1.0])
         panels.name_axes(sheet, "", label)
     return sheet.figure
-
-
-# --- geometry --------------------------------------------------------------------------------------------------------
-
-GEOMETRY = {"margin_trimmed": "trimmed margin", "relative_bias_trimmed": "trimmed relative bias", "modality_gap": "modality gap"}
-
-
-def geometry(results: Results) -> Iterator[Drawn]:
-    """Yield the final geometry of the embeddings against noise: a row per quantity, a column per batch size."""
-    names = [name for name in GEOMETRY if name in results.steps and results.steps[name].notna().any()]
-    if not names:
-        return
-    long = pd.concat(
-        [per_run(results, summarise(results, name, "final")).assign(measure=name) for name in names], ignore_index=True
-    )
-    known = _known(results, long)
-    middle = pd.concat([medians(part).assign(measure=name) for name, part in long.groupby("measure", sort=False)])
-    first = middle[middle["noise"] == middle["noise"].min()]
-    words = "; ".join(
-        f"{GEOMETRY[name]}: {tables.in_words(first[first['measure'] == name], list(known), 'median')}" for name in names
-    )
-    across = "against the share of corrupted pairs" if long["noise"].nunique() > 1 else "of every seed"
-    yield Drawn(
-        id="geometry",
-        section="geometry",
-        title="Geometry of the embeddings at the end of training",
-        caption=f"Final geometry of held-out embeddings {across}. Margin: half the distance from the 5% quantile of "
-        "matching pairs' similarities to the 95% quantile of mismatched ones (above 0: told apart). Relative bias: "
-        "their midpoint. Modality gap: distance between the mean image and the mean text embedding. Thin: one seed; "
-        "bold: the median of the seeds.",
-        alt=f"Geometry at the end, median over seeds at noise {first['noise'].min():g}. {words}.",
-        figure=geometry_figure(long, middle, known),
-        table=tables.shown(middle[["measure", *[c for c in middle if c != "measure"]]]),
-    )
-
-
-def geometry_figure(long: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look]) -> Any:
-    """Return a figure of several quantities against noise: a row each on its own scale, a column per batch size."""
-    names = list(dict.fromkeys(long["measure"]))
-    rows = dict.fromkeys(names, "")
-    sizes = {size: f"B = {size}" for size in sorted(long["batch_size"].unique())}
-    sheet = panels.sheet(rows, sizes, looks, height=1.15, share_y="row")
-    with mpl.rc_context(rc()):
-        others = [axis for axis in AXES if axis not in ("noise", "batch_size")]
-        for key, lines in long.groupby(["measure", "batch_size", *others], sort=False):
-            panels.thin_lines(sheet.axes[key[:2]], lines.sort_values("noise"), "noise", looks)
-        for key, lines in middle.groupby(["measure", "batch_size", "arm", *others], sort=False):
-            look, line = looks[key[2]], lines.sort_values("noise")
-            sheet.axes[key[:2]].plot(
-                line["noise"],
-                line["median"],
-                color=look.colour,
-                linestyle=look.dash,
-                marker=look.marker,
-                markeredgewidth=0,
-                zorder=3,
-            )
-        levels = sorted(long["noise"].unique())
-        for (name, size), axes in sheet.axes.items():
-            axes.yaxis.set_major_locator(MaxNLocator(3))
-            axes.xaxis.set_major_locator(FixedLocator(levels) if len(levels) < 7 else MaxNLocator(5))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            axes.margins(x=0.06)
-            if name != "modality_gap":
-                panels.reference(axes, 0.0)
-            if size == next(iter(sizes)):
-                axes.set_ylabel(GEOMETRY[name].replace("trimmed ", "trimmed\n"), color=LIGHT["ink"])
-        panels.name_axes(sheet, _AXIS_NAMES["noise"], "")
-    return sheet.figure
-

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from xml.etree import ElementTree
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from stability.report import style
@@ -46,7 +45,11 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
                 # Marker shapes are small, so they keep more digits than lines.
                 element.set(name, _rounded(element.attrib[name], 2 if len(element.attrib[name]) < 600 else 1))
         if "style" in element.attrib:
-            element.set("style", recolour(element.attrib["style"]))
+            element.set("style", recolour(element.attrib["style"].replace(": ", ":").replace("; ", ";")))
+        if element.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+    _flatten(root)
+    _classify(root, prefix)
     attributes = {"role": "img", **({"aria-label": label} if label else {}), "style": "stroke-linejoin:round"}
     root.attrib.update(attributes)
     return ElementTree.tostring(root, encoding="unicode")
@@ -54,11 +57,34 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
 
 def _written(figure: Figure) -> str:
     file = io.StringIO()
-    with mpl.rc_context(style.rc()), warnings.catch_warnings():
+    with style.styled(), warnings.catch_warnings():
         # Text is written as text: the reader's font has the glyphs that the measuring font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
+
+
+def _flatten(parent: ElementTree.Element) -> None:
+    """Replace groups that say nothing by what they hold, and drop what is invisible."""
+    kept: list[ElementTree.Element] = []
+    for child in list(parent):
+        _flatten(child)
+        if child.tag == f"{{{SVG}}}g" and not child.attrib:
+            kept += list(child)
+        elif child.get("style") != "fill:none":
+            kept.append(child)
+    parent[:] = kept
+
+
+def _classify(root: ElementTree.Element, prefix: str) -> None:
+    """Say each style once, as a class, instead of on every element."""
+    classes: dict[str, str] = {}
+    for element in root.iter():
+        if declared := element.attrib.pop("style", None):
+            element.set("class", classes.setdefault(declared, f"{prefix}-s{len(classes) + 1}"))
+    sheet = ElementTree.Element(f"{{{SVG}}}style")
+    sheet.text = "".join(f".{name}{{{declared}}}" for declared, name in classes.items())
+    root.insert(0, sheet)
 
 
 def _rename(root: ElementTree.Element, prefix: str) -> None:
@@ -78,7 +104,7 @@ def _rename(root: ElementTree.Element, prefix: str) -> None:
 
 
 def _references(value: str) -> list[str]:
-    return re.findall(r"^#(.+)$|^url\(#(.+)\)$", value) and [re.sub(r"^(url\()?#|\)$", "", value)]
+    return re.findall(r"^(?:url\()?#([^()]+)\)?$", value)
 
 
 def _rounded(geometry: str, digits: int) -> str:
@@ -95,16 +121,11 @@ def _recolour(dark: bool, themed: bool) -> Callable[[str], str]:
     if not dark and not themed:
         return lambda declared: declared
     shown: Mapping[str, str] = {
-        light: f"var(--figure-{role}, {light})" if themed else style.DARK[role] for role, light in style.LIGHT.items()
+        light: f"var(--figure-{role},{light})" if themed else style.DARK[role] for role, light in style.LIGHT.items()
     }
 
     def recolour(declared: str) -> str:
         declared = re.sub(r"#[0-9a-f]{6}", lambda found: shown.get(found[0], found[0]), declared)
-        return re.sub(r"font: (?:(\d+) )?([\d.]+px) [^;]*", _page_font, declared) if themed else declared
+        return re.sub(r"font-family:[^;]*;?", "", declared) if themed else declared
 
     return recolour
-
-
-def _page_font(found: re.Match[str]) -> str:
-    weight = f"font-weight: {found[1]}; " if found[1] else ""
-    return f"{weight}font-size: {found[2]}; font-family: inherit"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from stability.analysis import AXES
-from stability.report.style import LIGHT, WIDTH, Look, rc
+from stability.report.style import LIGHT, WIDTH, Look, styled
 
 CELL = ["arm", *AXES]
 """The columns that name a cell of the grid: all but the seed."""
@@ -49,10 +47,10 @@ def sheet(
     tall = height or (1.25 if len(columns) > 2 else 1.5 if len(columns) == 2 else 2.0)
     lines = math.ceil(sum(len(arm) + 7 for arm in looks) / 90) if looks else 0
     titled = any(columns.values())
-    top = LINE * lines + (LINE if titled else 0) + 0.1
+    top = LINE * lines + (LINE if titled else 0.06) + 0.02
     total = top + tall * len(rows) + GAP * (len(rows) - 1) + BOTTOM
     inner = (WIDTH - LEFT - RIGHT - 0.1 * (len(columns) - 1)) / len(columns)
-    with mpl.rc_context(rc()):
+    with styled():
         figure = Figure(figsize=(WIDTH, total))
         grid = figure.subplots(
             len(rows),
@@ -105,15 +103,19 @@ def _handle(arm: str, look: Look) -> Line2D:
 
 def name_axes(sheet: Sheet, x: str, y: str) -> None:
     """Name the axes of a sheet once, below and to the left of all panels."""
-    first = next(iter(sheet.axes.values()))
-    low, high = (
-        min(axes.get_position().y0 for axes in sheet.axes.values()),
-        max(axes.get_position().y1 for axes in sheet.axes.values()),
-    )
-    middle = (first.get_position().x0 + max(axes.get_position().x1 for axes in sheet.axes.values())) / 2
-    with mpl.rc_context(rc()):
-        sheet.figure.text(middle, 0.05 / sheet.figure.get_figheight(), x, ha="center", va="bottom")
-        sheet.figure.text(0.02 / WIDTH, (low + high) / 2, y, ha="left", va="center", rotation=90)
+    boxes = [axes.get_position() for axes in sheet.axes.values()]
+    across = (min(box.x0 for box in boxes) + max(box.x1 for box in boxes)) / 2
+    with styled():
+        sheet.figure.text(across, 0.05 / sheet.figure.get_figheight(), x, ha="center", va="bottom")
+        name_rows(sheet, [(min(box.y0 for box in boxes), max(box.y1 for box in boxes), y)])
+
+
+def name_rows(sheet: Sheet, spans: Iterable[tuple[float, float, str]]) -> None:
+    """Write words up the left edge of a sheet, each between two heights (as shares of the figure's)."""
+    with styled():
+        for low, high, words in spans:
+            place = (0.02 / WIDTH, (low + high) / 2)
+            sheet.figure.text(*place, words, ha="left", va="center", rotation=90, multialignment="center")
 
 
 def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
@@ -127,25 +129,51 @@ def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
         },
         {
             (corruption, noise): f"{corruption if varied['corruption'] else 'noise'} {noise:g}"
+            if varied["corruption"] or varied["noise"] or noise
+            else ""
             for corruption, noise in columns.itertuples(index=False)
         },
     )
 
 
+def faceted(table: pd.DataFrame, looks: Mapping[str, Look]) -> Sheet:
+    """Return a sheet with a panel per row and column key of a table; a lone column is laid on its side."""
+    rows, columns = facets(table)
+    if len(columns) > 1 or len(rows) not in range(2, 7):
+        return sheet(rows, columns, looks)
+    turned = sheet(columns, rows, looks)
+    return Sheet(turned.figure, {(row, column): axes for (column, row), axes in turned.axes.items()}, looks)
+
+
 ROW, COLUMN = ("batch_size", "lr"), ("corruption", "noise")
+
+
+def grouped(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Yield the rows of a table for each combination of these columns, in their order."""
+    for key, rows in table.groupby(list(columns), sort=True):
+        yield cast("tuple[Any, ...]", key), rows
 
 
 def by_panel(sheet: Sheet, table: pd.DataFrame) -> Iterable[tuple[Axes, pd.DataFrame]]:
     """Yield every panel of a faceted sheet with the rows of the table that belong there."""
-    for key, rows in table.groupby([*ROW, *COLUMN], sort=True):
+    for key, rows in grouped(table, *ROW, *COLUMN):
         yield sheet.axes[key[:2], key[2:]], rows
 
 
 def step_axis(sheet: Sheet, last: float) -> None:
     """Give all panels an x axis over the training steps."""
+    parts = 2 if len({column for _, column in sheet.axes}) > 4 else 3
     for axes in sheet.axes.values():
         axes.set_xlim(0, last)
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        spread = MaxNLocator(parts, integer=True, steps=[1, 1.5, 2, 2.5, 3, 5, 10]).tick_values(0, last)
+        places = [float(place) for place in np.asarray(spread) if 0 <= place <= last]
+        axes.xaxis.set_major_locator(FixedLocator(places))
+        # Neighbours' last and first labels would meet between the panels.
+        labels = axes.get_xticklabels()
+        for label in labels[:1]:
+            label.set_horizontalalignment("left")
+        for label in labels[-1:] if places[-1] > 0.9 * last else []:
+            label.set_horizontalalignment("right")
 
 
 def value_axis(sheet: Sheet, scale: str, values: Iterable[float], *, zero: bool = False) -> None:
@@ -154,7 +182,7 @@ def value_axis(sheet: Sheet, scale: str, values: Iterable[float], *, zero: bool 
     for axes in sheet.axes.values():
         if scale == "log" and (shown > 0).any():
             low, high = shown[shown > 0].min(), shown.max()
-            log_axis(axes.yaxis, low, high)
+            log_axis(axes, "y", low, high)
             axes.set_ylim(low / 1.15, high * 1.15)
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -162,12 +190,27 @@ def value_axis(sheet: Sheet, scale: str, values: Iterable[float], *, zero: bool 
                 axes.set_ylim(0, max(shown.max() * 1.06, 1e-9) if len(shown) else 1)
 
 
-def log_axis(axis: Axis, low: float, high: float) -> None:
-    """Make an axis logarithmic with three to seven ticks in plain numbers between two positive values."""
-    axis._set_axes_scale("log")  # type: ignore[attr-defined]
+def log_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
+    """Make an axis of a panel logarithmic with three to seven ticks in plain numbers between two positive values."""
+    if which == "x":
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(log_ticks(low, high)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
+
+
+DENSITIES = (
+    (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+    (1, 1.25, 1.5, 2, 3, 4, 6, 8),
+    (1, 1.5, 2, 3, 4, 5, 7),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+)
+"""Leading digits of a logarithmic axis's ticks, from dense to sparse."""
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -178,7 +221,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """
     low, high = low * (1 - 1e-9), high * (1 + 1e-9)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for mantissas in ([1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 6, 8], [1, 2, 5], [1, 3]):
+    for mantissas in DENSITIES:
         ticks = [float(f"{m}e{e}") for e in range(first, last + 1) for m in mantissas if low <= m * 10.0**e <= high]
         if len(ticks) <= most:
             return ticks
@@ -203,10 +246,35 @@ def tick(x: float) -> str:
 def thin_lines(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
     """Draw the line of every seed, an arm's lines as one broken line: a fraction of the markup of many."""
     for arm, look in looks.items():
-        pieces = [seed[[x, "value"]].to_numpy(float) for _, seed in table[table["arm"] == arm].groupby("seed", sort=False)]
-        if pieces:
-            path = np.concatenate([part for piece in pieces for part in (piece, [[math.nan, math.nan]])])
-            axes.plot(path[:, 0], path[:, 1], color=look.colour, linewidth=0.5, alpha=0.45)
+        rows = table[table["arm"] == arm]
+        path, seed = rows[[x, "value"]].to_numpy(np.float64), rows["seed"].to_numpy()
+        order = np.argsort(seed, kind="stable")
+        breaks = np.flatnonzero(np.diff(seed[order])) + 1
+        broken = np.insert(path[order], breaks, math.nan, axis=0)
+        axes.plot(broken[:, 0], broken[:, 1], color=look.colour, linewidth=0.5, alpha=0.45)
+
+
+def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
+    """Draw the line that sums up an arm's seeds, with about five of its marks, one of them at the end."""
+    every = max(1, len(x) // 5)
+    axes.plot(
+        x,
+        y,
+        color=look.colour,
+        linestyle=look.dash,
+        marker=look.marker,
+        markevery=(max(0, len(x) - 1) % every, every),
+        markersize=3.5,
+        markeredgewidth=0,
+        zorder=3,
+    )
+
+
+def level_axis(axes: Axes, levels: Sequence[float]) -> None:
+    """Give a panel an x axis over the levels of an axis of the grid, each of a few named."""
+    axes.xaxis.set_major_locator(FixedLocator(list(levels)) if len(levels) < 7 else MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.margins(x=0.06)
 
 
 def reference(axes: Axes, level: float) -> None:

@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stability.analysis import AXES, Results
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import Drawn
-from stability.report.style import LIGHT, Look, looks, rc
+from stability.report.style import LIGHT, Look, looks, styled
 from stability.stats.wording import number
 
 WIDTH = 0.12
@@ -24,7 +25,7 @@ LOWEST = 1e-4
 """Where the density axis ends: mass per decade."""
 
 
-def spectra(results: Results) -> Iterator[Drawn]:
+def spectral_densities(results: Results) -> Iterator[Drawn]:
     """Yield the spectra at the last step at which they were measured."""
     nodes = "hessian_nodes"
     if nodes not in results.steps:
@@ -88,7 +89,7 @@ def linear_width(table: pd.DataFrame) -> float:
     return 10.0 ** (math.ceil(math.log10(largest)) - 4) if largest > 0 else 1.0
 
 
-def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Any:
+def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     """Return a figure of densities: a row per arm, a column per other cell, both ends of the spectrum marked."""
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
     short = {"batch_size": "B = {}", "corruption": "{}", "noise": "noise {:g}", "lr": "lr {:g}"}
@@ -100,32 +101,26 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Any:
     reach = symmetric_log(np.array([table["hessian_low"].min(), table["hessian_high"].max()]), linear)
     grid = np.linspace(reach[0] - 0.5, reach[1] + 0.5, 160)
     sheet = panels.sheet(dict.fromkeys(looks, ""), columns, looks, height=1.1)
-    with mpl.rc_context(rc()):
-        for key, seeds in table.groupby(["arm", *varied], sort=False):
+    with styled():
+        for key, seeds in panels.grouped(table, "arm", *varied):
             axes, colour = sheet.axes[key[0], key[1:]], looks[key[0]].colour
             curves = [
-                density(np.asarray(row.hessian_nodes, float), np.asarray(row.hessian_weights, float), grid, linear)
-                for row in seeds.itertuples()
+                density(np.asarray(nodes, float), np.asarray(weights, float), grid, linear)
+                for nodes, weights in zip(seeds["hessian_nodes"], seeds["hessian_weights"], strict=True)
             ]
             for curve in curves:
                 axes.plot(grid, np.maximum(curve, LOWEST / 10), color=colour, linewidth=0.5, alpha=0.5)
             mean = np.maximum(np.mean(curves, axis=0), LOWEST / 10)
             axes.plot(grid, mean, color=colour, linewidth=1.3)
             axes.fill_between(grid, LOWEST / 10, mean, color=colour, alpha=0.15, linewidth=0)
-            for name, shift in (("hessian_low", -1), ("hessian_high", 1)):
+            for name, corner, side in (("hessian_low", 0.01, "left"), ("hessian_high", 0.99, "right")):
                 end = float(seeds[name].median())
                 place = float(symmetric_log(end, linear))
-                axes.plot([place], [LOWEST * 1.6], marker="^", markersize=4.5, color=LIGHT["ink"], linestyle="")
-                axes.annotate(
-                    number(end).replace("-", "−"),
-                    (place, LOWEST * 1.6),
-                    (0, 5),
-                    textcoords="offset points",
-                    ha="left" if shift < 0 else "right",
-                    fontsize=7,
-                )
+                axes.plot([place], [LOWEST], marker="^", markersize=5, color=LIGHT["ink"], clip_on=False, zorder=5)
+                words = f"{name.removeprefix('hessian_')}est {number(end).replace('-', '−')}"
+                axes.text(corner, 0.97, words, transform=axes.transAxes, ha=side, va="top", fontsize=7)
         for axes in sheet.axes.values():
-            panels.log_axis(axes.yaxis, LOWEST, 10)
+            panels.log_axis(axes, "y", LOWEST, 10)
             axes.set_ylim(LOWEST, 10)
             _symmetric_axis(axes, reach, linear)
             axes.axvline(0, color=LIGHT["rule"], linewidth=0.8, zorder=0)
@@ -133,7 +128,7 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Any:
     return sheet.figure
 
 
-def _symmetric_axis(axes: Any, reach: np.ndarray, linear: float) -> None:
+def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float) -> None:
     powers = [10.0**e for e in range(round(math.log10(linear)) + 1, round(math.log10(linear)) + 9)]
     ends = (reach[0] - 0.3, reach[1] + 0.3)
     values = [0.0, *(sign * power for power in powers for sign in (1, -1))]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from stability.analysis import AXES, Results
+from stability.report.figures import panels
 from stability.report.figures.panels import CELL, cell_words
 from stability.stats.wording import number
 
@@ -24,10 +25,14 @@ def of_steps(results: Results, values: pd.Series) -> pd.DataFrame:
 
 
 def window_of(table: pd.DataFrame) -> int:
-    """Return how many steps to average so that all lines of a table together keep to `POINTS`."""
-    runs = max(1, table["run"].nunique())
-    per_line = min(60, max(12, POINTS // runs))
-    longest = int(table.groupby("run", sort=False)["step"].size().max()) if len(table) else 0
+    """Return how many steps to average so that all lines of a table together keep to `POINTS`.
+
+    Only a measure taken at every step is averaged; one that a probe takes now and then is shown as it is.
+    """
+    longest = int(table.groupby("run", sort=False)["step"].size().max())
+    if longest < 0.9 * (table["step"].max() - table["step"].min()):
+        return 1
+    per_line = min(60, max(12, POINTS // table["run"].nunique()))
     return max(1, math.ceil(longest / per_line))
 
 
@@ -56,17 +61,27 @@ def shown(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
     constant = [axis for axis in AXES if axis in table and axis != "batch_size" and table[axis].nunique() == 1]
     rounded = {
         name: [float(f"{value:.{digits}g}") for value in table[name]]
-        for name in table.select_dtypes("floating").columns
-        if name not in AXES
+        for name in table.columns
+        if name not in AXES and table[name].dtype.kind == "f"
     }
     return table.assign(**rounded).drop(columns=[*constant, *({"run"} & set(table.columns))]).reset_index(drop=True)
 
 
 def in_words(
-    table: pd.DataFrame, arms: Sequence[str], value: str, told: Callable[[float], str] = number, most: int = 9
+    table: pd.DataFrame,
+    arms: Sequence[str],
+    value: str,
+    told: Callable[[float], str] = number,
+    *,
+    of: pd.DataFrame | None = None,
+    most: int = 9,
 ) -> str:
-    """Return one number per cell and arm as a sentence for those who cannot see; ranges where there are many cells."""
-    varied = [axis for axis in AXES if axis in table and table[axis].nunique() > 1]
+    """Return one number per cell and arm as a sentence for those who cannot see; ranges where there are many cells.
+
+    Cells are named by the axes that vary in the table, or in the larger one that it is taken from (*of*).
+    """
+    whole = table if of is None else of
+    varied = [axis for axis in AXES if axis in whole and whole[axis].nunique() > 1]
     cells = table[list(AXES)].drop_duplicates().sort_values(list(AXES))
     if len(cells) > most:
         spans = (table[table["arm"] == arm][value] for arm in arms)
@@ -76,7 +91,7 @@ def in_words(
             if len(span)
         )
     parts = []
-    for key, rows in table.groupby(list(AXES), sort=True):
+    for key, rows in panels.grouped(table, *AXES):
         values = rows.set_index("arm")[value]
         names = ", ".join(f"{arm} {told(float(values[arm]))}" for arm in arms if arm in values.index)
         where = cell_words(dict(zip(AXES, key, strict=True)), varied) + ": " if varied else ""

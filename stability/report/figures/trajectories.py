@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import matplotlib as mpl
+import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from stability.analysis import Results
 from stability.losses import loss
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import Drawn
-from stability.report.style import Look, looks, rc
+from stability.report.style import Look, looks, styled
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ PLOTS = (
         "learning",
         "loss",
         "Training loss as a multiple of chance",
-        "Training loss over the loss of embeddings that say nothing (dotted, 1): the two losses differ in scale, their "
-        "distance from chance can be compared.",
+        "Training loss over the loss of embeddings that say nothing (dotted, 1), since losses differ in scale.",
         "loss / chance",
         scale="log",
         reference="1 is chance",
@@ -70,7 +68,8 @@ PLOTS = (
         "gradient_noise_fraction",
         "Gradient noise over training, encoders",
         "Share of a batch gradient's expected squared length that is noise, tr Σ / (tr Σ + |G|²), over the encoders' "
-        "parameters. At 1 (dotted) a batch's gradient says nothing about the direction of the mean gradient.",
+        "parameters. At 1 (dotted) a batch's gradient says nothing about the direction of the mean gradient. Here step "
+        "by step; a claim pools both parts over its window of steps first.",
         "noise fraction",
         scale="log",
         reference="1 is nothing but noise",
@@ -80,8 +79,8 @@ PLOTS = (
         "gradients",
         "gradient_noise_fraction_scalars",
         "Gradient noise over training, the loss's scalars",
-        "The same share over the loss's trained scalars alone (log t, and b where there is one), which can outweigh all "
-        "other parameters. Estimates may exceed 1 (dotted) where the mean gradient is close to nothing.",
+        "The same share over the loss's trained scalars alone (log t, and b where there is one), which can outweigh "
+        "all other parameters. Estimates may exceed 1 (dotted) where the mean gradient is close to nothing.",
         "noise fraction",
         scale="log",
         reference="1 is nothing but noise",
@@ -117,7 +116,7 @@ PLOTS = (
 )
 
 
-def trajectories(results: Results) -> Iterator[Drawn]:
+def over_training(results: Results) -> Iterator[Drawn]:
     """Yield a figure per measure that was taken at more than one step."""
     for plot in PLOTS:
         table = values_of(results, plot)
@@ -156,13 +155,12 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
     last = bold.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
-    end = f"at the end (step {last['step'].max():g})" if last["step"].nunique() == 1 else "at the last measured step"
     return Drawn(
         id=plot.id,
         section=plot.section,
         title=plot.title,
         caption=f"{plot.caption} Thin: one seed; bold: the median of the seeds.{averaged}{crossed}",
-        alt=f"{plot.title}. Median over seeds {end}: {tables.in_words(last, arms, 'median')}.",
+        alt=f"{plot.title}. Median over seeds at the end: {tables.in_words(last, arms, 'median')}.",
         figure=figure.figure,
         table=tables.shown(bold),
     )
@@ -189,15 +187,14 @@ def trajectory_figure(
     last: float,
 ) -> panels.Sheet:
     """Return a sheet of lines over steps: a panel per batch size and noise level, thin seeds and bold medians."""
-    rows, columns = panels.facets(thin)
-    sheet = panels.sheet(rows, columns, looks)
-    with mpl.rc_context(rc()):
+    sheet = panels.faceted(thin, looks)
+    with styled():
         for axes, lines in panels.by_panel(sheet, thin):
             panels.thin_lines(axes, lines, "step", looks)
         for axes, lines in panels.by_panel(sheet, bold):
             for arm, look in looks.items():
                 line = lines[lines["arm"] == arm]
-                _bold(axes, line["step"], line["median"], look)
+                panels.bold_line(axes, line["step"], line["median"], look)
         for key, axes in sheet.axes.items():
             if (level := references.get((*key[0], *key[1]))) is not None:
                 panels.reference(axes, level)
@@ -208,41 +205,23 @@ def trajectory_figure(
     return sheet
 
 
-def _bold(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
-    every = max(1, len(x) // 5)
-    axes.plot(
-        x,
-        y,
-        color=look.colour,
-        linestyle=look.dash,
-        marker=look.marker,
-        markevery=((len(x) - 1) % every, every),
-        markersize=3.5,
-        markeredgewidth=0,
-        zorder=3,
-    )
-
-
-def mark_divergence(
-    sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, looks: Mapping[str, Look]
-) -> int:
+def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, looks: Mapping[str, Look]) -> int:
     """Put a cross on each diverged run's line at the step where it diverged; return how many there are."""
-    by_run = dict(iter(thin.groupby("run", sort=False)))
-    count = 0
-    for run in diverged.itertuples():
-        line = by_run.get(run.run)
-        if line is None:
-            continue
-        place = int((line["step"] - run.diverged_at).abs().to_numpy().argmin())
-        axes = sheet.axes[(run.batch_size, run.lr), (run.corruption, run.noise)]
+    by_run = {str(run): line for run, line in thin.groupby("run", sort=False)}
+    marked = diverged[diverged["run"].isin(by_run)]
+    for (*row, corruption, noise, arm, run, step), _ in panels.grouped(
+        marked, *panels.ROW, *panels.COLUMN, "arm", "run", "diverged_at"
+    ):
+        line = by_run[run]
+        place = int(np.abs(line["step"].to_numpy() - step).argmin())
+        axes = sheet.axes[tuple(row), (corruption, noise)]
         axes.plot(
             line["step"].iloc[place],
             line["value"].iloc[place],
             marker="x",
             markersize=4,
             markeredgewidth=1,
-            color=looks[run.arm].colour,
+            color=looks[arm].colour,
             zorder=4,
         )
-        count += 1
-    return count
+    return len(marked)

@@ -39,24 +39,24 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 
 const dialog = document.createElement("dialog");
+let home = null;
 document.body.append(dialog);
 dialog.addEventListener("click", () => dialog.close());
-dialog.addEventListener("close", () => {
-  // The plot was moved, not copied: two copies would share their ids.
-  const plot = dialog.firstElementChild;
-  if (plot) dialog.home.append(plot);
-});
+// The plot is moved, not copied: two copies would share their ids.
+dialog.addEventListener("close", () => home.prepend(dialog.firstElementChild));
 for (const plot of document.querySelectorAll("figure .plot")) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "enlarge";
-  button.setAttribute("aria-label", "Enlarge: " + plot.dataset.title);
-  plot.before(button);
-  button.append(plot);
-  button.addEventListener("click", () => {
-    dialog.home = button;
+  const enlarge = () => {
+    if (dialog.open) return;
+    home = plot.parentElement;
     dialog.setAttribute("aria-label", plot.dataset.title);
     dialog.append(plot);
     dialog.showModal();
-  });
+  };
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "data";
+  button.textContent = "Enlarge";
+  button.addEventListener("click", enlarge);
+  plot.addEventListener("click", enlarge);
+  plot.parentElement.parentElement.querySelector("figcaption").append(" ", button);
 }

@@ -1,0 +1,85 @@
+"""Where the embeddings lie: margin, relative bias and modality gap, each on its own scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from stability.analysis import AXES, Results, summarise
+from stability.report.figures import levels, panels, tables
+from stability.report.figures.drawn import Drawn
+from stability.report.style import Look, styled
+
+GEOMETRY = {
+    "margin_trimmed": "trimmed margin",
+    "relative_bias_trimmed": "trimmed relative bias",
+    "modality_gap": "modality gap",
+}
+
+
+def embedding_geometry(results: Results) -> Iterator[Drawn]:
+    """Yield the geometry of the embeddings, a row per quantity: final against noise, or over training without noise."""
+    names = [name for name in GEOMETRY if name in results.steps and results.steps[name].notna().any()]
+    if not names:
+        return
+    noisy = len(results.study.grid.noise) > 1
+    x = "noise" if noisy else "step"
+    long = pd.concat([_quantity(results, name, noisy) for name in names], ignore_index=True)
+    known = levels.known_looks(results, long)
+    middle = pd.concat(
+        [tables.across_seeds(part).assign(measure=name) for name, part in long.groupby("measure", sort=False)]
+    )
+    last = middle[(middle["noise"] == middle["noise"].min()) & (middle["step"] == middle["step"].max())]
+    words = "; ".join(
+        f"{GEOMETRY[name]}: {tables.in_words(last[last['measure'] == name], list(known), 'median')}" for name in names
+    )
+    where = "Final geometry" if noisy else "Geometry"
+    across = "against the share of corrupted pairs" if noisy else "over training"
+    columns = ["measure", *[name for name in middle if name != "measure" and (name != "step" or not noisy)]]
+    yield Drawn(
+        id="geometry",
+        section="geometry",
+        title=f"Geometry of the embeddings {across}",
+        caption=f"{where} of held-out embeddings {across}. Margin: half the distance from the 5% quantile of "
+        "matching pairs' similarities to the 95% quantile of mismatched ones (above 0: told apart). Relative bias: "
+        "their midpoint. Modality gap: distance between the mean image and the mean text embedding. Thin: one seed; "
+        "bold: the median of the seeds.",
+        alt=f"Geometry at the end, median over seeds at noise {last['noise'].min():g}. {words}.",
+        figure=geometry_figure(long, middle, known, x, float(results.study.train.steps)),
+        table=tables.shown(middle[columns]),
+    )
+
+
+def _quantity(results: Results, name: str, final: bool) -> pd.DataFrame:
+    if final:
+        return levels.per_run(results, summarise(results, name, "final")).assign(measure=name, step=0)
+    return tables.of_steps(results, results.steps[name]).assign(measure=name)
+
+
+def geometry_figure(long: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], x: str, last: float) -> Figure:
+    """Return a figure of several quantities against *x*: a row each on its own scale, a column per batch size."""
+    sizes = {size: f"B = {size}" for size in sorted(long["batch_size"].unique())}
+    sheet = panels.sheet(dict.fromkeys(long["measure"], ""), sizes, looks, height=1.15, share_y="row")
+    others = [axis for axis in AXES if axis not in ("noise", "batch_size")]
+    with styled():
+        for key, lines in panels.grouped(long, "measure", "batch_size", *others):
+            panels.thin_lines(sheet.axes[key[:2]], lines.sort_values(x), x, looks)
+        for key, lines in panels.grouped(middle, "measure", "batch_size", "arm", *others):
+            line = lines.sort_values(x)
+            panels.bold_line(sheet.axes[key[:2]], line[x], line["median"], looks[key[2]])
+        for (name, size), axes in sheet.axes.items():
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+            if x == "noise":
+                panels.level_axis(axes, sorted(long["noise"].unique()))
+            if name != "modality_gap":
+                panels.reference(axes, 0.0)
+            if size == next(iter(sizes)):
+                box = axes.get_position()
+                panels.name_rows(sheet, [(box.y0, box.y1, GEOMETRY[name].replace("trimmed ", "trimmed\n"))])
+        if x == "step":
+            panels.step_axis(sheet, last)
+        panels.name_axes(sheet, levels.AXIS_NAMES[x], "")
+    return sheet.figure

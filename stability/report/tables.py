@@ -1,0 +1,170 @@
+"""The tables of a report as JSON data: each cell has the text that both renderings show and the value behind it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability.analysis import AXES, Findings, Results, summarise
+from stability.stats.wording import number, percent
+
+Json = dict[str, Any]
+
+CELL_MEASURES = (
+    ("loss", "late"),
+    ("recall_at_1", "final"),
+    ("zero_shot_accuracy", "final"),
+    ("gradient_noise_fraction", "late"),
+    ("sharpness_ratio", "final"),
+    ("margin_trimmed", "final"),
+    ("modality_gap", "final"),
+)
+
+AXIS_LABELS = {
+    "arm": "Arm",
+    "seed": "Seed",
+    "batch_size": "Batch",
+    "corruption": "Corruption",
+    "noise": "Noise",
+    "lr": "Rate",
+    "runs": "Runs",
+    "diverged": "Diverged",
+}
+
+
+def plain_table(frame: pd.DataFrame) -> Json:
+    """Return a table as JSON data: column names and rows, numbers to six digits, null where nothing was measured."""
+    columns = [[plain(value) for value in frame[name]] for name in frame.columns]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return {"columns": [str(name) for name in frame.columns], "rows": rows}
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a table as JSON has it, floats to six significant digits, null for NaN and infinity.
+
+    >>> plain(np.float32(0.1)), plain(float("nan")), plain(np.array([1.0, 1 / 3])), plain("clip")
+    (0.1, None, [1.0, 0.333333], 'clip')
+    """
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{float(value):.6g}") if math.isfinite(value) else None
+    return None if value is None or value is pd.NA else str(value)
+
+
+def cell_table(results: Results, findings: Findings) -> Json:
+    """Return one row per cell of the grid: mean and standard deviation over seeds of the main measures."""
+    runs = results.runs
+    axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
+    chosen = dict(CELL_MEASURES)
+    chosen |= {claim.measure: "late" for claim in findings.claims if claim.measure not in chosen}
+    made = {name: _known(results, name, how) for name, how in chosen.items()}
+    numbers = {name: values for name, values in made.items() if values is not None}
+    columns = [*axes, "runs", *(["diverged"] if (runs["status"] == "diverged").any() else [])]
+    rows = []
+    for key, cell in runs.groupby(axes, sort=False):
+        counted = {"runs": len(cell), "diverged": int((cell["status"] == "diverged").sum())}
+        facts = {**dict(zip(axes, key, strict=True)), **counted}
+        row = [_cell(facts[name]) for name in columns]
+        rows.append(row + [_mean_and_spread(values.reindex(cell["run"]).to_numpy()) for values in numbers.values()])
+    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in columns]
+    for name in numbers:
+        measure = results.measures[name]
+        notes = (measure.unit, "late" if chosen[name] == "late" else "")
+        heads.append(_head(measure.label, ", ".join(filter(None, notes)), True))
+    fixed = [f"{AXIS_LABELS[axis].lower()} {_plainly(runs[axis].iloc[0])}" for axis in AXES if axis not in axes]
+    return {"columns": heads, "rows": rows, "fixed": ", ".join(fixed) or None}
+
+
+def _known(results: Results, name: str, reduction: str) -> pd.Series | None:
+    """Return one number a run of a measure that the study made, or None."""
+    if name not in results.measures or results.measures[name].listed:
+        return None
+    values = summarise(results, name, reduction)
+    return values if np.isfinite(values.to_numpy(dtype=float)).any() else None
+
+
+def crosscheck_table(results: Results) -> Json | None:
+    """Return our top eigenvalue and trace beside PyHessian's and the exact ones, a row a checked run; None if none."""
+    if "crosscheck_high" not in results.steps:
+        return None
+    rows = results.steps[results.steps["crosscheck_high"].notna()]
+    last = rows.groupby("run", sort=False).tail(1).merge(results.runs, on="run")
+    if not len(last):
+        return None
+    exact = [name for name in ("dense_high", "dense_trace") if last[name].notna().any()]
+    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in ("arm", "batch_size", "seed")]
+    names = ["crosscheck_high", "pyhessian_high", *exact[:1], "crosscheck_trace", "pyhessian_trace", *exact[1:]]
+    heads += [_head(results.measures[name].label, "", True) for name in names]
+    spread = {"crosscheck_high": "crosscheck_residual", "crosscheck_trace": "crosscheck_trace_stderr"}
+    body = []
+    for _, row in last.iterrows():
+        cells = [_cell(row[name]) for name in ("arm", "batch_size", "seed")]
+        body.append(cells + [_with_error(row[name], row.get(spread.get(name, ""))) for name in names])
+    apart = float((last["crosscheck_high"] / last["pyhessian_high"] - 1).abs().max())
+    agreed = f"The two largest eigenvalues differ by at most {percent(apart)}." if math.isfinite(apart) else None
+    return {"columns": heads, "rows": body, "agreement": agreed}
+
+
+def _head(label: str, note: str, numeric: bool) -> Json:
+    return {"label": label, "note": note or None, "numeric": numeric}
+
+
+def _cell(value: Any) -> Json:
+    known = plain(value)
+    return {"text": _plainly(value), "value": known}
+
+
+def _plainly(value: Any) -> str:
+    known = plain(value)
+    if known is None:
+        return "–"
+    return minus(number(known)) if isinstance(known, float) else str(known)
+
+
+def _with_error(value: float, error: float | None) -> Json:
+    cell = _cell(value)
+    if error is not None and math.isfinite(error):
+        cell["text"] += f"\u00a0±\u00a0{error:.2g}"
+    return cell
+
+
+def _mean_and_spread(values: Iterable[float]) -> Json:
+    """Return the mean over seeds as a cell, with the standard deviation behind it where there is one."""
+    known = np.asarray(list(values), dtype=float)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return _cell(None)
+    mean, spread = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return {"text": with_spread(mean, spread) if spread else _plainly(mean), "value": plain(mean)}
+
+
+def with_spread(mean: float, spread: float) -> str:
+    """Return a mean to the two digits that its spread still tells apart, with no break inside.
+
+    >>> with_spread(-0.006123, 0.0058), with_spread(1.0974, 0.0251), with_spread(1234.0, 560.0), with_spread(1e-6, 2e-7)
+    ('−0.0061\\xa0±\\xa00.0058', '1.097\\xa0±\\xa00.025', '1,234\\xa0±\\xa0560', '1e-06\\xa0±\\xa02e-07')
+    """
+    places = 1 - math.floor(math.log10(spread))
+    if places > 5:
+        return minus(f"{mean:.2g}\u00a0±\u00a0{spread:.1g}")
+    places = max(0, places)
+    return minus(f"{mean:,.{places}f}\u00a0±\u00a0{spread:,.{places}f}")
+
+
+def minus(text: str) -> str:
+    """Return a number's text with a true minus sign; exponents keep theirs.
+
+    >>> minus("-0.2 to -2e-07")
+    '−0.2 to −2e-07'
+    """
+    return re.sub(r"(?<![\w.])-(?=[\di])", "−", text)

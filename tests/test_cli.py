@@ -1,0 +1,135 @@
+"""The command line as a user meets it: real processes where start-up matters, in-process elsewhere."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stability import cli
+from stability.study import study_files
+
+PROGRAM = [sys.executable, "-m", "stability.cli"]
+
+
+def called(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    """Return exit code, output and error output of a command line run in this process."""
+    monkeypatch.setattr(sys, "argv", ["stability", *words])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    signal.signal(signal.SIGTERM, before)
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+def fresh_python(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_help_answers_without_importing_torch():
+    answer = fresh_python(
+        "import sys; sys.argv = ['stability', '--help']\n"
+        "from stability import cli\n"
+        "try: cli.main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    assert answer.returncode == 0, answer.stderr
+    for verb in ("list", "plan", "run", "report", "publish"):
+        assert f"  {verb}" in answer.stdout
+
+
+def test_importing_the_package_does_not_import_torch_and_offers_the_promised_names():
+    answer = fresh_python(
+        "import sys, stability as st; assert 'torch' not in sys.modules\n"
+        "print(*dir(st)); assert all(getattr(st, name) is not None for name in dir(st))"
+    )
+    assert answer.returncode == 0, answer.stderr
+    promised = "load_study run read analyse write_report loss encoder dataset corruption probe contrast Scalar"
+    assert {*promised.split(), "losses", "curvature", "gradient_noise", "stats"} <= set(answer.stdout.split())
+
+
+@pytest.mark.parametrize("what", cli.CATALOGUES)
+def test_every_catalogue_is_listed_with_a_line_for_each_entry(monkeypatch, capsys, what):
+    code, out, _ = called(monkeypatch, capsys, "list", what)
+    assert code == 0
+    entries = study_files() if what == "studies" else cli._catalogue(what)
+    assert entries
+    for name in entries:
+        assert any(line.startswith(name) and len(line) > len(name) + 10 for line in out.splitlines()), name
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["list", "loses"], "unknown catalogue 'loses'; did you mean 'losses'?"),
+        (["run", "quickstar"], "unknown study 'quickstar'; did you mean 'quickstart'?"),
+        (["run", "quickstart", "--scale", "tiny"], "unknown scale 'tiny'"),
+        (["run", "quickstart", "--device", "tpu"], "--device: unknown device 'tpu'"),
+        (["run", "quickstart", "--on", "dusk"], "--on: got 'dusk'; allowed: local, or processes:N"),
+        (["plan"], "Missing argument 'study'"),
+        (["plan", "quickstart", "--sale", "smoke"], "No such option"),
+        (["rnu"], "No such command 'rnu'"),
+        (["report", "nowhere"], "nowhere: no run lies here"),
+        (["publish", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, words, sentence):
+    here = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = called(monkeypatch, capsys, *words)
+    assert code == 2
+    assert err.startswith("stability: ")
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [], here
+
+
+def test_a_study_is_planned_run_reported_and_published(monkeypatch, capsys, tmp_path, tiny_text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(tiny_text)
+    code, out, _ = called(monkeypatch, capsys, "plan", "tiny.toml", "--scale", "smoke")
+    assert code == 0
+    assert "16, in 4 groups, 4 steps each" in out
+    code, out, err = called(monkeypatch, capsys, "run", "tiny.toml", "--scale", "smoke", "--device", "cpu")
+    assert code == 0, err
+    assert out.strip().splitlines()[-1] == "report: runs/tiny-smoke/report/index.html"
+    report = tmp_path / "runs/tiny-smoke/report"
+    assert {path.name for path in report.iterdir()} == {
+        "index.html",
+        "report.pdf",
+        "findings.json",
+        "report.json",
+        "answer.svg",
+    }
+    claims = json.loads((report / "findings.json").read_text())["claims"]
+    for claim in claims:
+        assert claim["verdict"] in out
+    before = {path.name: path.read_bytes() for path in report.iterdir()}
+    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke")
+    assert code == 0
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == before
+    code, out, _ = called(monkeypatch, capsys, "publish", "runs/tiny-smoke")
+    assert code == 0
+    published = {path.name: path.read_bytes() for path in (tmp_path / "reports/tiny").iterdir()}
+    assert published == before
+    assert "tiny" in (tmp_path / "reports/index.html").read_text()
+
+
+def test_a_run_that_is_interrupted_keeps_what_is_finished_and_exits_with_130(tmp_path, tiny_text):
+    (tmp_path / "tiny.toml").write_text(tiny_text.replace("steps = 8\n", "steps = 4000\n"))
+    command = [*PROGRAM, "run", "tiny.toml", "--on", "processes:1", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    groups = tmp_path / "runs/tiny-small/groups"
+    while process.poll() is None and not list(groups.glob(".*.step")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "every finished group is kept in runs/tiny-small, and the same command goes on from there" in err
+    assert "Traceback" not in err

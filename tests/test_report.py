@@ -1,0 +1,367 @@
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from pypdf import PdfReader
+
+from stability.analysis import Results, analyse, findings_text
+from stability.grid import runs_of
+from stability.registry import InputError
+from stability.report import publish, render, write_report
+from stability.report.html import TEMPLATES, as_csv
+from stability.report.limitations import limitations
+from stability.report.method import FORMULAS
+from stability.report.model import answer_of
+from stability.report.tables import plain_table
+from stability.study import parse_study
+
+STUDY = """
+title = "{title}"
+question = "Is it *steadier* than #panic()?"
+source = "A paper & its authors"
+
+[data]
+name = "digits"
+
+[model]
+image = "mlp"
+text = "mlp"
+embed_dim = 8
+
+[train]
+steps = 40
+warmup = 4
+
+[arms.siglip-log-b]
+loss = "siglip"
+bias = "-log B"
+
+[grid]
+loss = ["clip", "siglip", "siglip-log-b"]
+batch_size = [8, 16]
+noise = [0.0, 0.4]
+lr = [1e-3]
+seeds = 6
+
+[probes.retrieval]
+every = 10
+{probes}
+
+[[claims]]
+id = "slope"
+primary = true
+text = "<script>alert('slope')</script> falls #panic() more \\"slowly\\""
+measure = "recall_at_1"
+contrast = "slope"
+over = "noise"
+compare = ["siglip", "clip"]
+expect = "higher"
+margin = 0.05
+
+[[claims]]
+id = "speed"
+text = "It gets there sooner"
+measure = "recall_at_1"
+contrast = "time-to-threshold"
+threshold = 0.2
+compare = ["siglip", "clip"]
+expect = "lower"
+margin = 0.1
+"""
+TITLE = "<b>Bold</b> & #strong[typst] $x$"
+PROBES = "[probes.gradient-noise]\nevery = 20\n[probes.geometry]\nevery = 20"
+
+
+def curves(study):
+    """Closed-form results: recall saturates as 1 - exp(-step), loses a fixed share with noise, and varies by seed."""
+    manifest = {
+        "versions": {"python": "3", "torch": "2"},
+        "device": {"type": "cpu", "model": "<i>chip</i>"},
+        "git_commit": "c0ffee",
+        "threads": 1,
+        "groups": [],
+    }
+    total, measures = study.train.steps, study.measures
+    frames, rows = [], []
+    for run in runs_of(study):
+        rng = np.random.default_rng([run.seed, run.batch_size])
+        steps = np.arange(total + 1)
+        fall, pace = (1.0, 6.0) if run.arm == "clip" else (0.5, 12.0)
+        best = 0.8 * np.exp(-fall * run.noise + rng.normal(0, 0.03))
+        frame = pd.DataFrame({"run": run.id, "step": steps})
+        for name, measure in measures.items():
+            if measure.pooled is None and not measure.listed:
+                frame[name] = rng.uniform(0.4, 0.6, total + 1)
+        probed = steps % 10 == 0
+        frame["loss"] = np.where(steps < total, 1 + np.exp(-steps / pace), np.nan)
+        frame["duplicate_share"] = 0.01
+        frame["learning_rate"] = 1e-3
+        frame["bias"] = np.nan if run.arm == "clip" else -10.0
+        frame["recall_at_1"] = np.where(probed, 0.01 + best * (1 - np.exp(-steps / pace)), np.nan)
+        frame["recall_at_1_chance"] = np.where(probed, 0.01, np.nan)
+        frames.append(frame)
+        rows.append({"run": run.id, "arm": run.arm, "seed": run.seed, "batch_size": run.batch_size})
+        rows[-1] |= {"corruption": run.corruption, "noise": run.noise, "lr": run.lr}
+        rows[-1] |= {"status": "finished", "diverged_at": np.nan}
+    return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), measures)
+
+
+def results_of(probes=PROBES, title=TITLE):
+    return curves(parse_study(STUDY.format(title=title, probes=probes), "test.toml", "test", "small"))
+
+
+@pytest.fixture(scope="session")
+def results():
+    return results_of()
+
+
+@pytest.fixture(scope="session")
+def findings(results):
+    return analyse(results)
+
+
+@pytest.fixture(scope="session")
+def written(results, findings, tmp_path_factory):
+    return render(results, findings, tmp_path_factory.mktemp("run") / "report")
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """The page alone of a study that measured nothing beside retrieval."""
+    found = results_of(probes="")
+    return render(found, analyse(found), tmp_path_factory.mktemp("bare"), formats=("html",))
+
+
+@pytest.fixture(scope="session")
+def report(written):
+    return json.loads(written["json"].read_text(), parse_constant=pytest.fail)
+
+
+class Page(HTMLParser):
+    """Every element of a page with its attributes, and the text of each script element."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.scripts, self.text, self._script = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._script = dict(attrs) if tag == "script" else None
+
+    def handle_data(self, data):
+        if self._script is not None:
+            self.scripts.append((self._script, data))
+        else:
+            self.text.append(data)
+
+    def handle_endtag(self, tag):
+        self._script = None
+
+
+@pytest.fixture(scope="session")
+def page(written):
+    return Page(written["html"].read_text())
+
+
+@pytest.fixture(scope="session")
+def paper(written):
+    return PdfReader(written["pdf"])
+
+
+def squeezed(text):
+    return re.sub(r"[\s\u00a0]+", "", text)
+
+
+def test_no_request_leaves_the_page(page):
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "audio", "video", "base"}
+        assert "src" not in attributes
+        target = attributes.get("href", attributes.get("xlink:href", "#"))
+        assert target.startswith(("#", "data:text/csv")) or target == "report.pdf"
+        assert not re.search(r"url\((?!#)", attributes.get("style", ""))
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+
+
+def test_every_link_of_the_contents_has_its_target_and_no_id_occurs_twice(page):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in ids
+
+
+def test_every_svg_is_an_image_with_a_label(page, report):
+    svgs = [attributes for tag, attributes in page.elements if tag == "svg"]
+    alts = [figure["alt"] for section in report["sections"] for figure in section["figures"]]
+    assert [attributes["aria-label"] for attributes in svgs] == alts
+    assert all(attributes["role"] == "img" for attributes in svgs)
+    assert alts
+
+
+def test_hostile_words_stay_words_on_the_page(page, report):
+    assert len(page.scripts) == 2
+    assert not any(tag in {"b", "i"} for tag, _ in page.elements)
+    text = "".join(page.text)
+    for words in (
+        report["title"],
+        report["question"],
+        report["answers"][0]["text"],
+        "<i>chip</i>",
+        report["study_text"],
+    ):
+        assert squeezed(words) in squeezed(text)
+
+
+def test_hostile_words_stay_words_on_paper(paper, report):
+    text = squeezed("".join(sheet.extract_text() for sheet in paper.pages))
+    for words in (report["title"], report["question"], "<script>alert('slope')</script>", "#panic()"):
+        assert squeezed(words).replace("'", "") in text.replace("'", "").replace("’", "")
+    assert paper.metadata.title == report["title"]
+
+
+def test_the_paper_is_tagged_has_a_language_and_its_fonts(paper):
+    root = paper.trailer["/Root"]
+    assert root["/MarkInfo"]["/Marked"]
+    assert root["/Lang"]
+    for sheet in paper.pages:
+        for font in sheet["/Resources"].get("/Font", {}).values():
+            descendant = font.get_object()["/DescendantFonts"][0].get_object()
+            assert {"/FontFile", "/FontFile2", "/FontFile3"} & set(descendant["/FontDescriptor"])
+
+
+def test_page_and_paper_say_every_verdict_sentence(page, paper, findings):
+    on_page = squeezed("".join(page.text))
+    on_paper = squeezed("".join(sheet.extract_text() for sheet in paper.pages)).replace("’", "'")
+    for finding in findings.claims:
+        told = squeezed(finding.sentence.split(": ", 1)[1])
+        assert told in on_page
+        assert told in on_paper
+
+
+def test_the_primary_claim_comes_first(report, findings):
+    turned = replace(findings, claims=findings.claims[::-1])
+    assert not turned.claims[0].primary
+    assert report["answers"][0]["primary"]
+
+
+def test_nothing_reads_nan_and_missing_values_are_null(written, report):
+    for kind in ("json", "html", "findings"):
+        visible = re.sub(r"<(script|svg)[\s>].*?</\1>", "", written[kind].read_text(), flags=re.S)
+        assert not re.search(r"(?<![A-Za-z])(nan|NaN|inf|Infinity|None)(?![A-Za-z])", visible)
+    assert plain_table(pd.DataFrame({"x": [1.0, np.nan, np.inf]})) == {
+        "columns": ["x"],
+        "rows": [[1.0], [None], [None]],
+    }
+
+
+def test_the_findings_lie_beside_the_page_and_in_it_unchanged(written, page, findings):
+    assert written["findings"].read_text() == findings_text(findings)
+    embedded = next(text for attributes, text in page.scripts if attributes.get("id") == "findings")
+    assert json.loads(embedded) == findings.to_json()
+    assert "<" not in embedded
+
+
+def test_equal_results_give_equal_bytes(results, findings, written, tmp_path):
+    again = render(results, findings, tmp_path)
+    for kind, path in written.items():
+        assert again[kind].read_bytes() == path.read_bytes(), kind
+
+
+def test_a_section_whose_probe_is_missing_is_left_out(bare):
+    shown = json.loads(bare["json"].read_text())
+    names = [section["id"] for section in shown["sections"]]
+    assert "noise" in names
+    assert not {"gradients", "geometry", "curvature"} & set(names)
+    assert shown["crosscheck"] is None
+    assert not any(part["title"] == "Gradient noise" for part in shown["method"])
+
+
+def test_only_the_formats_asked_for_are_written(bare, results, findings, tmp_path):
+    names = ["findings.json", "index.html", "report.json"]
+    assert sorted(path.name for path in bare["html"].parent.iterdir()) == names
+    assert set(bare) == {"json", "findings", "html"}
+    assert 'href="report.pdf"' not in bare["html"].read_text()
+    with pytest.raises(InputError, match=r"unknown format 'docx' \(known: html, pdf\)"):
+        render(results, findings, tmp_path, formats=("docx",))
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no run lies here"):
+        write_report(tmp_path)
+
+
+def test_cells_show_the_mean_and_spread_over_seeds(report, results):
+    column = [head["label"] for head in report["cells"]["columns"]].index("Recall@1")
+    row = report["cells"]["rows"][0]
+    runs = results.runs[(results.runs["arm"] == "clip") & (results.runs["batch_size"] == 8)]
+    last = results.steps[results.steps["step"] == 40].set_index("run")["recall_at_1"]
+    known = last[runs.loc[runs["noise"] == 0, "run"]]
+    mean, spread = map(float, row[column]["text"].replace("\u00a0", "").split("±"))
+    assert mean == pytest.approx(known.mean(), rel=0.02)
+    assert spread == pytest.approx(known.std(), rel=0.05)
+    assert len(report["cells"]["rows"]) == 3 * 2 * 2
+
+
+def test_an_unbounded_interval_and_a_claim_without_effect_are_said_in_words(findings):
+    claim = findings.to_json()["claims"][0]
+    assert answer_of(claim | {"ratio": True, "interval": [0.0, None]})["interval"] == "unbounded"
+    assert answer_of(claim | {"interval": [-0.5, 0.25]})["interval"] == "−0.5 to 0.25"
+    silent = answer_of(claim | {"verdict": "not-testable", "effect": None})
+    assert (silent["effect"], silent["word"], silent["shape"]) == (None, "not testable", "–")
+
+
+def test_limitations_name_what_the_data_show(results, findings):
+    runs = results.runs.copy()
+    runs.loc[runs.index[:2], "status"] = ["diverged", "planned"]
+    steps = results.steps.assign(recall_at_1=results.steps["recall_at_1"].clip(upper=0.015))
+    said = {limit["title"]: limit["text"] for limit in limitations(replace(results, runs=runs, steps=steps), findings)}
+    assert said["Runs not finished"].startswith("1 of 72 runs")
+    assert "clip at batch 8: 1 of 12" in said["Diverged runs"]
+    assert "clip at batch 8 (0.015)" in said["Recall@1 near chance"]
+    assert "at batch 16, 1% of the pairs (0.15 per image)" in said["False negatives in the batch"]
+    assert "here 0.041" in said["How far the bias of siglip could move"]
+    plain = {limit["title"] for limit in limitations(results, findings)}
+    assert not {"Runs not finished", "Diverged runs", "Recall@1 near chance"} & plain
+
+
+def test_a_table_as_csv_quotes_what_needs_it():
+    assert as_csv({"columns": ["arm", "x"], "rows": [['a,"b"', None], ["c", 0.5]]}) == 'arm,x\n"a,""b""",\nc,0.5\n'
+
+
+def test_published_reports_are_listed_with_their_primary_verdict(written, findings, tmp_path):
+    run_dir = written["html"].parent.parent
+    (run_dir / "manifest.json").write_text(json.dumps({"schema": 1, "study": "test"}))
+    index = publish([run_dir], tmp_path / "reports")
+    assert index == tmp_path / "reports" / "index.html"
+    names = ("index.html", "report.pdf", "findings.json", "report.json")
+    for name in names:
+        assert (tmp_path / "reports" / "test" / name).read_bytes() == (run_dir / "report" / name).read_bytes()
+    listed = Page(index.read_text())
+    text = squeezed("".join(listed.text))
+    assert squeezed(findings.claims[0].text) in text
+    assert findings.claims[0].verdict.replace("-", "") in text.replace("-", "")
+    assert ("a", {"href": "test/index.html"}) in listed.elements
+    assert not listed.scripts
+    assert publish([run_dir], tmp_path / "reports").read_bytes() == index.read_bytes()
+
+
+def test_publishing_what_has_no_report_or_an_unsafe_name_is_refused(written, tmp_path):
+    with pytest.raises(InputError, match=r"index\.html is missing; write it with `stability report"):
+        publish([tmp_path], tmp_path / "reports")
+    run_dir = written["html"].parent.parent
+    (run_dir / "manifest.json").write_text(json.dumps({"schema": 1, "study": "../elsewhere"}))
+    with pytest.raises(InputError, match=r"'\.\./elsewhere' cannot name a directory"):
+        publish([run_dir], tmp_path / "reports")
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_every_formula_is_typeset_on_the_page_and_on_paper(name):
+    assert f'name == "{name}"' in (TEMPLATES / "formulas.html").read_text()
+    assert f"\n  {name}: $" in (TEMPLATES / "formulas.typ").read_text()
