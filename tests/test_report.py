@@ -284,9 +284,9 @@ def test_a_section_whose_probe_is_missing_is_left_out(bare):
 
 
 def test_only_the_formats_asked_for_are_written(bare, results, findings, tmp_path):
-    names = ["findings.json", "index.html", "report.json"]
+    names = ["answer.svg", "findings.json", "index.html", "report.json"]
     assert sorted(path.name for path in bare["html"].parent.iterdir()) == names
-    assert set(bare) == {"json", "findings", "html"}
+    assert set(bare) == {"json", "findings", "html", "picture"}
     assert 'href="report.pdf"' not in bare["html"].read_text()
     with pytest.raises(InputError, match=r"unknown format 'docx' \(known: html, pdf\)"):
         render(results, findings, tmp_path, formats=("docx",))

@@ -58,10 +58,12 @@ def render(results: Results, findings: Findings, out_dir: Path, formats: Collect
 
 def _picture(drawn: Iterable[Drawn]) -> dict[str, tuple[str, bytes]]:
     """Return the figure of the claims as a file of its own, on white, for a slide or a README."""
-    claims = [one for one in drawn if one.section == "claims"]
+    claims = next((one for one in drawn if one.section == "claims"), None)
+    if claims is None:
+        return {}
+    markup = svg(claims.figure, claims.id, label=claims.alt)
     white = f"background:{style.LIGHT['page']};"
-    markup = [svg(one.figure, one.id, label=one.alt).replace(' style="', f' style="{white}', 1) for one in claims]
-    return {"picture": ("answer.svg", text.encode()) for text in markup[:1]}
+    return {"picture": ("answer.svg", markup.replace(' style="', f' style="{white}', 1).encode())}
 
 
 def _write(out_dir: Path, files: dict[str, tuple[str, bytes]]) -> dict[str, Path]:

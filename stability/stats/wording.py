@@ -54,8 +54,8 @@ def between(interval: tuple[float, float], ratio: bool) -> str:
 def relative(factor: float, more: str, less: str) -> str:
     """Return how far a ratio is from 1, e.g. ``"12% lower than"`` or ``"2.5 times"``.
 
-    >>> relative(0.88, "higher", "lower"), relative(1.2, "later", "sooner")
-    ('12% lower than', '20% later than')
+    >>> relative(0.88, "higher", "lower"), relative(1.2, "more time", "less time")
+    ('12% lower than', '20% more time than')
     """
     return f"{percent(abs(factor - 1))} {more if factor > 1 else less} than"
 
@@ -103,7 +103,7 @@ def of_spread(names: Names, measure: str) -> Clause:
 
 
 def of_time(names: Names, measure: str) -> Clause:
-    """Return the clause for a ratio of times: *"siglip reaches the threshold 25% sooner than clip"*."""
+    """Return the clause for a ratio of times: *"siglip takes 25% less time than clip to reach the threshold"*."""
     a, b = names
 
     def clause(ratio: float) -> str:
@@ -111,6 +111,6 @@ def of_time(names: Names, measure: str) -> Clause:
             return f"{a} reaches {measure} as soon as {b}"
         if ratio >= 2:
             return f"{a} takes {number(ratio)} times as long as {b} to reach {measure}"
-        return f"{a} reaches {measure} {relative(ratio, 'later', 'sooner')} {b}"
+        return f"{a} takes {relative(ratio, 'more time', 'less time')} {b} to reach {measure}"
 
     return clause

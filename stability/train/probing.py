@@ -19,7 +19,7 @@ from stability.train.optimizer import Moments, preconditioner, schedule
 from stability.train.population import Blueprint
 
 CHUNK, STACKED_CHUNK = 8, 4
-"""Replicas probed at once, under vmap and in a kernel of the probe's own, which may keep graphs of second derivatives."""
+"""Replicas probed at once: under vmap, and in a kernel of the probe's own, which may keep second-order graphs."""
 
 
 @dataclass(frozen=True)
