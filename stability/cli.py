@@ -150,9 +150,9 @@ def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> N
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
                 "time",
-                f"about {_minutes(cost.seconds)} (training and probes; measured on {cost.measured_steps} steps)",
+                f"about {_minutes(cost.seconds)} (from {cost.measured_steps} real steps a group and one reading a probe)",
             ),
-            ("memory", f"about {cost.bytes / 2**30:.1f} GiB"),
+            ("memory", f"about {cost.bytes / 2**30:.1f} GiB for training, beside what PyTorch itself takes"),
         ]
     )
 

@@ -11,7 +11,7 @@ import torch
 from stability.execute.machine import device_memory, device_model
 from stability.grid import Group, groups_of, runs_of
 from stability.study import Study
-from stability.train import time_group
+from stability.train import Trainer, time_probes, time_steps
 from stability.train.memory import bytes_per_replica
 
 WIDEST = {"cpu": 32, "cuda": 1024}
@@ -68,13 +68,24 @@ class Cost:
 
 
 def estimate(study: Study, device: torch.device, steps: int = 3) -> Cost:
-    """Return the cost of *study*, measured on a few real steps and one reading of every probe per group shape."""
+    """Return the cost of *study*, from a few real steps of every arm and one reading of every probe per batch size.
+
+    What a probe costs hangs on the towers and the batch, hardly on the loss.
+    """
     plan = plan_groups(study, device)
     torch.set_num_threads(1)
     pairs = study.pairs()
-    by_shape = {(group.arm, group.batch_size, len(group.runs)): group for group in plan.groups}
-    measured = {shape: time_group(study, group, pairs, device, steps) for shape, group in by_shape.items()}
-    seconds = [measured[group.arm, group.batch_size, len(group.runs)] for group in plan.groups]
+    training: dict[tuple[str, int, int], float] = {}
+    probing: dict[tuple[int, int], float] = {}
+    for group in plan.groups:
+        shape = (group.batch_size, len(group.runs))
+        if (group.arm, *shape) not in training:
+            trainer = Trainer(study, group, pairs, device)
+            training[group.arm, *shape] = time_steps(trainer, steps)
+            if shape not in probing:
+                probing[shape] = time_probes(trainer)
+    shapes = [(group.arm, group.batch_size, len(group.runs)) for group in plan.groups]
+    seconds = [training[arm, size, width] + probing[size, width] for arm, size, width in shapes]
     needs = [plan.bytes[f"{group.arm} {group.batch_size}"] * len(group.runs) for group in plan.groups]
     workers = min(worker_count(device), max(1, len(plan.groups)))
     return Cost(

@@ -25,7 +25,16 @@ from stability.train.optimizer import Clip, Moments, Rates, adamw, schedule
 from stability.train.population import Blueprint, blueprint, initial_parameters
 from stability.train.probing import Reading, Snapshot, held_out, read
 
-__all__ = ["Population", "diverged_at", "population_of", "time_group", "train_group", "train_step"]
+__all__ = [
+    "Population",
+    "Trainer",
+    "diverged_at",
+    "population_of",
+    "time_probes",
+    "time_steps",
+    "train_group",
+    "train_step",
+]
 
 BLOCK = 50
 """Steps between two writes of the log; metrics stay on the device until then."""
@@ -176,14 +185,19 @@ def train_group(
         log.finish()
 
 
-def time_group(study: Study, group: Group, pairs: Pairs, device: torch.device, steps: int) -> float:
-    """Return the seconds that *group* will take, from a few real steps and one reading of each probe."""
-    trainer = Trainer(study, group, pairs, device)
+def time_steps(trainer: Trainer, steps: int) -> float:
+    """Return the seconds that all steps of a group will take, from a few real ones."""
     trainer.step()
-    seconds = _seconds(lambda: [trainer.step() for _ in range(steps)], device) / steps * study.train.steps
-    for name, when in study.probes.items():
-        seconds += _seconds(partial(trainer.read, name), device) * len(when.steps(study.train.steps))
-    return seconds
+    return _seconds(lambda: [trainer.step() for _ in range(steps)], trainer.device) / steps * trainer.study.train.steps
+
+
+def time_probes(trainer: Trainer) -> float:
+    """Return the seconds that all readings of a group's probes will take, from one real reading of each."""
+    study = trainer.study
+    return sum(
+        _seconds(partial(trainer.read, name), trainer.device) * len(when.steps(study.train.steps))
+        for name, when in study.probes.items()
+    )
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
