@@ -150,7 +150,7 @@ def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> N
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
                 "time",
-                f"about {_minutes(cost.seconds)} (from {cost.measured_steps} real steps a group and one reading a probe)",
+                f"about {_minutes(cost.seconds)} (from {cost.measured_steps} steps a group, one reading a probe)",
             ),
             ("memory", f"about {cost.bytes / 2**30:.1f} GiB for training, beside what PyTorch itself takes"),
         ]
