@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Finding:
     n_pairs: int
     p_value: float
     p_adjusted: float
+    p_sign_flip: float
     seeds_to_settle: int | None
     sentence: str
     method: str
@@ -108,9 +109,11 @@ def read(run_dir: str | Path, warn: Callable[[str], None] = lambda sentence: Non
     where = Path(run_dir)
     manifest = read_manifest(where)
     study = parse_study(manifest["study_text"], str(where / "manifest.json"), manifest["study"], manifest["scale"])
-    wanted = {run.id for run in runs_of(study)}
+    # In the order of the study, so that nothing depends on the order in which groups were finished.
+    place = {run.id: number for number, run in enumerate(runs_of(study))}
     steps = read_groups(where, manifest["groups"], warn)
-    steps = steps[steps["run"].isin(wanted)].reset_index(drop=True)
+    steps = steps.assign(place=steps["run"].map(place)).dropna(subset=["place"])
+    steps = steps.sort_values(["place", "step"], kind="stable").drop(columns="place").reset_index(drop=True)
     return Results(study, manifest, run_frame(study, manifest, steps), steps, study.measures)
 
 
@@ -125,9 +128,10 @@ def run_frame(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) ->
         if row["status"] == "finished" and run.id not in losses:
             row["status"] = "planned"
         if run.id in losses:
-            chance = loss[study.arm(run.arm).loss].traits["chance"](run.batch_size)
+            # A loss that does not say its chance level diverges only by ceasing to be finite.
+            chance = loss[study.arm(run.arm).loss].traits.get("chance", lambda batch_size: math.inf)
             logged = losses[run.id].to_numpy()[: study.train.steps]
-            step = diverged_at(logged, chance, study.train.warmup)
+            step = diverged_at(logged, chance(run.batch_size), study.train.warmup)
             row |= {
                 "status": "finished" if step is None else "diverged",
                 "diverged_at": math.nan if step is None else step,
@@ -142,7 +146,7 @@ def run_frame(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) ->
 def summarise(results: Results, name: str, reduction: str) -> pd.Series:
     """Return one number per run (indexed by run) for a measure: its final, best or late value, or its area.
 
-    late: mean over the last fifth of the steps; area: mean over all measured steps after warm-up; a pooled measure
+    late: mean over the last fifth of the steps; area: that under the curve after warm-up, per step; a pooled measure
     is the ratio of the two means.
     """
     measure, train = results.measures[name], results.study.train
@@ -154,12 +158,19 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
         rows = rows[rows["step"] >= (1 - LATE) * train.steps]
     elif reduction == "area":
         rows = rows[rows["step"] >= train.warmup]
+        return rows.groupby("run", sort=False)[["step", name]].apply(_area)
     by_run = rows.groupby("run", sort=False)[name]
     if reduction == "final":
         return by_run.last().astype(float)
     if reduction == "best":
         return (by_run.max() if measure.better == "higher" else by_run.min()).astype(float)
     return by_run.agg(lambda values: float(np.mean(values.to_numpy(np.float64))))
+
+
+def _area(curve: pd.DataFrame) -> float:
+    """Return the mean height of a curve of (step, value) rows, by the trapezoidal rule; of one point, its height."""
+    steps, values = (curve.iloc[:, column].to_numpy(np.float64) for column in (0, 1))
+    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(values[0])
 
 
 def times_to(results: Results, name: str, threshold: float) -> pd.Series:
@@ -191,7 +202,12 @@ def analyse(results: Results) -> Findings:
     """
     study = results.study
     confidence = stats.shared_confidence(max(1, len(study.claims)))
-    findings = tuple(_finding(results, claim, confidence) for claim in study.claims)
+    found = [_finding(results, claim, confidence) for claim in study.claims]
+    adjusted = stats.adjust([finding.p_value for finding in found])
+    findings = tuple(
+        replace(finding, p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan)
+        for finding, p in zip(found, adjusted, strict=True)
+    )
     primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
     return Findings(study.name, study.scale, study.hash, primary, provenance(results), findings)
 
@@ -203,7 +219,7 @@ def provenance(results: Results) -> dict[str, Any]:
     return {
         "versions": manifest["versions"],
         "device": manifest["device"],
-        "git_commit": manifest["git_commit"],
+        "git_commit": ", ".join(sorted({group["git_commit"] for group in manifest["groups"] if "git_commit" in group})),
         "seeds": study.grid.seeds,
         "planned": len(results.runs),
         "finished": int(counts.get("finished", 0) + counts.get("diverged", 0)),
@@ -253,7 +269,8 @@ def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
         ratio=comparison.ratio,
         n_pairs=comparison.n,
         p_value=comparison.p_value,
-        p_adjusted=min(1.0, comparison.p_value * len(results.study.claims)),
+        p_adjusted=math.nan,
+        p_sign_flip=stats.sign_flip(comparison.per_seed) if comparison.testable else math.nan,
         seeds_to_settle=decided.seeds_to_settle,
         sentence=decided.sentence,
         method=comparison.method,

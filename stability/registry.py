@@ -58,6 +58,9 @@ class Variant:
             if default is not inspect.Parameter.empty and not _fits(value, default):
                 allowed = type(default).__name__
                 raise InputError(f"{where}.{key}: got {value!r}; allowed: a value of type {allowed}, as {default!r}")
+            least = self.traits.get("least", {}).get(key)
+            if least is not None and value < least:
+                raise InputError(f"{where}.{key}: got {value!r}; allowed: {least} or more")
 
 
 def _fits(value: object, default: object) -> bool:

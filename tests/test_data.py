@@ -70,6 +70,17 @@ def test_mismatch_moves_captions_and_invents_none(pairs):
     assert sorted(map(tuple, noisy.tolist())) == sorted(map(tuple, text.tolist()))
 
 
+@settings(max_examples=50, deadline=None)
+@given(captions=st.lists(st.integers(0, 3), min_size=2, max_size=12), seed=st.integers(0, 10**6), level=st.floats(0, 1))
+def test_mismatch_works_in_a_small_batch_with_repeated_captions(captions, seed, level):
+    caption = torch.tensor(captions)
+    if len(set(captions)) == 1:
+        return
+    text = caption[:, None]
+    _, noisy = corruption["mismatch"](text, text, caption=caption, level=level, generator=stream(seed, "c"))
+    assert int((noisy != text).sum()) == round(level * len(captions))
+
+
 def test_a_higher_level_corrupts_the_same_pairs_and_more(pairs):
     text, caption = pairs.text[pairs.train], pairs.caption[pairs.train]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import pytest
 import torch
 
 from stability import execute
-from stability.execute import Watch, executor_of, run
+from stability.execute import Watch, executor_of, planning, run
+from stability.execute.manifest import open_run
 from stability.execute.planning import plan_groups, worker_count
+from stability.grid import runs_of
 from stability.losses import loss
 from stability.registry import InputError, Variant
-from stability.store import checksum
+from stability.store import checksum, write_manifest
 from stability.study import parse_study
 
 
@@ -32,11 +35,16 @@ def statuses(run_dir: Path) -> list[str]:
     return [group["status"] for group in json.loads((run_dir / "manifest.json").read_text())["groups"]]
 
 
-def test_a_finished_study_is_not_run_again(tiny, tiny_run):
+def test_a_finished_study_is_not_run_again_and_its_manifest_keeps_what_it_said(tiny, tiny_run, tmp_path):
+    tiny_run = shutil.copytree(tiny_run, tmp_path / "r")
+    manifest = json.loads((tiny_run / "manifest.json").read_text())
+    manifest["started"] = manifest["groups"][0]["git_commit"] = "long ago"
+    (tiny_run / "manifest.json").write_text(json.dumps(manifest))
     before = {path: path.stat().st_mtime_ns for path in (tiny_run / "groups").iterdir()}
     trained = []
     run(tiny, "cpu", out=tiny_run, watch=Watch(done=lambda group, seconds: trained.append(group)))
     assert trained == []
+    assert json.loads((tiny_run / "manifest.json").read_text()) == manifest
     assert {path: path.stat().st_mtime_ns for path in (tiny_run / "groups").iterdir()} == before
 
 
@@ -147,17 +155,50 @@ def with_sound(open_run, sound, broken, monkeypatch):
     return opened
 
 
-def suicide(*arguments):
+def killed_in_the_first_step(study, group, where, device):
+    (where / "groups" / f".{group.id}.step").write_text("0")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_is_a_failure_with_a_reason(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "_train_elsewhere", suicide)
+def test_a_worker_that_dies_fails_its_own_group_and_the_others_are_trained(tiny, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "_train_elsewhere", killed_in_the_first_step)
     said = []
     with ProcessPoolExecutor(1, get_context("fork")) as pool:
         out = run(tiny, "cpu", executor=pool, out=tmp_path / "r", watch=Watch(say=said.append))
-    assert set(statuses(out)) == {"failed"}
-    assert all("the worker process died" in sentence for sentence in said)
+    assert sorted(statuses(out)) == ["failed", "finished", "finished", "finished"]
+    assert ["the worker process died" in sentence for sentence in said] == [True]
+    monkeypatch.undo()
+    run(tiny, "cpu", out=out)
+    assert group_sums(out) == group_sums(tiny_run)
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path, tiny_text):
+    (tmp_path / "tiny.toml").write_text(tiny_text.replace("steps = 8\n", "steps = 100000\n"))
+    command = [sys.executable, "-m", "stability.cli", "run", "tiny.toml", "--on", "processes:2", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    groups = tmp_path / "runs/tiny-small/groups"
+    while process.poll() is None and len(list(groups.glob(".*.arrows"))) < 2:
+        time.sleep(0.05)
+    workers = [int(path.name.split(".")[2]) for path in groups.glob(".*.arrows")]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_groups_once_planned_keep_their_runs_when_a_run_goes_on(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "WIDEST", {"cpu": 4, "cuda": 4})
+    device = torch.device("cpu")
+    where = tmp_path / "r"
+    manifest, groups = open_run(tiny, where, device, print)
+    manifest["groups"][0]["status"] = "failed"
+    write_manifest(where, manifest)
+    monkeypatch.setattr(planning, "WIDEST", {"cpu": 2, "cuda": 2})
+    again, kept = open_run(tiny, where, device, print)
+    assert {group.id for group in kept} == {group.id for group in groups}
+    assert {entry["id"] for entry in again["groups"]} == {entry["id"] for entry in manifest["groups"]}
 
 
 @pytest.mark.parametrize("on", ["", "process:2", "processes:", "processes:0", "processes:-1", "local:2"])
@@ -175,10 +216,8 @@ def test_a_device_that_is_not_there_is_one_sentence():
 
 
 def test_groups_narrow_when_memory_is_short_and_never_to_one(tiny, monkeypatch):
-    from stability.execute import planning
-
     monkeypatch.setattr(planning, "device_memory", lambda device: 1)
-    plan = plan_groups(tiny, torch.device("cpu"))
+    plan = plan_groups(tiny, torch.device("cpu"), runs_of(tiny))
     assert {len(group.runs) for group in plan.groups} == {2}
     assert worker_count(torch.device("cuda")) == 1
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.grid import Group, runs_of
+from stability.losses import clip, loss
 from stability.probes import measures_of, probe
-from stability.probes.geometry import margin_and_relative_bias, quantile
+from stability.probes.embeddings import margin_and_relative_bias, quantile
+from stability.registry import Variant
+from stability.study import Schedule
 from stability.train import Trainer
+from stability.train.feed import independent_indices
+from stability.train.probing import learning_rates
 
 CPU = torch.device("cpu")
 
@@ -119,6 +127,77 @@ def test_the_sharpness_ratio_is_over_the_adaptive_edge_of_stability(trainer):
     run = trainer.population.runs[0]
     threshold = (2 + 2 * 0.9) / ((1 - 0.9) * run.lr)
     assert_close(values["sharpness_ratio"], values["preconditioned_sharpness"] / threshold)
+
+
+def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whichever_replica_it_is(tiny):
+    runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size) == ("clip", 8))
+    # Enough Lanczos steps to converge, on the last seed with noise, which is not the first replica.
+    options = {"seeds": None, "noise": (0.4,), "steps": 60, "edge_steps": 60, "batches": 2}
+    curvature = Schedule.model_validate(options)
+    study = tiny.model_copy(update={"probes": {"curvature": curvature}})
+    trained = Trainer(study, Group("g", runs), study.pairs(), CPU)
+    for _ in range(4):
+        trained.step()
+    reading = trained.read("curvature")
+    place = reading.replicas[-1]
+    assert place > 0
+    population = trained.population
+    layout = population.plan.layout
+    params = layout.unflatten(population.theta.detach().double()[place])
+    names = [name for name in params if name.startswith(("image.", "text."))]
+    moments = population.moments
+    v_hat = moments.second[place].double() / (1 - 0.95**moments.count)
+    scale = layout.unflatten((v_hat.sqrt() + 1e-8).rsqrt())
+    index = independent_indices(runs[place].seed, "probe/curvature", 2, population.feed.available, 8)
+    batches = population.feed.select([place]).batch(index[None], ())
+
+    def loss(flat):
+        parts = flat.split([params[name].numel() for name in names])
+        towers = {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
+        batch = [{key: value[0, k] for key, value in batches.items()} for k in range(2)]
+        batch = [{**each, "image": each["image"].double()} for each in batch]
+        return sum(population.plan.objective(params | towers, each) for each in batch) / 2
+
+    start = torch.cat([params[name].flatten() for name in names])
+    root = torch.cat([scale[name].flatten() for name in names])
+    dense = torch.func.hessian(loss)(start)
+    top = torch.linalg.eigvalsh(root[:, None] * dense * root)[-1]
+    assert_close(reading.values["preconditioned_sharpness"][-1].double(), top, rtol=1e-3, atol=0)
+
+
+def test_gradient_noise_is_of_new_batches_at_every_step_and_curvature_of_fixed_ones(trainer):
+    first, again = (trainer.read("gradient-noise").values["gradient_second_moment_towers"] for _ in range(2))
+    assert torch.equal(first, again)
+    fixed = trainer.read("curvature").values["hessian_high"]
+    trainer.population.step += 1
+    assert not torch.equal(trainer.read("gradient-noise").values["gradient_second_moment_towers"], first)
+    assert torch.equal(trainer.read("curvature").values["hessian_high"], fixed)
+    trainer.population.step -= 1
+
+
+def test_the_threshold_is_for_the_rate_of_the_step_not_of_the_study(tiny):
+    cosine = tiny.model_copy(update={"train": tiny.train.model_copy(update={"warmup": 0})})
+    runs = tuple(run for run in runs_of(cosine) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
+    warming = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
+    population = warming.population
+    snapshot = population.snapshot()
+    rates = [
+        learning_rates(tiny, population.feed, replace(snapshot, step=step), [0, 1])[0].item() for step in (0, 1, 5)
+    ]
+    assert rates == pytest.approx([runs[0].lr * 0.5, runs[0].lr, runs[0].lr])
+
+
+def test_a_loss_without_trained_scalars_has_no_scalar_block_and_every_other_measure(tiny, monkeypatch):
+    def bare(image, text):
+        return clip(image, text, log_scale=torch.tensor(2.0))
+
+    monkeypatch.setitem(loss._variants, "clip", Variant("loss", "clip", bare, {}, {"chance": math.log}))
+    runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
+    bare_trainer = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
+    bare_trainer.step()
+    for name in ("gradient-noise", "curvature"):
+        for measure, values in bare_trainer.read(name).values.items():
+            assert torch.isnan(values).any() == ("scalars" in measure or measure == "sharpness_ratio"), measure
 
 
 def test_the_sharpness_ratio_is_not_given_inside_the_warm_up(tiny):

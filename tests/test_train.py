@@ -16,7 +16,7 @@ from stability.encoders import Modality, encoder
 from stability.grid import Group, runs_of
 from stability.losses import clip
 from stability.registry import InputError, Variant
-from stability.study import Study, Train, parse_study
+from stability.study import Study, Train, load_study, parse_study
 from stability.train import Trainer, diverged_at, population_of, train_step
 from stability.train.feed import batch_indices, duplicate_share, feed_of, identity, independent_indices
 from stability.train.optimizer import Clip, Moments, Rates, adamw, schedule
@@ -131,6 +131,17 @@ def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
             optimizer.step()
 
 
+def test_the_quickstart_s_own_towers_give_the_same_numbers_at_widths_2_and_5():
+    study = load_study("quickstart", "smoke")
+    runs = tuple(run for run in runs_of(study) if (run.arm, run.batch_size) == ("siglip", 16))[:5]
+    many, few = (Trainer(study, Group("g", part), study.pairs(), CPU) for part in (runs, (runs[1], runs[4])))
+    for _ in range(3):
+        both = many.step(), few.step()
+        assert all(torch.equal(both[0][name][[1, 4]], both[1][name]) for name in both[0])
+    ours, theirs = many.read("gradient-noise"), few.read("gradient-noise")
+    assert all(torch.equal(ours.values[name][[1, 4]], values) for name, values in theirs.values.items())
+
+
 @pytest.mark.parametrize("arm", ["clip", "siglip-log-b"])
 def test_a_replica_gives_the_same_numbers_in_groups_of_2_and_of_24(tiny, arm):
     wide = tiny.model_copy(update={"grid": tiny.grid.model_copy(update={"seeds": 12})})
@@ -148,7 +159,9 @@ def test_a_replica_gives_the_same_numbers_in_groups_of_2_and_of_24(tiny, arm):
             assert torch.equal(wide_reading.values[name][[5, 17]], values), name
 
 
-def test_a_replica_that_turns_nan_is_frozen_and_its_neighbours_do_not_notice(tiny):
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 1.0}, {"clip_quantile": 0.5}])
+def test_a_replica_that_turns_nan_is_frozen_and_its_neighbours_do_not_notice(tiny, clip):
+    tiny = tiny.model_copy(update={"train": tiny.train.model_copy(update=clip)})
     runs = some_runs(tiny, "siglip-log-b")[:3]
     pairs = tiny.pairs()
     healthy, sick = (population_of(tiny, runs, pairs, CPU) for _ in range(2))
@@ -244,6 +257,8 @@ def test_duplicates_are_counted_by_their_text():
     [
         (np.full(200, 1.0), None),
         (np.full(200, 5.0), 20),
+        (np.where(np.arange(200) == 30, 3e7, 4.9).astype(np.float32), None),
+        (np.where(np.arange(200) == 0, 1e8, 5.1).astype(np.float32), 20),
         (np.where(np.arange(200) == 150, np.inf, 1.0), 150),
         (np.where(np.arange(200) < 100, 1.0, 9.0), None),
         (np.where((np.arange(200) > 50) & (np.arange(200) < 60), 99.0, 1.0), None),

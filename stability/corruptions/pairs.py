@@ -36,11 +36,23 @@ def mismatch(
 ) -> tuple[Tensor, Tensor]:
     """Give a share *level* of the images the caption of another pair, never one with the same words.
 
-    The corrupted pairs exchange captions among themselves, so the captions as a set are unchanged. Their number is
-    round(level * n). Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 3 (there: a plain shuffle).
+    Their number is round(level * n). The corrupted pairs exchange captions among themselves, so the captions as a set
+    are unchanged; where they cannot (a single pair, or one caption on over half of them), each takes that of any pair.
+    Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 3 (there: a plain shuffle).
     """
     # The draw does not depend on the level, so a higher level corrupts the same pairs and more.
     chosen = torch.randperm(len(text), generator=generator)[: round(level * len(text))]
     text = text.clone()
-    text[chosen] = text[chosen[derange(caption[chosen], generator)]]
+    text[chosen] = text[_donors(caption, chosen, generator)]
     return image, text
+
+
+def _donors(caption: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Return for each chosen pair the place of a pair with another caption: in exchange, or from anywhere."""
+    counts = torch.bincount(caption[chosen]) if len(chosen) else caption[chosen]
+    if not len(chosen) or counts.max() * 2 <= len(chosen):
+        return chosen[derange(caption[chosen], generator)]
+    differs = caption[chosen][:, None] != caption
+    if not differs.any(-1).all():
+        raise InputError("mismatch: every pair has the same caption, so none can be given another")
+    return torch.multinomial(differs.double(), 1, generator=generator).flatten()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stability.datasets import Pairs, dataset
+from stability.registry import InputError
 from stability.streams import stream
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -85,6 +86,8 @@ def digits(*, held_out: float = 0.2) -> Pairs:
     """
     from sklearn.datasets import load_digits
 
+    if not 0 < held_out < 1:
+        raise InputError(f"held_out: got {held_out:g}; allowed: a share between 0 and 1")
     source = load_digits()
     images, labels = source.images, source.target
     rows = [tokens(caption_words(*facts)) for facts in zip(labels, *styles(images), strict=True)]

@@ -27,7 +27,7 @@ def linear(modality: Modality, embed_dim: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(_features("linear", modality), embed_dim, bias=False))
 
 
-@encoder(modality="any")
+@encoder(modality="any", least={"width": 1, "depth": 0})
 def mlp(modality: Modality, embed_dim: int, *, width: int = 128, depth: int = 2) -> nn.Module:
     """Build a perceptron with *depth* hidden GELU layers on the flattened input: (B, ...) -> (B, embed_dim)."""
     widths = [_features("mlp", modality), *[width] * depth]

@@ -90,7 +90,7 @@ def _check_heads(name: str, width: int, heads: int) -> None:
         raise InputError(f"encoder {name!r}: heads = {heads} does not divide width = {width}")
 
 
-@encoder(modality="image")
+@encoder(modality="image", least={"patch": 1, "width": 1, "depth": 0, "heads": 1, "mlp_ratio": 1})
 def patch_transformer(
     modality: Modality,
     embed_dim: int,
@@ -114,7 +114,7 @@ def patch_transformer(
     return Transformer(Patches(channels, patch, width), length, width, depth, heads, mlp_ratio, embed_dim)
 
 
-@encoder(modality="text")
+@encoder(modality="text", least={"width": 1, "depth": 0, "heads": 1, "mlp_ratio": 1})
 def token_transformer(
     modality: Modality,
     embed_dim: int,

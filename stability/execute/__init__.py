@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 
-from stability.execute.machine import pick_device
+from stability.execute.machine import pick_device, reproducible_arithmetic
 from stability.execute.manifest import open_run
 from stability.execute.planning import estimate, worker_count
 from stability.grid import Group
@@ -64,11 +66,11 @@ def run(
     study = study if isinstance(study, Study) else load_study(study)
     where = Path(out) if out is not None else default_out(study)
     chosen = pick_device(device)
-    manifest, plan = open_run(study, where, chosen, watch.say)
-    watch.begin(len(plan.groups))
-    outcomes = _in_order(study, plan.groups, where, chosen, watch)
+    manifest, groups = open_run(study, where, chosen, watch.say)
+    watch.begin(len(groups))
+    outcomes = _in_order(study, groups, where, chosen, watch)
     if executor is not None:
-        outcomes = _side_by_side(study, plan.groups, where, chosen, watch, executor)
+        outcomes = _side_by_side(study, groups, where, chosen, watch, executor)
     for group, outcome in outcomes:
         _record(where, manifest, group, outcome, watch)
     return where
@@ -93,29 +95,31 @@ def _side_by_side(
     study: Study, groups: Sequence[Group], where: Path, device: torch.device, watch: Watch, executor: Executor
 ) -> Iterator[tuple[Group, Outcome]]:
     jobs = {executor.submit(_train_elsewhere, study, group, where.resolve(), device): group for group in groups}
-    waiting = set(jobs)
+    waiting, orphans = set(jobs), []
     while waiting:
         finished, waiting = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
         for job in finished:
             try:
                 yield jobs[job], job.result()
             except BrokenExecutor:
-                yield jobs[job], Outcome(0.0, "the worker process died (killed, or out of memory)")
+                # A dead worker takes the whole pool with it; only the groups that had begun can have killed it.
+                if _heartbeat(where, jobs[job]) is None:
+                    orphans.append(jobs[job])
+                else:
+                    yield jobs[job], Outcome(0.0, "the worker process died (killed, or out of memory)")
         for job in waiting:
             step = _heartbeat(where, jobs[job])
             if step is not None:
                 watch.step(jobs[job], step)
+    yield from _in_order(study, orphans, where, device, watch)
 
 
 def _train(study: Study, group: Group, where: Path, device: torch.device, progress: Callable[[int], None]) -> Outcome:
-    # One thread, whatever the machine: the same sums in the same order.
-    torch.set_num_threads(1)
     start = time.perf_counter()
     try:
-        train_group(study, group, study.pairs(), group_path(where, group.id), device, progress)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        with reproducible_arithmetic():
+            train_group(study, group, study.pairs(), group_path(where, group.id), device, progress)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
         return Outcome(time.perf_counter() - start, traceback.format_exc())
     return Outcome(time.perf_counter() - start)
 
@@ -138,22 +142,31 @@ def _heartbeat(where: Path, group: Group) -> int | None:
 
 
 def _train_elsewhere(study: Study, group: Group, where: Path, device: torch.device) -> Outcome:
-    """Train a group in a worker process that reports its steps in a file, and that ends when its parent is gone."""
-    parent, path, last = os.getppid(), _heartbeat_path(where, group), 0.0
+    """Train a group in a worker process that reports its steps in a file."""
+    path, last = _heartbeat_path(where, group), -math.inf
 
     def progress(step: int) -> None:
         nonlocal last
-        if time.monotonic() - last < HEARTBEAT:
-            return
-        if os.getppid() != parent:
-            raise SystemExit("the process that asked for this group is gone")
-        path.write_text(str(step))
-        last = time.monotonic()
+        if time.monotonic() - last >= HEARTBEAT:
+            path.write_text(str(step))
+            last = time.monotonic()
 
-    try:
-        return _train(study, group, where, device, progress)
-    finally:
-        path.unlink(missing_ok=True)
+    progress(0)
+    outcome = _train(study, group, where, device, progress)
+    path.unlink(missing_ok=True)
+    return outcome
+
+
+def _end_with_parent() -> None:
+    """End this worker process as soon as the process that started it is gone, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _record(where: Path, manifest: dict[str, Any], group: Group, outcome: Outcome, watch: Watch) -> None:
@@ -186,7 +199,7 @@ def executor_of(on: str, device: str = "auto") -> Iterator[Executor | None]:
     if on == "local" and workers == 1:
         yield None
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         try:
             yield pool
         except BaseException:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from stability.registry import InputError, nearest
+
+PRECISION = "highest"
+"""Of float32 matrix products: no shortcuts through shorter formats."""
 
 PACKAGES = ("torch", "numpy", "scipy", "statsmodels", "pandas", "pyarrow", "contrastive-stability")
 
@@ -55,12 +61,31 @@ def _version(name: str) -> str:
 
 
 def git_commit() -> str:
-    """Return the commit of the source tree that the package runs from, or an empty text outside of one."""
-    folder = Path(__file__).resolve().parents[1]
-    if not (folder.parent / ".git").exists():
+    """Return the commit of the source tree that the package runs from ("-dirty" if edited), or nothing outside one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
         return ""
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+    edited = ask("status", "--porcelain", "--untracked-files=no", "--", "stability", "pyproject.toml")
+    return ask("rev-parse", "HEAD") + ("-dirty" if edited else "")
+
+
+@contextmanager
+def reproducible_arithmetic() -> Iterator[None]:
+    """Compute in one thread and in full float32 precision: the same sums in the same order, whatever the machine."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(PRECISION)
     try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return asked.stdout.strip()
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

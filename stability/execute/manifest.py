@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from stability.execute.machine import device_model, git_commit, versions
-from stability.execute.planning import Plan, plan_groups
+from stability.execute.machine import PRECISION, device_model, git_commit, versions
+from stability.execute.planning import plan_groups
 from stability.grid import SCHEMA, Group, run_table, runs_of
 from stability.registry import InputError
 from stability.store import MANIFEST, checksum, drop_leftovers, group_path, make_writable, read_manifest, write_manifest
@@ -19,26 +19,36 @@ from stability.study import Study
 Say = Callable[[str], None]
 
 
-def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple[dict[str, Any], Plan]:
-    """Return the manifest of a new or continued run, written to disk, and the groups still to be trained."""
+def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple[dict[str, Any], tuple[Group, ...]]:
+    """Return the manifest of a new or continued run, written to disk, and the groups still to be trained.
+
+    Groups once planned keep their runs, so that a run that was interrupted ends in the same files as one that was not;
+    only runs that are in no kept group are planned anew. *say* is told of stored runs that the study has no more, and
+    of damaged files.
+    """
     make_writable(where)
     drop_leftovers(where)
-    fresh = _new_manifest(study, device)
-    stored: list[dict[str, Any]] = []
+    manifest = _new_manifest(study, device)
+    old: list[dict[str, Any]] = []
     if (where / MANIFEST).is_file():
-        old = read_manifest(where)
-        _refuse_strangers(old, fresh, where)
-        stored = _intact(where, old["groups"], say)
-    wanted = {run.id for run in runs_of(study)}
-    kept = [run for group in stored for run in group["runs"]]
-    strangers = set(kept) - wanted
+        before = read_manifest(where)
+        _refuse_strangers(before, manifest, where)
+        manifest["started"] = before["started"]
+        old = before["groups"]
+    runs = {run.id: run for run in runs_of(study)}
+    finished = [entry for entry in old if _is_intact(where, entry, say)]
+    strangers = {run for entry in finished for run in entry["runs"]} - set(runs)
     if strangers:
         say(f"{where}: {len(strangers)} stored runs are not in the study any more and are ignored")
-    plan = plan_groups(study, device, kept)
-    fresh["bytes_per_replica"] = plan.bytes
-    fresh["groups"] = stored + [_entry(group) for group in plan.groups]
-    write_manifest(where, fresh)
-    return fresh, plan
+    open_again = [entry for entry in old if entry not in finished and set(entry["runs"]) <= set(runs)]
+    kept = [Group(entry["id"], tuple(runs[run] for run in entry["runs"])) for entry in open_again]
+    covered = {run for entry in (*finished, *open_again) for run in entry["runs"]}
+    plan = plan_groups(study, device, [run for run in runs.values() if run.id not in covered], kept)
+    manifest["bytes_per_replica"] = plan.bytes
+    commit = git_commit()
+    manifest["groups"] = finished + [_entry(group, commit) for group in plan.groups]
+    write_manifest(where, manifest)
+    return manifest, plan.groups
 
 
 def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
@@ -50,7 +60,7 @@ def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
         "study_text": study.text,
         "versions": versions(),
         "device": {"type": device.type, "model": device_model(device)},
-        "git_commit": git_commit(),
+        "arithmetic": {"threads": 1, "matmul_precision": PRECISION, "compiled": False},
         "seeds": study.grid.seeds,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "runs": run_table(runs_of(study)),
@@ -70,23 +80,23 @@ def _refuse_strangers(old: dict[str, Any], new: dict[str, Any], where: Path) -> 
         raise InputError(f"{where}: was run with {changed[0]} {was}, this is {now}; give another --out")
 
 
-def _intact(where: Path, groups: list[dict[str, Any]], say: Say) -> list[dict[str, Any]]:
-    """Return the finished groups whose files are as they were written."""
-    kept = []
-    for group in groups:
-        path = group_path(where, group["id"])
-        if group["status"] == "finished" and path.is_file() and checksum(path) == group["checksum"]:
-            kept.append(group)
-        elif group["status"] == "finished":
-            say(f"{path}: missing or damaged; its {len(group['runs'])} runs are computed again")
-    return kept
+def _is_intact(where: Path, entry: dict[str, Any], say: Say) -> bool:
+    """Tell whether a group is finished and its file as it was written."""
+    if entry["status"] != "finished":
+        return False
+    path = group_path(where, entry["id"])
+    if path.is_file() and checksum(path) == entry["checksum"]:
+        return True
+    say(f"{path}: missing or damaged; its {len(entry['runs'])} runs are computed again")
+    return False
 
 
-def _entry(group: Group) -> dict[str, Any]:
+def _entry(group: Group, commit: str) -> dict[str, Any]:
     return {
         "id": group.id,
         "arm": group.arm,
         "batch_size": group.batch_size,
         "runs": [run.id for run in group.runs],
         "status": "planned",
+        "git_commit": commit,
     }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from stability.execute.machine import device_memory, device_model
-from stability.grid import Group, groups_of, runs_of
+from stability.execute.machine import core_count, device_memory, device_model, reproducible_arithmetic
+from stability.grid import Group, Run, groups_of, runs_of
 from stability.study import Study
 from stability.train import Trainer, time_probes, time_steps
 from stability.train.memory import bytes_per_replica
@@ -31,13 +30,13 @@ def worker_count(device: torch.device) -> int:
 
     One thread each, because the arithmetic of a small model is too short to share: two threads wait for each other.
     """
-    return 1 if device.type == "cuda" else os.cpu_count() or 1
+    return 1 if device.type == "cuda" else core_count()
 
 
-def plan_groups(study: Study, device: torch.device, stored: Sequence[str] = ()) -> Plan:
-    """Return the groups still to be trained when the runs *stored* are finished.
+def plan_groups(study: Study, device: torch.device, runs: Sequence[Run], kept: Sequence[Group] = ()) -> Plan:
+    """Return the *kept* groups and new ones of *runs*, longest first.
 
-    A group is as wide as half the memory of its worker allows: a pure function of study and machine.
+    A new group is as wide as half the memory of its worker allows: a pure function of study and machine.
     """
     pairs = study.pairs()
     budget = device_memory(device) // 2 // worker_count(device)
@@ -47,8 +46,7 @@ def plan_groups(study: Study, device: torch.device, stored: Sequence[str] = ()) 
         for size in study.grid.batch_size
     }
     width = {shape: max(2, min(WIDEST[device.type], budget // need)) for shape, need in needs.items()}
-    missing = [run for run in runs_of(study) if run.id not in set(stored)]
-    groups = groups_of(missing, width)
+    groups = (*kept, *groups_of(runs, width))
     longest_first = sorted(groups, key=lambda group: -needs[group.arm, group.batch_size] * len(group.runs))
     return Plan(tuple(longest_first), {f"{arm} {size}": need for (arm, size), need in needs.items()})
 
@@ -72,18 +70,18 @@ def estimate(study: Study, device: torch.device, steps: int = 3) -> Cost:
 
     What a probe costs hangs on the towers and the batch, hardly on the loss.
     """
-    plan = plan_groups(study, device)
-    torch.set_num_threads(1)
+    plan = plan_groups(study, device, runs_of(study))
     pairs = study.pairs()
     training: dict[tuple[str, int, int], float] = {}
     probing: dict[tuple[int, int], float] = {}
-    for group in plan.groups:
-        shape = (group.batch_size, len(group.runs))
-        if (group.arm, *shape) not in training:
-            trainer = Trainer(study, group, pairs, device)
-            training[group.arm, *shape] = time_steps(trainer, steps)
-            if shape not in probing:
-                probing[shape] = time_probes(trainer)
+    with reproducible_arithmetic():
+        for group in plan.groups:
+            shape = (group.batch_size, len(group.runs))
+            if (group.arm, *shape) not in training:
+                trainer = Trainer(study, group, pairs, device)
+                training[group.arm, *shape] = time_steps(trainer, steps)
+                if shape not in probing:
+                    probing[shape] = time_probes(trainer)
     shapes = [(group.arm, group.batch_size, len(group.runs)) for group in plan.groups]
     seconds = [training[arm, size, width] + probing[size, width] for arm, size, width in shapes]
     needs = [plan.bytes[f"{group.arm} {group.batch_size}"] * len(group.runs) for group in plan.groups]

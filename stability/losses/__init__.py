@@ -25,6 +25,8 @@ class Scalar:
     def __post_init__(self) -> None:
         if not (self.initial == "-log B" or (isinstance(self.initial, int | float) and math.isfinite(self.initial))):
             raise InputError(f"a scalar starts at a finite number or at '-log B'; got {self.initial!r}")
+        if not isinstance(self.initial, str):
+            object.__setattr__(self, "initial", float(self.initial))
 
     def at(self, batch_size: int) -> float:
         """Return the initial value for one batch size.

@@ -2,7 +2,9 @@
 
 A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per declared measure, written for one
 replica: the trainer calls it under ``vmap``. One that hands its work to a kernel with a replica axis of its own
-declares ``stacked=True`` and receives every tensor with a leading replica axis.
+declares ``stacked=True`` and receives every tensor with a leading replica axis; ``alone=True`` says that it takes
+replicas one by one, so that one need not be padded to two. ``fixed_batches=True`` asks for the same batches at every
+step, and ``least={"batches": 2}`` bounds options from below.
 """
 
 from __future__ import annotations
@@ -109,18 +111,18 @@ def measures_of(names: Mapping[str, Any]) -> dict[str, Measure]:
     return {measure.name: measure for measure in made}
 
 
-from stability.probes import geometry, gradients, retrieval, spectra  # noqa: E402  (variants register on import)
+from stability.probes import downstream, embeddings, gradients, spectra  # noqa: E402  (variants register on import)
 
 __all__ = [
     "STEP_MEASURES",
     "HeldOut",
     "Measure",
     "Replica",
-    "geometry",
+    "downstream",
+    "embeddings",
     "gradients",
     "in_towers",
     "measures_of",
     "probe",
-    "retrieval",
     "spectra",
 ]

@@ -12,12 +12,12 @@ from stability.curvature import Spectrum, adaptive_threshold, pyhessian_check, s
 from stability.probes import Measure, Replica, in_towers, probe
 
 
-def negative_share(nodes: Tensor, weights: Tensor) -> Tensor:
+def negative_curvature_share(nodes: Tensor, weights: Tensor) -> Tensor:
     """Return the share of sum |lambda| that negative eigenvalues hold, (R,), from quadrature nodes and weights (R, k).
 
     Unlike the bare mass below zero it does not hang on the sign of the many eigenvalues next to zero.
 
-    >>> negative_share(torch.tensor([[-1.0, 0.0, 3.0]]), torch.full((1, 3), 1 / 3))
+    >>> negative_curvature_share(torch.tensor([[-1.0, 0.0, 3.0]]), torch.full((1, 3), 1 / 3))
     tensor([0.2500])
     """
     size = nodes.abs() * weights
@@ -32,6 +32,7 @@ def in_scalars(name: str) -> bool:
 @probe(
     stacked=True,
     fixed_batches=True,
+    least={"batches": 1, "steps": 1, "edge_steps": 1, "trace_probes": 1},
     measures=(
         Measure("hessian_high", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
         Measure(
@@ -118,11 +119,12 @@ def curvature(
 
     whole = of(steps=steps, trace_probes=trace_probes)
     towers = of(steps=edge_steps, trace_probes=1, block=in_towers)
-    scalars = of(steps=sum(map(in_scalars, replica.params)), trace_probes=1, block=in_scalars)
+    count = sum(map(in_scalars, replica.params))
+    scalars = of(steps=count, trace_probes=1, block=in_scalars) if count else None
     adam = of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
     threshold = adaptive_threshold(1.0, replica.betas[0]) / replica.learning_rate
     sharpness = adam.eigenvalues_high[:, 0]
-    settled = replica.constant_rate
+    absent = torch.full_like(sharpness, torch.nan)
     return {
         "hessian_high": whole.eigenvalues_high[:, 0],
         "hessian_high_residual": whole.residuals_high[:, 0],
@@ -130,13 +132,13 @@ def curvature(
         "hessian_low_residual": whole.residuals_low[:, 0],
         "hessian_trace": whole.trace,
         "hessian_trace_stderr": whole.trace_stderr,
-        "hessian_negative_share": negative_share(whole.nodes.flatten(1), whole.weights.flatten(1)),
+        "hessian_negative_share": negative_curvature_share(whole.nodes.flatten(1), whole.weights.flatten(1)),
         "hessian_high_towers": towers.eigenvalues_high[:, 0],
-        "hessian_high_scalars": scalars.eigenvalues_high[:, 0],
-        "hessian_low_scalars": scalars.eigenvalues_low[:, 0],
+        "hessian_high_scalars": scalars.eigenvalues_high[:, 0] if scalars else absent,
+        "hessian_low_scalars": scalars.eigenvalues_low[:, 0] if scalars else absent,
         "preconditioned_sharpness": sharpness,
         "preconditioned_sharpness_residual": adam.residuals_high[:, 0],
-        "sharpness_ratio": sharpness / threshold if settled else torch.full_like(sharpness, torch.nan),
+        "sharpness_ratio": sharpness / threshold if replica.constant_rate else absent,
         "hessian_nodes": whole.nodes.flatten(1),
         "hessian_weights": whole.weights.flatten(1) / whole.weights.flatten(1).sum(1, keepdim=True),
     }
@@ -144,7 +146,9 @@ def curvature(
 
 @probe(
     stacked=True,
+    alone=True,
     fixed_batches=True,
+    least={"batches": 1, "trace_probes": 1},
     measures=(
         Measure("crosscheck_high", "Largest eigenvalue by magnitude", "By this package's Lanczos, float64."),
         Measure("crosscheck_residual", "Its residual", "|H v - lambda v| of the Ritz pair.", scale="log"),
@@ -156,6 +160,7 @@ def curvature(
             "By PyHessian's power iteration on the same objective.",
         ),
         Measure("pyhessian_trace", "Trace, PyHessian", "By PyHessian's Hutchinson estimate on the same objective."),
+        Measure("pyhessian_trace_stderr", "Standard error of PyHessian's trace", "Over its probes.", scale="log"),
         Measure(
             "dense_high",
             "Largest eigenvalue, exact",
@@ -187,6 +192,7 @@ def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -
         "crosscheck_trace_stderr": "trace_stderr",
         "pyhessian_high": "pyhessian_high",
         "pyhessian_trace": "pyhessian_trace",
+        "pyhessian_trace_stderr": "pyhessian_trace_stderr",
         "dense_high": "dense_high",
         "dense_trace": "dense_trace",
     }

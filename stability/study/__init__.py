@@ -1,7 +1,7 @@
 """A study: one TOML file, validated into frozen data. Nothing in it can run code."""
 
 from stability.study.reading import find_study, load_study, parse_study, study_files
-from stability.study.schema import DEFAULT_SCALE, SCALES, Claim, Schedule, Study, Train, digest
+from stability.study.schema import DEFAULT_SCALE, SCALES, Claim, Schedule, Study, Train, digest, modalities
 
 __all__ = [
     "DEFAULT_SCALE",
@@ -13,6 +13,7 @@ __all__ = [
     "digest",
     "find_study",
     "load_study",
+    "modalities",
     "parse_study",
     "study_files",
 ]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from stability.contrasts import contrast
 from stability.corruptions import corruption
-from stability.datasets import dataset
+from stability.datasets import Pairs, dataset
 from stability.encoders import encoder
 from stability.losses import Scalar, loss, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import OVER, Arm, Claim, Study
+from stability.study.schema import OVER, Arm, Claim, Schedule, Study, modalities
 
 Locate = Callable[..., str]
 """From keys and indices to the place in the file, for the head of an error sentence."""
@@ -19,37 +19,49 @@ Locate = Callable[..., str]
 
 def check(study: Study, locate: Locate) -> None:
     """Raise `InputError` with one sentence on the first thing in *study* that cannot be run or decided."""
-    _check_data(study, locate)
-    _check_towers(study, locate)
-    _check_grid(study, locate)
+    pairs = _check_data(study, locate)
+    _check_towers(study, pairs, locate)
+    _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
     for name, schedule in study.probes.items():
-        probe.get_or_explain(name, locate("probes", name)).check_options(schedule.options, locate("probes", name))
+        _check_probe(study, name, schedule, locate)
     for place, claim in enumerate(study.claims):
         _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
     _check_ids(study, locate)
 
 
-def _check_data(study: Study, locate: Locate) -> None:
+def _check_data(study: Study, locate: Locate) -> Pairs:
     variant = dataset.get_or_explain(study.data.name, locate("data", "name"))
     variant.check_options(study.data.options, locate("data"))
+    try:
+        return study.pairs()
+    except InputError as error:
+        raise InputError(f"{locate('data')}.{error}") from error
 
 
-def _check_towers(study: Study, locate: Locate) -> None:
-    for side, tower in (("image", study.model.image), ("text", study.model.text)):
+def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
+    sides = zip(("image", "text"), (study.model.image, study.model.text), modalities(pairs), strict=True)
+    for side, tower, modality in sides:
         where = locate("model", side)
         found = encoder.get_or_explain(tower.name, where)
         found.check_options(tower.options, where)
         fitting = [name for name, variant in encoder.items() if variant.traits["modality"] in (side, "any")]
         if tower.name not in fitting:
             raise InputError(f"{where}: encoder {tower.name!r} does not read {side}s (known: {', '.join(fitting)})")
+        try:
+            found(modality, study.model.embed_dim, **tower.options)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
-def _check_grid(study: Study, locate: Locate) -> None:
+def _check_grid(study: Study, available: int, locate: Locate) -> None:
     for key, values in study.grid:
         if isinstance(values, tuple) and len(set(values)) < len(values):
             raise InputError(f"{locate('grid', key)}: got {list(values)}; allowed: values that differ")
     for name, arm in study.arms.items():
+        if name not in study.grid.loss:
+            hint = nearest(name, study.grid.loss)
+            raise InputError(f"{locate('arms', name)}: an arm that grid.loss does not list{hint}")
         _check_arm(name, arm, locate)
     for place, name in enumerate(study.grid.loss):
         if name not in study.arms and name not in loss:
@@ -57,7 +69,6 @@ def _check_grid(study: Study, locate: Locate) -> None:
             raise InputError(f"{locate('grid', 'loss', place)}: unknown loss {name!r}{hint}")
     for place, name in enumerate(study.grid.corruption):
         corruption.get_or_explain(name, locate("grid", "corruption", place))
-    available = len(study.pairs().train)
     for place, size in enumerate(study.grid.batch_size):
         if size > available:
             where, data = locate("grid", "batch_size", place), study.data.name
@@ -66,6 +77,10 @@ def _check_grid(study: Study, locate: Locate) -> None:
 
 def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
     found = loss.get_or_explain(arm.loss, locate("arms", name, "loss"))
+    if name in loss and name != arm.loss:
+        raise InputError(
+            f"{locate('arms', name)}: {name!r} is the name of another loss; give the arm a name of its own"
+        )
     declared = scalars_of(found)
     found.check_options({key: value for key, value in arm.options.items() if key not in declared}, locate("arms", name))
     for key in arm.options.keys() & declared.keys():
@@ -73,6 +88,17 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
             Scalar(arm.options[key])
         except InputError as error:
             raise InputError(f"{locate('arms', name, key)}: {error}") from error
+
+
+def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) -> None:
+    where = locate("probes", name)
+    probe.get_or_explain(name, where).check_options(schedule.options, where)
+    for axis in ("noise", "batch_size"):
+        grid = getattr(study.grid, axis)
+        for value in getattr(schedule, axis) or ():
+            if value not in grid:
+                allowed = ", ".join(map(str, grid))
+                raise InputError(f"{where}.{axis}: got {value}; allowed: values of grid.{axis} ({allowed})")
 
 
 def _check_training(study: Study, locate: Locate) -> None:
@@ -90,6 +116,12 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         hint = nearest(claim.measure, known)
         raise InputError(f"{locate('measure')}: no probe of this study makes {claim.measure!r}{hint}")
     found = contrast.get_or_explain(claim.contrast, locate("contrast"))
+    if claim.compare[0] == claim.compare[1]:
+        raise InputError(f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ")
+    if claim.scale == "chance-log" and not known[claim.measure].chance:
+        bounded = ", ".join(name for name, measure in known.items() if measure.chance)
+        raise InputError(f"{locate('scale')}: {claim.measure!r} has no chance level (measures that have: {bounded})")
+    _check_coverage(study, claim, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
@@ -101,10 +133,27 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     _check_needs(study, claim, found, locate)
 
 
+def _check_coverage(study: Study, claim: Claim, locate: Locate) -> None:
+    """A claim pairs every seed over every cell, so the probe that makes its measure must read all of them."""
+    for name, schedule in study.probes.items():
+        if claim.measure not in {measure.name for measure in probe[name].traits["measures"]}:
+            continue
+        for axis in ("seeds", "noise", "batch_size"):
+            kept, grid = getattr(schedule, axis), getattr(study.grid, axis)
+            if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
+                where = locate("measure")
+                raise InputError(
+                    f"{where}: probes.{name}.{axis} leaves out runs that a claim on {claim.measure!r} needs"
+                )
+
+
 def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:
     for need in found.traits["needs"]:
         if getattr(claim, need) in ("", None):
             raise InputError(f"{locate(need)}: required by contrast {claim.contrast!r}, but missing")
+    for given in ("over", "threshold"):
+        if given not in found.traits["needs"] and getattr(claim, given) not in ("", None):
+            raise InputError(f"{locate(given)}: contrast {claim.contrast!r} takes no {given}")
     if claim.over and claim.over not in OVER:
         raise InputError(f"{locate('over')}: unknown axis {claim.over!r}{nearest(claim.over, OVER)}")
     if "over" in found.traits["needs"] and len(getattr(study.grid, claim.over)) < 2:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from stability.datasets import Pairs, dataset
-from stability.encoders import encoder
+from stability.encoders import Modality, encoder
 from stability.probes import Measure, measures_of, probe
 from stability.registry import Registry
 
@@ -195,6 +195,11 @@ class Study(_Frozen):
     def primary(self) -> Claim | None:
         """Return the claim that decides the study's verdict."""
         return next((claim for claim in self.claims if claim.primary), None)
+
+
+def modalities(pairs: Pairs) -> tuple[Modality, Modality]:
+    """Return what the image tower and the text tower of these data read."""
+    return Modality(tuple(pairs.image.shape[1:])), Modality(tuple(pairs.text.shape[1:]), len(pairs.vocabulary))
 
 
 def digest(plain: Any) -> str:

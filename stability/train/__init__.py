@@ -106,7 +106,8 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
         norm = torch.linalg.vector_norm(gradient, dim=-1)
         population.alive &= torch.isfinite(losses) & torch.isfinite(norm)
         alive = population.alive[:, None]
-        gradient, clipped = population.clip(torch.where(alive, gradient, 0.0), norm)
+        # A frozen replica has a zero gradient and, for the clipping, any finite norm.
+        gradient, clipped = population.clip(torch.where(alive, gradient, 0.0), torch.where(population.alive, norm, 1.0))
         before = plan.layout.unflatten(population.theta)
         measures = {
             "loss": losses,

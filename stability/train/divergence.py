@@ -19,6 +19,8 @@ def diverged_at(loss: np.ndarray, chance: float, warmup: int) -> int | None:
     >>> diverged_at(np.where(np.arange(100) < 40, 1.0, np.nan), 3.0, 10)
     40
     """
+    # In float32 one spike would swamp all later sums.
+    loss = np.asarray(loss, dtype=np.float64)
     finite = np.isfinite(loss)
     if not finite.all():
         return int(np.argmin(finite))

@@ -13,12 +13,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from stability.datasets import Pairs
-from stability.encoders import Modality, encoder
+from stability.encoders import encoder
 from stability.losses import Scalar, loss, scalars_of
 from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
-from stability.study import Study
+from stability.study import Study, modalities
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What all replicas of a group share: two towers (templates without weights of their own), a loss, the layout."""
+    """What all replicas of a group share: two towers (whose own weights are never used), a loss, the layout."""
 
     image: nn.Module
     text: nn.Module
@@ -77,11 +77,6 @@ class Blueprint:
 
 def _within(prefix: str, params: Params) -> Params:
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
-
-
-def modalities(pairs: Pairs) -> tuple[Modality, Modality]:
-    """Return what the image tower and the text tower of these data read."""
-    return Modality(tuple(pairs.image.shape[1:])), Modality(tuple(pairs.text.shape[1:]), len(pairs.vocabulary))
 
 
 def towers(study: Study, pairs: Pairs, seed: int) -> tuple[nn.Module, nn.Module]:

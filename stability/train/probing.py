@@ -75,18 +75,17 @@ def _chunks(chosen: list[int], widest: int) -> list[list[int]]:
 def _read_some(
     name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot, chosen: list[int]
 ) -> dict[str, Tensor]:
-    # One replica alone would take other kernels than two; the second copy is dropped below.
-    padded = chosen if len(chosen) > 1 else chosen * 2
     variant = probe[name]
+    # One replica alone would take other kernels than two; the second copy is dropped below.
+    padded = chosen if len(chosen) > 1 or variant.traits.get("alone") else chosen * 2
     options = {key: value.default for key, value in variant.options.items()} | study.probes[name].options
     device = snapshot.theta.device
     rows = torch.tensor(padded, device=device)
     moments = replace(snapshot.moments, second=snapshot.moments.second[rows], first=snapshot.moments.first[rows])
-    factor = schedule(study.train, min(snapshot.step, study.train.steps - 1))
     tensors: dict[str, Any] = {
         "params": plan.layout.unflatten(snapshot.theta[rows]),
         "preconditioner": plan.layout.unflatten(preconditioner(moments, study.train)),
-        "learning_rate": torch.tensor([feed.runs[place].lr * factor for place in padded], device=device),
+        "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": _batches(name, options.get("batches", 0), study, feed, snapshot, padded),
     }
     settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
@@ -108,6 +107,12 @@ def _read_some(
 
     values = measure(tensors) if variant.traits.get("stacked") else vmap(measure)(tensors)
     return {key: value[: len(chosen)].detach() for key, value in values.items()}
+
+
+def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[int]) -> Tensor:
+    """Return the rates (r,) at which some replicas train at this step; after the last step, its rate."""
+    factor = schedule(study.train, min(snapshot.step, study.train.steps - 1))
+    return torch.tensor([feed.runs[place].lr * factor for place in replicas], device=snapshot.theta.device)
 
 
 def _batches(
