@@ -29,7 +29,7 @@ name = "digits"
 
 [model]
 image = "mlp"
-text = "mlp"
+text = "token-transformer"
 embed_dim = 8
 
 [train]
@@ -81,9 +81,7 @@ def curves(study):
     manifest = {
         "versions": {"python": "3", "torch": "2"},
         "device": {"type": "cpu", "model": "<i>chip</i>"},
-        "git_commit": "c0ffee",
-        "threads": 1,
-        "groups": [],
+        "groups": [{"git_commit": "c0ffee"}],
     }
     total, measures = study.train.steps, study.measures
     frames, rows = [], []
@@ -100,7 +98,7 @@ def curves(study):
         frame["loss"] = np.where(steps < total, 1 + np.exp(-steps / pace), np.nan)
         frame["duplicate_share"] = 0.01
         frame["learning_rate"] = 1e-3
-        frame["bias"] = np.nan if run.arm == "clip" else -10.0
+        frame["bias"] = np.nan if run.arm == "clip" else -10.0 + 0.0008 * steps
         frame["recall_at_1"] = np.where(probed, 0.01 + best * (1 - np.exp(-steps / pace)), np.nan)
         frame["recall_at_1_chance"] = np.where(probed, 0.01, np.nan)
         frames.append(frame)

@@ -139,7 +139,7 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2) -> Results:
         frames.append(frame)
         cell = {key: getattr(run, key) for key in ("arm", "seed", "batch_size", "corruption", "noise", "lr")}
         rows.append({"run": run.id, **cell, "status": "diverged" if diverged else "finished", "diverged_at": at})
-    manifest = {"versions": {"python": "3"}, "device": {"type": "cpu"}, "git_commit": "none", "threads": 1}
+    manifest = {"versions": {"python": "3"}, "device": {"type": "cpu"}, "groups": []}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), study.measures)
 
 

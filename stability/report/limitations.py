@@ -131,7 +131,7 @@ def _false_negatives(results: Results) -> Said:
 
 
 def _slow_scalars(results: Results) -> Said:
-    """Say where the summed learning rates cannot carry a bias from its start to zero."""
+    """Say where a bias moved over half as far as its summed learning rates can carry it: it may not have arrived."""
     steps = results.steps
     if "bias" not in steps or not steps["bias"].notna().any():
         return
@@ -141,7 +141,7 @@ def _slow_scalars(results: Results) -> Said:
     table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last(), "reach": reach})
     for arm, part in table.groupby("arm", sort=False):
         start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
-        if sum_of_rates < abs(start):
+        if abs(end - start) > sum_of_rates / 2:
             yield (
                 f"How far the bias of {arm} could move",
                 f"It starts at {number(start)} and ends at {number(end)} on average. Adam moves a scalar by no more "

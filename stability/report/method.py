@@ -6,13 +6,14 @@ in words what each of them states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
-from stability.analysis import Findings, Results
+from stability.analysis import Finding, Findings, Results
 from stability.contrasts import contrast
 from stability.losses import loss
-from stability.stats.wording import confidence_in_percent
+from stability.stats.wording import confidence_in_percent, number
 
 FORMULAS = {
     "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
@@ -101,7 +102,7 @@ def _inference(results: Results, findings: Findings) -> Said:
             f"The claim {claim.id}",
             f"Measure: {results.measures[claim.measure].label}; "
             f"contrast {claim.contrast}, expected {expected}, margin {claim.margin:g}. "
-            f"Test: {claim.method}. It assumes that {claim.assumptions}.",
+            f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}",
         )
     yield (
         "Verdicts",
@@ -155,3 +156,13 @@ def _measures(results: Results, findings: Findings) -> Said:
             "5% and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
             "margin",
         )
+
+
+def _sign_flip(claim: Finding) -> str:
+    """Return the check that assumes no shape of the differences, where there is one."""
+    if not math.isfinite(claim.p_sign_flip):
+        return ""
+    return (
+        f" Its p-value is {number(claim.p_value)}, and {number(claim.p_sign_flip)} by exact sign flips of the seeds' "
+        "differences, which assume only that either sign is as likely when nothing differs."
+    )

@@ -105,7 +105,8 @@ def crosscheck_table(results: Results) -> Json | None:
     heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in ("arm", "batch_size", "seed")]
     names = ["crosscheck_high", "pyhessian_high", *exact[:1], "crosscheck_trace", "pyhessian_trace", *exact[1:]]
     heads += [_head(results.measures[name].label, "", True) for name in names]
-    spread = {"crosscheck_high": "crosscheck_residual", "crosscheck_trace": "crosscheck_trace_stderr"}
+    spread = {name: f"{name}_stderr" for name in ("crosscheck_trace", "pyhessian_trace")}
+    spread["crosscheck_high"] = "crosscheck_residual"
     body = []
     for _, row in last.iterrows():
         cells = [_cell(row[name]) for name in ("arm", "batch_size", "seed")]
