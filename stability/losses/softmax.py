@@ -38,8 +38,10 @@ def clip(
 
 
 def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
-    target = (1 - smoothing) * torch.diagonal(logits) + smoothing * logits.mean(-1)
-    return (torch.logsumexp(logits, -1) - target).mean()
+    rows = torch.logsumexp(logits, -1) - torch.diagonal(logits)
+    if smoothing:  # else the mean over all logits, and its gradient, would be computed for nothing
+        rows = rows + smoothing * (torch.diagonal(logits) - logits.mean(-1))
+    return rows.mean()
 
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
