@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stability.losses import Scalar, loss, scalars_of
+from stability.losses import loss, scalars_of, scalars_with
 from stability.study import Study, digest
 
 SCHEMA = 1
@@ -52,15 +52,17 @@ def run_configuration(study: Study, **cell: Any) -> dict[str, Any]:
     plain = study.canonical()
     arm = study.arm(cell["arm"])
     variant = loss[arm.loss]
-    scalars = {name: Scalar(value).initial for name, value in arm.options.items() if name in scalars_of(variant)}
-    changed = {name: value for name, value in scalars.items() if value != scalars_of(variant)[name].initial}
+    declared = scalars_of(variant)
+    scalars = {
+        name: asdict(scalar) for name, scalar in scalars_with(variant, arm.options).items() if scalar != declared[name]
+    }
     options = {
         name: value
         for name, value in arm.options.items()
-        if name not in scalars and value != variant.options[name].default
+        if name not in declared and value != variant.options[name].default
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
-    return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **changed, **options}}
+    return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **scalars, **options}}
 
 
 def runs_of(study: Study) -> tuple[Run, ...]:

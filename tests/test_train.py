@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
 from stability.grid import Group, runs_of
-from stability.losses import clip
+from stability.losses import clip, loss
 from stability.registry import InputError, Variant
 from stability.study import Study, Train, load_study, parse_study
 from stability.train import Trainer, diverged_at, population_of, train_step
@@ -123,11 +124,11 @@ def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
             index = pairs.train[next(draws)]
             u = F.normalize(image(pairs.image[index]), dim=-1)
             v = F.normalize(text(pairs.text[index]), dim=-1)
-            loss = clip(u, v, log_scale=log_scale)
+            value = clip(u, v, log_scale=log_scale)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             assert_close(logged[step]["log_scale"][place], log_scale.detach(), rtol=1e-4, atol=1e-5)
-            assert_close(logged[step]["loss"][place], loss.detach(), rtol=1e-4, atol=1e-5)
+            assert_close(logged[step]["loss"][place], value.detach(), rtol=1e-4, atol=1e-5)
             optimizer.step()
 
 
@@ -210,6 +211,53 @@ def test_a_batchnorm_in_a_tower_is_refused_because_it_couples_samples(tiny_text,
         towers(study, study.pairs(), 0)
 
 
+# --- every loss of the catalogue, and what it may ask for ------------------------------------------------------------
+
+
+def trainer_of(tiny_text: str, name: str, replicas: int = 2, arm: str = "") -> Trainer:
+    """Return a trainer of one arm of the tiny study: a registered loss, or the table *arm* under that name."""
+    text = tiny_text.split("[[claims]]")[0].replace('["clip", "siglip-log-b"]', f'["{name}"]')
+    text = re.sub(r"\[arms.*?\n\n", arm, text, flags=re.DOTALL)
+    study = parse_study(text, "t.toml", "t")
+    runs = tuple(run for run in runs_of(study) if run.batch_size == 8)[:replicas]
+    return Trainer(study, Group("g", runs), study.pairs(), CPU)
+
+
+@pytest.mark.parametrize("name", sorted(loss))
+def test_every_loss_trains_and_is_probed_and_a_replica_does_not_notice_the_others(tiny_text, name):
+    few, many = trainer_of(tiny_text, name, 2), trainer_of(tiny_text, name, 3)
+    for _ in range(3):
+        first, second = few.step(), many.step()
+        assert torch.isfinite(first["loss"]).all()
+        assert all(torch.equal(values, second[key][:2]) for key, values in first.items())
+    ours, theirs = few.read("gradient-noise").values, many.read("gradient-noise").values
+    for key, values in ours.items():
+        assert torch.equal(values.nan_to_num(), theirs[key][:2].nan_to_num()), key
+        assert "towers" not in key or torch.isfinite(values).all()
+    assert few.population.state.keys() == many.population.state.keys()
+
+
+def test_a_state_is_carried_from_step_to_step_for_each_replica(tiny_text):
+    trainer = trainer_of(tiny_text, "global-contrastive")
+    before = trainer.population.state["image"].clone()
+    assert torch.isinf(before).all()
+    trainer.step()
+    after = trainer.population.state["image"]
+    assert torch.isfinite(after).sum(-1).tolist() == [8, 8]
+
+
+def test_a_scalar_that_is_not_trained_stays_and_one_with_a_rate_of_its_own_moves_at_it(tiny_text):
+    arm = '[arms.own]\nloss = "siglip"\nbias = { trained = false }\nlog_scale = { lr = 3.0 }\n\n'
+    own, plain = trainer_of(tiny_text, "own", arm=arm), trainer_of(tiny_text, "siglip")
+    first, second = own.step(), plain.step()
+    again, more = own.step(), plain.step()
+    assert torch.equal(again["bias"], first["bias"])
+    assert not torch.equal(more["bias"], second["bias"])
+    # Adam's first step has the size of the rate whatever the gradient.
+    moved, usual = again["log_scale"] - first["log_scale"], more["log_scale"] - second["log_scale"]
+    assert_close(moved.abs(), 3 * usual.abs(), rtol=1e-4, atol=1e-6)
+
+
 # --- what they read --------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +301,7 @@ def test_duplicates_are_counted_by_their_text():
 
 
 @pytest.mark.parametrize(
-    ("loss", "expected"),
+    ("series", "expected"),
     [
         (np.full(200, 1.0), None),
         (np.full(200, 5.0), 20),
@@ -264,9 +312,9 @@ def test_duplicates_are_counted_by_their_text():
         (np.where((np.arange(200) > 50) & (np.arange(200) < 60), 99.0, 1.0), None),
     ],
 )
-def test_divergence_is_a_loss_that_is_not_finite_or_ends_at_chance(loss, expected):
-    found = diverged_at(loss, chance=5.0, warmup=20)
-    if (loss[-1] >= 5.0) and expected is None:
+def test_divergence_is_a_loss_that_is_not_finite_or_ends_at_chance(series, expected):
+    found = diverged_at(series, chance=5.0, warmup=20)
+    if (series[-1] >= 5.0) and expected is None:
         # From chance on for good: the trailing mean over 10 steps crosses it within 10 steps of the jump.
         assert found is not None
         assert 100 <= found < 110

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
+from stability.losses.logits import off_diagonal, scaled_similarities
+from stability.registry import InputError, nearest
 
 
 def siglip_chance(batch_size: int) -> float:
@@ -21,17 +24,89 @@ def siglip_chance(batch_size: int) -> float:
 
 
 @loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_chance)
-def siglip(image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tensor) -> Tensor:
+def siglip(
+    image: Tensor,
+    text: Tensor,
+    *,
+    log_scale: Tensor,
+    bias: Tensor,
+    reduction: Literal["per_image", "mean_pairs"] = "per_image",
+    max_scale: float = math.inf,
+) -> Tensor:
     """Judge each of the B x B pairs as match or mismatch; nats per image (summed over pairs, divided by B).
 
     L = 1/B sum_ij softplus(-z_ij (t <image_i, text_j> + b)), z_ij = +1 on the diagonal and -1 elsewhere, t =
     exp(log_scale), for (B, D) inputs with unit rows. Chance (the best constant logit) is log B + (B-1) log(B/(B-1)).
+    *reduction* "mean_pairs" divides by B^2 instead, as Bangachev et al. (arXiv:2509.18552) do; chance is then B times
+    lower. *max_scale* cuts t inside the loss. Without a bias: an initial bias of 0, not trained.
     Zhai et al. (2023), arXiv:2303.15343, Alg. 1, whose code adds b (its displayed equation has the other sign).
+    Checked against the sources of big_vision (``trainers/proj/image_text/siglip.py``) and OpenCLIP (``SigLipLoss``).
 
     >>> zeros, nought = torch.zeros(4, 3), torch.tensor(0.0)
     >>> siglip(zeros, zeros, log_scale=nought, bias=nought) / math.log(2)
     tensor(4.)
     """
-    logits = log_scale.exp() * image @ text.T + bias
+    pairs = {"per_image": len(image), "mean_pairs": len(image) ** 2}
+    if reduction not in pairs:
+        raise InputError(f"reduction: unknown {reduction!r}{nearest(reduction, pairs)}")
+    return sum_over_pairs(scaled_similarities(image, text, log_scale, max_scale) + bias) / pairs[reduction]
+
+
+def sum_over_pairs(logits: Tensor) -> Tensor:
+    """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats."""
     # softplus(-l) = softplus(l) - l: one softplus over all pairs, corrected on the diagonal.
-    return (F.softplus(logits).sum() - torch.diagonal(logits).sum()) / len(image)
+    return F.softplus(logits).sum() - torch.diagonal(logits).sum()
+
+
+@loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance)
+def siglip_relative_bias(image: Tensor, text: Tensor, *, log_scale: Tensor, relative_bias: Tensor) -> Tensor:
+    """Judge each of the B x B pairs by its similarity above a trained threshold; nats per image.
+
+    L = siglip with logits t (<image_i, text_j> - b_rel), so b = -t b_rel: the same model as `siglip`, trained along
+    other coordinates. b_rel starts at 1, which is `siglip`'s b = -10 at t = 10. For (B, D) inputs with unit rows;
+    chance as for `siglip`. Bangachev et al. (2025), arXiv:2509.18552, Def. 1 (b_rel has their sign).
+    Checked against their code (``utils/siglip_loss.py``), apart from its logarithm: see `siglip_as_published`.
+    """
+    logits = log_scale.exp() * (image @ text.T - relative_bias)
+    return sum_over_pairs(logits) / len(image)
+
+
+def siglip_as_published_chance(batch_size: int, epsilon: float = 1e-8) -> float:
+    """Return the loss of the constant probability 1/B, the best one up to epsilon."""
+    match = 1 / batch_size
+    return -match * math.log(match + epsilon) - (1 - match) * math.log(1 - match + epsilon)
+
+
+@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_as_published_chance)
+def siglip_as_published(
+    image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tensor, epsilon: float = 1e-8
+) -> Tensor:
+    """Judge pairs by log(sigmoid + 1e-8), the form whose gradient vanishes on wrong pairs; nats per pair.
+
+    L = -1/B^2 [sum_i log(sigmoid(l_ii) + e) + sum_{i != j} log(1 - sigmoid(l_ij) + e)] with l = t <image_i, text_j> +
+    b, for (B, D) inputs with unit rows. Where |l| > 18 a wrong pair costs -log e and has no gradient left, so a large
+    t stops learning: an artefact of the form, which `siglip` (``reduction="mean_pairs"``) is without. Chance is
+    `siglip`'s over B, up to e. The code of Bangachev et al. (2025), arXiv:2509.18552, whose b is our -b.
+    Checked against that code (``utils/siglip_loss.py``).
+    """
+    probability = torch.sigmoid(scaled_similarities(image, text, log_scale) + bias)
+    match = torch.log(torch.diagonal(probability) + epsilon).sum()
+    mismatch = torch.log(1 - off_diagonal(probability) + epsilon).sum()
+    return -(match + mismatch) / len(image) ** 2
+
+
+def nt_logistic_chance(batch_size: int) -> float:
+    """Return 2 log 2, the loss of similarity 0 at every batch size."""
+    return 2 * math.log(2)
+
+
+@loss(log_scale=Scalar(math.log(10.0)), chance=nt_logistic_chance)
+def nt_logistic(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
+    """Judge each match and, with the same weight, its mismatches, without a bias; nats per image.
+
+    L = 1/B sum_i [softplus(-l_ii) + 1/(B-1) sum_{j != i} softplus(l_ij)], l = t <image_i, text_j>, for (B, D) inputs
+    with unit rows. Chance is 2 log 2. Chen et al. (2020), arXiv:2002.05709, Table 2, which gives the term of one
+    match and one mismatch; the mean over the B - 1 mismatches is our reading. There t is a fixed setting.
+    """
+    logits = scaled_similarities(image, text, log_scale)
+    return F.softplus(-torch.diagonal(logits)).mean() + F.softplus(off_diagonal(logits)).mean()

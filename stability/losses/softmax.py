@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from stability.losses import Scalar, loss
+from stability.losses.logits import both_ways, scaled_similarities
 
 
 def clip_chance(batch_size: int) -> float:
@@ -16,19 +18,76 @@ def clip_chance(batch_size: int) -> float:
 
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
-def clip(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
+def clip(
+    image: Tensor, text: Tensor, *, log_scale: Tensor, label_smoothing: float = 0.0, max_scale: float = math.inf
+) -> Tensor:
     """Tell each row's match from the other B - 1 rows, both ways; nats per pair.
 
     L = -1/(2B) sum_i [log softmax_j(l_ij)_i + log softmax_j(l_ji)_i] with l = t <image_i, text_j>, t = exp(log_scale),
     for (B, D) inputs with unit rows. Chance is log B. t starts at 10, as in SigLIP's own comparison (CLIP: 1/.07).
-    Radford et al. (2021), arXiv:2103.00020, Fig. 3; Zhai et al. (2023), arXiv:2303.15343, Sec. 3.1.
+    *label_smoothing* e moves the target from the match towards all B rows evenly, 1 - e + e/B on the match (ALIGN,
+    arXiv:2102.05918: e = 0.1). *max_scale* cuts t inside the loss (CLIP's cap on the parameter is 100).
+    Radford et al. (2021), arXiv:2103.00020, Fig. 3; Zhai et al. (2023), arXiv:2303.15343, Sec. 3.1. Checked against
+    the source of OpenCLIP (``ClipLoss``) and, smoothed, against torch's ``cross_entropy``.
 
     >>> clip(torch.zeros(4, 3), torch.zeros(4, 3), log_scale=torch.tensor(0.0)) / math.log(4)
     tensor(1.)
     """
-    logits = log_scale.exp() * image @ text.T
-    return (_row_loss(logits) + _row_loss(logits.T)) / 2
+    logits = scaled_similarities(image, text, log_scale, max_scale)
+    return both_ways(partial(_cross_entropy, smoothing=label_smoothing), logits)
 
 
-def _row_loss(logits: Tensor) -> Tensor:
-    return (torch.logsumexp(logits, -1) - torch.diagonal(logits)).mean()
+def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
+    rows = torch.logsumexp(logits, -1) - torch.diagonal(logits)
+    if smoothing:  # else the mean over all logits, and its gradient, would be computed for nothing
+        rows = rows + smoothing * (torch.diagonal(logits) - logits.mean(-1))
+    return rows.mean()
+
+
+@loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
+def cyclip(
+    image: Tensor, text: Tensor, *, log_scale: Tensor, in_modal: float = 0.25, cross_modal: float = 0.25
+) -> Tensor:
+    """Add to CLIP's loss that similarities agree between the modalities and between both directions; nats per pair.
+
+    L = clip + in_modal/B sum_ij (<image_i, image_j> - <text_i, text_j>)^2
+    + cross_modal/B sum_ij (<image_i, text_j> - <image_j, text_i>)^2, for (B, D) inputs with unit rows; t scales the
+    first term only. Chance is log B, where all similarities agree. Goel et al. (2022), arXiv:2205.14459. Checked
+    against the authors' code (``src/train.py``: B times the mean square, t divided out) and README (both weights .25).
+
+    >>> clip(*torch.eye(4).view(2, 2, 4), log_scale=torch.tensor(0.0)) == math.log(2)
+    tensor(True)
+    >>> cyclip(*torch.eye(4).view(2, 2, 4), log_scale=torch.tensor(0.0)) == math.log(2)
+    tensor(True)
+    """
+    similarities = image @ text.T
+    within = (image @ image.T - text @ text.T).square().sum() / len(image)
+    across = (similarities - similarities.T).square().sum() / len(image)
+    contrastive = both_ways(_cross_entropy, log_scale.exp() * similarities)
+    return contrastive + in_modal * within + cross_modal * across
+
+
+def rince_chance(batch_size: int, q: float = 0.5, weight: float = 0.01, scale: float = 10.0) -> float:
+    """Return e^(q t s) ((weight B)^q - 1) / q at t = 10 and the better of s = -1 and s = 1."""
+    return min(math.exp(q * scale * s) * ((weight * batch_size) ** q - 1) / q for s in (-1.0, 1.0))
+
+
+@loss(log_scale=Scalar(math.log(10.0), trained=False), chance=rince_chance)
+def rince(image: Tensor, text: Tensor, *, log_scale: Tensor, q: float = 0.5, weight: float = 0.01) -> Tensor:
+    """Contrast matches with a robust power in place of a logarithm, both ways; no unit, and it may be negative.
+
+    L = mean over rows, both ways, of -e^(q l_ii)/q + (weight sum_j e^(l_ij))^q/q, l = t <image_i, text_j>, for (B, D)
+    inputs with unit rows and 0 < q <= 1. As q -> 0, L tends to CLIP's loss plus log(weight), with CLIP's gradients;
+    q = 1 is symmetric, hence robust to mismatched pairs. L is not bounded below in t, so t is kept fixed.
+    Chance is the best constant similarity's, at t = 10. Chuang et al. (2022), arXiv:2201.04309. Checked against the
+    authors' published pseudo-code; the defaults of q and of weight (their lambda) were not.
+    """
+    one_way = partial(_robust_row_loss, q=q, weight=weight)
+    return both_ways(one_way, scaled_similarities(image, text, log_scale))
+
+
+def _robust_row_loss(logits: Tensor, q: float, weight: float) -> Tensor:
+    # expm1: the two terms' 1/q cancel exactly, so that q -> 0 is a limit in floating point too.
+    match = torch.expm1(q * torch.diagonal(logits))
+    everything = torch.expm1(q * (torch.logsumexp(logits, -1) + math.log(weight)))
+    return ((everything - match) / q).mean()

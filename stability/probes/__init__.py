@@ -20,7 +20,8 @@ from stability.registry import Registry
 probe = Registry("probe")
 
 Params = dict[str, Tensor]
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Tensors by name: image, text, index, and what a loss asks for beside them (its state is itself tensors by name)."""
 
 
 @dataclass(frozen=True)

@@ -199,5 +199,6 @@ def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -
     return {column: torch.tensor([getattr(check, field) for check in checks]) for column, field in columns.items()}
 
 
-def _at(tensors: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
-    return {name: value[place] for name, value in tensors.items()}
+def _at(tensors: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """Return one replica's part of tensors by name, which may hold tensors by name themselves."""
+    return {name: _at(value, place) if isinstance(value, Mapping) else value[place] for name, value in tensors.items()}

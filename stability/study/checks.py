@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
 from stability.encoders import encoder
-from stability.losses import Scalar, loss, scalars_of
+from stability.losses import RESERVED, Scalar, loss, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
 from stability.study.schema import OVER, Arm, Claim, Schedule, Study, modalities
@@ -82,10 +83,12 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
             f"{locate('arms', name)}: {name!r} is the name of another loss; give the arm a name of its own"
         )
     declared = scalars_of(found)
-    found.check_options({key: value for key, value in arm.options.items() if key not in declared}, locate("arms", name))
+    offered = {key: parameter for key, parameter in found.options.items() if key not in RESERVED}
+    options = {key: value for key, value in arm.options.items() if key not in declared}
+    replace(found, options=offered).check_options(options, locate("arms", name))
     for key in arm.options.keys() & declared.keys():
         try:
-            Scalar(arm.options[key])
+            Scalar.read(arm.options[key], declared[key])
         except InputError as error:
             raise InputError(f"{locate('arms', name, key)}: {error}") from error
 

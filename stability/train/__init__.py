@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.functional import normalize
 
 from stability.datasets import Pairs
 from stability.grid import Group, Run
@@ -23,7 +24,7 @@ from stability.train.divergence import diverged_at
 from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
 from stability.train.optimizer import Clip, Moments, Rates, adamw, schedule
 from stability.train.population import Blueprint, blueprint, initial_parameters
-from stability.train.probing import Reading, Snapshot, held_out, read
+from stability.train.probing import Reading, Snapshot, asked_of, held_out, read
 
 __all__ = [
     "Population",
@@ -57,20 +58,24 @@ class Population:
     alive: Tensor
     salt: Tensor
     generators: Sequence[torch.Generator]
+    draws: Mapping[int, torch.Generator]
+    state: dict[str, Tensor]
     step: int = 0
     scalars: tuple[str, ...] = field(default=())
 
     def snapshot(self) -> Snapshot:
         """Return the state for the probes."""
-        return Snapshot(self.theta.detach(), self.moments, self.step)
+        return Snapshot(self.theta.detach(), self.moments, self.state, self.step)
 
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
     """Return the replicas of *runs* (of one arm and batch size) before their first step."""
     plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs)
     theta = initial_parameters(study, plan, pairs, [run.seed for run in runs]).to(device)
-    decay = plan.layout.spread(lambda name, shape: study.train.weight_decay if len(shape) > 1 else 0.0)
-    multiplier = plan.layout.spread(lambda name, _: study.train.scalar_lr if name.startswith("loss.") else 1.0)
+    decay = plan.layout.spread(
+        lambda name, shape: study.train.weight_decay if len(shape) > 1 and name not in plan.fixed else 0.0
+    )
+    multiplier = plan.layout.spread(lambda name, _: _multiplier(study, plan, name))
     feed = feed_of(runs, pairs, study.data.corruption, device)
     odd = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
     return Population(
@@ -87,8 +92,19 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         salt=odd.to(device),
         generators=feed.generators("train"),
+        draws={run.seed: stream(run.seed, "loss") for run in runs},
+        state={
+            name: value.expand(len(runs), *value.shape).clone().to(device)
+            for name, value in plan.loss.initial_state(feed.available).items()
+        },
         scalars=tuple(plan.initial_scalars),
     )
+
+
+def _multiplier(study: Study, plan: Blueprint, name: str) -> float:
+    """Return the factor on the learning rate of a parameter: the study's and the loss's own for trained scalars."""
+    scalar = plan.loss.scalars.get(name.removeprefix("loss."))
+    return study.train.scalar_lr * scalar.lr if name.startswith("loss.") and scalar else 1.0
 
 
 def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
@@ -99,7 +115,8 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
     """
     plan, train = population.plan, population.study.train
     batch = population.feed.batch(index, population.generators)
-    losses = vmap(plan.objective)(plan.layout.unflatten(population.theta), batch)
+    asked = asked_of(plan, population.runs, population.draws, population.state, population.step, index.shape[1:-1])
+    losses, state = vmap(plan.training_objective)(plan.layout.unflatten(population.theta), batch | asked)
     (gradient,) = torch.autograd.grad(losses.sum(), population.theta)
     with torch.no_grad():
         losses = losses.detach()
@@ -124,6 +141,10 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
             population.rates,
             train,
         )
+        population.state = {name: value.detach() for name, value in state.items()}
+        for name in plan.reprojected:
+            rows = plan.layout.unflatten(population.theta)[name]
+            rows.copy_(normalize(rows, dim=-1))
         measures = {name: torch.where(population.alive, value, torch.nan) for name, value in measures.items()}
         measures["learning_rate"] = rate[:, 0]
         measures["duplicate_share"] = duplicate_share(identity(batch["text"], population.salt))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,6 +130,13 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
         shared_text=shared_text,
         fresh=kind == "fresh",
     )
+
+
+def uniform_numbers(runs: Sequence[Run], generators: Mapping[int, torch.Generator], lead: torch.Size) -> Tensor:
+    """Return numbers in [0, 1) for losses that draw, (R, *lead, B, B): the same for replicas of one seed."""
+    size = runs[0].batch_size
+    by_seed = {seed: torch.rand(*lead, size, size, generator=generator) for seed, generator in generators.items()}
+    return torch.stack([by_seed[run.seed] for run in runs])
 
 
 def identity(text: Tensor, salt: Tensor) -> Tensor:

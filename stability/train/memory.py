@@ -31,10 +31,15 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
         saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    batch = {
+        "image": pairs.image[index],
+        "text": pairs.text[index],
+        "index": torch.arange(batch_size),
+        "step": torch.tensor(0),
+        "uniform": torch.zeros(batch_size, batch_size),
+        "state": plan.loss.initial_state(len(pairs.train)),
+    }
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = plan.objective(
-            plan.layout.unflatten(theta),
-            {"image": pairs.image[index], "text": pairs.text[index], "index": index},
-        )
+        loss = plan.objective(plan.layout.unflatten(theta), batch)
     del loss
     return int(SLACK * sum(saved.values())) + STATE_COPIES * theta.numel() * theta.element_size()

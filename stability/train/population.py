@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from stability.datasets import Pairs
 from stability.encoders import encoder
-from stability.losses import Scalar, loss, scalars_of
+from stability.losses import Scalar, loss, reserved_of, scalars_with
 from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
-from stability.study import Study, modalities
+from stability.study import Arm, Study, modalities
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,35 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class LossPlan:
+    """An arm's loss: the function with its options, its scalars, what it asks for beside the batch, its first state."""
+
+    function: Callable[..., Any]
+    scalars: dict[str, Scalar]
+    reserved: tuple[str, ...]
+    initial_state: Callable[[int], dict[str, Tensor]]
+
+
+def loss_plan(arm: Arm) -> LossPlan:
+    """Return what an arm asks of its loss."""
+    variant = loss[arm.loss]
+    scalars = scalars_with(variant, arm.options)
+    options = {key: value for key, value in arm.options.items() if key not in scalars}
+    state = variant.traits.get("state", lambda available: {})
+    return LossPlan(partial(variant.function, **options), scalars, reserved_of(variant), state)
+
+
+@dataclass(frozen=True)
 class Blueprint:
     """What all replicas of a group share: two towers (whose own weights are never used), a loss, the layout."""
 
     image: nn.Module
     text: nn.Module
-    loss: Callable[..., Tensor]
+    loss: LossPlan
     layout: Layout
     initial_scalars: dict[str, float]
+    fixed: frozenset[str]
+    reprojected: tuple[str, ...]
 
     def embed_image(self, params: Params, image: Tensor) -> Tensor:
         """Return unit rows (B, D) for the images of one replica."""
@@ -70,9 +91,16 @@ class Blueprint:
 
     def objective(self, params: Params, batch: Batch) -> Tensor:
         """Return the loss of one replica on one batch, a scalar."""
+        return self.training_objective(params, batch)[0]
+
+    def training_objective(self, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one replica on one batch, and the loss's state after it (empty for most losses)."""
+        params = {name: value.detach() if name in self.fixed else value for name, value in params.items()}
         image = self.embed_image(params, batch["image"])
         text = self.embed_text(params, batch["text"])
-        return self.loss(image, text, **_within("loss.", params))
+        asked = {name: batch[name] for name in self.loss.reserved}
+        result = self.loss.function(image, text, **_within("loss.", params), **asked)
+        return result if "state" in self.loss.reserved else (result, {})
 
 
 def _within(prefix: str, params: Params) -> Params:
@@ -99,20 +127,25 @@ def towers(study: Study, pairs: Pairs, seed: int) -> tuple[nn.Module, nn.Module]
 def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs) -> Blueprint:
     """Return what every replica of one arm and batch size shares."""
     image, text = towers(study, pairs, seed=0)
-    arm = study.arm(arm_name)
-    variant = loss[arm.loss]
-    scalars = {
-        name: Scalar(arm.options[name]) if name in arm.options else scalar
-        for name, scalar in scalars_of(variant).items()
-    }
-    options: dict[str, Any] = {key: value for key, value in arm.options.items() if key not in scalars}
-    shapes = {
-        **{f"image.{name}": tuple(value.shape) for name, value in image.named_parameters()},
-        **{f"text.{name}": tuple(value.shape) for name, value in text.named_parameters()},
-        **{f"loss.{name}": () for name in scalars},
-    }
-    initial = {name: scalar.at(batch_size) for name, scalar in scalars.items()}
-    return Blueprint(image, text, partial(variant.function, **options), Layout(shapes), initial)
+    sides = (("image", image), ("text", text))
+    plan = loss_plan(study.arm(arm_name))
+    named = [(f"{side}.{name}", value) for side, tower in sides for name, value in tower.named_parameters()]
+    locked = {name for name, value in named if not value.requires_grad}
+    constant = {f"loss.{name}" for name, scalar in plan.scalars.items() if not scalar.trained}
+    return Blueprint(
+        image=image,
+        text=text,
+        loss=plan,
+        layout=Layout({**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}),
+        initial_scalars={name: scalar.at(batch_size) for name, scalar in plan.scalars.items()},
+        fixed=frozenset(locked | constant),
+        reprojected=tuple(
+            ".".join(filter(None, (side, place, name)))
+            for side, tower in sides
+            for place, module in tower.named_modules()
+            for name in getattr(module, "reprojected", ())
+        ),
+    )
 
 
 def initial_parameters(study: Study, plan: Blueprint, pairs: Pairs, seeds: list[int]) -> Tensor:

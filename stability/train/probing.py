@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch.func import vmap
 from stability.datasets import Pairs
 from stability.grid import Run
 from stability.probes import HeldOut, Replica, probe
+from stability.streams import stream
 from stability.study import Schedule, Study
-from stability.train.feed import Feed, independent_indices
+from stability.train.feed import Feed, independent_indices, uniform_numbers
 from stability.train.optimizer import Moments, preconditioner, schedule
 from stability.train.population import Blueprint
 
@@ -28,6 +29,7 @@ class Snapshot:
 
     theta: Tensor
     moments: Moments
+    state: Mapping[str, Tensor]
     step: int
 
 
@@ -45,6 +47,29 @@ def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
         part[pairs.held_out].to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
     )
     return HeldOut(image, text, caption, label, pairs.prompts.to(device))
+
+
+def asked_of(
+    plan: Blueprint,
+    runs: Sequence[Run],
+    draws: Mapping[int, torch.Generator],
+    state: Mapping[str, Tensor],
+    step: int,
+    lead: torch.Size,
+) -> dict[str, Any]:
+    """Return what the loss asks for beside the batch, (R, *lead, ...): its step, random numbers and state."""
+    asked: dict[str, Any] = {}
+    shape = (len(runs), *lead)
+    if "step" in plan.loss.reserved:
+        asked["step"] = torch.full(shape, step)
+    if "uniform" in plan.loss.reserved:
+        asked["uniform"] = uniform_numbers(runs, draws, lead)
+    if "state" in plan.loss.reserved:
+        asked["state"] = {
+            name: value.view(len(runs), *(1 for _ in lead), *value.shape[1:]).expand(*shape, *value.shape[1:])
+            for name, value in state.items()
+        }
+    return asked
 
 
 def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot) -> Reading:
@@ -86,7 +111,7 @@ def _read_some(
         "params": plan.layout.unflatten(snapshot.theta[rows]),
         "preconditioner": plan.layout.unflatten(preconditioner(moments, study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
-        "batches": _batches(name, options.get("batches", 0), study, feed, snapshot, padded),
+        "batches": _batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
     }
     settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
 
@@ -116,7 +141,7 @@ def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[
 
 
 def _batches(
-    name: str, count: int, study: Study, feed: Feed, snapshot: Snapshot, chosen: list[int]
+    name: str, count: int, plan: Blueprint, feed: Feed, snapshot: Snapshot, chosen: list[int]
 ) -> dict[str, Tensor]:
     """Return *count* independent batches of each replica: new at every step, or fixed where the probe says so."""
     if not count:
@@ -129,4 +154,7 @@ def _batches(
     }
     index = torch.stack([by_seed[feed.runs[place].seed] for place in chosen]).to(snapshot.theta.device)
     some = feed.select(chosen)
-    return some.batch(index, some.generators(use))
+    draws = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
+    state = {key: value[chosen] for key, value in snapshot.state.items()}
+    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1])
+    return some.batch(index, some.generators(use)) | asked

@@ -1,0 +1,78 @@
+"""Mixtures of the softmax and the sigmoid loss. No published source is known for any: all are this project's own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stability.losses import Scalar, loss
+from stability.losses.sigmoid import siglip, siglip_chance
+from stability.losses.softmax import clip, clip_chance
+
+
+def hybrid_chance(batch_size: int, mix: float = 0.5) -> float:
+    """Return the mixture of both chance levels, at the default mix."""
+    return (1 - mix) * clip_chance(batch_size) + mix * siglip_chance(batch_size)
+
+
+@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=hybrid_chance)
+def hybrid(image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tensor, mix: float = 0.5) -> Tensor:
+    """Mix CLIP's softmax loss with SigLIP's sigmoid loss at one shared scale; nats per image.
+
+    L = (1 - mix) clip(t) + mix siglip(t, b), for (B, D) inputs with unit rows; mix = 0 and mix = 1 are its parts.
+    Chance is the same mixture of theirs, at mix = 1/2. This project's own: no published source is known.
+    """
+    softmax_part = clip(image, text, log_scale=log_scale)
+    return (1 - mix) * softmax_part + mix * siglip(image, text, log_scale=log_scale, bias=bias)
+
+
+@loss(
+    log_scale=Scalar(math.log(10.0)),
+    sigmoid_log_scale=Scalar(math.log(10.0)),
+    bias=Scalar(-10.0),
+    chance=hybrid_chance,
+)
+def hybrid_separate(
+    image: Tensor, text: Tensor, *, log_scale: Tensor, sigmoid_log_scale: Tensor, bias: Tensor, mix: float = 0.5
+) -> Tensor:
+    """Mix CLIP's softmax loss with SigLIP's sigmoid loss, each at its own trained scale; nats per image.
+
+    L = (1 - mix) clip(t) + mix siglip(t', b), t = exp(log_scale), t' = exp(sigmoid_log_scale), for (B, D) inputs with
+    unit rows; equal scales give `hybrid`. Chance as there. This project's own: no published source is known.
+    """
+    softmax_part = clip(image, text, log_scale=log_scale)
+    return (1 - mix) * softmax_part + mix * siglip(image, text, log_scale=sigmoid_log_scale, bias=bias)
+
+
+def no_skill(available: int) -> dict[str, Tensor]:
+    """Return the state of `adaptive` before training: a skill of 0."""
+    return {"skill": torch.zeros(())}
+
+
+@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=clip_chance, state=no_skill)
+def adaptive(
+    image: Tensor,
+    text: Tensor,
+    *,
+    log_scale: Tensor,
+    bias: Tensor,
+    state: dict[str, Tensor],
+    momentum: float = 0.99,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Move from CLIP's to SigLIP's loss as the batch is told apart better; nats per image, and the new state.
+
+    L = (1 - a) clip(t) + a siglip(t, b), for (B, D) inputs with unit rows. a is the running skill before this batch:
+    a <- momentum a + (1 - momentum) k, k = max(0, (B p - 1) / (B - 1)), p being the mean probability that the softmax
+    of the logits gives to the matches, both ways; k is 0 at chance and 1 where every match is certain. No gradient
+    flows through a. State: {"skill": ()}, from 0. Chance is log B: embeddings that say nothing have a = 0.
+    This project's own: no published source is known.
+    """
+    logits = (log_scale.exp() * image @ text.T).detach()
+    certainty = torch.diagonal(logits.softmax(-1) + logits.softmax(-2)).mean() / 2
+    batch_skill = ((len(image) * certainty - 1) / (len(image) - 1)).clamp(min=0)
+    skill = state["skill"]
+    value = (1 - skill) * clip(image, text, log_scale=log_scale)
+    value = value + skill * siglip(image, text, log_scale=log_scale, bias=bias)
+    return value, {"skill": (momentum * skill + (1 - momentum) * batch_skill).to(skill.dtype)}
