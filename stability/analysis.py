@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stability import contrasts, stats
+from stability.check import chance_level
 from stability.contrasts import contrast
 from stability.grid import runs_of
 from stability.losses import loss
@@ -121,6 +122,11 @@ def run_frame(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) ->
     """Return one row per run of the grid: its cell, status (finished, diverged, failed, planned) and divergence."""
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
+    chance = {
+        (arm, size): chance_level(loss[study.arm(arm).loss], size)
+        for arm in study.grid.loss
+        for size in study.grid.batch_size
+    }
     rows = []
     for run in runs_of(study):
         row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
@@ -128,10 +134,8 @@ def run_frame(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) ->
         if row["status"] == "finished" and run.id not in losses:
             row["status"] = "planned"
         if run.id in losses:
-            # A loss that does not say its chance level diverges only by ceasing to be finite.
-            chance = loss[study.arm(run.arm).loss].traits.get("chance", lambda batch_size: math.inf)
             logged = losses[run.id].to_numpy()[: study.train.steps]
-            step = diverged_at(logged, chance(run.batch_size), study.train.warmup)
+            step = diverged_at(logged, chance[run.arm, run.batch_size], study.train.warmup)
             row |= {
                 "status": "finished" if step is None else "diverged",
                 "diverged_at": math.nan if step is None else step,

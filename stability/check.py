@@ -314,9 +314,15 @@ def _chance(variant: Variant) -> tuple[bool, str]:
     where = f"at B = {SIZE} the best constant similarity reaches {round(found, 6):.4g}"
     declared = variant.traits.get("chance")
     if declared is None:
-        return False, f"none declared, so divergence is judged without it; {where}"
+        return False, f"none declared, so it is computed; {where}"
     said = declared(SIZE)
     return math.isclose(said, found, rel_tol=1e-4, abs_tol=1e-4), f"declared {said:.4g}; {where}"
+
+
+def chance_level(variant: Variant, batch_size: int) -> float:
+    """Return the loss of embeddings that say nothing: as declared, else the least of a constant similarity."""
+    declared = variant.traits.get("chance")
+    return float(declared(batch_size)) if declared else best_constant(variant, batch_size)
 
 
 def best_constant(variant: Variant, size: int = SIZE) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stability.analysis import Findings
     from stability.execute import Watch
     from stability.grid import Group
+    from stability.plugins import Plugin
+    from stability.study import Study
 
 # Torch takes seconds to import, so every verb imports what it needs when it is called: --help answers at once.
 
@@ -164,24 +166,90 @@ def _minutes(seconds: float) -> str:
 @app.command()
 def run(study: StudyName, scale: Scale = "small", device: Device = "auto", on: On = "local", out: Out = None) -> None:
     """Train what is missing of a study, test its claims and write the report."""
-    from stability.execute import default_out, executor_of
-    from stability.execute import run as train
+    from stability.execute import default_out
     from stability.study import load_study
 
     loaded = load_study(study, scale)
-    where = out or default_out(loaded)
+    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded)))
+
+
+def _run(study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = ()) -> int:
+    """Train what is missing, write the report, and return the exit code."""
+    from stability.execute import executor_of
+    from stability.execute import run as train
+
     try:
-        with executor_of(on, device) as executor, _progress(loaded.train.steps) as watch:
-            train(loaded, device, executor, where, watch)
+        with executor_of(on, device, plugins) as executor, _progress(study.train.steps) as watch:
+            train(study, device, executor, where, watch)
     except KeyboardInterrupt:
         _complain(f"interrupted; every finished group is kept in {where}, and the same command goes on from there")
-        raise typer.Exit(130) from None
-    raise typer.Exit(_report(where))
+        return 130
+    return _report(where)
 
 
 @app.command()
-def report(run_dir: RunDir) -> None:
+def check(
+    file: Annotated[
+        str, typer.Argument(help="A file with a loss: FILE.py, or FILE.py:NAME.", metavar="FILE.py[:NAME]")
+    ],
+) -> None:
+    """Say whether a loss of your own can be trained and probed, property by property."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from stability.check import check as judge
+    from stability.plugins import load_plugin, read_plugin
+
+    outcomes = judge(load_plugin(read_plugin(file)))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "property", "", "why"):
+        table.add_column(column)
+    for outcome in outcomes:
+        mark = Text("pass", "green") if outcome.passed else Text("FAIL", "red" if outcome.required else "yellow")
+        kind = "required" if outcome.required else "reported"
+        table.add_row(mark, Text(outcome.property), Text(kind, "dim"), Text(outcome.reason))
+    _console().print(table)
+    failed = [outcome.property for outcome in outcomes if outcome.required and not outcome.passed]
+    if failed:
+        _complain(f"{file}: {len(failed)} required properties fail: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    loss: Annotated[str, typer.Option(help="A file with a loss: FILE.py, or FILE.py:NAME.", metavar="FILE.py[:NAME]")],
+    against: Annotated[
+        str, typer.Option(help="Losses or arms of the study to compare with, by comma.")
+    ] = "clip,siglip",
+    study: Annotated[str, typer.Option(help="The study whose data, grid, probes and claims are used.")] = "quickstart",
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    out: Annotated[Path | None, typer.Option(help="Directory [default: runs/<study>-<scale>-<loss>].")] = None,
+) -> None:
+    """Compare a loss of your own with known ones, claim by claim, in a report of its own."""
+    from stability.plugins import load_plugin, read_plugin
+    from stability.study import load_study, parse_study, with_loss
+
+    plugin = read_plugin(loss)
+    name = load_plugin(plugin).name
+    base = load_study(study, scale)
+    known = [each.strip() for each in against.split(",") if each.strip()]
+    derived = parse_study(with_loss(base, name, known), f"{study} with {loss}", f"{base.name}-{name}", scale)
+    where = out or Path("runs") / f"{base.name}-{scale}-{name}"
+    raise typer.Exit(_run(derived, device, on, where, [plugin]))
+
+
+@app.command()
+def report(
+    run_dir: RunDir,
+    loss: Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")] = "",
+) -> None:
     """Test the claims and write the report of a run again, without running."""
+    from stability.plugins import load_plugin, read_plugin
+
+    if loss:
+        load_plugin(read_plugin(loss))
     raise typer.Exit(_report(run_dir))
 
 
@@ -202,7 +270,12 @@ def _report(where: Path) -> int:
     from stability.report import render
 
     console = _console()
-    results = read(where, lambda sentence: console.print(sentence, style="yellow", soft_wrap=True, markup=False))
+    try:
+        results = read(where, lambda sentence: console.print(sentence, style="yellow", soft_wrap=True, markup=False))
+    except InputError as error:
+        if "unknown loss" in str(error):
+            raise InputError(f"{error}; if it is a loss of your own, name its file again with --loss") from error
+        raise
     findings = analyse(results)
     with console.status("writing the report"):
         paths = render(results, findings, where / "report")

@@ -62,7 +62,8 @@ def run_configuration(study: Study, **cell: Any) -> dict[str, Any]:
         if name not in declared and value != variant.options[name].default
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
-    return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **scalars, **options}}
+    source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
+    return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **options}}
 
 
 def runs_of(study: Study) -> tuple[Run, ...]:

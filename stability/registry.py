@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,6 +121,11 @@ class Registry(Mapping[str, Variant]):
             raise InputError(f"{self.kind} {name!r} exists already; give yours another name")
         self._variants[name] = Variant(self.kind, name, function, options, traits)
         return function
+
+    def annotate(self, name: str, **traits: Any) -> Variant:
+        """Return the variant called *name* with further traits, in the catalogue too."""
+        self._variants[name] = replace(self._variants[name], traits={**self._variants[name].traits, **traits})
+        return self._variants[name]
 
     def get_or_explain(self, name: str, where: str) -> Variant:
         """Return the variant called *name*, or raise `InputError` with the nearest name."""

@@ -13,6 +13,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from stability.analysis import Results, _area, analyse, findings_text, on_scale, read, run_frame, summarise, times_to
+from stability.check import chance_level
 from stability.grid import runs_of
 from stability.losses import loss
 from stability.registry import Variant
@@ -205,10 +206,16 @@ def test_the_order_in_which_groups_were_finished_changes_nothing_in_the_report(t
         assert path.read_bytes() == theirs[kind].read_bytes(), kind
 
 
-def test_a_loss_without_a_chance_level_diverges_only_by_not_being_finite(tiny_run, monkeypatch):
+def test_a_loss_that_declares_no_chance_level_is_judged_by_the_least_that_a_constant_similarity_reaches(
+    tiny_run, monkeypatch
+):
     sound = loss["clip"]
-    monkeypatch.setitem(loss._variants, "clip", Variant("loss", "clip", sound.function, sound.options, {}))
-    silent = Variant("loss", "clip", lambda: None, sound.options, {"chance": lambda batch_size: 0.0})
-    assert set(read(tiny_run).runs.query("arm == 'clip'")["status"]) == {"finished"}
-    monkeypatch.setitem(loss._variants, "clip", silent)
+    monkeypatch.setitem(
+        loss._variants, "clip", Variant("loss", "clip", sound.function, sound.options, dict(sound.traits))
+    )
+    declared = read(tiny_run).runs["status"].tolist()
+    loss["clip"].traits.pop("chance")
+    assert chance_level(loss["clip"], 16) == pytest.approx(math.log(16))
+    assert read(tiny_run).runs["status"].tolist() == declared
+    loss.annotate("clip", chance=lambda batch_size: 0.0)
     assert set(read(tiny_run).runs.query("arm == 'clip'")["status"]) == {"diverged"}

@@ -22,6 +22,7 @@ from stability.execute.machine import pick_device, reproducible_arithmetic
 from stability.execute.manifest import open_run
 from stability.execute.planning import estimate, worker_count
 from stability.grid import Group
+from stability.plugins import Plugin, load_plugins
 from stability.registry import InputError
 from stability.store import checksum, group_path, write_manifest
 from stability.study import Study, load_study
@@ -157,8 +158,9 @@ def _train_elsewhere(study: Study, group: Group, where: Path, device: torch.devi
     return outcome
 
 
-def _end_with_parent() -> None:
-    """End this worker process as soon as the process that started it is gone, even if that was killed."""
+def _begin(plugins: Sequence[Plugin]) -> None:
+    """Make a worker process ready: it knows the user's losses, and ends when its parent is gone, even if killed."""
+    load_plugins(plugins)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -183,11 +185,11 @@ def _record(where: Path, manifest: dict[str, Any], group: Group, outcome: Outcom
 
 
 @contextmanager
-def executor_of(on: str, device: str = "auto") -> Iterator[Executor | None]:
+def executor_of(on: str, device: str = "auto", plugins: Sequence[Plugin] = ()) -> Iterator[Executor | None]:
     """Yield the executor that ``--on`` names.
 
     ``local`` is one worker process a core on a CPU, and this process on a GPU; ``processes:N`` is N worker processes.
-    Leaving by an exception, as an interruption is, stops the workers at once.
+    Each worker loads *plugins* first. Leaving by an exception, as an interruption is, stops the workers at once.
     """
     kind, _, count = on.partition(":")
     if on == "local":
@@ -199,7 +201,7 @@ def executor_of(on: str, device: str = "auto") -> Iterator[Executor | None]:
     if on == "local" and workers == 1:
         yield None
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (tuple(plugins),)) as pool:
         try:
             yield pool
         except BaseException:

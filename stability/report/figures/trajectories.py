@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import Results
+from stability.check import chance_level
 from stability.losses import loss
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import Drawn
@@ -133,11 +134,13 @@ def values_of(results: Results, plot: Plot) -> pd.DataFrame:
     table = tables.of_steps(results, values)
     if plot.measure == "loss":
         chance = {
-            (arm, size): loss[results.study.arm(arm).loss].traits["chance"](size)
+            (arm, size): chance_level(loss[results.study.arm(arm).loss], size)
             for arm, size in set(zip(table["arm"], table["batch_size"], strict=True))
         }
-        levels = [chance[key] for key in zip(table["arm"], table["batch_size"], strict=True)]
-        table["value"] = table["value"] / levels
+        levels = np.array([chance[key] for key in zip(table["arm"], table["batch_size"], strict=True)])
+        # A multiple of a chance level that is not positive says nothing.
+        table["value"] = table["value"] / np.where(levels > 0, levels, np.nan)
+        table = table.dropna(subset=["value"])
     return table
 
 

@@ -1,0 +1,95 @@
+"""A study with another loss in it: the same question asked of a newcomer, against losses that are known."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stability.losses import loss
+from stability.probes import measures_of
+from stability.registry import InputError, nearest
+from stability.study.schema import Study
+
+VERBS = {"higher": "has a higher", "lower": "has a lower", "equal": "has the same"}
+
+
+def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
+    """Return the TOML of *study* with *newcomer* compared to each of *against*, and to nothing else.
+
+    Every claim of the study is asked of the newcomer against each of them, once per measure and contrast; the primary
+    claim stays primary against the first. Raises `InputError` for a name that is no loss and no arm of the study.
+    """
+    plain = tomllib.loads(study.text)
+    arms = plain.get("arms", {})
+    for name in against:
+        if name not in loss and name not in arms:
+            raise InputError(f"--against: unknown loss {name!r}{nearest(name, {*loss, *arms})}")
+    if newcomer in against:
+        raise InputError(f"--against: {newcomer!r} is the loss itself; allowed: other losses")
+    plain["title"] = f"{newcomer} against {' and '.join(against)}: {plain['title']}"
+    plain["question"] = f"Is {newcomer} more stable than {' and '.join(against)}?"
+    plain["grid"]["loss"] = [newcomer, *against]
+    plain["arms"] = {name: arm for name, arm in arms.items() if name in against}
+    plain["claims"] = _claims(study, plain.get("claims", []), newcomer, against)
+    return f"# Derived from the study {study.name!r} by `stability compare`.\n" + toml(plain)
+
+
+def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, against: Sequence[str]) -> list[Any]:
+    measures = measures_of(study.probes)
+    asked: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for claim in sorted(claims, key=lambda claim: not claim.get("primary", False)):
+        asked.setdefault((claim["measure"], claim["contrast"], claim.get("over", "")), claim)
+    made: list[dict[str, Any]] = []
+    for claim in asked.values():
+        what = f"{claim['contrast']} of {measures[claim['measure']].label}"
+        for other in against:
+            text = (
+                f"{newcomer} {VERBS[claim['expect']]} {what} {'as' if claim['expect'] == 'equal' else 'than'} {other}"
+            )
+            new = {key: value for key, value in claim.items() if key not in ("source", "primary")}
+            new |= {"id": f"{claim['id']}-{other}", "text": text, "compare": [newcomer, other]}
+            made.append(new | ({"primary": True} if not made else {}))
+    return made
+
+
+def toml(plain: Mapping[str, Any]) -> str:
+    """Return plain data as TOML: a key a line, tables inline below the first level.
+
+    >>> print(toml({"title": "x", "grid": {"noise": [0.0, 0.2]}, "claims": [{"id": "a"}]}))
+    title = "x"
+    <BLANKLINE>
+    [grid]
+    noise = [0.0, 0.2]
+    <BLANKLINE>
+    [[claims]]
+    id = "a"
+    <BLANKLINE>
+    """
+    tables = {key: value for key, value in plain.items() if isinstance(value, Mapping)}
+    lists = {key: value for key, value in plain.items() if _is_table_list(value)}
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in plain.items() if key not in tables | lists]
+    for key, table in tables.items():
+        lines += ["", f"[{_key(key)}]", *(f"{_key(name)} = {_value(value)}" for name, value in table.items())]
+    for key, rows in lists.items():
+        for row in rows:
+            lines += ["", f"[[{_key(key)}]]", *(f"{_key(name)} = {_value(value)}" for name, value in row.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value)
