@@ -81,7 +81,8 @@ def _within(prefix: str, params: Params) -> Params:
 
 def modalities(pairs: Pairs) -> tuple[Modality, Modality]:
     """Return what the image tower and the text tower of these data read."""
-    return Modality(tuple(pairs.image.shape[1:])), Modality(tuple(pairs.text.shape[1:]), len(pairs.vocabulary))
+    image = Modality(tuple(pairs.image.shape[1:]), pairs.image_vocabulary)
+    return image, Modality(tuple(pairs.text.shape[1:]), len(pairs.vocabulary))
 
 
 def towers(study: Study, pairs: Pairs, seed: int) -> tuple[nn.Module, nn.Module]:
