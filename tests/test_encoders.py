@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
 from stability.registry import InputError
 
-IMAGE, TEXT = Modality((1, 8, 8)), Modality((6,), vocabulary=11)
+IMAGE, TEXT, IDS = Modality((1, 8, 8)), Modality((6,), vocabulary=11), Modality((1,), vocabulary=11)
 
 
-def built(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+def built(name: str, **options: object) -> tuple[torch.nn.Module, torch.Tensor]:
     """Return the tower, in float64, and a batch of 5 that it reads."""
     torch.manual_seed(0)
+    if name == "free-vectors":
+        return encoder[name](IDS, 4, **options).double(), torch.randint(0, 11, (5, 1))
     if encoder[name].traits["modality"] == "text":
-        return encoder[name](TEXT, 4).double(), torch.randint(0, 11, (5, 6))
-    return encoder[name](IMAGE, 4).double(), torch.randn(5, 1, 8, 8, dtype=torch.float64)
+        return encoder[name](TEXT, 4, **options).double(), torch.randint(0, 11, (5, 6))
+    return encoder[name](IMAGE, 4, **options).double(), torch.randn(5, 1, 8, 8, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", sorted(encoder))
@@ -44,6 +47,62 @@ def test_every_tower_has_two_derivatives(name):
     ahead, behind = (grad(energy)({k: v + sign * step * direction[k] for k, v in params.items()}) for sign in (1, -1))
     for key in params:
         assert_close(product[key], (ahead[key] - behind[key]) / (2 * step), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(encoder))
+def test_every_tower_under_vmap_equals_a_loop_over_weights(name):
+    towers, batches = zip(*(built(name) for _ in range(3)), strict=True)
+    params = [
+        {key: value.detach() * (1 + place) for key, value in t.named_parameters()} for place, t in enumerate(towers)
+    ]
+    stacked = {key: torch.stack([one[key] for one in params]) for key in params[0]}
+    together = vmap(lambda p, batch: functional_call(towers[0], p, batch))(stacked, torch.stack(batches))
+    apart = [functional_call(towers[0], p, batch) for p, batch in zip(params, batches, strict=True)]
+    assert_close(together, torch.stack(apart))
+
+
+@pytest.mark.parametrize("name", sorted(encoder))
+def test_every_tower_can_be_locked_without_changing_its_weights(name):
+    free, locked = built(name)[0], built(name, locked=True)[0]
+    assert all(value.requires_grad for value in free.parameters())
+    assert not any(value.requires_grad for value in locked.parameters())
+    assert_close(dict(free.named_parameters()), dict(locked.named_parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(encoder))
+def test_what_a_tower_wants_reprojected_is_a_parameter_with_unit_rows(name):
+    tower, _ = built(name)
+    params = dict(tower.named_parameters())
+    for reprojected in getattr(tower, "reprojected", ()):
+        norms = params[reprojected].norm(dim=-1)
+        assert_close(norms, torch.ones_like(norms), rtol=1e-6, atol=1e-6)
+
+
+def test_free_vectors_are_looked_up_by_id_and_reprojected_only_on_demand():
+    tower, _ = built("free-vectors")
+    assert_close(tower(torch.tensor([[3], [0], [3]])), tower.vectors[[3, 0, 3]])
+    assert tower.reprojected == ("vectors",)
+    assert built("free-vectors", reprojected=False)[0].reprojected == ()
+
+
+def test_free_vectors_start_uniform_on_the_sphere():
+    """Of a uniform unit vector, each coordinate has mean 0 and square 1/D, and in 3 dimensions is uniform itself."""
+    torch.manual_seed(0)
+    vectors = encoder["free-vectors"](Modality((1,), vocabulary=20_000), 3).vectors.detach()
+    assert_close(vectors.mean(0), torch.zeros(3), rtol=0, atol=0.02)
+    assert_close(vectors.T @ vectors / 20_000, torch.eye(3) / 3, rtol=0, atol=0.02)
+    height = vectors[:, 2].sort().values
+    assert_close(height, torch.linspace(-1, 1, 20_000), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 6), (1, 3)])
+def test_a_convolution_equals_torch_s_own(height, width):
+    from stability.encoders.convolutions import Convolution
+
+    ours = Convolution(2, 7).double()
+    x = torch.randn(3, 2, height, width, dtype=torch.float64)
+    theirs = F.conv2d(x, ours.linear.weight.reshape(7, 2, 3, 3), ours.linear.bias, stride=2, padding=1)
+    assert_close(ours(x), theirs)
 
 
 def test_patches_are_cut_row_by_row():
@@ -81,6 +140,9 @@ def test_attention_equals_torch_s_own():
         ("patch-transformer", IMAGE, {"heads": 5}, "heads = 5 does not divide width = 32"),
         ("token-transformer", TEXT, {"heads": 7}, "heads = 7 does not divide width = 32"),
         ("mlp", TEXT, {}, "reads real-valued input, and this modality is token ids"),
+        ("free-vectors", TEXT, {}, r"reads one id a sample, and this modality is token ids of shape \(6,\)"),
+        ("free-vectors", IMAGE, {}, r"reads one id a sample, and this modality is real values of shape \(1, 8, 8\)"),
+        ("conv", Modality((5,)), {}, r"reads images \(C, H, W\), and this modality has shape \(5,\)"),
     ],
 )
 def test_options_that_do_not_fit_are_explained(name, modality, options, sentence):

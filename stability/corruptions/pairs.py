@@ -1,12 +1,29 @@
-"""Noise in the alignment of image and text."""
+"""Noise in the alignment of image and text: wrong captions, and pairs that say the same."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from stability.corruptions import corruption
+from stability.corruptions import Values, corruption
 from stability.registry import InputError
+
+
+def struck(size: int, level: float, generator: torch.Generator) -> Tensor:
+    """Return the places of the round(level * size) pairs to corrupt, (k,), in random order.
+
+    The draw does not depend on the level, so a higher level corrupts the same pairs and more.
+    """
+    return torch.randperm(size, generator=generator)[: round(level * size)]
+
+
+def derangeable(caption: Tensor) -> bool:
+    """Return whether n places can exchange captions so that each receives another: no caption fills over half.
+
+    >>> derangeable(torch.tensor([0, 0, 1, 2])), derangeable(torch.tensor([0, 0, 1]))
+    (True, False)
+    """
+    return not len(caption) or int(torch.bincount(caption).max()) * 2 <= len(caption)
 
 
 def derange(caption: Tensor, generator: torch.Generator, tries: int = 1000) -> Tensor:
@@ -17,7 +34,7 @@ def derange(caption: Tensor, generator: torch.Generator, tries: int = 1000) -> T
     places).
     """
     size = len(caption)
-    if size and torch.bincount(caption).max() * 2 > size:
+    if not derangeable(caption):
         raise InputError("mismatch: one caption fills over half of the pairs to be corrupted, so no derangement exists")
     order = torch.randperm(size, generator=generator)
     for _ in range(tries):
@@ -30,29 +47,70 @@ def derange(caption: Tensor, generator: torch.Generator, tries: int = 1000) -> T
     raise InputError("mismatch: found no derangement of these captions")
 
 
+def strangers(caption: Tensor, generator: torch.Generator) -> Tensor:
+    """Return for each of n places another one, (n,), uniform among the places with a different caption.
+
+    Raises `InputError` if all captions are equal.
+
+    >>> strangers(torch.tensor([7, 7, 9]), torch.Generator().manual_seed(0))[:2]
+    tensor([2, 2])
+    """
+    size = len(caption)
+    order = caption.argsort(stable=True)
+    _, group, counts = caption.unique(return_inverse=True, return_counts=True)
+    if size and int(counts.max()) == size:
+        raise InputError("every pair has the same caption, so no pair can receive another one's")
+    # Sorted by caption, a group is one stretch: draw among the places outside it, and step over it.
+    start, length = (counts.cumsum(0) - counts)[group], counts[group]
+    rank = (torch.rand(size, generator=generator, dtype=torch.float64) * (size - length)).long()
+    return order[torch.where(rank < start, rank, rank + length)]
+
+
 @corruption
 def mismatch(
     image: Tensor, text: Tensor, *, caption: Tensor, level: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Give a share *level* of the images the caption of another pair, never one with the same words.
+    """Give a share *level* of the images the caption of another pair, never one that says the same.
 
-    Their number is round(level * n). The corrupted pairs exchange captions among themselves, so the captions as a set
-    are unchanged; where they cannot (a single pair, or one caption on over half of them), each takes that of any pair.
-    Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 3 (there: a plain shuffle).
+    The corrupted pairs exchange captions among themselves, so the captions as a set are unchanged; only where they are
+    too few or too alike for that (one pair alone, or one caption in over half of them) do they copy captions of any
+    other pairs. Their number is round(level * n). Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 3 (there:
+    a plain shuffle).
     """
-    # The draw does not depend on the level, so a higher level corrupts the same pairs and more.
-    chosen = torch.randperm(len(text), generator=generator)[: round(level * len(text))]
-    text = text.clone()
-    text[chosen] = text[_donors(caption, chosen, generator)]
-    return image, text
+    chosen = struck(len(text), level, generator)
+    if derangeable(caption[chosen]):
+        source = chosen[derange(caption[chosen], generator)]
+    else:
+        source = strangers(caption, generator)[chosen]
+    mixed = text.clone()
+    mixed[chosen] = text[source]
+    return image, mixed
 
 
-def _donors(caption: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
-    """Return for each chosen pair the place of a pair with another caption: in exchange, or from anywhere."""
-    counts = torch.bincount(caption[chosen]) if len(chosen) else caption[chosen]
-    if not len(chosen) or counts.max() * 2 <= len(chosen):
-        return chosen[derange(caption[chosen], generator)]
-    differs = caption[chosen][:, None] != caption
-    if not differs.any(-1).all():
-        raise InputError("mismatch: every pair has the same caption, so none can be given another")
-    return torch.multinomial(differs.double(), 1, generator=generator).flatten()
+@corruption
+def near_duplicates(
+    image: Tensor,
+    text: Tensor,
+    *,
+    caption: Tensor,
+    level: float,
+    generator: torch.Generator,
+    images: Values,
+    strength: float = 0.05,
+) -> tuple[Tensor, Tensor]:
+    """Turn a share *level* of the pairs into near-copies of other pairs: false negatives, as in scraped data.
+
+    Each of round(level * n) pairs receives the caption of another pair, with different words, and a copy of its image
+    moved by uniform noise of up to *strength* times the range of the data, kept inside the range (ids are copied as
+    they are). The pair it copies is uniform among all others with another caption, before corruption. A contrastive
+    loss then pushes apart an image and a text that belong together.
+    """
+    chosen = struck(len(text), level, generator)
+    source = strangers(caption, generator)[chosen]
+    copy = image[source]
+    if image.is_floating_point():
+        moved = Values(-strength, strength).draw(image, generator)[chosen] * (images.high - images.low)
+        copy = (copy + moved).clamp(images.low, images.high)
+    near, same = image.clone(), text.clone()
+    near[chosen], same[chosen] = copy, text[source]
+    return near, same

@@ -1,12 +1,18 @@
-"""Datasets: a catalogue of paired data, each a function ``(*, <options>) -> Pairs``."""
+"""Datasets: a catalogue of paired data, each a function ``(*, <options>) -> Pairs``.
+
+What a dataset can be measured by, beyond retrieval, it declares: ``@dataset(offers=("classes",))`` has prompts for
+zero-shot classification, ``"hard-negatives"`` has texts that are almost right. Random numbers come from named streams
+on the CPU.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from stability.registry import Registry
+from stability.registry import InputError, Registry
 
 dataset = Registry("dataset")
 
@@ -15,9 +21,13 @@ dataset = Registry("dataset")
 class Pairs:
     """A finite set of image-text pairs with its split, and the prompts of its zero-shot classes.
 
-    image (N, ...) float; text (N, T) token ids or (N, F) floats; caption (N,) the identity of each pair's text: equal
-    numbers mean equal text; label (N,) class of each image; train (n,) and held_out (m,) indices, disjoint; prompts
-    (classes, variants, T) texts that name each class; vocabulary: the words, by token id (empty for real-valued text).
+    image (N, ...) floats, or (N, 1) ids below image_vocabulary; text (N, T) token ids or (N, F) floats; caption (N,)
+    the identity of what each pair's text says: equal numbers mean that both say the same, and equal texts have equal
+    numbers; label (N,) class of each image, -1 for none; train (n,) and held_out (m,) indices, disjoint (except in data
+    that are only ever fitted, as 'sphere'); prompts (classes, variants, ...) texts that name each class, (0, 0, ...)
+    where there are no classes; vocabulary: the words, by token id (empty for real-valued text), the first one "" where
+    token 0 fills up short texts; hard_negatives (m, K, ...): K texts for each held-out pair that are false of its image
+    by one word.
     """
 
     image: Tensor
@@ -28,12 +38,39 @@ class Pairs:
     held_out: Tensor
     prompts: Tensor
     vocabulary: tuple[str, ...] = ()
+    image_vocabulary: int = 0
+    hard_negatives: Tensor | None = None
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """What these data can be measured by, beyond retrieval."""
+        held = {"classes": len(self.prompts) > 0, "hard-negatives": self.hard_negatives is not None}
+        return tuple(name for name, there in held.items() if there)
 
     def words(self, index: int) -> str:
         """Return the caption of one pair as a reader would write it."""
-        return " ".join(self.vocabulary[token] for token in self.text[index].tolist()).strip()
+        return self.say(self.text[index])
+
+    def say(self, text: Tensor) -> str:
+        """Return one text (T,) of token ids as a reader would write it."""
+        return " ".join(self.vocabulary[token] for token in text.tolist()).strip()
 
 
-from stability.datasets import handwriting  # noqa: E402  (variants register on import)
+def split(pairs: int, held_out: float, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return (train, held_out) indices: a random share of *pairs* kept from training, both sorted.
 
-__all__ = ["Pairs", "dataset", "handwriting"]
+    Raises `InputError` if either is left without pairs; *name* is the dataset's.
+    """
+    kept = round(held_out * pairs)
+    if not 0 < kept < pairs:
+        raise InputError(
+            f"dataset {name!r}: held_out = {held_out:g} of {pairs} pairs leaves {kept} held out; allowed: at least one "
+            "held out and one to train on"
+        )
+    order = torch.randperm(pairs, generator=generator)
+    return order[kept:].sort().values, order[:kept].sort().values
+
+
+from stability.datasets import free, gaussian, handwriting, scenes  # noqa: E402  (variants register on import)
+
+__all__ = ["Pairs", "dataset", "free", "gaussian", "handwriting", "scenes", "split"]

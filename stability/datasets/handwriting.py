@@ -75,7 +75,7 @@ def styles(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return terciles(images.sum((1, 2))), terciles(cov / var_y), terciles(np.sqrt(var_x / var_y))
 
 
-@dataset
+@dataset(offers=("classes",))
 def digits(*, held_out: float = 0.2) -> Pairs:
     """Return the 1,797 handwritten digits that ship with scikit-learn, paired with captions of six tokens.
 

@@ -3,6 +3,10 @@
 An encoder is a builder ``(modality, embed_dim, *, <options>) -> nn.Module`` whose module maps a batch to (B,
 embed_dim); the trainer scales the rows to unit length. Nothing in a tower may couple the samples of a batch (no
 BatchNorm): in a contrastive study only the loss does.
+
+Two conventions tell the trainer how to treat parameters. One with ``requires_grad=False`` stays as it starts: every
+tower here has the option *locked* (Zhai et al. 2022, LiT, arXiv:2111.07991). One that the module names in its attribute
+``reprojected: tuple[str, ...]`` has its rows scaled to unit length after each step.
 """
 
 from __future__ import annotations
@@ -27,6 +31,6 @@ class Modality:
         return self.vocabulary > 0
 
 
-from stability.encoders import dense, transformers  # noqa: E402  (variants register on import)
+from stability.encoders import convolutions, dense, free, transformers  # noqa: E402  (variants register on import)
 
-__all__ = ["Modality", "dense", "encoder", "transformers"]
+__all__ = ["Modality", "convolutions", "dense", "encoder", "free", "transformers"]

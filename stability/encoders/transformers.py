@@ -100,6 +100,7 @@ def patch_transformer(
     depth: int = 1,
     heads: int = 4,
     mlp_ratio: int = 2,
+    locked: bool = False,
 ) -> nn.Module:
     """Build a vision transformer over square patches, averaged over positions.
 
@@ -111,7 +112,8 @@ def patch_transformer(
         raise InputError(f"encoder 'patch-transformer': patch = {patch} does not tile images of shape {modality.shape}")
     channels, rows, columns = modality.shape
     length = (rows // patch) * (columns // patch)
-    return Transformer(Patches(channels, patch, width), length, width, depth, heads, mlp_ratio, embed_dim)
+    tower = Transformer(Patches(channels, patch, width), length, width, depth, heads, mlp_ratio, embed_dim)
+    return tower.requires_grad_(not locked)
 
 
 @encoder(modality="text", least={"width": 1, "depth": 0, "heads": 1, "mlp_ratio": 1})
@@ -123,6 +125,7 @@ def token_transformer(
     depth: int = 1,
     heads: int = 4,
     mlp_ratio: int = 2,
+    locked: bool = False,
 ) -> nn.Module:
     """Build a transformer over token ids without a causal mask, averaged over positions.
 
@@ -131,4 +134,5 @@ def token_transformer(
     """
     _check_heads("token-transformer", width, heads)
     embed = nn.Embedding(modality.vocabulary, width)
-    return Transformer(embed, modality.shape[0], width, depth, heads, mlp_ratio, embed_dim)
+    tower = Transformer(embed, modality.shape[0], width, depth, heads, mlp_ratio, embed_dim)
+    return tower.requires_grad_(not locked)

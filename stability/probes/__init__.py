@@ -9,7 +9,7 @@ step, and ``least={"batches": 2}`` bounds options from below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +31,8 @@ class Measure:
     *scale* says on which scale arms are contrasted: linear; log (positive quantities); chance-log, which is
     log((x - chance) / (1 - chance)) with *chance* the column that holds its chance level. A *pooled* measure is the
     ratio of the means of two columns over a window of steps, never a mean of ratios. A *listed* one is a list per
-    step. *better* says which way is good, where one is: it decides what "best" and "reaching a threshold" mean.
+    step. *better* says which way is good, where one is: it decides what "best" and "reaching a threshold" mean. *needs*
+    is what the data must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
     """
 
     name: str
@@ -43,17 +44,22 @@ class Measure:
     pooled: tuple[str, str] | None = None
     listed: bool = False
     better: Literal["higher", "lower", ""] = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs that training never sees, and the prompts that name their classes (see `datasets.Pairs` for shapes)."""
+    """Pairs that training never sees, the prompts that name their classes, and texts that are almost right.
+
+    Without classes, prompts are (0, 0, ...); see `datasets.Pairs` for shapes.
+    """
 
     image: Tensor
     text: Tensor
     caption: Tensor
     label: Tensor
     prompts: Tensor
+    hard_negatives: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,10 @@ STEP_MEASURES = (
 )
 
 
-def measures_of(names: Mapping[str, Any]) -> dict[str, Measure]:
-    """Return every measure that a run with these probes makes, by name, the trainer's own first."""
+def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Measure]:
+    """Return every measure that a run with these probes makes on data that offer this, by name, the trainer's first."""
     made = [*STEP_MEASURES, *(measure for name in names for measure in probe[name].traits["measures"])]
-    return {measure.name: measure for measure in made}
+    return {measure.name: measure for measure in made if not measure.needs or measure.needs in offers}
 
 
 from stability.probes import downstream, embeddings, gradients, spectra  # noqa: E402  (variants register on import)

@@ -1,4 +1,4 @@
-"""What the embeddings are good for: retrieval among held-out pairs and zero-shot classification."""
+"""What the embeddings are good for: retrieval among held-out pairs, zero-shot classes, texts that are almost right."""
 
 from __future__ import annotations
 
@@ -34,6 +34,20 @@ def zero_shot_accuracy(image: Tensor, prompts: Tensor, label: Tensor) -> Tensor:
     return ((image @ classes.T).argmax(-1) == label).to(image.dtype).mean()
 
 
+def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Tensor:
+    """Return the share of images (m, D) that are nearer to their own text (m, D) than to each hard negative (m, K, D).
+
+    A tie is wrong. As in Yuksekgonul et al. (2023), arXiv:2210.01936, whose captions differ in word order.
+
+    >>> image, text = torch.eye(2), torch.tensor([[0.9, 0.0], [0.0, 0.5]])
+    >>> hard_negative_accuracy(image, text, torch.tensor([[[0.8, 0.0]], [[0.0, 0.6]]]))
+    tensor(0.5000)
+    """
+    own = (image * text).sum(-1)
+    hardest = (image[:, None] * negatives).sum(-1).amax(-1)
+    return (own > hardest).to(image.dtype).mean()
+
+
 @probe(
     measures=(
         _recall("recall_at_1", "Recall@1", "Same-caption recall@1 on held-out pairs, mean of both directions."),
@@ -55,12 +69,28 @@ def zero_shot_accuracy(image: Tensor, prompts: Tensor, label: Tensor) -> Tensor:
             scale="chance-log",
             chance="zero_shot_accuracy_chance",
             better="higher",
+            needs="classes",
         ),
-        Measure("zero_shot_accuracy_chance", "Chance of zero-shot", "One over the number of classes."),
+        Measure("zero_shot_accuracy_chance", "Chance of zero-shot", "One over the number of classes.", needs="classes"),
+        Measure(
+            "hard_negative_accuracy",
+            "Hard-negative accuracy",
+            "Share of held-out images nearer to their own text than to every text that is false of them by one word.",
+            scale="chance-log",
+            chance="hard_negative_accuracy_chance",
+            better="higher",
+            needs="hard-negatives",
+        ),
+        Measure(
+            "hard_negative_accuracy_chance",
+            "Chance of hard negatives",
+            "One over the number of texts to choose from.",
+            needs="hard-negatives",
+        ),
     )
 )
 def retrieval(replica: Replica) -> dict[str, Tensor]:
-    """Measure recall@1 both ways and zero-shot accuracy on held-out data.
+    """Measure recall@1 both ways and, where the data offer them, zero-shot and hard-negative accuracy, held out.
 
     An item counts as found if its caption is identical to the query's. Chance is the share of item pairs with identical
     captions.
@@ -68,16 +98,26 @@ def retrieval(replica: Replica) -> dict[str, Tensor]:
     held_out = replica.held_out
     image = replica.embed_image(replica.params, held_out.image)
     text = replica.embed_text(replica.params, held_out.text)
-    classes, variants = held_out.prompts.shape[:2]
-    prompts = replica.embed_text(replica.params, held_out.prompts.flatten(0, 1)).unflatten(0, (classes, variants))
     similarity = image @ text.T
     to_text, to_image = recall_at_1(similarity, held_out.caption), recall_at_1(similarity.T, held_out.caption)
     same = (held_out.caption[:, None] == held_out.caption).to(image.dtype).mean()
-    return {
+    measured = {
         "recall_at_1": (to_text + to_image) / 2,
         "recall_at_1_image_to_text": to_text,
         "recall_at_1_text_to_image": to_image,
         "recall_at_1_chance": same,
-        "zero_shot_accuracy": zero_shot_accuracy(image, prompts, held_out.label),
-        "zero_shot_accuracy_chance": torch.full_like(same, 1 / classes),
     }
+    if len(held_out.prompts):
+        prompts = _embed_rows(replica, held_out.prompts)
+        measured["zero_shot_accuracy"] = zero_shot_accuracy(image, prompts, held_out.label)
+        measured["zero_shot_accuracy_chance"] = torch.full_like(same, 1 / len(prompts))
+    if held_out.hard_negatives is not None:
+        negatives = _embed_rows(replica, held_out.hard_negatives)
+        measured["hard_negative_accuracy"] = hard_negative_accuracy(image, text, negatives)
+        measured["hard_negative_accuracy_chance"] = torch.full_like(same, 1 / (1 + negatives.shape[1]))
+    return measured
+
+
+def _embed_rows(replica: Replica, texts: Tensor) -> Tensor:
+    """Return the embeddings (rows, columns, D) of a table of texts (rows, columns, ...)."""
+    return replica.embed_text(replica.params, texts.flatten(0, 1)).unflatten(0, texts.shape[:2])

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stability.losses import loss
-from stability.probes import measures_of
 from stability.registry import InputError, nearest
 from stability.study.schema import Study
 
@@ -38,7 +37,7 @@ def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
 
 
 def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, against: Sequence[str]) -> list[Any]:
-    measures = measures_of(study.probes)
+    measures = study.measures
     asked: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for claim in sorted(claims, key=lambda claim: not claim.get("primary", False)):
         asked.setdefault((claim["measure"], claim["contrast"], claim.get("over", "")), claim)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from stability.datasets import Pairs, dataset
 from stability.encoders import Modality, encoder
 from stability.probes import Measure, measures_of, probe
-from stability.registry import Registry
+from stability.registry import InputError, Registry
 
 SCALES = ("smoke", "small", "full")
 DEFAULT_SCALE = "small"
@@ -169,12 +169,19 @@ class Study(_Frozen):
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """Return the measures that the study's runs make, by name."""
-        return measures_of(self.probes)
+        """Return the measures that the study's runs make on its data, by name."""
+        return measures_of(self.probes, dataset[self.data.name].traits.get("offers", ()))
 
     def pairs(self) -> Pairs:
         """Build the study's data."""
-        pairs: Pairs = dataset[self.data.name](**self.data.options)
+        variant = dataset[self.data.name]
+        pairs: Pairs = variant(**self.data.options)
+        declared = variant.traits.get("offers", ())
+        if {*pairs.offers} != {*declared}:
+            raise InputError(
+                f"dataset {self.data.name!r} declares offers={tuple(declared)!r}, but its pairs hold what makes "
+                f"{pairs.offers!r}; declare that in its decorator"
+            )
         return pairs
 
     @property
@@ -199,7 +206,8 @@ class Study(_Frozen):
 
 def modalities(pairs: Pairs) -> tuple[Modality, Modality]:
     """Return what the image tower and the text tower of these data read."""
-    return Modality(tuple(pairs.image.shape[1:])), Modality(tuple(pairs.text.shape[1:]), len(pairs.vocabulary))
+    image = Modality(tuple(pairs.image.shape[1:]), pairs.image_vocabulary)
+    return image, Modality(tuple(pairs.text.shape[1:]), len(pairs.vocabulary))
 
 
 def digest(plain: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stability.corruptions import corruption
+from stability.corruptions import Values, corrupt
 from stability.datasets import Pairs
 from stability.grid import Run
 from stability.probes import Batch
@@ -43,6 +43,8 @@ class Feed:
     image: Tensor
     text: Tensor
     caption: Tensor
+    images: Values
+    texts: Values
     shared_image: bool
     shared_text: bool
     fresh: bool
@@ -85,9 +87,12 @@ class Feed:
         flat = [values.flatten(0, len(lead) - 1) for values in (image, text, index)]
         owners = torch.arange(len(index)).repeat_interleave(lead.numel() // len(index)).tolist()
         noisy = [
-            corruption[self.runs[owner].corruption](
+            corrupt(
+                self.runs[owner].corruption,
                 one_image,
                 one_text,
+                images=self.images,
+                texts=self.texts,
                 caption=self.caption[place.cpu()],
                 level=self.runs[owner].noise,
                 generator=generators[owner],
@@ -107,12 +112,17 @@ def _gather(values: Tensor, index: Tensor, shared: bool) -> Tensor:
 def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:
     """Return the feed of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
     image, text, caption = pairs.image[pairs.train], pairs.text[pairs.train], pairs.caption[pairs.train]
+    images = Values.of(image, pairs.image_vocabulary, blank=False)
+    texts = Values.of(text, len(pairs.vocabulary), blank=pairs.vocabulary[:1] == ("",))
     noisy = [(image, text)] * len(runs)
     if kind == "fixed":
         noisy = [
-            corruption[run.corruption](
+            corrupt(
+                run.corruption,
                 image,
                 text,
+                images=images,
+                texts=texts,
                 caption=caption,
                 level=run.noise,
                 generator=stream(run.seed, f"corruption/{run.corruption}"),
@@ -126,6 +136,8 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
         image=(image if shared_image else torch.stack([pair[0] for pair in noisy])).to(device),
         text=(text if shared_text else torch.stack([pair[1] for pair in noisy])).to(device),
         caption=caption,
+        images=images,
+        texts=texts,
         shared_image=shared_image,
         shared_text=shared_text,
         fresh=kind == "fresh",

@@ -46,7 +46,8 @@ def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
     image, text, caption, label = (
         part[pairs.held_out].to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
     )
-    return HeldOut(image, text, caption, label, pairs.prompts.to(device))
+    hard = None if pairs.hard_negatives is None else pairs.hard_negatives.to(device)
+    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard)
 
 
 def asked_of(

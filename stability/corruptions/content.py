@@ -1,0 +1,111 @@
+"""Noise in what images show and texts say: one side, or both, replaced by something without meaning."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stability.corruptions import Values, corruption
+from stability.corruptions.pairs import mismatch, struck
+from stability.registry import InputError
+
+
+@corruption
+def image_noise(
+    image: Tensor, text: Tensor, *, caption: Tensor, level: float, generator: torch.Generator, images: Values
+) -> tuple[Tensor, Tensor]:
+    """Replace a share *level* of the images by uniform noise in the range of the data; of ids, by another id.
+
+    Struck are round(level * n) images. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 1.
+    """
+    chosen = struck(len(image), level, generator)
+    noise = images.draw(image, generator)
+    if not image.is_floating_point():
+        noise = _unlike(noise, image, images)
+    noisy = image.clone()
+    noisy[chosen] = noise[chosen]
+    return noisy, text
+
+
+@corruption
+def text_noise(
+    image: Tensor, text: Tensor, *, caption: Tensor, level: float, generator: torch.Generator, texts: Values
+) -> tuple[Tensor, Tensor]:
+    """Replace a share *level* of the texts by random tokens of random length, blank behind.
+
+    Struck are round(level * n) texts. The length is uniform in 1..T, each token uniform over the words (not the blank).
+    A text that happens to equal the one it replaces gets another first word. Real-valued text becomes uniform noise in
+    the range of the data. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 2.
+    """
+    chosen = struck(len(text), level, generator)
+    noise = texts.draw(text, generator)
+    if not text.is_floating_point():
+        length = torch.randint(1, text.shape[-1] + 1, (len(text), 1), generator=generator)
+        behind = torch.arange(text.shape[-1]) >= length
+        noise = _unlike(noise.masked_fill(behind.to(text.device), 0), text, texts)
+    noisy = text.clone()
+    noisy[chosen] = noise[chosen]
+    return image, noisy
+
+
+@corruption(parts=("image-noise", "text-noise"))
+def image_and_text(
+    image: Tensor,
+    text: Tensor,
+    *,
+    caption: Tensor,
+    level: float,
+    generator: torch.Generator,
+    images: Values,
+    texts: Values,
+) -> tuple[Tensor, Tensor]:
+    """Replace a share *level* of the images by noise and, independently, a share *level* of the texts.
+
+    So a share of about level^2 loses both and (1 - level)^2 neither. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10,
+    corruption 4.
+    """
+    image, _ = image_noise(image, text, caption=caption, level=level, generator=generator, images=images)
+    return text_noise(image, text, caption=caption, level=level, generator=generator, texts=texts)
+
+
+@corruption(parts=("image-noise", "text-noise", "mismatch"))
+def all_three(
+    image: Tensor,
+    text: Tensor,
+    *,
+    caption: Tensor,
+    level: float,
+    generator: torch.Generator,
+    images: Values,
+    texts: Values,
+) -> tuple[Tensor, Tensor]:
+    """Mismatch a share *level* of the pairs, then replace as many images and as many texts by noise, independently.
+
+    So about (1 - level)^3 of the pairs stay whole. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 5.
+    """
+    _, mixed = mismatch(image, text, caption=caption, level=level, generator=generator)
+    return image_and_text(image, mixed, caption=caption, level=level, generator=generator, images=images, texts=texts)
+
+
+@corruption
+def caption_dropout(
+    image: Tensor, text: Tensor, *, caption: Tensor, level: float, generator: torch.Generator, texts: Values
+) -> tuple[Tensor, Tensor]:
+    """Replace a share *level* of the texts by the empty caption: blanks alone, or zeros where text is real-valued.
+
+    Struck are round(level * n) texts; in a batch they are false negatives of each other. Raises `InputError` where
+    every id is a word.
+    """
+    if not text.is_floating_point() and texts.low == 0:
+        raise InputError("caption-dropout: every token id of these data is a word, so there is no empty caption")
+    chosen = struck(len(text), level, generator)
+    dropped = text.clone()
+    dropped[chosen] = 0
+    return image, dropped
+
+
+def _unlike(noise: Tensor, original: Tensor, values: Values) -> Tensor:
+    """Return *noise* (n, T) of ids, the first id moved on by one (in a circle) where a row equals the original's."""
+    same = (noise == original).all(-1)
+    following = torch.where(noise[:, 0] >= values.high, int(values.low), noise[:, 0] + 1)
+    return torch.cat([torch.where(same, following, noise[:, 0])[:, None], noise[:, 1:]], dim=-1)

@@ -1,0 +1,95 @@
+"""Two noisy linear views of one Gaussian latent: everything about them is known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stability.datasets import Pairs, dataset, split
+from stability.registry import InputError
+from stability.streams import stream
+
+REGION_AXES = 3
+VARIANTS = 16
+
+
+def canonical_correlation(latent_dim: int, view_dim: int, snr: float) -> float:
+    """Return the canonical correlation of the two views of `latent`, the same in each of the latent_dim directions.
+
+    rho = 1 / (1 + latent_dim / (view_dim snr)): a view with orthogonal columns tells each latent coordinate with noise
+    of variance latent_dim / (view_dim snr). The views share -latent_dim / 2 log(1 - rho^2) nats.
+
+    >>> canonical_correlation(8, 32, 4.0)
+    0.9411764705882353
+    """
+    return 1 / (1 + latent_dim / (view_dim * snr))
+
+
+def mixing(latent_dim: int, view_dim: int, generator: torch.Generator) -> Tensor:
+    """Return a random W (view_dim, latent_dim) with W'W = (view_dim / latent_dim) I, so that E|W z|^2 = view_dim."""
+    columns, _ = torch.linalg.qr(torch.randn(view_dim, latent_dim, generator=generator, dtype=torch.float64))
+    return columns * math.sqrt(view_dim / latent_dim)
+
+
+def view(latent: Tensor, weights: Tensor, snr: float, generator: torch.Generator) -> Tensor:
+    """Return (..., view_dim) floats: W z plus white noise of variance 1 / snr, scaled to unit mean square."""
+    signal = latent @ weights.T
+    noise = torch.randn(signal.shape, generator=generator, dtype=signal.dtype) / math.sqrt(snr)
+    return ((signal + noise) / math.sqrt(1 + 1 / snr)).float()
+
+
+def region(latent: Tensor) -> Tensor:
+    """Return which region each latent (..., latent_dim) lies in: the signs of its first three coordinates, as bits.
+
+    >>> region(torch.tensor([[1.0, -1.0, 1.0, 9.0], [-1.0, 2.0, -1.0, 9.0]]))
+    tensor([5, 2])
+    """
+    axes = min(REGION_AXES, latent.shape[-1])
+    return ((latent[..., :axes] > 0) * 2 ** torch.arange(axes)).sum(-1)
+
+
+@dataset(offers=("classes",))
+def latent(
+    *,
+    pairs: int = 4096,
+    latent_dim: int = 8,
+    view_dim: int = 32,
+    snr: float = 4.0,
+    held_out: float = 0.2,
+    seed: int = 0,
+) -> Pairs:
+    """Return pairs of real vectors that are two noisy linear views of one Gaussian latent z ~ N(0, I).
+
+    image = (W z + e) / sqrt(1 + 1/snr), text alike with its own W and e: (N, view_dim) floats of unit mean square,
+    where E|W z|^2 / E|e|^2 = *snr* exactly and W has orthogonal columns (see `mixing`). The views' canonical
+    correlations and mutual information are known (see `canonical_correlation`). No two captions are equal. Classes are
+    the eight regions of latents that share the signs of three coordinates (see `region`); a class's 16 prompts are
+    text views of latents drawn in its region. *seed* makes other views and other pairs.
+    """
+    where = "dataset 'latent'"
+    if not 1 <= latent_dim <= view_dim:
+        raise InputError(f"{where}: got latent_dim = {latent_dim}; allowed: 1 to view_dim = {view_dim}")
+    if not 0 < snr < math.inf:
+        raise InputError(f"{where}: got snr = {snr:g}; allowed: a finite number above 0")
+    train, kept = split(pairs, held_out, "latent", stream(seed, "latent/split"))
+    of_image, of_text = (
+        mixing(latent_dim, view_dim, stream(seed, f"latent/{side}/mixing")) for side in ("image", "text")
+    )
+    z = torch.randn(pairs, latent_dim, generator=stream(seed, "latent/points"), dtype=torch.float64)
+    prompting = stream(seed, "latent/prompts")
+    classes = 2 ** min(REGION_AXES, latent_dim)
+    points = torch.randn(classes, VARIANTS, latent_dim, generator=prompting, dtype=torch.float64)
+    axes = torch.arange(min(REGION_AXES, latent_dim))
+    signs = (torch.arange(classes)[:, None] >> axes & 1) * 2 - 1
+    points[..., axes] = points[..., axes].abs() * signs[:, None]
+    return Pairs(
+        image=view(z, of_image, snr, stream(seed, "latent/image/noise")),
+        text=view(z, of_text, snr, stream(seed, "latent/text/noise")),
+        caption=torch.arange(pairs),
+        label=region(z),
+        train=train,
+        held_out=kept,
+        prompts=view(points, of_text, snr, prompting),
+    )

@@ -1,0 +1,49 @@
+"""A small convolutional tower for images."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stability.encoders import Modality, encoder
+from stability.registry import InputError
+
+
+class Convolution(nn.Module):
+    """Map every second 3 x 3 window of a zero-padded image: (B, C, H, W) -> (B, out, ceil(H / 2), ceil(W / 2)).
+
+    Written as windows times a matrix: under ``vmap`` over weights, a grouped convolution is slow on the CPU and picks
+    its kernel by the number of replicas.
+    """
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels * 9, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = F.pad(x, (1, 1, 1, 1)).unfold(-2, 3, 2).unfold(-2, 3, 2)
+        return self.linear(windows.movedim(-5, -3).flatten(-3)).movedim(-1, -3)
+
+
+class Average(nn.Module):
+    """Average feature maps over positions: (B, C, H, W) -> (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1))
+
+
+@encoder(modality="image")
+def conv(modality: Modality, embed_dim: int, *, width: int = 16, depth: int = 2, locked: bool = False) -> nn.Module:
+    """Build *depth* 3 x 3 convolutions of stride 2 with GELU, averaged over positions and projected linearly.
+
+    Input (B, C, H, W), output (B, embed_dim). Channels double from layer to layer, starting at *width*. There is no
+    normalisation: BatchNorm would couple the samples of a batch.
+    """
+    if len(modality.shape) != 3 or modality.is_tokens:
+        raise InputError(f"encoder 'conv' reads images (C, H, W), and this modality has shape {modality.shape}")
+    widths = [modality.shape[0], *(width * 2**layer for layer in range(depth))]
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (Convolution(*pair), nn.GELU())]
+    head = (Average(), nn.Linear(widths[-1], embed_dim, bias=False))
+    return nn.Sequential(*layers, *head).requires_grad_(not locked)
