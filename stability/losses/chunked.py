@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp
-from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.sigmoid import siglip_chance
+from stability.losses.sigmoid import siglip_chance, sum_over_pairs
 from stability.losses.softmax import clip_chance
 from stability.registry import InputError
 
@@ -54,10 +54,16 @@ class _Recomputed(torch.autograd.Function):
         return jvp(ctx.function, tuple(inputs), tuple(moved))[1]
 
 
-def _sum_over_blocks(block: Callable[..., Tensor], rows: Tensor, chunk: int, *inputs: Tensor) -> Tensor:
+Block = Callable[..., Tensor]
+"""From rows, all columns and scalars to a sum over the rows; *offset* says at which column their diagonal starts."""
+
+
+def _sum_over_blocks(block: Block, rows: Tensor, chunk: int, *inputs: Tensor) -> Tensor:
     if chunk < 1:
         raise InputError(f"chunk: got {chunk!r}; allowed: at least 1 row")
-    return torch.stack([_Recomputed.apply(block, part, *inputs) for part in rows.split(chunk)]).sum()
+    starts = range(0, len(rows), chunk)
+    parts = zip(starts, rows.split(chunk), strict=True)
+    return torch.stack([_Recomputed.apply(partial(block, offset=start), part, *inputs) for start, part in parts]).sum()
 
 
 @loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_chance)
@@ -67,13 +73,11 @@ def siglip_chunked(image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tens
     The value and all derivatives of `siglip`, with O(B x chunk) memory: logits are computed again for the gradient.
     Zhai et al. (2023), arXiv:2303.15343, Sec. 3.3, chunks over devices; this is one device.
     """
-    softplus = _sum_over_blocks(_block_softplus, image, chunk, text, log_scale, bias)
-    matches = log_scale.exp() * (image * text).sum() + len(image) * bias
-    return (softplus - matches) / len(image)
+    return _sum_over_blocks(_judged, image, chunk, text, log_scale, bias) / len(image)
 
 
-def _block_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
-    return F.softplus(log_scale.exp() * rows @ columns.T + bias).sum()
+def _judged(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tensor, *, offset: int) -> Tensor:
+    return sum_over_pairs(log_scale.exp() * rows @ columns.T + bias, offset)
 
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
@@ -83,11 +87,11 @@ def clip_chunked(image: Tensor, text: Tensor, *, log_scale: Tensor, chunk: int =
     The value and all derivatives of `clip`, with O(B x chunk) memory: once over blocks of images against all texts,
     once over blocks of texts against all images. Radford et al. (2021), arXiv:2103.00020, Fig. 3.
     """
-    images = _sum_over_blocks(_block_logsumexp, image, chunk, text, log_scale)
-    texts = _sum_over_blocks(_block_logsumexp, text, chunk, image, log_scale)
-    matches = log_scale.exp() * (image * text).sum()
-    return ((images + texts) / 2 - matches) / len(image)
+    images = _sum_over_blocks(_told_apart, image, chunk, text, log_scale)
+    texts = _sum_over_blocks(_told_apart, text, chunk, image, log_scale)
+    return (images + texts) / 2 / len(image)
 
 
-def _block_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor) -> Tensor:
-    return torch.logsumexp(log_scale.exp() * rows @ columns.T, -1).sum()
+def _told_apart(rows: Tensor, columns: Tensor, log_scale: Tensor, *, offset: int) -> Tensor:
+    logits = log_scale.exp() * rows @ columns.T
+    return (torch.logsumexp(logits, -1) - torch.diagonal(logits, offset)).sum()

@@ -52,10 +52,14 @@ def siglip(
     return sum_over_pairs(scaled_similarities(image, text, log_scale, max_scale) + bias) / pairs[reduction]
 
 
-def sum_over_pairs(logits: Tensor) -> Tensor:
-    """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats."""
-    # softplus(-l) = softplus(l) - l: one softplus over all pairs, corrected on the diagonal.
-    return F.softplus(logits).sum() - torch.diagonal(logits).sum()
+def sum_over_pairs(logits: Tensor, offset: int = 0) -> Tensor:
+    """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats.
+
+    The diagonal of a (rows, B) block of the logits starts at column *offset*.
+    """
+    # Signs first: softplus(l) - l is the same as softplus(-l), but rounds to 0 where a match is judged well.
+    matches = torch.diagonal(logits, offset)
+    return F.softplus(torch.diagonal_scatter(logits, -matches, offset)).sum()
 
 
 @loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance)
