@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stability.corruptions import corruption
+from stability.corruptions import Values, corrupt, corruption
 from stability.corruptions.pairs import derange
 from stability.datasets import dataset
 from stability.datasets.handwriting import NUMBERS, styles
@@ -52,16 +52,83 @@ def test_prompts_of_a_class_name_only_that_class(pairs):
     assert of_seven & {*NUMBERS, *map(str, range(10))} == {"seven", "7"}
 
 
+def struck_by(name: str, pairs, level: float, seed: int = 3):
+    """Return which training images and which texts a corruption changes, and the corrupted pairs."""
+    image, text, caption = pairs.image[pairs.train], pairs.text[pairs.train], pairs.caption[pairs.train]
+    kept = image.clone(), text.clone()
+    noisy_image, noisy_text = corrupt(
+        name,
+        image,
+        text,
+        images=Values.of(image),
+        texts=Values.of(text, len(pairs.vocabulary)),
+        caption=caption,
+        level=level,
+        generator=stream(seed, "c"),
+    )
+    assert torch.equal(image, kept[0])
+    assert torch.equal(text, kept[1])
+    return (noisy_image != image).flatten(1).any(-1), (noisy_text != text).any(-1), noisy_image, noisy_text
+
+
 @pytest.mark.parametrize("name", sorted(corruption))
 @pytest.mark.parametrize("level", [0.0, 0.2, 0.5, 1.0])
 def test_the_corrupted_share_is_the_level_and_the_inputs_stay_as_they_were(pairs, name, level):
-    image, text, caption = pairs.image[pairs.train], pairs.text[pairs.train], pairs.caption[pairs.train]
-    kept = image.clone(), text.clone()
-    noisy_image, noisy_text = corruption[name](image, text, caption=caption, level=level, generator=stream(3, "c"))
-    changed = (noisy_text != text).any(-1) | (noisy_image != image).flatten(1).any(-1)
-    assert int(changed.sum()) == round(level * len(text))
-    assert torch.equal(image, kept[0])
-    assert torch.equal(text, kept[1])
+    images, texts, *_ = struck_by(name, pairs, level)
+    expected = round(level * len(pairs.train))
+    parts = corruption[name].traits.get("parts", (name,))
+    if "image-noise" in parts or name == "near-duplicates":
+        assert int(images.sum()) == expected
+    if parts in (("image-noise",),):
+        assert not texts.any()
+    elif "mismatch" in parts and len(parts) > 1:
+        # Captions exchanged, then some overwritten: as many at least, all of them at the most.
+        assert expected <= int(texts.sum()) <= 2 * expected
+    elif "image-noise" not in parts or "text-noise" in parts:
+        assert int(texts.sum()) == expected
+    if len(parts) == 1 and name != "near-duplicates":
+        assert not (images & texts).any()
+
+
+@pytest.mark.parametrize("name", sorted(corruption))
+def test_one_seed_means_one_noise_and_another_seed_another(pairs, name):
+    first, again, other = (struck_by(name, pairs, 0.3, seed)[2:] for seed in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not (torch.equal(first[0], other[0]) and torch.equal(first[1], other[1]))
+
+
+def test_image_noise_is_uniform_over_the_range_of_the_data(pairs):
+    images, _, noisy, _ = struck_by("image-noise", pairs, 0.5)
+    values = noisy[images].flatten()
+    assert -1 <= values.min() < -0.99
+    assert 0.99 < values.max() <= 1
+    assert abs(values.mean().item()) < 0.01
+    assert abs(values.var().item() - 1 / 3) < 0.01
+
+
+def test_random_texts_are_words_with_blanks_only_behind_them(pairs):
+    _, texts, _, noisy = struck_by("text-noise", pairs, 0.5)
+    blank = noisy[texts] == 0
+    assert not (blank[:, :-1] & ~blank[:, 1:]).any()
+    assert not blank[:, 0].any()
+    lengths = (~blank).sum(-1)
+    assert {*lengths.tolist()} == {1, 2, 3, 4, 5, 6}
+
+
+def test_a_dropped_caption_is_empty(pairs):
+    _, texts, _, noisy = struck_by("caption-dropout", pairs, 0.3)
+    assert (noisy[texts] == 0).all()
+
+
+def test_a_near_duplicate_has_another_pair_s_caption_and_nearly_its_image(pairs):
+    images, texts, noisy_image, noisy_text = struck_by("near-duplicates", pairs, 0.1)
+    source, said = pairs.image[pairs.train], pairs.text[pairs.train]
+    for place in images.nonzero().flatten()[:20].tolist():
+        same = (said == noisy_text[place]).all(-1)
+        nearest = (source[same] - noisy_image[place]).abs().flatten(1).amax(-1).min()
+        assert 0 < nearest <= 0.1 + 1e-6
+    assert torch.equal(images, texts)
 
 
 def test_mismatch_moves_captions_and_invents_none(pairs):
