@@ -5,6 +5,8 @@ Exit codes: 0 done; 1 a run failed; 2 the input was wrong; 130 interrupted, ever
 
 from __future__ import annotations
 
+import inspect
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stability.registry import InputError, Registry, nearest
+from stability.registry import InputError, Registry, Variant, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,8 +97,30 @@ def list_(
 
         rows = [(name, _question(path)) for name, path in study_files().items()]
     else:
-        rows = [(name, variant.summary) for name, variant in _catalogue(what).items()]
+        rows = [(name, _description(variant, what == "losses")) for name, variant in sorted(_catalogue(what).items())]
     _print_rows(rows)
+
+
+def _description(variant: Variant, whole: bool) -> str:
+    """Return what a variant is, in one line or with its formula and source, and its options with their defaults."""
+    words = inspect.getdoc(variant.function) or "" if whole else variant.summary
+    # Paragraphs stay; lines are broken anew for this terminal.
+    words = re.sub(r"(?<!\n)\n(?!\n)", " ", words.split("\n>>>")[0].strip())
+    return f"{words}\n{options}" if (options := _options(variant)) else words
+
+
+def _options(variant: Variant) -> str:
+    if variant.kind == "contrast":
+        return ""  # What a contrast asks for comes from the claim.
+    declared = {key: value for key, value in variant.traits.items() if hasattr(value, "initial")}
+    scalars = [f"{key} = {s.initial}{'' if s.trained else ' (fixed)'}" for key, s in declared.items()]
+    options = [
+        f"{key} = {parameter.default!r}"
+        for key, parameter in variant.options.items()
+        if key not in declared and parameter.default is not parameter.empty
+    ]
+    parts = [("scalars", scalars), ("options", options)]
+    return "; ".join(f"{kind}: {', '.join(values)}" for kind, values in parts if values)
 
 
 def _catalogue(what: str) -> Registry:
