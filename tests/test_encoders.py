@@ -148,3 +148,21 @@ def test_attention_equals_torch_s_own():
 def test_options_that_do_not_fit_are_explained(name, modality, options, sentence):
     with pytest.raises(InputError, match=sentence):
         encoder[name](modality, 4, **options)
+
+
+@pytest.mark.parametrize("name", sorted(encoder))
+def test_gradients_of_many_replicas_are_those_of_each_and_every_step_has_a_batching_rule(name):
+    """Warnings are errors here: a missing rule would make vmap fall back to a slow loop."""
+    tower, batch = built(name)
+    params = {key: value.detach() for key, value in tower.named_parameters()}
+    stacked = {key: torch.stack([value, 1.1 * value]) for key, value in params.items()}
+
+    def energy(p):
+        return functional_call(tower, p, batch).square().sum()
+
+    leaves = {key: value.requires_grad_() for key, value in stacked.items()}
+    together = torch.autograd.grad(torch.func.vmap(energy)(leaves).sum(), list(leaves.values()))
+    for replica in range(2):
+        alone = grad(energy)({key: value.detach()[replica] for key, value in stacked.items()})
+        for value, expected in zip(together, alone.values(), strict=True):
+            assert_close(value[replica], expected)

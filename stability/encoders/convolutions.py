@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,8 +24,12 @@ class Convolution(nn.Module):
         self.linear = nn.Linear(channels * 9, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        windows = F.pad(x, (1, 1, 1, 1)).unfold(-2, 3, 2).unfold(-2, 3, 2)
-        return self.linear(windows.movedim(-5, -3).flatten(-3)).movedim(-1, -3)
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (1, 1, 1, 1))
+        # One strided view per place in the window: `unfold` has no rule for its backward pass under vmap.
+        places = itertools.product(range(3), range(3))
+        windows = torch.stack([padded[..., i : i + height : 2, j : j + width : 2] for i, j in places], -1)
+        return self.linear(windows.movedim(-4, -2).flatten(-2)).movedim(-1, -3)
 
 
 class Average(nn.Module):
