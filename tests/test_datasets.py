@@ -40,7 +40,7 @@ def test_equal_texts_have_equal_numbers_and_towers_can_read_both_sides(name):
     numbers: dict[tuple[float, ...], int] = {}
     for text, number in zip(pairs.text.tolist(), pairs.caption.tolist(), strict=True):
         assert numbers.setdefault(tuple(text), number) == number
-    image, text = modalities(pairs)
+    image, text = modalities(pairs).values()
     assert image.shape == pairs.image.shape[1:]
     assert text.is_tokens == (not pairs.text.is_floating_point())
 
@@ -86,4 +86,4 @@ def test_free_pairs_are_their_own_ids():
     pairs = made("sphere")
     assert torch.equal(pairs.image, torch.arange(30)[:, None])
     assert torch.equal(pairs.train, pairs.held_out)
-    assert modalities(pairs)[0].vocabulary == 30
+    assert modalities(pairs)["image"].vocabulary == 30

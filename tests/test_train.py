@@ -102,7 +102,7 @@ def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
     trainer = Trainer(tiny, Group("g", tuple(runs)), pairs, CPU)
     logged = [trainer.step() for _ in range(tiny.train.steps)]
     for place, run in enumerate(runs):
-        image, text = towers(tiny, pairs, run.seed)
+        image, text = towers(tiny, pairs, run.seed).values()
         log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         named = [*image.named_parameters(), *text.named_parameters()]
         matrices = [value for _, value in named if value.dim() > 1]

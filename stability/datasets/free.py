@@ -9,15 +9,18 @@ from stability.registry import InputError
 
 
 @dataset(offers=())
-def sphere(*, pairs: int = 100) -> Pairs:
+def sphere(*, pairs: int = 100, modalities: int = 2) -> Pairs:
     """Return pairs whose image and text are nothing but their number, for towers of free vectors.
 
     Image and text are ids (N, 1) in 0..N - 1. There is nothing to generalise to, so training and measuring use the same
     N pairs: recall and margins say how well they were placed. No classes. To train on the loss over all N^2 pairs, as
-    theory does, use batch_size = *pairs*. Bangachev et al. (2025), arXiv:2509.18552, App. D (N = 100).
+    theory does, use batch_size = *pairs*. More *modalities* are further sets of the same N ids. Bangachev
+    et al. (2025), arXiv:2509.18552, App. D (N = 100; up to 20 modalities in Table 1).
     """
     if pairs < 2:
         raise InputError(f"dataset 'sphere': got pairs = {pairs}; allowed: 2 or more")
+    if modalities < 2:
+        raise InputError(f"dataset 'sphere': got modalities = {modalities}; allowed: 2 or more")
     ids = torch.arange(pairs)
     return Pairs(
         image=ids[:, None],
@@ -29,4 +32,5 @@ def sphere(*, pairs: int = 100) -> Pairs:
         prompts=torch.empty(0, 0, 1, dtype=torch.int64),
         vocabulary=tuple(map(str, range(pairs))),
         image_vocabulary=pairs,
+        further=(ids[:, None],) * (modalities - 2),
     )

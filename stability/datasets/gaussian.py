@@ -1,4 +1,4 @@
-"""Two noisy linear views of one Gaussian latent: everything about them is known in closed form."""
+"""Noisy linear views of one Gaussian latent, two or more: everything about them is known in closed form."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def latent(
     view_dim: int = 32,
     snr: float = 4.0,
     held_out: float = 0.2,
+    modalities: int = 2,
     seed: int = 0,
 ) -> Pairs:
     """Return pairs of real vectors that are two noisy linear views of one Gaussian latent z ~ N(0, I).
@@ -66,13 +67,16 @@ def latent(
     where E|W z|^2 / E|e|^2 = *snr* exactly and W has orthogonal columns (see `mixing`). The views' canonical
     correlations and mutual information are known (see `canonical_correlation`). No two captions are equal. Classes are
     the eight regions of latents that share the signs of three coordinates (see `region`); a class's 16 prompts are
-    text views of latents drawn in its region. *seed* makes other views and other pairs.
+    text views of latents drawn in its region. More *modalities* are further views of the same latents, each with its
+    own W and e. *seed* makes other views and other pairs.
     """
     where = "dataset 'latent'"
     if not 1 <= latent_dim <= view_dim:
         raise InputError(f"{where}: got latent_dim = {latent_dim}; allowed: 1 to view_dim = {view_dim}")
     if not 0 < snr < math.inf:
         raise InputError(f"{where}: got snr = {snr:g}; allowed: a finite number above 0")
+    if modalities < 2:
+        raise InputError(f"{where}: got modalities = {modalities}; allowed: 2 or more")
     train, kept = split(pairs, held_out, "latent", stream(seed, "latent/split"))
     of_image, of_text = (
         mixing(latent_dim, view_dim, stream(seed, f"latent/{side}/mixing")) for side in ("image", "text")
@@ -92,4 +96,13 @@ def latent(
         train=train,
         held_out=kept,
         prompts=view(points, of_text, snr, prompting),
+        further=tuple(
+            view(
+                z,
+                mixing(latent_dim, view_dim, stream(seed, f"latent/modality-{place}/mixing")),
+                snr,
+                stream(seed, f"latent/modality-{place}/noise"),
+            )
+            for place in range(3, modalities + 1)
+        ),
     )

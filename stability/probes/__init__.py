@@ -21,7 +21,8 @@ probe = Registry("probe")
 
 Params = dict[str, Tensor]
 Batch = dict[str, Any]
-"""Tensors by name: image, text, index, and what a loss asks for beside them (its state is itself tensors by name)."""
+"""Tensors by name: image, text, modality-3 and on, index, and what a loss asks for beside them (its state is itself
+tensors by name)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class HeldOut:
     label: Tensor
     prompts: Tensor
     hard_negatives: Tensor | None = None
+    further: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Replica:
     """All that a probe may see of one run at one step.
 
     params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``); objective(params, batch) -> loss;
-    embed_image and embed_text (params, input) -> unit rows; batches: independent training batches, stacked along a
+    embed_image and embed_text (params, input) -> unit rows; embed_further (params, inputs) -> unit rows of each
+    modality beyond these two; batches: independent training batches, stacked along a
     leading axis, of the size that the run trains with (as many as the probe's option ``batches`` says);
     preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like params; learning_rate: the rate at this step,
     before per-parameter multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on.
@@ -77,6 +80,7 @@ class Replica:
     objective: Callable[[Params, Batch], Tensor]
     embed_image: Callable[[Params, Tensor], Tensor]
     embed_text: Callable[[Params, Tensor], Tensor]
+    embed_further: Callable[[Params, tuple[Tensor, ...]], tuple[Tensor, ...]]
     held_out: HeldOut
     batches: Batch
     preconditioner: Params

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from torch import Tensor
 
@@ -46,17 +48,19 @@ def margin_and_relative_bias(positive: Tensor, negative: Tensor) -> tuple[Tensor
 def geometry(replica: Replica) -> dict[str, Tensor]:
     """Measure margin, relative bias, modality gap, alignment and uniformity on held-out pairs.
 
-    Margins are over pairs with distinct captions: pairs with equal captions count as positive. The relative bias is
+    Margins are over pairs with distinct captions: pairs with equal captions count as positive; with more than two
+    modalities they are over all pairs of modalities, and the rest is of image and text. The relative bias is
     on the similarity scale: a logit t (s - b_rel). Bangachev et al. (2025), arXiv:2509.18552, Def. 2; Liang et al.
     (2022), arXiv:2203.02053 (gap); Wang and Isola (2020), arXiv:2005.10242 (alignment, alpha = 2; uniformity, t = 2).
     """
     image = replica.embed_image(replica.params, replica.held_out.image)
     text = replica.embed_text(replica.params, replica.held_out.text)
-    similarity = image @ text.T
+    towers = (image, text, *replica.embed_further(replica.params, replica.held_out.further))
+    similarity = torch.stack([one @ other.T for one, other in combinations(towers, 2)])
     same = replica.held_out.caption[:, None] == replica.held_out.caption
     off = ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     # The masks are the same in every replica, so they index under vmap.
-    positive, negative = similarity[same], similarity[~same]
+    positive, negative = similarity[:, same].flatten(), similarity[:, ~same].flatten()
     margin, relative_bias = margin_and_relative_bias(positive.min(), negative.max())
     trimmed, relative_bias_trimmed = margin_and_relative_bias(quantile(positive, 0.05), quantile(negative, 0.95))
 

@@ -170,11 +170,8 @@ def _loose_eigenvalues(results: Results) -> Said:
 
 def _scope(results: Results) -> Said:
     study = results.study
-    towers = (
-        study.model.image.name
-        if study.model.image.name == study.model.text.name
-        else (f"{study.model.image.name} and {study.model.text.name}")
-    )
+    named = (study.model.image, study.model.text, study.model.further)
+    towers = " and ".join(dict.fromkeys(tower.name for tower in named if tower))
     yield (
         "Scope",
         f"One dataset ({study.data.name}), small towers ({towers}, {study.model.embed_dim} shared dimensions) and "

@@ -57,6 +57,13 @@ def _pairing(results: Results) -> Said:
         f"only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then {schedule}; "
         f"the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
     )
+    if results.study.model.further:
+        yield (
+            "More than two modalities",
+            "Every modality has a tower of its own. The training loss is the mean of the two-modality loss over all "
+            "pairs of modalities, with one set of scalars. Corruptions act on image and text alone; retrieval is "
+            "between these two, margins are over all pairs of modalities.",
+        )
     yield (
         "Divergence",
         "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "

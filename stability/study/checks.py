@@ -9,7 +9,7 @@ from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
 from stability.encoders import encoder
-from stability.losses import RESERVED, Scalar, loss, scalars_of
+from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
 from stability.study.schema import OVER, Arm, Claim, Schedule, Study, modalities
@@ -41,14 +41,19 @@ def _check_data(study: Study, locate: Locate) -> Pairs:
 
 
 def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
-    sides = zip(("image", "text"), (study.model.image, study.model.text), modalities(pairs), strict=True)
-    for side, tower, modality in sides:
+    if study.model.further is None and pairs.further:
+        raise InputError(f"{locate('model', 'further')}: required by the third modality of the data, but missing")
+    if study.model.further is not None and not pairs.further:
+        raise InputError(f"{locate('model', 'further')}: {study.data.name!r} as given has two modalities; leave it out")
+    for name, modality in modalities(pairs).items():
+        side, tower = name if name in ("image", "text") else "further", study.model.tower(name)
         where = locate("model", side)
         found = encoder.get_or_explain(tower.name, where)
         found.check_options(tower.options, where)
         fitting = [name for name, variant in encoder.items() if variant.traits["modality"] in (side, "any")]
         if tower.name not in fitting:
-            raise InputError(f"{where}: encoder {tower.name!r} does not read {side}s (known: {', '.join(fitting)})")
+            what = f"{side}s" if side == name else "further modalities"
+            raise InputError(f"{where}: encoder {tower.name!r} does not read {what} (known: {', '.join(fitting)})")
         try:
             found(modality, study.model.embed_dim, **tower.options)
         except InputError as error:
@@ -68,6 +73,11 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
         if name not in study.arms and name not in loss:
             hint = nearest(name, {*loss, *study.arms})
             raise InputError(f"{locate('grid', 'loss', place)}: unknown loss {name!r}{hint}")
+        if study.model.further and "state" in reserved_of(loss[study.arm(name).loss]):
+            raise InputError(
+                f"{locate('grid', 'loss', place)}: {name!r} keeps running estimates of two modalities, and these data "
+                "have more; allowed: losses without state"
+            )
     for place, name in enumerate(study.grid.corruption):
         corruption.get_or_explain(name, locate("grid", "corruption", place))
     for place, size in enumerate(study.grid.batch_size):

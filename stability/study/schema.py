@@ -7,6 +7,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor
 
 from stability.datasets import Pairs, dataset
 from stability.encoders import Modality, encoder
@@ -55,11 +56,20 @@ class Data(Named):
 
 
 class Model(_Frozen):
-    """The two towers and the dimension that they share."""
+    """The towers and the dimension that they share; *further* is built for each modality beyond image and text."""
 
     image: Tower
     text: Tower
+    further: Tower | None = None
     embed_dim: Positive = 32
+
+    def tower(self, modality: str) -> Named:
+        """Return the tower that reads a modality: image, text, or a further one."""
+        towers = {"image": self.image, "text": self.text}
+        found = towers.get(modality, self.further)
+        if found is None:
+            raise InputError(f"model.further: required by the modality {modality!r} of the data, but missing")
+        return found
 
 
 class Train(_Frozen):
@@ -156,8 +166,9 @@ class Study(_Frozen):
         """Return the study as plain data without the values that equal their defaults."""
         plain = self.model_dump(mode="json", exclude_defaults=True)
         plain["data"] = _without_defaults(dataset, self.data.name, plain["data"])
-        for side in ("image", "text"):
-            tower = plain["model"][side]
+        for side, tower in plain["model"].items():
+            if side == "embed_dim":
+                continue
             plain["model"][side] = _without_defaults(encoder, tower["name"], tower)
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
@@ -204,10 +215,14 @@ class Study(_Frozen):
         return next((claim for claim in self.claims if claim.primary), None)
 
 
-def modalities(pairs: Pairs) -> tuple[Modality, Modality]:
-    """Return what the image tower and the text tower of these data read."""
-    image = Modality(tuple(pairs.image.shape[1:]), pairs.image_vocabulary)
-    return image, Modality(tuple(pairs.text.shape[1:]), len(pairs.vocabulary))
+def modalities(pairs: Pairs) -> dict[str, Modality]:
+    """Return what each tower for these data reads, by the name of its modality: image, text, modality-3 and on."""
+
+    def read(name: str, samples: Tensor) -> Modality:
+        ids = len(pairs.vocabulary) if name == "text" else pairs.image_vocabulary
+        return Modality(tuple(samples.shape[1:]), 0 if samples.is_floating_point() else ids)
+
+    return {name: read(name, samples) for name, samples in pairs.modalities.items()}
 
 
 def digest(plain: Any) -> str:

@@ -36,12 +36,15 @@ def independent_indices(seed: int, use: str, count: int, available: int, batch_s
 class Feed:
     """The training pairs of R replicas: image and text (R, n, ...), or (n, ...) where all replicas share them.
 
+    Further modalities (n, ...), by name, are never corrupted: they stay with the image where a mismatch moves the text.
+
     With *fixed* corruption the pairs are corrupted already; with *fresh* corruption `batch` does it, each time anew.
     """
 
     runs: Sequence[Run]
     image: Tensor
     text: Tensor
+    further: Mapping[str, Tensor]
     caption: Tensor
     images: Values
     texts: Values
@@ -73,12 +76,13 @@ class Feed:
         return tuple(stream(run.seed, f"corruption/{run.corruption}/{use}") for run in self.runs)
 
     def batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
-        """Return the pairs at *index* (R, ..., B): image and text, and the index itself."""
+        """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself."""
         image = _gather(self.image, index, self.shared_image)
         text = _gather(self.text, index, self.shared_text)
         if self.fresh:
             image, text = self._corrupt(image, text, index, generators)
-        return {"image": image, "text": text, "index": index}
+        further = {name: samples[index] for name, samples in self.further.items()}
+        return {"image": image, "text": text, **further, "index": index}
 
     def _corrupt(
         self, image: Tensor, text: Tensor, index: Tensor, generators: Sequence[torch.Generator]
@@ -135,6 +139,11 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
         runs=runs,
         image=(image if shared_image else torch.stack([pair[0] for pair in noisy])).to(device),
         text=(text if shared_text else torch.stack([pair[1] for pair in noisy])).to(device),
+        further={
+            name: samples[pairs.train].to(device)
+            for name, samples in pairs.modalities.items()
+            if name not in ("image", "text")
+        },
         caption=caption,
         images=images,
         texts=texts,

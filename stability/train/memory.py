@@ -32,8 +32,7 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
         return tensor
 
     batch = {
-        "image": pairs.image[index],
-        "text": pairs.text[index],
+        **{name: samples[index] for name, samples in pairs.modalities.items()},
         "index": torch.arange(batch_size),
         "step": torch.tensor(0),
         "uniform": torch.zeros(batch_size, batch_size),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from stability.datasets import Pairs
@@ -71,35 +71,52 @@ def loss_plan(arm: Arm) -> LossPlan:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What all replicas of a group share: two towers (whose own weights are never used), a loss, the layout."""
+    """What all replicas of a group share: towers (whose own weights are never used), a loss, the layout."""
 
-    image: nn.Module
-    text: nn.Module
+    towers: dict[str, nn.Module]
     loss: LossPlan
     layout: Layout
     initial_scalars: dict[str, float]
     fixed: frozenset[str]
     reprojected: tuple[str, ...]
 
+    def embed(self, modality: str, params: Params, samples: Tensor) -> Tensor:
+        """Return unit rows (B, D) for the samples of one modality and one replica."""
+        return F.normalize(functional_call(self.towers[modality], _within(f"{modality}.", params), samples), dim=-1)
+
     def embed_image(self, params: Params, image: Tensor) -> Tensor:
         """Return unit rows (B, D) for the images of one replica."""
-        return F.normalize(functional_call(self.image, _within("image.", params), image), dim=-1)
+        return self.embed("image", params, image)
 
     def embed_text(self, params: Params, text: Tensor) -> Tensor:
         """Return unit rows (B, D) for the texts of one replica."""
-        return F.normalize(functional_call(self.text, _within("text.", params), text), dim=-1)
+        return self.embed("text", params, text)
+
+    def embed_further(self, params: Params, samples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return unit rows (B, D) for the samples of each modality beyond image and text."""
+        names = [name for name in self.towers if name not in ("image", "text")]
+        return tuple(self.embed(name, params, part) for name, part in zip(names, samples, strict=True))
 
     def objective(self, params: Params, batch: Batch) -> Tensor:
         """Return the loss of one replica on one batch, a scalar."""
         return self.training_objective(params, batch)[0]
 
     def training_objective(self, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of one replica on one batch, and the loss's state after it (empty for most losses)."""
+        """Return the loss of one replica on one batch, and the loss's state after it (empty for most losses).
+
+        With k towers it is the sum of the pair losses over the k (k - 1) / 2 pairs of modalities, divided by their
+        number: the scalars, the random numbers and the chance level are those of one pair.
+        """
         params = {name: value.detach() if name in self.fixed else value for name, value in params.items()}
-        image = self.embed_image(params, batch["image"])
-        text = self.embed_text(params, batch["text"])
-        asked = {name: batch[name] for name in self.loss.reserved}
-        result = self.loss.function(image, text, **_within("loss.", params), **asked)
+        towers = [self.embed(name, params, batch[name]) for name in self.towers]
+        given = _within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
+        if len(towers) > 2:
+            stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
+            pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(
+                stacked[first], stacked[second]
+            )
+            return pair_losses.mean(), {}
+        result = self.loss.function(*towers, **given)
         return result if "state" in self.loss.reserved else (result, {})
 
 
@@ -107,41 +124,39 @@ def _within(prefix: str, params: Params) -> Params:
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
-def towers(study: Study, pairs: Pairs, seed: int) -> tuple[nn.Module, nn.Module]:
-    """Build both towers with the weights of one seed: the same for every loss, noise level and batch size."""
-    image, text = modalities(pairs)
-    built = []
+def towers(study: Study, pairs: Pairs, seed: int) -> dict[str, nn.Module]:
+    """Build a tower for each modality with the weights of one seed: the same for every loss, noise and batch size."""
+    built = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights"))
-        for modality, tower in ((image, study.model.image), (text, study.model.text)):
-            built.append(encoder[tower.name](modality, study.model.embed_dim, **tower.options))
-    for module_tree in built:
+        for name, modality in modalities(pairs).items():
+            tower = study.model.tower(name)
+            built[name] = encoder[tower.name](modality, study.model.embed_dim, **tower.options)
+    for module_tree in built.values():
         for name, module in module_tree.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise InputError(
                     f"encoder layer {name!r} is a BatchNorm, which couples the samples of a batch; use LayerNorm"
                 )
-    return built[0], built[1]
+    return built
 
 
 def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs) -> Blueprint:
     """Return what every replica of one arm and batch size shares."""
-    image, text = towers(study, pairs, seed=0)
-    sides = (("image", image), ("text", text))
+    built = towers(study, pairs, seed=0)
     plan = loss_plan(study.arm(arm_name))
-    named = [(f"{side}.{name}", value) for side, tower in sides for name, value in tower.named_parameters()]
+    named = [(f"{side}.{name}", value) for side, tower in built.items() for name, value in tower.named_parameters()]
     locked = {name for name, value in named if not value.requires_grad}
     constant = {f"loss.{name}" for name, scalar in plan.scalars.items() if not scalar.trained}
     return Blueprint(
-        image=image,
-        text=text,
+        towers=built,
         loss=plan,
         layout=Layout({**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}),
         initial_scalars={name: scalar.at(batch_size) for name, scalar in plan.scalars.items()},
         fixed=frozenset(locked | constant),
         reprojected=tuple(
             ".".join(filter(None, (side, place, name)))
-            for side, tower in sides
+            for side, tower in built.items()
             for place, module in tower.named_modules()
             for name in getattr(module, "reprojected", ())
         ),
@@ -152,10 +167,12 @@ def initial_parameters(study: Study, plan: Blueprint, pairs: Pairs, seeds: list[
     """Return the flat parameters (R, P) of replicas with these seeds, on the CPU."""
 
     def flat(seed: int) -> Tensor:
-        image, text = towers(study, pairs, seed)
         params = {
-            **{f"image.{name}": value.detach() for name, value in image.named_parameters()},
-            **{f"text.{name}": value.detach() for name, value in text.named_parameters()},
+            **{
+                f"{side}.{name}": value.detach()
+                for side, tower in towers(study, pairs, seed).items()
+                for name, value in tower.named_parameters()
+            },
             **{f"loss.{name}": torch.tensor(value) for name, value in plan.initial_scalars.items()},
         }
         return plan.layout.flatten(params)

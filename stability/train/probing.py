@@ -47,7 +47,8 @@ def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
         part[pairs.held_out].to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
     )
     hard = None if pairs.hard_negatives is None else pairs.hard_negatives.to(device)
-    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard)
+    further = tuple(samples[pairs.held_out].to(device) for samples in pairs.further)
+    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard, further)
 
 
 def asked_of(
@@ -121,6 +122,7 @@ def _read_some(
             objective=plan.objective,
             embed_image=plan.embed_image,
             embed_text=plan.embed_text,
+            embed_further=plan.embed_further,
             held_out=held,
             betas=study.train.betas,
             constant_rate=settled,
