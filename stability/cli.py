@@ -214,7 +214,7 @@ def _run(study: Study, device: str, on: str, where: Path, plugins: Sequence[Plug
 @app.command()
 def check(
     file: Annotated[
-        str, typer.Argument(help="A file with a loss: FILE.py, or FILE.py:NAME.", metavar="FILE.py[:NAME]")
+        str, typer.Argument(help="A loss: FILE.py, FILE.py:NAME, or a known one's name.", metavar="FILE.py[:NAME]")
     ],
 ) -> None:
     """Say whether a loss of your own can be trained and probed, property by property."""
@@ -222,9 +222,9 @@ def check(
     from rich.text import Text
 
     from stability.check import check as judge
-    from stability.plugins import load_plugin, read_plugin
+    from stability.plugins import find_loss
 
-    outcomes = judge(load_plugin(read_plugin(file)))
+    outcomes = judge(find_loss(file)[0])
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "property", "", "why"):
         table.add_column(column)
@@ -241,7 +241,9 @@ def check(
 
 @app.command()
 def compare(
-    loss: Annotated[str, typer.Option(help="A file with a loss: FILE.py, or FILE.py:NAME.", metavar="FILE.py[:NAME]")],
+    loss: Annotated[
+        str, typer.Option(help="A loss: FILE.py, FILE.py:NAME, or a known one's name.", metavar="FILE.py[:NAME]")
+    ],
     against: Annotated[
         str, typer.Option(help="Losses or arms of the study to compare with, by comma.")
     ] = "clip,siglip",
@@ -252,16 +254,16 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Directory [default: runs/<study>-<scale>-<loss>].")] = None,
 ) -> None:
     """Compare a loss of your own with known ones, claim by claim, in a report of its own."""
-    from stability.plugins import load_plugin, read_plugin
+    from stability.plugins import find_loss
     from stability.study import load_study, parse_study, with_loss
 
-    plugin = read_plugin(loss)
-    name = load_plugin(plugin).name
+    variant, plugins = find_loss(loss)
+    name = variant.name
     base = load_study(study, scale)
     known = [each.strip() for each in against.split(",") if each.strip()]
     derived = parse_study(with_loss(base, name, known), f"{study} with {loss}", f"{base.name}-{name}", scale)
     where = out or Path("runs") / f"{base.name}-{scale}-{name}"
-    raise typer.Exit(_run(derived, device, on, where, [plugin]))
+    raise typer.Exit(_run(derived, device, on, where, plugins))
 
 
 @app.command()

@@ -31,6 +31,19 @@ class Plugin:
         return hashlib.sha256(self.source.encode()).hexdigest()[:16]
 
 
+def find_loss(named: str) -> tuple[Variant, tuple[Plugin, ...]]:
+    """Return the loss that ``FILE.py``, ``FILE.py:NAME`` or a name of the catalogue means, and the plugins it needs.
+
+    Raises `InputError` as `load_plugin` does, and where there is neither such a file nor such a loss.
+    """
+    if named in loss:
+        return loss[named], ()
+    if ".py" not in named:
+        raise InputError(f"{named}: is neither a file FILE.py nor a known loss{nearest(named, loss)}")
+    plugin = read_plugin(named)
+    return load_plugin(plugin), (plugin,)
+
+
 def read_plugin(named: str) -> Plugin:
     """Return the plugin that ``FILE.py`` or ``FILE.py:NAME`` names. Nothing is run yet."""
     path, colon, name = named.rpartition(":")

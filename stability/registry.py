@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,7 +73,9 @@ def _fits(value: object, default: object) -> bool:
 class Registry(Mapping[str, Variant]):
     """The catalogue of one kind of variant; calling it decorates a function, bare or with traits.
 
-    The name is the function's, with dashes; a trailing underscore (for Python's reserved words) is dropped.
+    The name is the function's, with dashes; a trailing underscore (for Python's reserved words) is dropped. Installed
+    packages add variants by entry points of the *group*, each under the variant's name; such a package is imported
+    only when one of its variants is looked up.
 
     >>> fruit = Registry("fruit")
     >>> @fruit
@@ -88,18 +91,43 @@ class Registry(Mapping[str, Variant]):
     red-apple)
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, group: str = "") -> None:
         self.kind = kind
+        self.group = group
         self._variants: dict[str, Variant] = {}
 
     def __getitem__(self, name: str) -> Variant:
+        if name not in self._variants and name in self.packaged:
+            self._import(self.packaged[name])
         return self._variants[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._variants or name in self.packaged
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._variants)
+        return iter(dict.fromkeys((*self._variants, *self.packaged)))
 
     def __len__(self) -> int:
-        return len(self._variants)
+        return len(tuple(iter(self)))
+
+    @property
+    def packaged(self) -> dict[str, EntryPoint]:
+        """Return the entry points by which installed packages add variants, by name; nothing is imported."""
+        return {point.name: point for point in entry_points(group=self.group)} if self.group else {}
+
+    def _import(self, point: EntryPoint) -> None:
+        """Import the package that offers a variant; its name and version become a trait, the variant's *source*."""
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+        where = f"{self.kind} {point.name!r} of the package {package}"
+        try:
+            point.load()
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        except Exception as error:
+            raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+        if point.name not in self._variants:
+            raise InputError(f"{where}: {point.value} does not define it; decorate it with @stability.{self.kind}")
+        self.annotate(point.name, source=package, package=package)
 
     @overload
     def __call__(self, function: F, /) -> F: ...
@@ -129,6 +157,6 @@ class Registry(Mapping[str, Variant]):
 
     def get_or_explain(self, name: str, where: str) -> Variant:
         """Return the variant called *name*, or raise `InputError` with the nearest name."""
-        if name not in self._variants:
-            raise InputError(f"{where}: unknown {self.kind} {name!r}{nearest(name, self._variants)}")
-        return self._variants[name]
+        if name not in self:
+            raise InputError(f"{where}: unknown {self.kind} {name!r}{nearest(name, self)}")
+        return self[name]

@@ -26,7 +26,7 @@ from typing import Literal
 
 from stability.registry import InputError, Registry, Variant, nearest
 
-loss: Registry = Registry("loss")
+loss: Registry = Registry("loss", group="stability.losses")
 
 RESERVED = ("step", "index", "uniform", "state")
 """Keyword-only names that a loss may ask for and no study can set."""

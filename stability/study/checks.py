@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from stability.check import admit
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
@@ -73,7 +74,10 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
         if name not in study.arms and name not in loss:
             hint = nearest(name, {*loss, *study.arms})
             raise InputError(f"{locate('grid', 'loss', place)}: unknown loss {name!r}{hint}")
-        if study.model.further and "state" in reserved_of(loss[study.arm(name).loss]):
+        chosen = loss[study.arm(name).loss]
+        if "package" in chosen.traits:
+            _admit(chosen)
+        if study.model.further and "state" in reserved_of(chosen):
             raise InputError(
                 f"{locate('grid', 'loss', place)}: {name!r} keeps running estimates of two modalities, and these data "
                 "have more; allowed: losses without state"
@@ -84,6 +88,13 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
         if size > available:
             where, data = locate("grid", "batch_size", place), study.data.name
             raise InputError(f"{where}: got {size}; allowed: at most {available}, the training pairs of {data!r}")
+
+
+def _admit(packaged: Variant) -> None:
+    try:
+        admit(packaged)
+    except InputError as error:
+        raise InputError(f"package {packaged.traits['package']}: {error}") from error
 
 
 def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
