@@ -1,4 +1,4 @@
-"""Losses that installed packages add by entry points: found by name, also in worker processes; refused in a sentence."""
+"""Losses that installed packages add by entry points: found by name, in workers too; refused in one sentence."""
 
 from __future__ import annotations
 
