@@ -80,7 +80,7 @@ def rince(image: Tensor, text: Tensor, *, log_scale: Tensor, q: float = 0.5, wei
     inputs with unit rows and 0 < q <= 1. As q -> 0, L tends to CLIP's loss plus log(weight), with CLIP's gradients;
     q = 1 is symmetric, hence robust to mismatched pairs. L is not bounded below in t, so t is kept fixed.
     Chance is the best constant similarity's, at t = 10. Chuang et al. (2022), arXiv:2201.04309. Checked against the
-    authors' published pseudo-code; the defaults of q and of weight (their lambda) were not.
+    authors' published pseudo-code and code: weight (their lambda) is 0.01 there, and q from 0.1 to 0.5 is recommended.
     """
     one_way = partial(_robust_row_loss, q=q, weight=weight)
     return both_ways(one_way, scaled_similarities(image, text, log_scale))
