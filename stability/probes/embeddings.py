@@ -28,14 +28,16 @@ def effective_rank(rows: Tensor) -> Tensor:
     finite. Roy and Vetterli (2007), "The effective rank", EUSIPCO, Def. 1; on embeddings, Garrido et al. (2023),
     arXiv:2210.02885.
 
-    >>> effective_rank(torch.eye(5)), effective_rank(torch.ones(7, 3)).round(decimals=3)
-    (tensor(5.0000), tensor(1.0000))
+    >>> effective_rank(torch.eye(5)).round(decimals=3), effective_rank(torch.ones(7, 3)).round(decimals=3)
+    (tensor(5.), tensor(1.))
     """
     finite = rows.isfinite().all()
-    values = torch.linalg.svdvals(torch.where(finite, rows, 0.0))  # LAPACK refuses NaN, in whichever replica it is
-    share = values / values.sum()
-    rank = torch.special.entr(share).sum().exp()
-    return torch.where(finite, rank, torch.nan)
+    # LAPACK refuses NaN, in whichever replica it is. In float64 the roots of the (D, D) product's eigenvalues are exact
+    # to 1e-8, and many times cheaper than a decomposition of the rows.
+    rows64 = torch.where(finite, rows, 0.0).double()
+    values = torch.linalg.eigvalsh(rows64.mT @ rows64).clamp(min=0).sqrt()
+    rank = torch.special.entr(values / values.sum()).sum().exp()
+    return torch.where(finite, rank, torch.nan).to(rows.dtype)
 
 
 def shift_variance(image: Tensor, text: Tensor) -> Tensor:
