@@ -151,9 +151,11 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
     """Return one number per run (indexed by run) for a measure: its final, best or late value, or its area.
 
     late: mean over the last fifth of the steps; area: that under the curve after warm-up, per step; a pooled measure
-    is the ratio of the two means.
+    is the ratio of the two means. A rate of spikes is one number a run already: all steps after warm-up count.
     """
     measure, train = results.measures[name], results.study.train
+    if measure.spikes:
+        return _spike_rates(results, measure.spikes)
     if measure.pooled:
         top, bottom = (summarise(results, part, reduction) for part in measure.pooled)
         return top / bottom
@@ -169,6 +171,16 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
     if reduction == "best":
         return (by_run.max() if measure.better == "higher" else by_run.min()).astype(float)
     return by_run.agg(lambda values: float(np.mean(values.to_numpy(np.float64))))
+
+
+def _spike_rates(results: Results, column: str) -> pd.Series:
+    """Return each run's spikes per 1,000 steps after warm-up; of the logarithm where a column varies by factors."""
+    steps, train = results.steps, results.study.train
+    logged = steps[(steps["step"] >= train.warmup) & (steps["step"] < train.steps)]
+    values = logged[column].astype(float)
+    if results.measures[column].scale == "log":
+        values = np.log(values.where(values > 0))
+    return values.groupby(logged["run"], sort=False).agg(lambda series: stats.spikes(series.to_numpy()).rate)
 
 
 def _area(curve: pd.DataFrame) -> float:

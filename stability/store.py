@@ -92,8 +92,8 @@ def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def schema_of(measures: Mapping[str, Measure]) -> pa.Schema:
-    """Return the columns of a group file: run, step, then one per measure that is stored (pooled ones are derived)."""
-    stored = [measure for measure in measures.values() if measure.pooled is None]
+    """Return the columns of a group file: run, step, then one per measure that is stored (others are derived)."""
+    stored = [measure for measure in measures.values() if measure.stored]
     kinds = {True: pa.list_(pa.float32()), False: pa.float32()}
     return pa.schema([("run", pa.string()), ("step", pa.int32()), *((m.name, kinds[m.listed]) for m in stored)])
 

@@ -54,7 +54,12 @@ steps = 4
 seeds = 1
 noise = [0.0]
 
+[probes.matched-noise]
+batches = 2
+
 [probes.geometry]
+
+[probes.separability]
 
 [probes.cross-check]
 seeds = 1

@@ -314,10 +314,39 @@ def test_standard_error_of_the_trace_covers_as_often_as_it_says():
 def test_a_negative_trace_uses_all_probes():
     diagonal = -torch.linspace(1, 2, 50, dtype=torch.float64)
     w = {"w": torch.zeros(50, dtype=torch.float64)}
-    s = spectrum(lambda p: quadratic(diagonal)(p) - p["w"][0] * p["w"][1:].sum() / 7, w, trace_probes=30)
+    s = spectrum(lambda p: quadratic(diagonal)(p) - p["w"][0] * p["w"][1:].sum() / 7, w, steps=10, trace_probes=30)
     assert s.trace < 0
     assert (s.trace - diagonal.sum()).abs() < 3 * s.trace_stderr
-    assert s.hvps == 50 + 30 + 2
+    assert s.hvps == 10 + 30 + 2
+
+
+def test_with_as_many_steps_as_parameters_the_trace_is_exact_and_takes_no_probe():
+    s = spectrum(objective, PARAMS, steps=P, trace_probes=4)
+    assert_close(s.trace, HESSIAN.trace(), rtol=0, atol=1e-12 * NORM)
+    assert 0 < s.trace_stderr < 1e-13 * NORM
+    assert s.hvps == P + 2
+
+
+def test_the_trace_is_that_of_the_krylov_space_plus_an_estimate_of_the_rest():
+    """Ten outliers over a bulk: after 30 steps the variance is that of what is left, 2 |H'|_F^2 at most."""
+    bulk = torch.linspace(-0.01, 0.02, 290, dtype=torch.float64)
+    eigenvalues = torch.cat([bulk, torch.linspace(5, 50, 10, dtype=torch.float64)])
+    g = torch.Generator().manual_seed(2)
+    q, _ = torch.linalg.qr(torch.randn(300, 300, generator=g, dtype=torch.float64))
+    matrix = q @ eigenvalues.diag() @ q.T
+    w = {"w": torch.zeros(300, dtype=torch.float64)}
+
+    def of(seed: int):
+        return spectrum(lambda p: p["w"] @ matrix @ p["w"] / 2, w, steps=30, trace_probes=16, seed=seed)
+
+    runs = [of(seed) for seed in range(30)]
+    errors = torch.stack([run.trace - eigenvalues.sum() for run in runs])
+    stderrs = torch.stack([run.trace_stderr for run in runs])
+    assert stderrs.max() < 1.5 * (2 * bulk.square().sum() / 16).sqrt()
+    assert (errors.abs() < 2.13 * stderrs).double().mean() >= 0.85  # 95% by Student with 15 degrees of freedom
+    assert 0.7 < (errors / stderrs).std() < 1.4
+    plain = (2 * (matrix.square().sum() - matrix.diagonal().square().sum()) / 16).sqrt()
+    assert stderrs.max() < plain / 100
 
 
 def test_with_as_many_probes_as_parameters_the_trace_is_exact():
@@ -473,7 +502,7 @@ def test_one_parameter_is_enough():
     s = spectrum(lambda p: -2 * p["t"] ** 2, {"t": torch.tensor(3.0)})
     assert s.eigenvalues_high == s.eigenvalues_low == s.trace == -4
     assert s.negative_share == 1
-    assert s.hvps == 1 + 1 + 2
+    assert s.hvps == 1 + 2
 
 
 def test_an_unused_parameter_adds_only_zeros():

@@ -141,7 +141,7 @@ def test_a_large_model_has_no_dense_figures():
     assert math.isnan(check.dense_high)
     assert math.isnan(check.dense_trace)
     assert check.high == pytest.approx(2)
-    assert check.trace == pytest.approx(2 * size)
+    assert check.trace == pytest.approx(2 * size, rel=2e-3)
 
 
 def test_ours_does_not_crash_where_peers_do():

@@ -26,8 +26,8 @@ class Spectrum:
     smallest. `vectors_high` and `vectors_low` are their unit vectors, like the parameters with an axis
     (top,), and residuals the norms |H v - lambda v|: some eigenvalue lies within a residual of lambda. They
     count as converged when the residual is below sqrt(eps) of the largest |lambda| found. `trace_stderr` is
-    the standard error over the probes (0 where there are as many probes as parameters: then the trace is
-    exact). `nodes` and `weights` (probes, steps) are Gauss quadratures of the spectral density, `hvps`
+    the standard error over the probes (rounding alone where there are as many steps as parameters, 0 where as
+    many probes: then the trace is exact). `nodes` and `weights` (probes, steps) are Gauss quadratures of the spectral density, `hvps`
     counts products per replica. All NaN, and not converged, where the objective or its derivatives are not
     finite.
     """
@@ -91,8 +91,9 @@ def spectrum(
 
     - *steps* of Lanczos (at most P, the number of parameters) from each of *probes* Gaussian starts give
       the *top* eigenvalues at either end and the density (stochastic Lanczos quadrature: Ubaru, Chen and
-      Saad 2017); *trace_probes* Rademacher vectors give the trace (Hutchinson 1990). All are drawn from
-      *seed*, the same for every replica.
+      Saad 2017); *trace_probes* Rademacher vectors give the trace (Hutchinson 1990) of what lies outside the
+      first start's Krylov space; inside it is known exactly, so steps sharpen the trace too. All are drawn
+      from *seed*, the same for every replica.
     - *replicas*: each tensor of *params* has a leading replica axis R; *objective* stays written for one.
     - *batches*: a pytree of tensors of M whole batches, (M, ...) or (R, M, ...); then the objective is
       called with (params, batch) and the Hessian is that of its mean over the batches.
@@ -123,7 +124,7 @@ def spectrum(
     size = hessian.point.shape[1]
     steps = _checked(steps, probes, top, trace_probes, size)
     run = _lanczos_of(hessian, steps, probes, seed)
-    trace, trace_stderr, trace_hvps = _trace(hessian, trace_probes, seed)
+    trace, trace_stderr, trace_hvps = _trace(hessian, run, trace_probes, seed)
     ends = _extremes(hessian, run, top)
     result: dict[str, Any] = {
         **ends,
@@ -180,22 +181,41 @@ def _extremes(hessian: Hessian, run: Decomposition, top: int) -> dict[str, Any]:
     return ends
 
 
-def _trace(hessian: Hessian, count: int, seed: int) -> tuple[Tensor, Tensor, int]:
-    """Return the trace (R,), its standard error and the number of products: exact if *count* reaches P."""
+def _trace(hessian: Hessian, run: Decomposition, count: int, seed: int) -> tuple[Tensor, Tensor, int]:
+    """Return the trace (R,), its standard error and the number of further products.
+
+    tr H = tr Q H Q' + E[z' H z] for the first start's orthonormal basis Q and z a Rademacher vector without its part
+    in Q: the first term is the sum of the Ritz values, and only what Lanczos left over is estimated (as in Hutch++,
+    Meyer et al. 2021, arXiv:2010.09649, with Krylov directions). Its variance is 2 |H'|_F^2 at most for the remainder
+    H', which lacks the large eigenvalues: a spectrum with few of them takes tens of times fewer probes.
+    """
     replicas, size = hessian.point.shape
-    exact = count >= size
-    if exact:
-        directions = torch.eye(size, dtype=torch.float64)
-    else:
-        directions = torch.randint(2, (count, size), generator=stream(seed, "trace")).double() * 2 - 1
-    directions = directions.to(hessian.point)[:, None].expand(-1, replicas, size)
-    groups = directions.split(PROBES_AT_ONCE)
-    forms = torch.cat([(group * hessian.product(group)).sum(-1) for group in groups])
-    if exact:
-        return forms.sum(0), 0 * forms.sum(0).abs(), size
-    if count == 1:
-        return forms[0], torch.full_like(forms[0], torch.nan), 1
-    return forms.mean(0), forms.std(0) / math.sqrt(count), count
+    basis, theta = run.basis[:replicas], run.theta[:replicas]
+    inside = theta.sum(-1).to(hessian.point)
+    nothing = 0 * inside
+    if count >= size:
+        if basis.shape[1] == size:
+            return inside, nothing, 0
+        identity = torch.eye(size, dtype=hessian.point.dtype, device=hessian.point.device)
+        forms = _forms(hessian, identity, basis[:, :0])
+        return forms.sum(0), nothing, size
+    # What is not estimated has been rounded.
+    rounding = torch.finfo(hessian.point.dtype).eps * theta.abs().sum(-1).to(hessian.point)
+    if basis.shape[1] == size:
+        return inside, rounding, 0
+    directions = torch.randint(2, (count, size), generator=stream(seed, "trace")).double() * 2 - 1
+    forms = _forms(hessian, directions.to(hessian.point), basis)
+    spread = forms.std(0) if count > 1 else nothing + torch.nan
+    return inside + forms.mean(0), torch.hypot(spread / math.sqrt(count), rounding), count
+
+
+def _forms(hessian: Hessian, directions: Tensor, basis: Tensor) -> Tensor:
+    """Return z' H z (count, R) for each row of *directions* (count, P), without its part in the *basis* (R, k, P)."""
+    forms = []
+    for group in directions.split(PROBES_AT_ONCE):
+        rest = (group - group @ basis.mT @ basis).transpose(0, 1)
+        forms.append((rest * hessian.product(rest)).sum(-1))
+    return torch.cat(forms)
 
 
 def _by_replica(lanes: Tensor, probes: int) -> Tensor:

@@ -31,8 +31,8 @@ class Measure:
 
     *scale* says on which scale arms are contrasted: linear; log (positive quantities); chance-log, which is
     log((x - chance) / (1 - chance)) with *chance* the column that holds its chance level. A *pooled* measure is the
-    ratio of the means of two columns over a window of steps, never a mean of ratios. A *listed* one is a list per
-    step. *better* says which way is good, where one is: it decides what "best" and "reaching a threshold" mean. *needs*
+    ratio of the means of two columns over a window of steps, never a mean of ratios. A measure of *spikes* is the rate
+    of spikes of the column it names, one number a run. A *listed* one is a list per step. *better* says which way is good, where one is: it decides what "best" and "reaching a threshold" mean. *needs*
     is what the data must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
     """
 
@@ -43,9 +43,15 @@ class Measure:
     scale: Literal["linear", "log", "chance-log"] = "linear"
     chance: str = ""
     pooled: tuple[str, str] | None = None
+    spikes: str = ""
     listed: bool = False
     better: Literal["higher", "lower", ""] = ""
     needs: str = ""
+
+    @property
+    def stored(self) -> bool:
+        """Tell whether run files hold this measure; the others are derived from columns that they hold."""
+        return self.pooled is None and not self.spikes
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,18 @@ def in_towers(name: str) -> bool:
     return not name.startswith("loss.")
 
 
+
+def _spike_rate(column: str, name: str, of: str) -> Measure:
+    return Measure(
+        name,
+        f"Spikes of the {of}",
+        f"Spikes of the {of} after warm-up: rises of 8 robust standard deviations above the 100 steps before, free of "
+        "the loss's scale. Read it on runs of 5,000 steps or more.",
+        unit="per 1,000 steps",
+        spikes=column,
+    )
+
+
 STEP_MEASURES = (
     Measure("loss", "Training loss", "Loss of the step's batch, before the update.", "nats", better="lower"),
     Measure(
@@ -113,6 +131,10 @@ STEP_MEASURES = (
         "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",
         "share",
     ),
+    _spike_rate("loss", "loss_spike_rate", "training loss"),
+    _spike_rate("gradient_norm", "gradient_norm_spike_rate", "gradient norm"),
+    # The RMS is the norm over the root of the number of parameters: their spikes are the same.
+    _spike_rate("update_norm", "update_rms_spike_rate", "update's RMS"),
 )
 
 
@@ -122,7 +144,8 @@ def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Meas
     return {measure.name: measure for measure in made if not measure.needs or measure.needs in offers}
 
 
-from stability.probes import downstream, embeddings, gradients, spectra  # noqa: E402  (variants register on import)
+# Variants register on import.
+from stability.probes import downstream, embeddings, gradients, modalities, spectra  # noqa: E402
 
 __all__ = [
     "STEP_MEASURES",
@@ -134,6 +157,7 @@ __all__ = [
     "gradients",
     "in_towers",
     "measures_of",
+    "modalities",
     "probe",
     "spectra",
 ]

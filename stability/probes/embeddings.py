@@ -1,4 +1,4 @@
-"""Where the embeddings lie: margins between matches and mismatches, modality gap, alignment and uniformity."""
+"""Where the embeddings lie: margins between matches and mismatches, modality gap, alignment, uniformity, rank."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from stability.probes import Measure, Replica, probe
+
+
+RANK = "Exponential of the entropy of the normalised singular values of the"
 
 
 def margin_and_relative_bias(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,6 +23,35 @@ def margin_and_relative_bias(positive: Tensor, negative: Tensor) -> tuple[Tensor
     return (positive - negative) / 2, (positive + negative) / 2
 
 
+def effective_rank(rows: Tensor) -> Tensor:
+    """Return exp(H(p)) of the singular values s of *rows* (N, D), p = s / sum s, in nats: from 1 to min(N, D).
+
+    How many dimensions the embeddings use; the matrix is taken as it is, not centred. NaN for rows that are not
+    finite. Roy and Vetterli (2007), "The effective rank", EUSIPCO, Def. 1; on embeddings, Garrido et al. (2023),
+    arXiv:2210.02885.
+
+    >>> effective_rank(torch.eye(5)).round(decimals=3), effective_rank(torch.ones(7, 3)).round(decimals=3)
+    (tensor(5.), tensor(1.))
+    """
+    finite = rows.isfinite().all()
+    # LAPACK refuses NaN, in whichever replica it is. In float64 the roots of the (D, D) product's eigenvalues are exact
+    # to 1e-8, and many times cheaper than a decomposition of the rows.
+    rows64 = torch.where(finite, rows, 0.0).double()
+    values = torch.linalg.eigvalsh(rows64.mT @ rows64).clamp(min=0).sqrt()
+    rank = torch.special.entr(values / values.sum()).sum().exp()
+    return torch.where(finite, rank, torch.nan).to(rows.dtype)
+
+
+def shift_variance(image: Tensor, text: Tensor) -> Tensor:
+    """Return mean |x_i|^2 - |mean x|^2 of the shifts x_i = image_i - text_i, (N, D) each: 0 where all are equal.
+
+    The part of the distance between a pair's members that no common translation explains. xi of Bangachev et al.
+    (2025), arXiv:2509.18552, Sec. 3.
+    """
+    shift = image - text
+    return (shift - shift.mean(0)).square().sum(-1).mean()
+
+
 @probe(
     measures=(
         Measure(
@@ -29,11 +61,21 @@ def margin_and_relative_bias(positive: Tensor, negative: Tensor) -> tuple[Tensor
             better="higher",
         ),
         Measure(
+            "separation",
+            "Separation 2m",
+            "Distance from the worst positive to the worst negative, twice the margin.",
+            better="higher",
+        ),
+        Measure(
             "margin_trimmed",
             "Trimmed margin",
             "The same with the 5% quantile of positives and 95% of negatives.",
         ),
-        Measure("relative_bias", "Relative bias", "Similarity half way between the worst positive and negative."),
+        Measure(
+            "relative_bias",
+            "Optimal relative bias",
+            "Similarity half way between the worst positive and negative: the threshold that leaves both the margin.",
+        ),
         Measure("relative_bias_trimmed", "Trimmed relative bias", "The same between the 5% and 95% quantiles."),
         Measure(
             "modality_gap",
@@ -41,17 +83,26 @@ def margin_and_relative_bias(positive: Tensor, negative: Tensor) -> tuple[Tensor
             "Distance between the mean image and the mean text embedding.",
             scale="log",
         ),
+        Measure(
+            "modality_shift_variance",
+            "Variance of the modality shift",
+            "mean |x|^2 - |mean x|^2 of the shift x from a text to its image: what no common translation explains.",
+            scale="log",
+        ),
+        Measure("effective_rank_image", "Effective rank, images", f"{RANK} image embeddings.", "dimensions"),
+        Measure("effective_rank_text", "Effective rank, texts", f"{RANK} text embeddings.", "dimensions"),
         Measure("alignment", "Alignment", "Mean squared distance of the two embeddings of a pair.", scale="log"),
         Measure("uniformity", "Uniformity", "log mean exp(-2 |x - y|^2) over pairs, mean of both modalities."),
     )
 )
 def geometry(replica: Replica) -> dict[str, Tensor]:
-    """Measure margin, relative bias, modality gap, alignment and uniformity on held-out pairs.
+    """Measure margin, relative bias, modality gap, effective rank, alignment and uniformity on held-out pairs.
 
     Margins are over pairs with distinct captions: pairs with equal captions count as positive; with more than two
     modalities they are over all pairs of modalities, and the rest is of image and text. The relative bias is
-    on the similarity scale: a logit t (s - b_rel). Bangachev et al. (2025), arXiv:2509.18552, Def. 2; Liang et al.
-    (2022), arXiv:2203.02053 (gap); Wang and Isola (2020), arXiv:2005.10242 (alignment, alpha = 2; uniformity, t = 2).
+    on the similarity scale: a logit t (s - b_rel). Bangachev et al. (2025), arXiv:2509.18552, Def. 2 (margin, bias)
+    and Sec. 3 (variance of the shift); Liang et al. (2022), arXiv:2203.02053 (gap); Roy and Vetterli (2007) (rank);
+    Wang and Isola (2020), arXiv:2005.10242 (alignment, alpha = 2; uniformity, t = 2).
     """
     image = replica.embed_image(replica.params, replica.held_out.image)
     text = replica.embed_text(replica.params, replica.held_out.text)
@@ -69,10 +120,14 @@ def geometry(replica: Replica) -> dict[str, Tensor]:
 
     return {
         "margin": margin,
+        "separation": 2 * margin,
         "margin_trimmed": trimmed,
         "relative_bias": relative_bias,
         "relative_bias_trimmed": relative_bias_trimmed,
         "modality_gap": (image.mean(0) - text.mean(0)).norm(),
+        "modality_shift_variance": shift_variance(image, text),
+        "effective_rank_image": effective_rank(image),
+        "effective_rank_text": effective_rank(text),
         "alignment": (image - text).square().sum(-1).mean(),
         "uniformity": (uniformity(image) + uniformity(text)) / 2,
     }

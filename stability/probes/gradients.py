@@ -5,35 +5,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.probes import Measure, Replica, in_towers, probe
-from stability.probes.noise import gradient_noise as estimate
+from stability.losses import clip, siglip
+from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
+from stability.probes.matched import fitted_scalar, matched_noise
+from stability.probes.noise import GradientNoise, gradient_noise_in
 
 KINDS = ("noise_trace", "sq_norm", "second_moment")
 
 
 def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
     trace, sq_norm, second = (f"gradient_{part}_{block}" for part in KINDS)
+    note = f" ({block.replace('_', ', ')})"
     return (
         Measure(
             f"gradient_noise_fraction{suffix}",
-            f"Gradient noise fraction ({block})",
+            f"Gradient noise fraction{note}",
             f"tr Sigma / (tr Sigma + |G|^2) of a batch gradient over {words}, each averaged over a window first.",
             scale="log",
             pooled=(trace, second),
         ),
         Measure(
             trace,
-            f"tr Sigma, {block}",
+            f"tr Sigma{note}",
             f"Unbiased trace of the covariance of a batch gradient over {words}.",
             scale="log",
         ),
         Measure(
             sq_norm,
-            f"|G|^2, {block}",
+            f"|G|^2{note}",
             f"Unbiased squared norm of the mean gradient over {words}; may be negative.",
         ),
-        Measure(second, f"E|g|^2, {block}", f"Mean squared norm of a batch gradient over {words}.", scale="log"),
+        Measure(second, f"E|g|^2{note}", f"Mean squared norm of a batch gradient over {words}.", scale="log"),
     )
+
+
+def _columns(block: str, noise: GradientNoise) -> dict[str, Tensor]:
+    values = (noise.trace_cov, noise.mean_sq_norm, noise.second_moment)
+    return {f"gradient_{kind}_{block}": value for kind, value in zip(KINDS, values, strict=True)}
 
 
 @probe(
@@ -41,21 +49,100 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
     measures=(
         *_measures("towers", "the encoders", ""),
         *_measures("scalars", "the loss's scalars", "_scalars"),
+        *_measures(
+            "towers_preconditioned", "the encoders in Adam's norm, sum_i g_i^2 / (sqrt(v_i) + eps)", "_preconditioned"
+        ),
+        Measure(
+            "gradient_cosine_towers",
+            "Cosine of batch gradients (towers)",
+            "Mean cosine between the gradients of two independent batches over the encoders, unbiased over all pairs "
+            "of batches.",
+        ),
     ),
 )
 def gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
-    """Measure the covariance trace and squared mean of the gradient of a whole batch, over independent batches.
+    """Measure covariance trace, squared mean and cosine of the gradients of whole batches, independently drawn.
 
     The unit is a batch of the training size, since a contrastive loss couples its samples. Towers and trained
-    scalars are apart: t and b can outweigh all else. See `stability.probes.noise` for the estimators.
+    scalars are apart: t and b can outweigh all else; the towers also in the norm in which Adam takes its steps (none
+    before the first step). See `stability.probes.noise` for the estimators.
     """
-    blocks = {"towers": in_towers, "scalars": lambda name: not in_towers(name)}
-    present = {block: member for block, member in blocks.items() if any(map(member, replica.params))}
-    noise = estimate(replica.objective, replica.params, replica.batches, blocks=present)
-    absent = torch.full_like(noise.trace_cov, torch.nan)
-    parts = {block: (part.trace_cov, part.mean_sq_norm, part.second_moment) for block, part in noise.by_block.items()}
+    present = {"towers": in_towers}
+    if any(not in_towers(name) for name in replica.params):
+        present["scalars"] = lambda name: not in_towers(name)
+    norms = {"plain": None, "adam": replica.preconditioner}
+    noise = gradient_noise_in(norms, replica.objective, replica.params, replica.batches, blocks=present)
+    plain, adam = noise["plain"].by_block, noise["adam"].by_block["towers"]
+    absent = torch.full_like(adam.trace_cov, torch.nan)
+    scalars = plain.get("scalars", GradientNoise(absent, absent, absent, absent))
+    # Before Adam's first step its v is zero everywhere, and its norm a multiple of the plain one by 1 / eps.
+    towers = [value for name, value in replica.preconditioner.items() if in_towers(name)]
+    highest, lowest = (torch.stack([pick(value) for value in towers]) for pick in (torch.amax, torch.amin))
+    started = highest.amax() > lowest.amin()
+    preconditioned = _columns("towers_preconditioned", adam)
     return {
-        f"gradient_{kind}_{block}": value
-        for block in blocks
-        for kind, value in zip(KINDS, parts.get(block, (absent,) * 3), strict=True)
+        **_columns("towers", plain["towers"]),
+        **_columns("scalars", scalars),
+        **{name: torch.where(started, value, absent) for name, value in preconditioned.items()},
+        "gradient_cosine_towers": plain["towers"].mean_cosine,
     }
+
+
+def _as(role: str, words: str) -> tuple[Measure, ...]:
+    return _measures(f"towers_as_{role}", f"the encoders under {words} at this run's parameters", f"_as_{role}")
+
+
+@probe(
+    least={"batches": 2},
+    measures=(
+        *_as("clip", "CLIP's loss"),
+        *_as("siglip", "SigLIP's loss"),
+        Measure(
+            "matched_bias",
+            "Bias b at matched parameters",
+            "The b under which SigLIP's loss was taken: the run's own, or the one that minimises it over the batches.",
+        ),
+    ),
+)
+def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
+    """Measure the gradient noise of CLIP's and of SigLIP's loss over the encoders at this run's parameters.
+
+    So both losses can be compared at each other's checkpoints, whichever trained the run: the pair is fixed. Both
+    take the run's t. SigLIP takes the run's b, or, where its loss has none, the b that minimises SigLIP's mean loss
+    over the same batches. NaN for a run whose loss has no t (``log_scale``). See `stability.probes.matched`.
+    """
+    towers = {name: value for name, value in replica.params.items() if in_towers(name)}
+    log_scale, bias = (replica.params.get(f"loss.{name}") for name in ("log_scale", "bias"))
+    if log_scale is None:
+        absent = torch.full_like(replica.learning_rate, torch.nan)
+        return {m.name: absent for m in probe["matched-noise"].traits["measures"] if m.pooled is None}
+    if bias is None:
+        bias = fitted_scalar(_siglip_of_embeddings, {"log_scale": log_scale}, _embedded(replica), "bias")
+
+    def as_clip(params: Params, batch: Batch) -> Tensor:
+        return clip(*_embed(replica, params, batch), log_scale=log_scale)
+
+    def as_siglip(params: Params, batch: Batch) -> Tensor:
+        return siglip(*_embed(replica, params, batch), log_scale=log_scale, bias=bias)
+
+    noise = matched_noise({"clip": as_clip, "siglip": as_siglip}, towers, replica.batches)
+    columns = {role: _columns(f"towers_as_{role}", each) for role, each in noise.items()}
+    return columns["clip"] | columns["siglip"] | {"matched_bias": bias}
+
+
+def _siglip_of_embeddings(scalars: Params, batch: Batch) -> Tensor:
+    return siglip(batch["image"], batch["text"], **scalars)
+
+
+def _embed(replica: Replica, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+    return replica.embed_image(params, batch["image"]), replica.embed_text(params, batch["text"])
+
+
+def _embedded(replica: Replica) -> Batch:
+    """Return all batches as embeddings (K, B, D): b is fitted on these, not through the encoders again and again."""
+    count = len(replica.batches["image"])
+    each = [
+        _embed(replica, replica.params, {side: replica.batches[side][k] for side in ("image", "text")})
+        for k in range(count)
+    ]
+    return {"image": torch.stack([image for image, _ in each]), "text": torch.stack([text for _, text in each])}

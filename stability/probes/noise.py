@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from scipy.stats import t as student
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from stability.registry import InputError, nearest
+from stability.stats import fraction_interval
+
+__all__ = ["GradientNoise", "fraction_interval", "gradient_noise", "gradient_noise_in", "pooled_fraction"]
 
 Objective = Callable[[dict[str, Tensor], Any], Tensor]
 Block = Callable[[str], bool] | Collection[str]
@@ -25,18 +26,23 @@ class GradientNoise:
     """Unbiased noise and signal of a batch gradient g (loss units squared per parameter unit squared).
 
     `trace_cov` estimates tr Cov(g) and is never negative; `mean_sq_norm` estimates |E g|^2 and may be,
-    where noise dominates; `second_moment`, their sum, estimates E |g|^2. `by_block` holds the same for
-    named blocks.
+    where noise dominates; `second_moment`, their sum, estimates E |g|^2. `mean_cosine` estimates E cos(g, g')
+    of two independent batches, in [-1, 1], and is NaN where a gradient is zero. `by_block` holds the same
+    for named blocks.
     """
 
     trace_cov: Tensor
     mean_sq_norm: Tensor
     second_moment: Tensor
+    mean_cosine: Tensor
     by_block: dict[str, GradientNoise] = field(default_factory=dict)
 
     @property
     def fraction(self) -> Tensor:
-        """Return trace_cov / second_moment, free of the loss's scale; pool events before dividing."""
+        """Return trace_cov / second_moment, free of the loss's scale; pool events before dividing.
+
+        `stability.stats.fraction_interval` pools events and gives the jackknife interval.
+        """
         return self.trace_cov / self.second_moment
 
 
@@ -57,42 +63,69 @@ def gradient_noise(
     (with replacement from the pool of pairs, not a partition of one larger batch). With g_k the gradient on
     batch k,
 
-    tr Cov = sum_k |g_k - mean g|^2 / (K - 1),  |E g|^2 = |mean g|^2 - tr Cov / K,  E |g|^2 = mean_k |g_k|^2.
+    tr Cov = sum_k |g_k - mean g|^2 / (K - 1),  |E g|^2 = |mean g|^2 - tr Cov / K,  E |g|^2 = mean_k |g_k|^2,
+    E cos(g, g') = mean over j != k of <u_j, u_k> = (|sum_k u_k|^2 - K) / (K (K - 1)),  u_k = g_k / |g_k|,
 
-    A batch is never split, since its pairs are coupled, and two batch sizes are never compared, since the
-    mean gradient of a contrastive loss depends on B (McCandlish et al. 2018, arXiv:1812.06162, appendix
-    A.1, assume it does not). *blocks* names parts of the parameters, each by a collection of names or a
-    predicate; *preconditioner* is the diagonal P > 0, like *params*: norms become |g|^2 = sum_i g_i^2 /
-    P_i. Memory holds one gradient and one mean, whatever K; written for one replica, it runs under
-    ``torch.vmap``. Raises `InputError` for K < 2, unknown names or a result that is not a scalar.
+    each unbiased. A batch is never split, since its pairs are coupled, and two batch sizes are never compared,
+    since the mean gradient of a contrastive loss depends on B (McCandlish et al. 2018, arXiv:1812.06162,
+    appendix A.1, assume it does not). *blocks* names parts of the parameters, each by a collection of names
+    or a predicate; *preconditioner* is the diagonal P > 0, like *params*: inner products become <g, h> =
+    sum_i g_i h_i / P_i. Memory holds a few vectors of the size of *params*, whatever K; written for one replica,
+    it runs under ``torch.vmap``. Raises `InputError` for K < 2, unknown names or a result that is not a scalar.
 
     >>> batches = torch.tensor([1.0, 2.0, 6.0])
     >>> noise = gradient_noise(lambda p, x: p["w"] * x, {"w": torch.tensor(0.5)}, batches)
     >>> noise.trace_cov, noise.mean_sq_norm  # variance 7 of the slopes; 3^2 - 7/3
     (tensor(7.), tensor(6.6667))
     """
+    return gradient_noise_in({"": preconditioner}, objective, params, batches, blocks=blocks)[""]
+
+
+def gradient_noise_in(
+    norms: Mapping[str, Mapping[str, Tensor] | None],
+    objective: Objective,
+    params: Mapping[str, Tensor],
+    batches: Any,
+    *,
+    blocks: Mapping[str, Block] | None = None,
+) -> dict[str, GradientNoise]:
+    """Return `gradient_noise` in several norms, each by name and preconditioner, from one pass over the batches."""
     count = _count(batches)
     params = {name: value.detach() for name, value in params.items()}
     members = _members(params, blocks or {})
-    scale = _scale(params, preconditioner)
-    mean = {name: torch.zeros_like(value) for name, value in params.items()}
-    spread: dict[str, Tensor] = {name: value.new_zeros(()) for name, value in params.items()}
+    parts: dict[str | None, list[slice]] = {block: _segments(params, names) for block, names in members.items()}
+    parts[None] = _segments(params, params)  # the whole
+    weights = {norm: _weights(params, given) for norm, given in norms.items()}
+    roots = {norm: None if weight is None else weight.sqrt() for norm, weight in weights.items()}
     slope = torch.func.grad(_scalar(objective))
+    mean = spread = torch.zeros_like(_flat(params))
+    units: dict[tuple[str, str | None], Tensor] = {}
     for k in range(count):
-        gradient = slope(params, pytree.tree_map(lambda leaf, k=k: leaf[k], batches))
-        for name, g in gradient.items():
-            # Welford's update: no difference of large sums when the noise is small beside the mean.
-            before = (g - mean[name]) * scale[name]
-            mean[name] = mean[name] + (g - mean[name]) / (k + 1)
-            spread[name] = spread[name] + (before * (g - mean[name])).sum()
-    square = {name: (scale[name] * g**2).sum() for name, g in mean.items()}
+        gradient = _flat(slope(params, pytree.tree_map(lambda leaf, k=k: leaf[k], batches)))
+        # Welford's update, element by element: no difference of large sums when the noise is small beside the mean,
+        # and any diagonal norm can be taken at the end.
+        before = gradient - mean
+        mean = mean + before / (k + 1)
+        spread = spread + before * (gradient - mean)
+        for norm, root in roots.items():
+            seen = gradient if root is None else root * gradient
+            for block, segments in parts.items():
+                part = _part(seen, segments)
+                unit = part / torch.linalg.vector_norm(part)
+                units[norm, block] = units[norm, block] + unit if k else unit
 
-    def of(names: Collection[str]) -> tuple[Tensor, Tensor, Tensor]:
-        trace = torch.stack([spread[name] for name in names]).sum() / (count - 1)
-        total = torch.stack([square[name] for name in names]).sum()
-        return trace, total - trace / count, total + trace * (1 - 1 / count)
+    def of(norm: str, block: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        weight = weights[norm]
+        deviations, squares = (x if weight is None else weight * x for x in (spread, mean.square()))
+        trace = _part(deviations, parts[block]).sum() / (count - 1)
+        total = _part(squares, parts[block]).sum()
+        cosine = (units[norm, block].square().sum() - count) / (count * (count - 1))
+        return trace, total - trace / count, total + trace * (1 - 1 / count), cosine
 
-    return GradientNoise(*of(list(params)), {name: GradientNoise(*of(part)) for name, part in members.items()})
+    return {
+        norm: GradientNoise(*of(norm, None), {block: GradientNoise(*of(norm, block)) for block in members})
+        for norm in norms
+    }
 
 
 def pooled_fraction(traces: Sums, second_moments: Sums) -> Sums:
@@ -105,29 +138,6 @@ def pooled_fraction(traces: Sums, second_moments: Sums) -> Sums:
     """
     fraction: Sums = traces.sum(-1) / second_moments.sum(-1)
     return fraction
-
-
-def fraction_interval(
-    traces: ArrayLike, second_moments: ArrayLike, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Return the pooled noise fraction of independent events and its interval (fraction, low, high).
-
-    Delete-one jackknife of the ratio of sums with Student quantiles of n - 1 degrees of freedom (Efron and
-    Stein 1981); NaN ends for a single event. The interval is for one run: across runs, the unit is the run.
-
-    >>> fraction_interval([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
-    (0.5, 0.5, 0.5)
-    """
-    trace, moment = np.asarray(traces, dtype=float), np.asarray(second_moments, dtype=float)
-    if trace.shape != moment.shape or trace.ndim != 1 or not len(trace):
-        raise InputError(f"got shapes {trace.shape} and {moment.shape}; allowed: two equally long rows of events")
-    count, fraction = len(trace), float(pooled_fraction(trace, moment))
-    if count == 1:
-        return fraction, float("nan"), float("nan")
-    left_out = (trace.sum() - trace) / (moment.sum() - moment)
-    spread = np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum())
-    half = float(student.ppf((1 + confidence) / 2, count - 1) * spread)
-    return fraction, fraction - half, fraction + half
 
 
 def _count(batches: Any) -> int:
@@ -153,13 +163,34 @@ def _members(params: Mapping[str, Tensor], blocks: Mapping[str, Block]) -> dict[
     return members
 
 
-def _scale(params: Mapping[str, Tensor], preconditioner: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([value.reshape(-1) for value in tensors.values()])
+
+
+def _segments(params: Mapping[str, Tensor], names: Collection[str]) -> list[slice]:
+    """Return where some parameters lie in the flat vector of all; neighbours share one slice."""
+    segments: list[slice] = []
+    start = 0
+    for name, value in params.items():
+        stop = start + value.numel()
+        if name in names:
+            joins = bool(segments) and segments[-1].stop == start
+            segments.append(slice(segments.pop().start if joins else start, stop))
+        start = stop
+    return segments
+
+
+def _part(flat: Tensor, segments: list[slice]) -> Tensor:
+    return flat[segments[0]] if len(segments) == 1 else torch.cat([flat[segment] for segment in segments])
+
+
+def _weights(params: Mapping[str, Tensor], preconditioner: Mapping[str, Tensor] | None) -> Tensor | None:
     if preconditioner is None:
-        return {name: torch.ones_like(value) for name, value in params.items()}
+        return None
     for name, value in params.items():
         if name not in preconditioner or preconditioner[name].shape != value.shape:
             raise InputError(f"the preconditioner of {name!r} is missing or not of shape {tuple(value.shape)}")
-    return {name: preconditioner[name].reciprocal() for name in params}
+    return _flat({name: preconditioner[name] for name in params}).reciprocal()
 
 
 def _scalar(objective: Objective) -> Objective:

@@ -19,18 +19,30 @@ from stability.stats.planning import (
     seeds_needed,
     seeds_to_settle,
 )
+from stability.stats.ratios import fraction_interval
+from stability.stats.spiking import (
+    Spikes,
+    loss_spikes_by_deviation,
+    loss_spikes_by_height,
+    spikes,
+    update_spikes_by_level,
+)
 from stability.stats.spreads import spread_ratio
 from stability.stats.verdicts import Verdict, verdict
 
 __all__ = [
     "Comparison",
+    "Spikes",
     "Verdict",
     "adjust",
     "divergence_difference",
     "equivalence",
     "equivalence_power",
+    "fraction_interval",
     "log_ratio",
     "looks",
+    "loss_spikes_by_deviation",
+    "loss_spikes_by_height",
     "margin_region",
     "paired_difference",
     "power",
@@ -40,6 +52,7 @@ __all__ = [
     "shared_confidence",
     "sign_flip",
     "slope_difference",
+    "spikes",
     "spread_ratio",
     "time_ratio",
     "verdict",

@@ -145,6 +145,8 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     if claim.scale == "chance-log" and not known[claim.measure].chance:
         bounded = ", ".join(name for name, measure in known.items() if measure.chance)
         raise InputError(f"{locate('scale')}: {claim.measure!r} has no chance level (measures that have: {bounded})")
+    if claim.reduction and known[claim.measure].spikes:
+        raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
     _check_coverage(study, claim, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:

@@ -1,0 +1,101 @@
+"""Several losses at the same parameters: whose gradient is noisier where only the loss differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from stability.probes.noise import Block, GradientNoise, Objective, gradient_noise
+from stability.registry import InputError
+
+
+def matched_noise(
+    objectives: Mapping[str, Objective],
+    params: Mapping[str, Tensor],
+    batches: Any,
+    *,
+    refit: Mapping[str, str] | None = None,
+    blocks: Mapping[str, Block] | None = None,
+) -> dict[str, GradientNoise]:
+    """Return the gradient noise of each of *objectives* at the same *params* over the same *batches*, by name.
+
+    Noise along two training runs mixes what a loss does with where it led; here only the loss differs. Each
+    objective is ``(params, batch) -> scalar``, and *batches* and *blocks* are those of `gradient_noise`.
+    *refit* names, for an objective, a trained scalar that *params* lack: it is set to the value that minimises
+    the objective's mean over the batches (see `fitted_scalar`; SigLIP's bias at a checkpoint of CLIP, say) and
+    held fixed, so that all noises are over the same *params*. Raises `InputError` if a *refit* names no
+    objective or a scalar that *params* hold.
+
+    >>> params, batches = {"w": torch.tensor(1.0)}, torch.tensor([1.0, 2.0, 6.0])
+    >>> pull = lambda p, x: (p["w"] * x - p["b"]) ** 2 / 2
+    >>> noise = matched_noise({"plain": lambda p, x: p["w"] * x, "pull": pull}, params, batches, refit={"pull": "b"})
+    >>> noise["plain"].trace_cov, noise["pull"].second_moment  # b = 3: slopes (x - 3) x = -2, -2, 18
+    (tensor(7.), tensor(110.6667))
+    """
+    fitted: dict[str, dict[str, Tensor]] = {}
+    for role, name in (refit or {}).items():
+        if role not in objectives:
+            raise InputError(f"refit: {role!r} is no objective (known: {', '.join(objectives)})")
+        if name in params:
+            raise InputError(f"refit.{role}: the parameters hold {name!r} already; allowed: a scalar that they lack")
+        fitted[role] = {name: fitted_scalar(objectives[role], params, batches, name)}
+    return {
+        role: gradient_noise(_with(objective, fitted.get(role, {})), params, batches, blocks=blocks)
+        for role, objective in objectives.items()
+    }
+
+
+def _with(objective: Objective, held: Mapping[str, Tensor]) -> Objective:
+    return lambda params, batch: objective({**params, **held}, batch)
+
+
+def fitted_scalar(
+    objective: Objective,
+    params: Mapping[str, Tensor],
+    batches: Any,
+    name: str,
+    *,
+    low: float = -1e3,
+    high: float = 1e3,
+    iterations: int = 40,
+) -> Tensor:
+    """Return the value of the scalar *name* that minimises the mean of ``objective(params, batch)`` over *batches*.
+
+    The mean must be convex in the scalar, as every loss is whose logits are linear in it. Solved in float64 for a zero
+    of the derivative, by turns a bisection of [*low*, *high*] and a Newton step where it stays inside, a fixed number
+    of *iterations*, so that it runs under ``torch.vmap``. NaN where the derivative does not change sign in between:
+    then there is no minimum. Returned in the dtype of *params*.
+
+    >>> squared = lambda p, x: (p["b"] - x) ** 2
+    >>> fitted_scalar(squared, {"w": torch.tensor(0.0)}, torch.tensor([1.0, 2.0, 6.0]), "b")
+    tensor(3.)
+    """
+    held, data = (pytree.tree_map(_to_float64, tree) for tree in (dict(params), batches))
+    count = pytree.tree_leaves(data)[0].shape[0]
+    batch = [pytree.tree_map(lambda leaf, k=k: leaf[k], data) for k in range(count)]
+
+    def mean(scalar: Tensor) -> Tensor:
+        return torch.stack([objective({**held, name: scalar}, each) for each in batch]).mean()
+
+    slope = torch.func.grad(mean)
+    curved = torch.func.grad_and_value(slope)
+    # Zero of the replica's own kind, so that under vmap every bound carries the replica axis.
+    zero = sum((0 * leaf.sum() for leaf in pytree.tree_leaves(held)), torch.zeros((), dtype=torch.float64))
+    below, above = zero + low, zero + high
+    bounded = (slope(below) < 0) & (slope(above) > 0)
+    at = (below + above) / 2
+    for turn in range(iterations):
+        curvature, tilt = curved(at)
+        below, above = torch.where(tilt < 0, at, below), torch.where(tilt < 0, above, at)
+        newton, middle = at - tilt / curvature, (below + above) / 2
+        inside = (newton >= below) & (newton <= above)
+        at = torch.where(inside, newton, middle) if turn % 2 else middle
+    return torch.where(bounded, at, torch.nan).to(next(iter(params.values())).dtype)
+
+
+def _to_float64(leaf: Any) -> Any:
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
