@@ -145,7 +145,7 @@ def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Meas
 
 
 # Variants register on import.
-from stability.probes import downstream, embeddings, gradients, modalities, spectra  # noqa: E402
+from stability.probes import downstream, embeddings, gradients, modalities, shots, spectra  # noqa: E402
 
 __all__ = [
     "STEP_MEASURES",
@@ -159,5 +159,6 @@ __all__ = [
     "measures_of",
     "modalities",
     "probe",
+    "shots",
     "spectra",
 ]

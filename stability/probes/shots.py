@@ -1,0 +1,95 @@
+"""What a few labelled images are worth: linear classifiers on frozen image embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stability.probes import Measure, Replica, probe
+from stability.streams import stream
+
+SHOTS = (1, 2, 5, 10)
+PENALTY = 1.0
+"""Inverse strength of the logistic regression's penalty, scikit-learn's default, for rows scaled to unit variance."""
+
+
+def shots_of(label: np.ndarray, shots: int, generator: torch.Generator) -> np.ndarray | None:
+    """Return (classes * shots,) places of that many random images of each class, or None if a class has no more.
+
+    >>> shots_of(np.array([0, 1, 0, 1, 1]), 1, torch.Generator()).shape
+    (2,)
+    >>> shots_of(np.array([0, 1, 0, 1, 1]), 2, torch.Generator()) is None  # nothing of class 0 would be left to test
+    True
+    """
+    chosen = []
+    for each in np.unique(label):
+        places = np.flatnonzero(label == each)
+        if len(places) <= shots:
+            return None
+        chosen.append(places[torch.randperm(len(places), generator=generator)[:shots].numpy()])
+    return np.concatenate(chosen)
+
+
+def few_shot_accuracy(image: np.ndarray, label: np.ndarray, fit: np.ndarray) -> float:
+    """Return the accuracy (mean over classes) of a linear classifier fitted on the images at *fit*, on all others.
+
+    image (N, D) embeddings, label (N,). Logistic regression (scikit-learn) on features standardised by the fitted
+    images' scale. NaN if an embedding is not finite.
+
+    >>> apart = np.repeat([[-1.0, 0.0], [1.0, 0.0]], 4, axis=0)
+    >>> few_shot_accuracy(apart, np.repeat([0, 1], 4), np.array([0, 4]))
+    1.0
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if not np.isfinite(image).all():
+        return float("nan")
+    rest = np.setdiff1d(np.arange(len(label)), fit)
+    scaled = (image - image[fit].mean(0)) / (image[fit].std() + np.finfo(np.float64).tiny)
+    found = LogisticRegression(C=PENALTY, max_iter=1000).fit(scaled[fit], label[fit]).predict(scaled[rest])
+    return float(np.mean([np.mean(found[label[rest] == each] == each) for each in np.unique(label)]))
+
+
+@probe(
+    stacked=True,
+    alone=True,
+    least={"draws": 1},
+    measures=(
+        *(
+            Measure(
+                f"few_shot_accuracy_{shots}",
+                f"{shots}-shot accuracy",
+                f"Accuracy of a linear classifier on frozen image embeddings, fitted on {shots} labelled held-out "
+                f"image{'s' * (shots > 1)} of each class, tested on all others; mean over classes and draws.",
+                scale="chance-log",
+                chance="few_shot_chance",
+                better="higher",
+                needs="classes",
+            )
+            for shots in SHOTS
+        ),
+        Measure("few_shot_chance", "Chance of few-shot", "One over the number of classes.", needs="classes"),
+    ),
+)
+def few_shot(replica: Replica, *, draws: int = 5) -> dict[str, Tensor]:
+    """Measure 1-, 2-, 5- and 10-shot accuracy of linear classifiers on the frozen image tower, over *draws* of shots.
+
+    The same images are the shots at every step, seed and loss. NaN where a class has too few images, or where the data
+    have no classes. The linear probe of Radford et al. (2021), arXiv:2103.00020, Sec. 3.2, with few labels.
+    """
+    held_out = replica.held_out
+    count = len(replica.learning_rate)
+    labelled = held_out.label >= 0
+    label = held_out.label[labelled].cpu().numpy()
+    generator = stream(0, "probe/few-shot")
+    fits = {shots: [shots_of(label, shots, generator) for _ in range(draws)] for shots in SHOTS}
+    accuracy = np.full((len(SHOTS), count), np.nan)
+    for place in range(count):
+        params = {name: value[place] for name, value in replica.params.items()}
+        image = replica.embed_image(params, held_out.image[labelled]).detach().double().cpu().numpy()
+        for row, drawn in enumerate(fits.values()):
+            accuracy[row, place] = np.mean([np.nan if f is None else few_shot_accuracy(image, label, f) for f in drawn])
+    chance = 1 / max(1, len(np.unique(label)))
+    columns = {f"few_shot_accuracy_{s}": torch.tensor(row) for s, row in zip(SHOTS, accuracy, strict=True)}
+    return columns | {"few_shot_chance": torch.full((count,), chance)}
