@@ -100,7 +100,6 @@ def in_towers(name: str) -> bool:
     return not name.startswith("loss.")
 
 
-
 def _spike_rate(column: str, name: str, of: str) -> Measure:
     return Measure(
         name,
@@ -145,13 +144,14 @@ def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Meas
 
 
 # Variants register on import.
-from stability.probes import downstream, embeddings, gradients, modalities, shots, spectra  # noqa: E402
+from stability.probes import cost, downstream, embeddings, gradients, modalities, shots, spectra  # noqa: E402
 
 __all__ = [
     "STEP_MEASURES",
     "HeldOut",
     "Measure",
     "Replica",
+    "cost",
     "downstream",
     "embeddings",
     "gradients",
