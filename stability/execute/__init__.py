@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
+from stability.execute.lock import owned
 from stability.execute.machine import pick_device, reproducible_arithmetic
 from stability.execute.manifest import open_run
 from stability.execute.planning import estimate, worker_count
 from stability.grid import Group
 from stability.plugins import Plugin, load_plugins
 from stability.registry import InputError
-from stability.store import checksum, group_path, write_manifest
+from stability.store import checksum, group_path, make_writable, write_manifest
 from stability.study import Study, load_study
 from stability.train import train_group
 
@@ -62,18 +63,20 @@ def run(
     Groups run one after the other in this process, or on *executor*, whose workers must see the same file system. A
     run interrupted or killed goes on where it stopped: finished groups are kept. A group that raises is noted as
     failed, with its traceback; the others go on, and the next call tries it again. Raises `InputError` if *out* holds
-    another study, or this one from another device or version.
+    another study, or this one from another device or version, or if another process runs there.
     """
     study = study if isinstance(study, Study) else load_study(study)
     where = Path(out) if out is not None else default_out(study)
     chosen = pick_device(device)
-    manifest, groups = open_run(study, where, chosen, watch.say)
-    watch.begin(len(groups))
-    outcomes = _in_order(study, groups, where, chosen, watch)
-    if executor is not None:
-        outcomes = _side_by_side(study, groups, where, chosen, watch, executor)
-    for group, outcome in outcomes:
-        _record(where, manifest, group, outcome, watch)
+    make_writable(where)
+    with owned(where):
+        manifest, groups = open_run(study, where, chosen, watch.say)
+        watch.begin(len(groups))
+        outcomes = _in_order(study, groups, where, chosen, watch)
+        if executor is not None:
+            outcomes = _side_by_side(study, groups, where, chosen, watch, executor)
+        for group, outcome in outcomes:
+            _record(where, manifest, group, outcome, watch)
     return where
 
 
