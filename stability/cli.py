@@ -188,23 +188,32 @@ def _minutes(seconds: float) -> str:
 
 
 @app.command()
-def run(study: StudyName, scale: Scale = "small", device: Device = "auto", on: On = "local", out: Out = None) -> None:
+def run(
+    study: StudyName,
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    out: Out = None,
+    save_params: Annotated[bool, typer.Option("--save-params", help="Keep the final parameters of every run.")] = False,
+) -> None:
     """Train what is missing of a study, test its claims and write the report."""
     from stability.execute import default_out
     from stability.study import load_study
 
     loaded = load_study(study, scale)
-    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded)))
+    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded), save_params=save_params))
 
 
-def _run(study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = ()) -> int:
+def _run(
+    study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = (), save_params: bool = False
+) -> int:
     """Train what is missing, write the report, and return the exit code."""
     from stability.execute import executor_of
     from stability.execute import run as train
 
     try:
         with executor_of(on, device, plugins) as executor, _progress(study.train.steps) as watch:
-            train(study, device, executor, where, watch)
+            train(study, device, executor, where, watch, save_params)
     except KeyboardInterrupt:
         _complain(f"interrupted; every finished group is kept in {where}, and the same command goes on from there")
         return 130
