@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from stability.landscape.directions import coordinates, direction, directions, explained_shares
+from stability.landscape.directions import Direction, coordinates, direction, directions, explained_shares
 from stability.landscape.paths import Connectivity, connectivity
 from stability.landscape.slices import Slice1D, Slice2D, slice1d, slice2d
 
 __all__ = [
     "Connectivity",
+    "Direction",
     "Slice1D",
     "Slice2D",
     "connectivity",
