@@ -61,9 +61,9 @@ def write_landscape(
     """Return the paths of the picture (png, svg) and the grid (parquet) written to RUN_DIR/landscape.
 
     The run, trained again by its seed up to *step* (None: the end), is looked at along directions of a *kind* of
-    `VIEWS`, *points* to an axis, over *span* (None: by kind). With *to*, a second run of the same arm, it is loss and recall on
-    the straight way between both. The objective is the mean loss over fixed batches of the (first) run's training data.
-    Raises `InputError` for runs, kinds or numbers that do not fit, and where nothing can be written.
+    `VIEWS`, *points* to an axis, over *span* (None: by kind). With *to*, a second run of the same arm, it is loss and
+    recall on the straight way between both. The objective is the mean loss over fixed batches of the (first) run's
+    training data. Raises `InputError` for runs, kinds or numbers that do not fit, and where nothing can be written.
     """
     if kind not in VIEWS:
         raise InputError(f"--kind: unknown kind {kind!r}{nearest(kind, VIEWS)}")
@@ -114,10 +114,10 @@ def _way(first: Replay, second: Replay, points: int) -> tuple[pd.DataFrame, Figu
     errors = landscape.connectivity(first.recall_error, *ends, points)
     rule = "stable" if errors.stable else "not stable"
     note = (
-        f"barrier of the loss {losses.barrier:.3g}; instability of the error {100 * errors.instability:.2g}%: "
-        f"{rule} (rule: < 2%)"
+        f"barrier of the loss {losses.barrier:.3g}\n"
+        f"instability of 1 - recall: {100 * errors.instability:.2g}%, {rule} (rule: below 2%)"
     )
-    seeds = f"{_title(first)}, to {_cell(second)}"
+    seeds = f"{_title(first)}\nto {_cell(second)}"
     columns = {"first": losses.table()["first"], "loss": losses.values, "recall_error": errors.values}
     figure = connectivity_figure(losses.table(), errors.table(), _value(first), seeds, note)
     return pd.DataFrame(columns), figure
@@ -156,7 +156,9 @@ def _trajectory(replay: Replay) -> View:
     low, high = path.amin(0), path.amax(0)
     margin = torch.where(high > low, (high - low) / 6, 1.0)
     spans = tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
-    labels = tuple(f"principal direction {place} ({100 * share:.0f}%)" for place, share in enumerate(shares, start=1))
+    labels = tuple(
+        f"principal direction {place} ({100 * share:.0f}% of the path)" for place, share in enumerate(shares, start=1)
+    )
     return View(axes, spans, labels, path=path.numpy())
 
 
@@ -195,8 +197,7 @@ def _title(replay: Replay) -> str:
 
 
 def _value(replay: Replay) -> str:
-    count = len(replay.batches["index"])
-    return f"mean loss of {count} batches (nats)"
+    return f"mean loss, {len(replay.batches['index'])} batches (nats)"
 
 
 def _write(folder: Path, name: str, table: pd.DataFrame, figure: Figure) -> dict[str, Path]:

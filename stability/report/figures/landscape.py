@@ -60,13 +60,20 @@ def plane_figure(
             bar.ax.yaxis.set_minor_locator(NullLocator())
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=labels[0], ylabel=labels[1])
         if path is not None:
-            axes.plot(*path.T, color="white", linewidth=0.8, marker=".", markersize=3, label="training")
+            edge = [withStroke(linewidth=1.8, foreground="black")]
+            way = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
+            axes.plot(*path.T, color="white", label="training, from its first step", **way)
         _mark(axes, "lowest on the grid", "o", _lowest(table))
         _mark(axes, "the run", "+", (*centre.at, centre.value))
         axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, facecolor=LIGHT["muted"], columnspacing=1.0,
-            handletextpad=0.2, fontsize=7, frameon=path is not None, framealpha=0.35, edgecolor="none",
-        )  # fmt: skip
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+            ncols=2,
+            columnspacing=1.0,
+            handletextpad=0.4,
+            handlelength=1.6,
+            fontsize=7,
+        )
     return figure
 
 
@@ -95,7 +102,7 @@ def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, 
     """
     recall = errors.assign(value=1 - errors["value"], chord=1 - errors["chord"])
     with styled():
-        figure = Figure(figsize=(COLUMN, COLUMN * 1.05), layout="constrained")
+        figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")
         rows = figure.subplots(2, 1, sharex=True)
         figure.suptitle(f"{title}\n{note}", x=0.02, ha="left", fontsize=7)
         names = (value, "recall@1, held out")
@@ -105,7 +112,7 @@ def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, 
             axes.plot(table["first"], table["value"], color=LIGHT[role], marker=".")
             gap = (sign * (table["value"] - table["chord"])).replace([np.inf, -np.inf], np.nan)
             if gap.max() > 0:
-                widest = table.loc[gap.idxmax()]
+                widest = table.iloc[int(gap.argmax())]
                 axes.vlines(widest["first"], widest["chord"], widest["value"], color=LIGHT["ink"], linewidth=1)
                 words, middle = f" {number(gap.max())}", (widest["chord"] + widest["value"]) / 2
                 axes.annotate(words, (widest["first"], middle), (2, 0), textcoords="offset points", va="center")
@@ -154,7 +161,8 @@ def bands(low: float, high: float) -> list[float]:
     if not low < high:
         return [low - 0.5, low + 0.5]
     if low > 0 and high / low > STEEP:
-        return [float(edge) for edge in np.geomspace(low, high * (1 + 1e-9), BANDS + 1)]
+        edges = [float(f"{edge:.1e}") for edge in np.geomspace(low, high, BANDS + 1)]
+        return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
     return [float(round(edge, 12)) for edge in MaxNLocator(BANDS).tick_values(low, high)]
 
 
