@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -61,7 +62,7 @@ def plane_figure(
         axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=labels[0], ylabel=labels[1])
         if path is not None:
             edge = [withStroke(linewidth=1.8, foreground="black")]
-            way = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
+            way: dict[str, Any] = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
             axes.plot(*path.T, color="white", label="training, from its first step", **way)
         _mark(axes, "lowest on the grid", "o", _lowest(table))
         _mark(axes, "the run", "+", (*centre.at, centre.value))
@@ -194,6 +195,6 @@ def _mark(axes: Axes, words: str, marker: str, place: Sequence[float] | None) ->
 def _cross_out(axes: Axes, table: pd.DataFrame) -> None:
     """Mark on the lower edge where a value is not finite."""
     broken = table.loc[~np.isfinite(table["value"]), "first"]
-    axes.plot(
-        broken, np.zeros(len(broken)), "x", color=LIGHT["ink"], transform=axes.get_xaxis_transform(), clip_on=False
-    )
+    where = axes.get_xaxis_transform()
+    if len(broken):
+        axes.plot(broken, np.zeros(len(broken)), "x", color=LIGHT["ink"], transform=where, clip_on=False)
