@@ -15,6 +15,7 @@ _HOMES = {
     "dataset": "datasets",
     "encoder": "encoders",
     "gradient_noise": "probes.noise",
+    "landscape": "",
     "load_study": "study",
     "loss": "losses",
     "losses": "",

@@ -9,7 +9,7 @@ import inspect
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -188,23 +188,32 @@ def _minutes(seconds: float) -> str:
 
 
 @app.command()
-def run(study: StudyName, scale: Scale = "small", device: Device = "auto", on: On = "local", out: Out = None) -> None:
+def run(
+    study: StudyName,
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    out: Out = None,
+    save_params: Annotated[bool, typer.Option("--save-params", help="Keep the final parameters of every run.")] = False,
+) -> None:
     """Train what is missing of a study, test its claims and write the report."""
     from stability.execute import default_out
     from stability.study import load_study
 
     loaded = load_study(study, scale)
-    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded)))
+    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded), save_params=save_params))
 
 
-def _run(study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = ()) -> int:
+def _run(
+    study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = (), save_params: bool = False
+) -> int:
     """Train what is missing, write the report, and return the exit code."""
     from stability.execute import executor_of
     from stability.execute import run as train
 
     try:
         with executor_of(on, device, plugins) as executor, _progress(study.train.steps) as watch:
-            train(study, device, executor, where, watch)
+            train(study, device, executor, where, watch, save_params)
     except KeyboardInterrupt:
         _complain(f"interrupted; every finished group is kept in {where}, and the same command goes on from there")
         return 130
@@ -288,6 +297,41 @@ def publish(
     from stability.report import publish as copy
 
     _console().print(str(copy(run_dirs, into)), soft_wrap=True)
+
+
+@app.command()
+def landscape(
+    run_dir: RunDir,
+    run: Annotated[str, typer.Option(help="A run's id, or as much of its head as is unique.", metavar="ID")],
+    to: Annotated[str, typer.Option(help="A second run: draw the straight way between both.", metavar="ID")] = "",
+    kind: Annotated[str, typer.Option(help="Directions: filter, eigen, pca or scalars.")] = "filter",
+    points: Annotated[int, typer.Option(help="Points along each axis.")] = 21,
+    span: Annotated[
+        tuple[float, float] | None, typer.Option(help="Where each axis begins and ends [default: by kind].")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="The step to look at [default: the last].")] = None,
+    loss: Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")] = "",
+) -> None:
+    """Draw the loss around a run, or between two, and write picture and grid; the run is trained again by its seed."""
+    from stability.plugins import load_plugin, read_plugin
+    from stability.report.landscapes import write_landscape
+
+    if loss:
+        load_plugin(read_plugin(loss))
+    with _bar("training the run again") as progress:
+        paths = write_landscape(run_dir, run, to=to, kind=kind, points=points, span=span, step=step, progress=progress)
+    for path in paths.values():
+        _console().print(str(path), soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _bar(words: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what is told how much of one task is done, and of how much."""
+    from rich.progress import Progress
+
+    with Progress(console=_console(), transient=True) as bars:
+        task = bars.add_task(words, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _report(where: Path) -> int:

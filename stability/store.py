@@ -1,6 +1,7 @@
 """A run directory: crash-safe, resumable, readable by anyone with a Parquet reader.
 
-``manifest.json`` says what was planned and what is done; ``groups/<group>.parquet`` holds one row per run and step.
+``manifest.json`` says what was planned and what is done; ``groups/<group>.parquet`` holds one row per run and step,
+``params/<group>.safetensors``, where it was asked for, the parameters after the last one.
 Files are written under a temporary name, flushed to disk and renamed, so a file that exists is complete.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from stability.grid import SCHEMA
 from stability.probes import Measure
@@ -51,6 +55,33 @@ def group_path(run_dir: Path, group_id: str) -> Path:
     return run_dir / "groups" / f"{group_id}.parquet"
 
 
+def parameters_path(run_dir: Path, group_id: str) -> Path:
+    """Return where the final parameters of a group lie, if they were asked for."""
+    return run_dir / "params" / f"{group_id}.safetensors"
+
+
+def write_parameters(path: Path, runs: Sequence[str], params: Mapping[str, Tensor]) -> None:
+    """Write the parameters (R, ...) of *runs*, by name; equal parameters give equal bytes.
+
+    The ids of the runs, by comma, are the file's metadata: one entry, since several are written in no fixed order.
+    """
+    path.parent.mkdir(exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}
+    write_atomically(path, save(tensors, {"runs": ",".join(runs)}))
+
+
+def read_parameters(path: Path, run: str) -> dict[str, Tensor]:
+    """Return the parameters of one run by name, on the CPU, or raise `InputError` if the file does not hold them."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            runs = (file.metadata() or {}).get("runs", "").split(",")
+            if run not in runs:
+                raise InputError(f"{path}: holds no parameters of run {run!r}")
+            return {name: file.get_slice(name)[runs.index(run)] for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
 def make_writable(run_dir: Path) -> None:
     """Create a run directory, or raise `InputError` if nothing can be written there."""
     try:
@@ -63,9 +94,10 @@ def make_writable(run_dir: Path) -> None:
 
 
 def drop_leftovers(run_dir: Path) -> None:
-    """Remove what a killed process left unfinished: hidden files beside the groups."""
-    for leftover in (run_dir / "groups").glob(".*"):
-        leftover.unlink()
+    """Remove what a killed process left unfinished: hidden files beside what is finished."""
+    for folder in ("groups", "params"):
+        for leftover in (run_dir / folder).glob(".*"):
+            leftover.unlink()
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -161,6 +193,12 @@ def group_log(path: Path, runs: list[str], measures: Mapping[str, Measure]) -> I
         log.close()
 
 
+def read_group(path: Path) -> pd.DataFrame:
+    """Return the rows of one group's file."""
+    rows: pd.DataFrame = pq.read_table(path).to_pandas()
+    return rows
+
+
 def read_groups(run_dir: Path, groups: list[dict[str, Any]], warn: Callable[[str], None]) -> pd.DataFrame:
     """Return the rows of all finished groups in one frame; a file that fails its checksum is named and left out."""
     frames = []
@@ -171,5 +209,5 @@ def read_groups(run_dir: Path, groups: list[dict[str, Any]], warn: Callable[[str
         if not path.is_file() or checksum(path) != group["checksum"]:
             warn(f"{path}: missing or damaged; `stability run` will compute it again")
             continue
-        frames.append(pq.read_table(path).to_pandas())
+        frames.append(read_group(path))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": [], "step": []})

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from stability.curvature.crosscheck import CrossCheck, pyhessian_check
+from stability.curvature.extremes import Eigenvectors, eigenvectors
 from stability.curvature.products import hvp
 from stability.curvature.spectra import Spectrum, spectrum
 from stability.curvature.thresholds import adaptive_threshold
 
-__all__ = ["CrossCheck", "Spectrum", "adaptive_threshold", "hvp", "pyhessian_check", "spectrum"]
+__all__ = [
+    "CrossCheck",
+    "Eigenvectors",
+    "Spectrum",
+    "adaptive_threshold",
+    "eigenvectors",
+    "hvp",
+    "pyhessian_check",
+    "spectrum",
+]

@@ -176,6 +176,13 @@ def _parts(batches: Any, replicas: bool, chunk: int | None) -> tuple[list[Any], 
     return [cut(start) for start in range(0, total, size)], total
 
 
+def whole_batches(batches: Any) -> list[Any]:
+    """Return the batches of a pytree (M, ...) one by one, or ``[None]`` where there are none."""
+    if batches is None:
+        return [None]
+    return [pytree.tree_map(lambda leaf: leaf[0], part) for part in _parts(batches, False, 1)[0]]
+
+
 def _lanes(part: Any, replicas: bool) -> int:
     leaves = pytree.tree_leaves(part)
     return math.prod(leaves[0].shape[: 1 + int(replicas)]) if leaves and part is not None else 1

@@ -22,14 +22,15 @@ from stability.execute.lock import owned
 from stability.execute.machine import pick_device, reproducible_arithmetic
 from stability.execute.manifest import open_run
 from stability.execute.planning import estimate, worker_count
+from stability.execute.replaying import replay_run
 from stability.grid import Group
 from stability.plugins import Plugin, load_plugins
 from stability.registry import InputError
-from stability.store import checksum, group_path, make_writable, write_manifest
+from stability.store import checksum, group_path, make_writable, parameters_path, write_manifest
 from stability.study import Study, load_study
 from stability.train import train_group
 
-__all__ = ["Watch", "default_out", "estimate", "executor_of", "pick_device", "run"]
+__all__ = ["Watch", "default_out", "estimate", "executor_of", "pick_device", "replay_run", "run"]
 
 
 @dataclass(frozen=True)
@@ -57,26 +58,29 @@ def run(
     executor: Executor | None = None,
     out: str | Path | None = None,
     watch: Watch = Watch(),
+    save_params: bool = False,
 ) -> Path:
     """Train every run of *study* that the directory *out* does not hold yet, and return the directory.
 
     Groups run one after the other in this process, or on *executor*, whose workers must see the same file system. A
     run interrupted or killed goes on where it stopped: finished groups are kept. A group that raises is noted as
-    failed, with its traceback; the others go on, and the next call tries it again. Raises `InputError` if *out* holds
-    another study, or this one from another device or version, or if another process runs there.
+    failed, with its traceback; the others go on, and the next call tries it again. With *save_params* the parameters
+    after the last step are kept too, as ``params/<group>.safetensors``; groups finished without are trained again, to
+    the same bytes. Raises `InputError` if *out* holds another study, or this one from another device or version, or if
+    another process runs there.
     """
     study = study if isinstance(study, Study) else load_study(study)
     where = Path(out) if out is not None else default_out(study)
     chosen = pick_device(device)
     make_writable(where)
     with owned(where):
-        manifest, groups = open_run(study, where, chosen, watch.say)
+        manifest, groups = open_run(study, where, chosen, watch.say, save_params)
         watch.begin(len(groups))
-        outcomes = _in_order(study, groups, where, chosen, watch)
+        outcomes = _in_order(study, groups, where, chosen, watch, save_params)
         if executor is not None:
-            outcomes = _side_by_side(study, groups, where, chosen, watch, executor)
+            outcomes = _side_by_side(study, groups, where, chosen, watch, save_params, executor)
         for group, outcome in outcomes:
-            _record(where, manifest, group, outcome, watch)
+            _record(where, manifest, group, outcome, watch, save_params)
     return where
 
 
@@ -89,16 +93,23 @@ class Outcome:
 
 
 def _in_order(
-    study: Study, groups: Sequence[Group], where: Path, device: torch.device, watch: Watch
+    study: Study, groups: Sequence[Group], where: Path, device: torch.device, watch: Watch, save_params: bool
 ) -> Iterator[tuple[Group, Outcome]]:
     for group in groups:
-        yield group, _train(study, group, where, device, partial(watch.step, group))
+        yield group, _train(study, group, where, device, partial(watch.step, group), save_params)
 
 
 def _side_by_side(
-    study: Study, groups: Sequence[Group], where: Path, device: torch.device, watch: Watch, executor: Executor
+    study: Study,
+    groups: Sequence[Group],
+    where: Path,
+    device: torch.device,
+    watch: Watch,
+    save_params: bool,
+    executor: Executor,
 ) -> Iterator[tuple[Group, Outcome]]:
-    jobs = {executor.submit(_train_elsewhere, study, group, where.resolve(), device): group for group in groups}
+    there = where.resolve()
+    jobs = {executor.submit(_train_elsewhere, study, group, there, device, save_params): group for group in groups}
     waiting, orphans = set(jobs), []
     while waiting:
         finished, waiting = wait(waiting, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
@@ -115,14 +126,17 @@ def _side_by_side(
             step = _heartbeat(where, jobs[job])
             if step is not None:
                 watch.step(jobs[job], step)
-    yield from _in_order(study, orphans, where, device, watch)
+    yield from _in_order(study, orphans, where, device, watch, save_params)
 
 
-def _train(study: Study, group: Group, where: Path, device: torch.device, progress: Callable[[int], None]) -> Outcome:
+def _train(
+    study: Study, group: Group, where: Path, device: torch.device, progress: Callable[[int], None], save_params: bool
+) -> Outcome:
     start = time.perf_counter()
+    params = parameters_path(where, group.id) if save_params else None
     try:
         with reproducible_arithmetic():
-            train_group(study, group, study.pairs(), group_path(where, group.id), device, progress)
+            train_group(study, group, study.pairs(), group_path(where, group.id), device, progress, params)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
         return Outcome(time.perf_counter() - start, traceback.format_exc())
     return Outcome(time.perf_counter() - start)
@@ -145,7 +159,7 @@ def _heartbeat(where: Path, group: Group) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _train_elsewhere(study: Study, group: Group, where: Path, device: torch.device) -> Outcome:
+def _train_elsewhere(study: Study, group: Group, where: Path, device: torch.device, save_params: bool) -> Outcome:
     """Train a group in a worker process that reports its steps in a file."""
     path, last = _heartbeat_path(where, group), -math.inf
 
@@ -156,7 +170,7 @@ def _train_elsewhere(study: Study, group: Group, where: Path, device: torch.devi
             last = time.monotonic()
 
     progress(0)
-    outcome = _train(study, group, where, device, progress)
+    outcome = _train(study, group, where, device, progress, save_params)
     path.unlink(missing_ok=True)
     return outcome
 
@@ -174,7 +188,9 @@ def _begin(plugins: Sequence[Plugin]) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _record(where: Path, manifest: dict[str, Any], group: Group, outcome: Outcome, watch: Watch) -> None:
+def _record(
+    where: Path, manifest: dict[str, Any], group: Group, outcome: Outcome, watch: Watch, save_params: bool
+) -> None:
     entry = next(entry for entry in manifest["groups"] if entry["id"] == group.id)
     entry["seconds"] = round(outcome.seconds, 2)
     if outcome.failure:
@@ -183,6 +199,8 @@ def _record(where: Path, manifest: dict[str, Any], group: Group, outcome: Outcom
         watch.say(f"group {group.id} ({group.arm}, batch size {group.batch_size}) failed: {reason}")
     else:
         entry |= {"status": "finished", "checksum": checksum(group_path(where, group.id))}
+        if save_params:
+            entry["params_checksum"] = checksum(parameters_path(where, group.id))
     write_manifest(where, manifest)
     watch.done(group, outcome.seconds)
 

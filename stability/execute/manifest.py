@@ -13,17 +13,29 @@ from stability.execute.machine import PRECISION, device_model, git_commit, versi
 from stability.execute.planning import plan_groups
 from stability.grid import SCHEMA, Group, run_table, runs_of
 from stability.registry import InputError
-from stability.store import MANIFEST, checksum, drop_leftovers, group_path, make_writable, read_manifest, write_manifest
+from stability.store import (
+    MANIFEST,
+    checksum,
+    drop_leftovers,
+    group_path,
+    make_writable,
+    parameters_path,
+    read_manifest,
+    write_manifest,
+)
 from stability.study import Study
 
 Say = Callable[[str], None]
 
 
-def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple[dict[str, Any], tuple[Group, ...]]:
+def open_run(
+    study: Study, where: Path, device: torch.device, say: Say, save_params: bool = False
+) -> tuple[dict[str, Any], tuple[Group, ...]]:
     """Return the manifest of a new or continued run, written to disk, and the groups still to be trained.
 
     Groups once planned keep their runs, so that a run that was interrupted ends in the same files as one that was not;
-    only runs that are in no kept group are planned anew. *say* is told of stored runs that the study has no more, and
+    only runs that are in no kept group are planned anew. With *save_params* a group whose parameters were not saved is
+    still to be trained. *say* is told of stored runs that the study has no more, and
     of damaged files.
     """
     make_writable(where)
@@ -36,7 +48,7 @@ def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple
         manifest["started"] = before["started"]
         old = before["groups"]
     runs = {run.id: run for run in runs_of(study)}
-    finished = [entry for entry in old if _is_intact(where, entry, say)]
+    finished = [entry for entry in old if _is_intact(where, entry, say, save_params)]
     strangers = {run for entry in finished for run in entry["runs"]} - set(runs)
     if strangers:
         say(f"{where}: {len(strangers)} stored runs are not in the study any more and are ignored")
@@ -80,15 +92,18 @@ def _refuse_strangers(old: dict[str, Any], new: dict[str, Any], where: Path) -> 
         raise InputError(f"{where}: was run with {changed[0]} {was}, this is {now}; give another --out")
 
 
-def _is_intact(where: Path, entry: dict[str, Any], say: Say) -> bool:
-    """Tell whether a group is finished and its file as it was written."""
+def _is_intact(where: Path, entry: dict[str, Any], say: Say, save_params: bool) -> bool:
+    """Tell whether a group is finished and its files as they were written."""
     if entry["status"] != "finished":
         return False
-    path = group_path(where, entry["id"])
-    if path.is_file() and checksum(path) == entry["checksum"]:
-        return True
-    say(f"{path}: missing or damaged; its {len(entry['runs'])} runs are computed again")
-    return False
+    files = {group_path(where, entry["id"]): entry["checksum"]}
+    if save_params:
+        files[parameters_path(where, entry["id"])] = entry.get("params_checksum")
+    for path, written in files.items():
+        if not path.is_file() or checksum(path) != written:
+            say(f"{path}: missing or damaged; its {len(entry['runs'])} runs are computed again")
+            return False
+    return True
 
 
 def _entry(group: Group, commit: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from stability.datasets import Pairs
 from stability.grid import Group, Run
 from stability.probes import HeldOut
-from stability.store import GroupLog, group_log
+from stability.store import GroupLog, group_log, write_parameters
 from stability.streams import stream
 from stability.study import Study
 from stability.train.divergence import diverged_at
@@ -28,9 +28,11 @@ from stability.train.probing import Reading, Snapshot, asked_of, held_out, read
 
 __all__ = [
     "Population",
+    "Replay",
     "Trainer",
     "diverged_at",
     "population_of",
+    "replay",
     "time_probes",
     "time_steps",
     "train_group",
@@ -182,8 +184,11 @@ def train_group(
     path: Path,
     device: torch.device,
     progress: Callable[[int], None],
+    params_path: Path | None = None,
 ) -> None:
     """Train all runs of *group* and write their measurements to *path*; *progress* is told the steps done.
+
+    Where *params_path* is given, the parameters after the last step are written there.
 
     The row of step s holds what was measured before update s; the row of the last step + 1 holds the probes after
     the end.
@@ -204,6 +209,9 @@ def train_group(
                 pending.append(measures)
             progress(step)
         _write(log, study.train.steps, pending, [])
+        if params_path is not None:
+            final = trainer.population.theta[: len(group.runs)]
+            write_parameters(params_path, log.runs, trainer.population.plan.layout.unflatten(final))
         log.finish()
 
 
@@ -251,3 +259,6 @@ def _write(log: GroupLog, end: int, pending: list[dict[str, Tensor]], readings: 
                 row[0, kept] = values[: len(kept)].cpu().numpy()
                 columns[name] = row
     log.write(np.arange(end - len(pending), end), columns)
+
+
+from stability.train.replaying import Replay, replay  # noqa: E402  (it trains with what is above)

@@ -113,7 +113,7 @@ def _read_some(
         "params": plan.layout.unflatten(snapshot.theta[rows]),
         "preconditioner": plan.layout.unflatten(preconditioner(moments, study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
-        "batches": _batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
+        "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
     }
     settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
 
@@ -143,7 +143,7 @@ def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[
     return torch.tensor([feed.runs[place].lr * factor for place in replicas], device=snapshot.theta.device)
 
 
-def _batches(
+def probe_batches(
     name: str, count: int, plan: Blueprint, feed: Feed, snapshot: Snapshot, chosen: list[int]
 ) -> dict[str, Tensor]:
     """Return *count* independent batches of each replica: new at every step, or fixed where the probe says so."""

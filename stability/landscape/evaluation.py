@@ -1,0 +1,95 @@
+"""An objective at many points of a plane, in chunks that memory bounds; and its second-order model at the centre."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stability.curvature.products import Objective, check_params, check_scalar, flatten, hessian_of, whole_batches
+from stability.registry import InputError
+
+Point = Mapping[str, Tensor]
+
+BYTES_AT_ONCE = {"cpu": 2**26, "cuda": 2**32}
+"""Parameters and activations of the points evaluated at once; more would leave a processor's caches for nothing."""
+
+
+def evaluate(
+    objective: Objective, params: Point, axes: Sequence[Point], places: Tensor, batches: Any, chunk: int | None
+) -> Tensor:
+    """Return the objective at ``params + sum_k places[:, k] axes[k]``, (N,) float64 on the CPU.
+
+    It is the mean over *batches*; *places* is (N, K). *chunk* points share one vmapped call (None: as many as
+    `BYTES_AT_ONCE` holds, a pure function of the objective and its input). The caller's tensors are read only.
+    """
+    names = list(params)
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk is {chunk}; allowed: a whole number of points of at least 1")
+    origin = {name: value.detach() for name, value in params.items()}
+
+    def value(at: Tensor, batch: Any) -> Tensor:
+        moved = {
+            name: origin[name] + sum(at[k].to(origin[name]) * axis[name] for k, axis in enumerate(axes))
+            for name in names
+        }
+        return check_scalar(objective(moved) if batch is None else objective(moved, batch))
+
+    split = whole_batches(batches)
+    places = places.to(next(iter(origin.values())).device)
+    total = torch.zeros(len(places), dtype=torch.float64)
+    size = chunk or points_at_once(objective, origin, split[0])
+    with torch.no_grad():
+        for batch in split:
+            parts = [torch.vmap(value, in_dims=(0, None))(part, batch) for part in places.split(size)]
+            total += torch.cat(parts).double().cpu()
+    return total / len(split)
+
+
+def points_at_once(objective: Objective, params: Point, batch: Any) -> int:
+    """Return how many points fit into `BYTES_AT_ONCE`, at least 1: by what autograd saves in one evaluation."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        check_scalar(objective(leaves) if batch is None else objective(leaves, batch))
+    own = sum(value.numel() * value.element_size() for value in params.values())
+    device = next(iter(params.values())).device.type
+    return max(1, BYTES_AT_ONCE.get(device, 2**26) // (sum(saved.values()) + 2 * own))
+
+
+def taylor(objective: Objective, params: Point, axes: Sequence[Point], batches: Any) -> tuple[Tensor, Tensor]:
+    """Return slope g'd_k (K,) and curvature d_j' H d_k (K, K) of the objective at *params* along *axes*, float64.
+
+    They are the derivatives of the slice itself at its centre. One Hessian-vector product per axis.
+    """
+    hessian = hessian_of(objective, params, batches=batches, chunk=1, retain=False)
+    basis = torch.stack([flatten({name: axis[name].detach() for name in params}, 0) for axis in axes])
+    products = hessian.product(basis[:, None].to(hessian.point))[:, 0]
+    curvature = basis.double() @ products.double().T
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    split, slope = whole_batches(batches), torch.zeros(len(axes), dtype=torch.float64)
+    for batch in split:
+        with torch.enable_grad():
+            value = objective(leaves) if batch is None else objective(leaves, batch)
+        if value.requires_grad:
+            parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+            slope += basis.double().cpu() @ flatten(dict(zip(leaves, parts, strict=True)), 0).double().cpu()
+    return slope / len(split), ((curvature + curvature.T) / 2).cpu()
+
+
+def check_axes(params: Point, axes: Sequence[Point]) -> None:
+    """Raise `InputError` unless every axis has the names and shapes of *params*."""
+    check_params(params, replicas=False)
+    for axis in axes:
+        for name, value in params.items():
+            if name not in axis or axis[name].shape != value.shape:
+                given = f"shape {tuple(axis[name].shape)}" if name in axis else "nothing"
+                raise InputError(f"direction: has {given} under {name!r}; allowed: shape {tuple(value.shape)}")

@@ -1,0 +1,71 @@
+"""Random directions that move every filter of a model in proportion to its own size, truly orthogonal to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stability.registry import InputError, nearest
+from stability.streams import stream
+
+Treatment = Literal["filter", "fixed"]
+
+
+def as_filters(value: Tensor, count: int) -> Tensor:
+    """Return a parameter as its filters, one per row.
+
+    The leading axis of a weight counts its outputs, so a filter is what lies behind one index of it: a row of a linear
+    layer (out, in), a kernel (in, h, w) of a convolution (out, in, h, w), one token's or position's vector of an
+    embedding table. A vector (bias, gain of a normalisation) is one filter, and so is a weight whose rows have fewer
+    entries than there are directions (*count*), since they could not be orthogonal inside such a row.
+
+    >>> [tuple(as_filters(torch.zeros(shape), 2).shape) for shape in [(5, 3), (8, 3, 2, 2), (7,), (6, 1), ()]]
+    [(5, 3), (8, 12), (1, 7), (1, 6), (1, 1)]
+    """
+    rows = value.reshape(len(value), -1) if value.dim() > 1 else value.reshape(1, -1)
+    return rows if rows.shape[1] >= count else value.reshape(1, -1)
+
+
+def filter_directions(
+    params: Mapping[str, Tensor],
+    count: int,
+    seed: int,
+    vectors: Treatment,
+    scalars: Treatment,
+    moved: Collection[str],
+) -> list[dict[str, Tensor]]:
+    """Return *count* random directions whose every filter has the norm of the parameters' own filter.
+
+    Gaussian numbers d, then d_f <- d_f |theta_f| / |d_f| for each filter f: Li et al. (2018), arXiv:1712.09913, Sec. 4.
+    Before that, the second direction loses inside each filter its part along the first, the third its parts along both,
+    and so on (Gram-Schmidt): so the first is as drawn, the later ones are adjusted, and all are orthogonal filter by
+    filter. A parameter with fewer entries than *count* is moved by the first directions only.
+    """
+    choices = {"vectors": vectors, "scalars": scalars}
+    for key, given in choices.items():
+        if given not in ("filter", "fixed"):
+            raise InputError(f"{key}: unknown treatment {given!r}{nearest(given, ('filter', 'fixed'))}")
+    found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, value in params.items():
+        fixed = name not in moved or (value.dim() <= 1 and choices["vectors" if value.dim() else "scalars"] == "fixed")
+        parts = torch.zeros(count, *value.shape) if fixed else _normalised(name, value, count, seed)
+        for direction, part in zip(found, parts, strict=True):
+            direction[name] = part.to(value)
+    return found
+
+
+def _normalised(name: str, value: Tensor, count: int, seed: int) -> Tensor:
+    """Return (count, *shape) float64 directions for one parameter, each from a stream of its own."""
+    filters = as_filters(value.detach().cpu().double(), count)
+    rows, entries = filters.shape
+    draws = [stream(seed, f"landscape/{name}/{number}") for number in range(count)]
+    drawn = torch.stack([torch.randn(rows, entries, generator=draw, dtype=torch.float64) for draw in draws])
+    orthonormal, triangle = torch.linalg.qr(drawn.permute(1, 2, 0))
+    # QR may turn a column round; the first direction is to be the one that was drawn.
+    orthonormal = orthonormal * triangle.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+    directions = torch.zeros_like(drawn)
+    directions[: orthonormal.shape[2]] = orthonormal.permute(2, 0, 1) * filters.norm(dim=1)[:, None]
+    return directions.reshape(count, *value.shape)

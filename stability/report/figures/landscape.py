@@ -1,0 +1,200 @@
+"""Landscapes: a plane as labelled contours, a line with its parabola, the way between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from stability.report.style import LIGHT, styled
+from stability.stats.wording import number
+
+COLUMN = 3.5
+"""Width of these figures in inches: one column of a two-column page."""
+
+BANDS = 11
+"""About how many bands of colour a plane is shown in."""
+
+STEEP = 20.0
+"""Values that span more than this factor are shown in bands of equal ratio instead of equal difference."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known at the centre: where it is drawn, its value, and the curvature d'Hd along each axis."""
+
+    at: tuple[float, ...]
+    value: float
+    curvature: tuple[float, ...]
+
+
+def plane_figure(
+    table: pd.DataFrame, labels: tuple[str, str], value: str, title: str, centre: Place, path: np.ndarray | None = None
+) -> Figure:
+    """Return the contours of a *table* with columns first, second and value (nats), *value* saying what it is.
+
+    The centre and the lowest point of the grid are marked, what is not finite is hatched and counted, *path* (T, 2) is
+    the way of training.
+    """
+    grid = table.pivot_table(index="second", columns="first", values="value", dropna=False)
+    x, y = grid.columns.to_numpy(float), grid.index.to_numpy(float)
+    z = np.ma.masked_invalid(grid.to_numpy(float))
+    with styled():
+        figure, axes = _canvas(COLUMN * 0.98, title, _notes(centre, table))
+        axes.grid(False)
+        axes.patch.set(hatch="////", edgecolor=LIGHT["rule"], facecolor="none")
+        if z.count():
+            bar = figure.colorbar(_contours(axes, x, y, z), ax=axes, pad=0.03, aspect=28)
+            bar.set_label(value)
+            bar.outline.set_linewidth(0.4)
+            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda level, _: number(level)))
+            bar.ax.yaxis.set_minor_locator(NullLocator())
+        axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=labels[0], ylabel=labels[1])
+        if path is not None:
+            edge = [withStroke(linewidth=1.8, foreground="black")]
+            way: dict[str, Any] = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
+            axes.plot(*path.T, color="white", label="training, from its first step", **way)
+        _mark(axes, "lowest on the grid", "o", _lowest(table))
+        _mark(axes, "the run", "+", (*centre.at, centre.value))
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+            ncols=2,
+            columnspacing=1.0,
+            handletextpad=0.4,
+            handlelength=1.6,
+            fontsize=7,
+        )
+    return figure
+
+
+def line_figure(table: pd.DataFrame, label: str, value: str, title: str, centre: Place) -> Figure:
+    """Return the value along a line, a *table* with columns first, value and model, and the parabola at its centre."""
+    finite = table[np.isfinite(table["value"])]
+    with styled():
+        figure, axes = _canvas(COLUMN * 0.7, title, _notes(centre, table))
+        axes.plot(table["first"], table["value"], color=LIGHT["arm-1"], marker=".", label=value)
+        axes.plot(table["first"], table["model"], color=LIGHT["muted"], linestyle="--", linewidth=1, label="parabola")
+        if len(finite):
+            low, high = finite["value"].min(), finite["value"].max()
+            margin = 0.08 * (high - low) or 1.0
+            axes.set_ylim(low - margin, high + margin)
+        _cross_out(axes, table)
+        _mark(axes, "the run", "+", (*centre.at, centre.value))
+        axes.set(xlabel=label, ylabel=value)
+        axes.legend(handlelength=1.6)
+    return figure
+
+
+def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, title: str, note: str) -> Figure:
+    """Return loss and recall on the straight way between two runs, each with the chord and the widest gap to it.
+
+    Both tables have columns first, value and chord; *errors* are 1 - recall.
+    """
+    recall = errors.assign(value=1 - errors["value"], chord=1 - errors["chord"])
+    with styled():
+        figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")
+        rows = figure.subplots(2, 1, sharex=True)
+        figure.suptitle(f"{title}\n{note}", x=0.02, ha="left", fontsize=7)
+        names = (value, "recall@1, held out")
+        shown = ((losses, 1, "arm-1"), (recall, -1, "arm-2"))
+        for axes, name, (table, sign, role) in zip(rows, names, shown, strict=True):
+            axes.plot(table["first"], table["chord"], color=LIGHT["muted"], linestyle="--", linewidth=1)
+            axes.plot(table["first"], table["value"], color=LIGHT[role], marker=".")
+            gap = (sign * (table["value"] - table["chord"])).replace([np.inf, -np.inf], np.nan)
+            if gap.max() > 0:
+                widest = table.iloc[int(gap.argmax())]
+                axes.vlines(widest["first"], widest["chord"], widest["value"], color=LIGHT["ink"], linewidth=1)
+                words, middle = f" {number(gap.max())}", (widest["chord"] + widest["value"]) / 2
+                axes.annotate(words, (widest["first"], middle), (2, 0), textcoords="offset points", va="center")
+            _cross_out(axes, table)
+            axes.set_ylabel(name)
+        rows[1].set(xlabel="share of the way from the first run to the second", xlim=(-0.02, 1.02))
+        rows[1].yaxis.set_major_locator(MaxNLocator(5))
+    return figure
+
+
+def _canvas(height: float, title: str, note: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(COLUMN, height), layout="constrained")
+    figure.suptitle(f"{title}\n{note}", x=0.02, ha="left", fontsize=7)
+    return figure, figure.subplots()
+
+
+def _notes(centre: Place, table: pd.DataFrame) -> str:
+    """Return the curvature along the axes, and how many points are not finite, in words."""
+    names = ("across", "up") if len(centre.curvature) > 1 else ("along the line",)
+    words = ", ".join(f"{number(value)} {name}" for value, name in zip(centre.curvature, names, strict=True))
+    broken = int((~np.isfinite(table["value"])).sum())
+    return f"curvature d'Hd {words}".replace("-", "−") + (
+        f"; {broken} of {len(table)} points not finite" if broken else ""
+    )
+
+
+def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, z: np.ma.MaskedArray) -> ContourSet:
+    """Draw bands of colour and their labelled edges; return the bands."""
+    levels = bands(float(z.min()), float(z.max()))
+    norm = BoundaryNorm(levels, mpl.colormaps["cividis"].N)
+    filled = axes.contourf(x, y, z, levels=levels, cmap="cividis", norm=norm)
+    if z.min() < z.max():
+        lines = axes.contour(x, y, z, levels=levels[1:-1], colors="white", linewidths=0.4)
+        texts = axes.clabel(lines, levels[1:-1:2], fontsize=6, fmt=number, inline_spacing=2)
+        for text in texts:
+            text.set_path_effects([withStroke(linewidth=1.2, foreground="black", alpha=0.5)])
+    return filled
+
+
+def bands(low: float, high: float) -> list[float]:
+    """Return rising edges of bands around *low* to *high*: round numbers, or of one ratio where they are far apart.
+
+    >>> bands(0.0, 1.0)[:3], [round(edge, 3) for edge in bands(1.0, 2048.0)][:3]
+    ([0.0, 0.1, 0.2], [1.0, 2.0, 4.0])
+    """
+    if not low < high:
+        return [low - 0.5, low + 0.5]
+    if low > 0 and high / low > STEEP:
+        edges = [float(f"{edge:.1e}") for edge in np.geomspace(low, high, BANDS + 1)]
+        return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
+    return [float(round(edge, 12)) for edge in MaxNLocator(BANDS).tick_values(low, high)]
+
+
+def _lowest(table: pd.DataFrame) -> tuple[float, ...] | None:
+    finite = table[np.isfinite(table["value"])]
+    if finite.empty:
+        return None
+    row = finite.iloc[int(finite["value"].argmin())]
+    return float(row["first"]), float(row["second"]), float(row["value"])
+
+
+def _mark(axes: Axes, words: str, marker: str, place: Sequence[float] | None) -> None:
+    """Mark one point, black in white, and say its value in the legend; a point outside the axes is left out."""
+    if place is None:
+        return
+    *at, value = place
+    x, y = at if len(at) == 2 else (at[0], value)
+    if not axes.get_xlim()[0] <= x <= axes.get_xlim()[1]:
+        return
+    if not (np.isfinite(y) and axes.get_ylim()[0] <= y <= axes.get_ylim()[1]):
+        return
+    axes.plot(
+        x, y, marker=marker, linestyle="", markersize=7 if marker == "+" else 5, markerfacecolor="none",
+        markeredgecolor="black", markeredgewidth=1.2, path_effects=[withStroke(linewidth=2.6, foreground="white")],
+        label=f"{words} ({number(value)})", clip_on=False, zorder=6,
+    )  # fmt: skip
+
+
+def _cross_out(axes: Axes, table: pd.DataFrame) -> None:
+    """Mark on the lower edge where a value is not finite."""
+    broken = table.loc[~np.isfinite(table["value"]), "first"]
+    where = axes.get_xaxis_transform()
+    if len(broken):
+        axes.plot(broken, np.zeros(len(broken)), "x", color=LIGHT["ink"], transform=where, clip_on=False)

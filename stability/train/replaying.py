@@ -1,0 +1,156 @@
+"""One run trained again by its seed: its parameters without a checkpoint, its objective, proof that it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stability.datasets import Pairs
+from stability.grid import Group, Run
+from stability.probes import Batch, HeldOut, Params, probe
+from stability.probes.downstream import recall_at_1
+from stability.registry import InputError, nearest
+from stability.study import Study
+from stability.train import Population, Trainer
+from stability.train.population import Blueprint
+from stability.train.probing import probe_batches
+
+CUDA_TOLERANCE = 1e-3
+"""Largest relative difference between a stored loss and a replayed one on a GPU, whose sums have no fixed order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A run at one step, before the update: all that a landscape or a spectrum needs of it.
+
+    *params* are the towers' and the loss's (``image.*``, ``text.*``, ``loss.*``), *path* the same at the steps that
+    were asked for; *batches* are M fixed batches of the run's training data (M, B, ...), those of the probe
+    ``curvature``.
+    """
+
+    study: Study
+    run: Run
+    step: int
+    params: Params
+    path: Mapping[int, Params]
+    plan: Blueprint
+    batches: Batch
+    held_out: HeldOut
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The names of the parameters that training moves."""
+        return frozenset(self.params) - self.plan.fixed
+
+    def objective(self, params: Params, batch: Batch) -> Tensor:
+        """Return the training loss of *params* on one batch."""
+        return self.plan.objective(params, batch)
+
+    def recall_error(self, params: Params) -> Tensor:
+        """Return 1 - recall@1 among held-out pairs, the mean of both directions: an error rate in [0, 1]."""
+        image = self.plan.embed_image(params, self.held_out.image)
+        text = self.plan.embed_text(params, self.held_out.text)
+        similarity, caption = image @ text.T, self.held_out.caption
+        return 1 - (recall_at_1(similarity, caption) + recall_at_1(similarity.T, caption)) / 2
+
+
+def replay(
+    study: Study,
+    group: Group,
+    run: Run,
+    *,
+    pairs: Pairs | None = None,
+    step: int | None = None,
+    keep: Collection[int] = (),
+    stored: pd.DataFrame | None = None,
+    saved: Params | None = None,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Replay:
+    """Train *group* again up to *step* (None: to the end) and return one of its runs there.
+
+    The whole group trains, so that every sum has the order that it had. *keep* names earlier steps at which parameters
+    are kept as well. Against *stored*, the rows of the run's group file, every measure of every step is compared: bit
+    for bit on a CPU, the loss to `CUDA_TOLERANCE` on a GPU. *saved* are the run's final parameters, if at hand: then
+    nothing is trained, unless *keep* or a loss that carries a state makes it necessary. *device*: None is the CPU.
+
+    Raises `InputError` if a measure differs, for a run that the group does not hold, or a step that the study does not
+    reach.
+    """
+    last = study.train.steps if step is None else step
+    for asked in (last, *keep):
+        if not 0 <= asked <= last <= study.train.steps:
+            raise InputError(f"step is {asked}; allowed: 0 to {study.train.steps}, the steps of the study")
+    ids = [each.id for each in group.runs]
+    if run.id not in ids:
+        raise InputError(f"group {group.id}: holds no run {run.id!r}{nearest(run.id, ids)}")
+    place = ids.index(run.id)
+    device = device or torch.device("cpu")
+    trainer = Trainer(study, group, pairs or study.pairs(), device)
+    population = trainer.population
+    if saved is not None and not keep and "state" not in population.plan.loss.reserved:
+        with torch.no_grad():
+            population.theta[place] = population.plan.layout.flatten(saved).to(device)
+        population.step = last
+    path: dict[int, Params] = {}
+    logged: list[dict[str, Tensor]] = []
+    for now in range(population.step, last + 1):
+        if now in keep:
+            path[now] = _params(population, place)
+        if now < last:
+            logged.append({name: values[place] for name, values in trainer.step().items()})
+        progress(now)
+    if stored is not None:
+        _compare(run, logged, stored, device)
+    return Replay(
+        study=study,
+        run=run,
+        step=last,
+        params=_params(population, place),
+        path=path,
+        plan=population.plan,
+        batches=_fixed_batches(study, population, place),
+        held_out=population.held,
+    )
+
+
+def _params(population: Population, place: int) -> Params:
+    return population.plan.layout.unflatten(population.theta[place].detach().clone())
+
+
+def _fixed_batches(study: Study, population: Population, place: int) -> Batch:
+    """Return the batches (M, B, ...) of the probe ``curvature``, as many as the study gives it."""
+    when, variant = study.probes.get("curvature"), probe["curvature"]
+    count = (when.options if when else {}).get("batches", variant.options["batches"].default)
+    stacked = probe_batches("curvature", count, population.plan, population.feed, population.snapshot(), [place])
+    return {name: _first(value) for name, value in stacked.items()}
+
+
+def _first(value: Any) -> Any:
+    return {name: _first(part) for name, part in value.items()} if isinstance(value, Mapping) else value[0]
+
+
+def _compare(run: Run, logged: list[dict[str, Tensor]], stored: pd.DataFrame, device: torch.device) -> None:
+    """Raise `InputError` at the first step at which a measure of the training itself is not as it was stored."""
+    rows = stored[stored["run"] == run.id].set_index("step")
+    for name in logged[0] if logged else ():
+        ours = torch.stack([measures[name] for measures in logged]).cpu().float()
+        theirs = torch.tensor(rows[name].reindex(range(len(logged))).to_numpy("float32", copy=True))
+        both_nan = ours.isnan() & theirs.isnan()
+        if device.type == "cpu":
+            same = (ours == theirs) | both_nan
+        elif name == "loss":
+            same = torch.isclose(ours, theirs, rtol=CUDA_TOLERANCE, atol=0) | both_nan
+        else:
+            continue
+        if not same.all():
+            first = int((~same).int().argmax())
+            raise InputError(
+                f"run {run.id}: the replay differs from what is stored: {name} at step {first} is {ours[first]:.9g}, "
+                f"stored is {theirs[first]:.9g}; was the run directory edited, or written by other code?"
+            )
