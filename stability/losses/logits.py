@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stability.registry import InputError
 
@@ -38,3 +40,13 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 def both_ways(one_way: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """Return the mean of a loss of rows over both directions: image to text, and text to image."""
     return (one_way(logits) + one_way(logits.T)) / 2
+
+
+def sum_over_pairs(logits: Tensor, offset: int = 0) -> Tensor:
+    """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats.
+
+    The diagonal of a (rows, B) block of the logits starts at column *offset*.
+    """
+    # Signs first: softplus(l) - l is the same as softplus(-l), but rounds to 0 where a match is judged well.
+    matches = torch.diagonal(logits, offset)
+    return F.softplus(torch.diagonal_scatter(logits, -matches, offset)).sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.logits import off_diagonal, scaled_similarities
+from stability.losses.logits import off_diagonal, scaled_similarities, sum_over_pairs
 from stability.registry import InputError, nearest
 
 
@@ -50,16 +50,6 @@ def siglip(
     if reduction not in pairs:
         raise InputError(f"reduction: unknown {reduction!r}{nearest(reduction, pairs)}")
     return sum_over_pairs(scaled_similarities(image, text, log_scale, max_scale) + bias) / pairs[reduction]
-
-
-def sum_over_pairs(logits: Tensor, offset: int = 0) -> Tensor:
-    """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats.
-
-    The diagonal of a (rows, B) block of the logits starts at column *offset*.
-    """
-    # Signs first: softplus(l) - l is the same as softplus(-l), but rounds to 0 where a match is judged well.
-    matches = torch.diagonal(logits, offset)
-    return F.softplus(torch.diagonal_scatter(logits, -matches, offset)).sum()
 
 
 @loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance)
