@@ -16,13 +16,14 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
 
 
 def with_slopes(fused: Callable[..., tuple[Tensor, ...]], plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return the scalar ``plain(*inputs)``; where a gradient may be asked for, found by *fused* together with it.
+    """Return the scalar ``plain(*inputs)``; unless gradients are off, *fused* finds the gradient together with it.
 
     ``fused(*inputs)`` returns the value and its derivative with respect to each input. It is called once, on plain
     tensors of one replica, outside all differentiation, so it may work in place; going backward then only multiplies.
     Derivatives of second and higher order are those of *plain*.
     """
-    if any(x.requires_grad for x in inputs):
+    # Not `requires_grad` of the inputs: inside vmap it is False for all of them.
+    if torch.is_grad_enabled():
         return _WithSlopes.apply(fused, plain, *inputs)[0]
     return plain(*inputs)
 
@@ -79,11 +80,11 @@ class _WithSlopes(torch.autograd.Function):
         inputs, slopes = _halves(ctx.saved_tensors)
         parts = []
         if upstream is not None:
-            parts.append([upstream * slope for slope in slopes])
+            parts.append(tuple(upstream * slope for slope in slopes))
         if any(bend is not None for bend in bends):
             _, pull, *_ = vjp(_gradient(ctx.plain, inputs), *inputs)
             parts.append(pull(_filled(bends, slopes)))
-        return None, None, *(sum(terms) if terms else None for terms in zip(*parts, strict=True))
+        return None, None, *(map(sum, zip(*parts, strict=True)) if parts else [None] * len(inputs))
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *tangents: Tensor | None) -> Any:

@@ -20,7 +20,16 @@ from stability.losses.logits import sum_over_pairs
 from stability.registry import InputError
 
 SIDE = 512
-"""Rows and columns of a tile of logits: 1 MB of float32, twice, is what a core's cache holds and a matrix product fills."""
+"""Rows and columns of a tile of logits: 1 MB of float32, twice, is about what a core's cache holds."""
+
+
+def is_large(batch: Tensor) -> bool:
+    """Return whether a loss of this batch, (B, D), is better computed here than from its plain formula.
+
+    On a CPU from B = 512 on, where the logits of a few replicas leave the cache (``benchmarks/losses.py``). Other
+    devices have the bandwidth: there, from B = 8,192 on, for the memory alone. A function of shape and device only.
+    """
+    return len(batch) >= (SIDE if batch.device.type == "cpu" else 16 * SIDE)
 
 
 def judged_pairs(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | None = None) -> Tensor:
@@ -150,7 +159,7 @@ def _normalise_bounded(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor
 
 
 def _normalise_any(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_normalise_bounded` does, for logits of any size: each row's, then each column's, from its maximum."""
+    """Return what `_normalise_bounded` does, for logits of any size: exponentials from each row's maximum, then each column's."""
     slope_rows, slope_columns = torch.zeros_like(rows), torch.zeros_like(columns)
 
     def one_way(some: Tensor, others: Tensor, slope_some: Tensor, slope_others: Tensor) -> Tensor:

@@ -13,14 +13,19 @@ from stability.registry import InputError
 
 
 def scaled_similarities(image: Tensor, text: Tensor, log_scale: Tensor, max_scale: float = math.inf) -> Tensor:
-    """Return t <image_i, text_j>, (B, B), with t = exp(log_scale), but at most *max_scale*.
+    """Return t <image_i, text_j>, (B, B), with t = exp(log_scale), but at most *max_scale*; see `scaled`."""
+    return scaled(image, log_scale, max_scale) @ text.T
+
+
+def scaled(rows: Tensor, log_scale: Tensor, max_scale: float = math.inf) -> Tensor:
+    """Return t times the rows, with t = exp(log_scale), but at most *max_scale*.
 
     Where t is cut, *log_scale* gets no gradient: this is a clamp inside the loss. OpenCLIP and CyCLIP cut the
     parameter itself after each step, at t = 100, for the same t in the loss.
     """
     if not max_scale > 0:
         raise InputError(f"max_scale: got {max_scale!r}; allowed: a positive number")
-    return log_scale.clamp(max=math.log(max_scale)).exp() * image @ text.T
+    return log_scale.clamp(max=math.log(max_scale)).exp() * rows
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
