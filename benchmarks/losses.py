@@ -29,19 +29,23 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def plain_siglip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
+    """Return the definition, all logits at once."""
     return sum_over_pairs(log_t.exp() * image @ text.T + bias) / len(image)
 
 
 def plain_clip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
+    """Return the definition, all logits at once."""
     logits = log_t.exp() * image @ text.T
     return both_ways(lambda x: (torch.logsumexp(x, -1) - torch.diagonal(x)).mean(), logits)
 
 
 def ours_siglip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
+    """Return the tiled form at every batch size."""
     return judged_pairs(log_t.exp() * image, text, bias) / len(image)
 
 
 def ours_clip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
+    """Return the tiled form at every batch size."""
     return told_apart(log_t.exp() * image, text) / 2 / len(image)
 
 
@@ -52,6 +56,7 @@ LOSSES: dict[str, dict[str, Loss]] = {
 
 
 def inputs(batch: int) -> tuple[Tensor, ...]:
+    """Return images, texts, log t and bias."""
     image, text = normalize(torch.randn(2, batch, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
     return tuple(x.requires_grad_() for x in (image, text, torch.tensor(math.log(10.0)), torch.tensor(-10.0)))
 
@@ -64,11 +69,12 @@ def step(loss: Loss, given: tuple[Tensor, ...]) -> float:
 
 
 def times(name: str, batch: int, repeats: int, compiled: bool) -> list[dict[str, object]]:
+    """Return one row for each engine, after checking that all compute the same loss."""
     engines = dict(LOSSES[name])
     if compiled:
         engines["plain, compiled"] = torch.compile(LOSSES[name]["plain"], dynamic=False)
     given = inputs(batch)
-    values = [float(loss(*given)) for loss in engines.values()]
+    values = [loss(*given).item() for loss in engines.values()]
     if max(values) - min(values) > 1e-4 * abs(values[0]):
         raise SystemExit(f"{name} at B = {batch}: the engines disagree: {values}")
     best = dict.fromkeys(engines, math.inf)
@@ -99,6 +105,7 @@ def peak(name: str, engine: str, batch: int) -> None:
 
 
 def main() -> None:
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="B = 512 and 2,048 only, memory at 8,192")
     parser.add_argument("--compile", action="store_true", help="the plain formula under torch.compile too")

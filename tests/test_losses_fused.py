@@ -116,8 +116,9 @@ def test_extreme_scales_biases_and_duplicates(ours, plain, t, b, dtype, small_ti
     exact = (t * image, text, *([torch.tensor(b).double()] if ours is judged_pairs else []))
     inputs = tuple(x.to(dtype) for x in exact)
     expected = plain(*exact), *slopes(plain, exact)
+    # From a logit of 20 on, torch's softplus, in the plain formula, is cut to a line: 2e-9 off.
     # In float32 a logit of 1000 is itself rounded by 3e-5, and the probabilities behind the gradient with it.
-    close = {"rtol": 1e-4, "atol": 1e-4 * max(1.0, t)} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+    close = {"rtol": 1e-4, "atol": 1e-4 * max(1.0, t)} if dtype == torch.float32 else {"rtol": 1e-8, "atol": 1e-8}
     assert_close(tuple(x.double() for x in (ours(*inputs), *slopes(ours, inputs))), expected, **close)
 
 
@@ -158,7 +159,7 @@ def test_any_shape_in_any_tiles(ours, plain, size, width, side, chunk, data):
         found = ours(*inputs, chunk=chunk), *slopes(lambda *x: ours(*x, chunk=chunk), inputs)
     finally:
         fused.SIDE = whole
-    assert_close(found, (plain(*inputs), *slopes(plain, inputs)), rtol=1e-9, atol=1e-9)
+    assert_close(found, (plain(*inputs), *slopes(plain, inputs)), rtol=1e-8, atol=1e-8)
 
 
 @both
@@ -239,9 +240,8 @@ def test_siglip_of_a_large_batch_is_its_formula(options):
     assert not is_large(image[: SIDE - 1])
     rows = min(options.get("max_scale", math.inf), 10.0) * image
     divisor = len(image) ** (2 if "reduction" in options else 1)
-    value = siglip(
-        image, text, log_scale=torch.tensor(10.0).double().log(), bias=torch.tensor(-3.0).double(), **options
-    )
+    log_t, bias = torch.tensor(10.0).double().log(), torch.tensor(-3.0).double()
+    value = siglip(image, text, log_scale=log_t, bias=bias, **options)
     assert_close(value, plain_sigmoid(rows, text, bias) / divisor)
 
 

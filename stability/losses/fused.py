@@ -159,7 +159,7 @@ def _normalise_bounded(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor
 
 
 def _normalise_any(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_normalise_bounded` does, for logits of any size: exponentials from each row's maximum, then each column's."""
+    """Return what `_normalise_bounded` does, for logits of any size: rows and columns each from their own maximum."""
     slope_rows, slope_columns = torch.zeros_like(rows), torch.zeros_like(columns)
 
     def one_way(some: Tensor, others: Tensor, slope_some: Tensor, slope_others: Tensor) -> Tensor:
