@@ -112,7 +112,7 @@ def options_of(variant: Variant) -> dict[str, inspect.Parameter]:
 
 
 # Variants register on import.
-from stability.losses import chunked, decoupled, hardness, mixtures, running, sigmoid, softmax  # noqa: E402
+from stability.losses import chunked, decoupled, derivatives, fused, hardness, mixtures, running, sigmoid, softmax  # noqa: E402
 from stability.losses.chunked import clip_chunked, siglip_chunked  # noqa: E402
 from stability.losses.decoupled import dcl, dclw, infoloob  # noqa: E402
 from stability.losses.hardness import focal_sigmoid, hcl, siglip_masked, triplet  # noqa: E402
@@ -132,7 +132,9 @@ __all__ = [
     "dcl",
     "dclw",
     "decoupled",
+    "derivatives",
     "focal_sigmoid",
+    "fused",
     "global_contrastive",
     "hardness",
     "hcl",

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.logits import off_diagonal, scaled_similarities
+from stability.losses.fused import is_large, judged_pairs
+from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sum_over_pairs
 from stability.registry import InputError, nearest
 
 
@@ -41,6 +42,7 @@ def siglip(
     lower. *max_scale* cuts t inside the loss. Without a bias: an initial bias of 0, not trained.
     Zhai et al. (2023), arXiv:2303.15343, Alg. 1, whose code adds b (its displayed equation has the other sign).
     Checked against the sources of big_vision (``trainers/proj/image_text/siglip.py``) and OpenCLIP (``SigLipLoss``).
+    A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
 
     >>> zeros, nought = torch.zeros(4, 3), torch.tensor(0.0)
     >>> siglip(zeros, zeros, log_scale=nought, bias=nought) / math.log(2)
@@ -49,17 +51,9 @@ def siglip(
     pairs = {"per_image": len(image), "mean_pairs": len(image) ** 2}
     if reduction not in pairs:
         raise InputError(f"reduction: unknown {reduction!r}{nearest(reduction, pairs)}")
-    return sum_over_pairs(scaled_similarities(image, text, log_scale, max_scale) + bias) / pairs[reduction]
-
-
-def sum_over_pairs(logits: Tensor, offset: int = 0) -> Tensor:
-    """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats.
-
-    The diagonal of a (rows, B) block of the logits starts at column *offset*.
-    """
-    # Signs first: softplus(l) - l is the same as softplus(-l), but rounds to 0 where a match is judged well.
-    matches = torch.diagonal(logits, offset)
-    return F.softplus(torch.diagonal_scatter(logits, -matches, offset)).sum()
+    rows = scaled(image, log_scale, max_scale)
+    total = judged_pairs(rows, text, bias) if is_large(image) else sum_over_pairs(rows @ text.T + bias)
+    return total / pairs[reduction]
 
 
 @loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance)

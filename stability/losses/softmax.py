@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stability.losses import Scalar, loss
-from stability.losses.logits import both_ways, scaled_similarities
+from stability.losses.fused import is_large, told_apart
+from stability.losses.logits import both_ways, scaled, scaled_similarities
 
 
 def clip_chance(batch_size: int) -> float:
@@ -29,12 +30,17 @@ def clip(
     arXiv:2102.05918: e = 0.1). *max_scale* cuts t inside the loss (CLIP's cap on the parameter is 100).
     Radford et al. (2021), arXiv:2103.00020, Fig. 3; Zhai et al. (2023), arXiv:2303.15343, Sec. 3.1. Checked against
     the source of OpenCLIP (``ClipLoss``) and, smoothed, against torch's ``cross_entropy``.
+    A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
 
     >>> clip(torch.zeros(4, 3), torch.zeros(4, 3), log_scale=torch.tensor(0.0)) / math.log(4)
     tensor(1.)
     """
-    logits = scaled_similarities(image, text, log_scale, max_scale)
-    return both_ways(partial(_cross_entropy, smoothing=label_smoothing), logits)
+    rows = scaled(image, log_scale, max_scale)
+    if is_large(image):
+        # Smoothed rows and columns have the same mean: that of all matches less that of all logits.
+        smoothed = label_smoothing * ((rows * text).sum(-1).mean() - rows.mean(0) @ text.mean(0))
+        return told_apart(rows, text) / 2 / len(image) + smoothed
+    return both_ways(partial(_cross_entropy, smoothing=label_smoothing), rows @ text.T)
 
 
 def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
