@@ -96,7 +96,6 @@ def in_towers(name: str) -> bool:
     return not name.startswith("loss.")
 
 
-
 def _spike_rate(column: str, name: str, of: str) -> Measure:
     return Measure(
         name,

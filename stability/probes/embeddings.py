@@ -7,7 +7,6 @@ from torch import Tensor
 
 from stability.probes import Measure, Replica, probe
 
-
 RANK = "Exponential of the entropy of the normalised singular values of the"
 
 
