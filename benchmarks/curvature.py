@@ -276,7 +276,9 @@ def compare_grids(size: str, batch_size: int, repeats: int) -> Row:
     peer_s, ours_s = in_turns(lambda: grid_by_loop(model, plane), ours, repeats=repeats)
     notes = {"largest_difference": float(apart)}
     case = f"{size}, B = {batch_size}"
-    return Row(case, f"{GRID} x {GRID} plane", "loop as in loss-landscapes", peer_s, ours_s, peer_s / ours_s, 3.0, notes)
+    return Row(
+        case, f"{GRID} x {GRID} plane", "loop as in loss-landscapes", peer_s, ours_s, peer_s / ours_s, 3.0, notes
+    )
 
 
 def compare_on_gpu(size: str = "5k", batch_size: int = 64, replicas: int = 64, sample: int = 2) -> Row:

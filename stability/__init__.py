@@ -19,6 +19,7 @@ _HOMES = {
     "load_study": "study",
     "loss": "losses",
     "losses": "",
+    "matched_noise": "probes.matched",
     "probe": "probes",
     "read": "analysis",
     "run": "execute",

@@ -177,10 +177,13 @@ def _spike_rates(results: Results, column: str) -> pd.Series:
     """Return each run's spikes per 1,000 steps after warm-up; of the logarithm where a column varies by factors."""
     steps, train = results.steps, results.study.train
     logged = steps[(steps["step"] >= train.warmup) & (steps["step"] < train.steps)]
-    values = logged[column].astype(float)
-    if results.measures[column].scale == "log":
-        values = np.log(values.where(values > 0))
-    return values.groupby(logged["run"], sort=False).agg(lambda series: stats.spikes(series.to_numpy()).rate)
+    log = results.measures[column].scale == "log"
+
+    def rate(series: pd.Series) -> float:
+        values = series.to_numpy(np.float64)
+        return stats.spikes(np.log(np.where(values > 0, values, np.nan)) if log else values).rate
+
+    return logged.groupby("run", sort=False)[column].agg(rate)
 
 
 def _area(curve: pd.DataFrame) -> float:

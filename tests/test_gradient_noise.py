@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from stability.probes.noise import fraction_interval, gradient_noise, pooled_fraction
+from stability.losses import siglip
+from stability.probes.matched import fitted_scalar, matched_noise
+from stability.probes.noise import fraction_interval, gradient_noise, gradient_noise_in, pooled_fraction
 from stability.registry import InputError
 
 Params = dict[str, Tensor]
@@ -123,6 +125,107 @@ def test_the_preconditioner_weighs_the_norms():
     trace, square = textbook(rows(params, batches) * weight)
     assert_close(noise.trace_cov, trace)
     assert_close(noise.mean_sq_norm, square)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_cosine_is_the_mean_over_all_pairs_of_batches(count):
+    params, batches = params_of(), batches_of(count)
+    noise = gradient_noise(contrastive, params, batches, blocks=BLOCKS)
+    for found, names in ((noise, None), (noise.by_block["towers"], list(params)[:2])):
+        g = rows(params, batches, names)
+        pairs = [F.cosine_similarity(g[j], g[k], dim=0) for j in range(count) for k in range(count) if j != k]
+        assert_close(found.mean_cosine, torch.stack(pairs).mean())
+
+
+def test_the_cosine_is_unbiased_by_enumerating_every_draw():
+    """Over all draws of K = 3 from 4 batches, the mean estimate is |E u|^2 of the unit gradients u."""
+    params, pool = params_of(), batches_of(4)
+    unit = F.normalize(rows(params, pool), dim=1)
+    draws = [
+        gradient_noise(contrastive, params, {name: value[list(draw)] for name, value in pool.items()}).mean_cosine
+        for draw in itertools.product(range(4), repeat=3)
+    ]
+    assert_close(torch.stack(draws).mean(), unit.mean(0).square().sum())
+
+
+def test_several_norms_from_one_pass_are_those_taken_one_by_one():
+    params, batches = params_of(), batches_of(4)
+    p = {name: value.abs() + 0.2 for name, value in params.items()}
+    together = gradient_noise_in({"plain": None, "adam": p}, contrastive, params, batches, blocks=BLOCKS)
+    for norm, weights in (("plain", None), ("adam", p)):
+        alone = gradient_noise(contrastive, params, batches, blocks=BLOCKS, preconditioner=weights)
+        for field in ("trace_cov", "mean_sq_norm", "mean_cosine"):
+            assert_close(getattr(together[norm], field), getattr(alone, field), rtol=0, atol=0)
+            assert_close(
+                getattr(together[norm].by_block["towers"], field),
+                getattr(alone.by_block["towers"], field),
+                rtol=0,
+                atol=0,
+            )
+    weight = torch.cat([value.reshape(-1) for value in p.values()]).rsqrt()
+    assert_close(together["adam"].trace_cov, textbook(rows(params, batches) * weight)[0])
+
+
+def test_blocks_of_parameters_that_do_not_lie_together():
+    params, batches = params_of(), batches_of(4)
+    names = ["image.weight", "loss.bias"]
+    noise = gradient_noise(contrastive, params, batches, blocks={"odd": names}).by_block["odd"]
+    trace, square = textbook(rows(params, batches, names))
+    assert_close(noise.trace_cov, trace)
+    assert_close(noise.mean_sq_norm, square)
+
+
+# -- matched parameters ----------------------------------------------------------------------------------
+
+
+def test_a_fitted_bias_makes_the_mean_probability_one_in_b():
+    """Where all similarities are s, SigLIP's best logit is -log(B - 1): b = -log(B - 1) - t s."""
+    rows_of_ones = torch.ones(3, 8, 4, dtype=torch.float64) / 2
+    scalars = {"log_scale": torch.tensor(1.5, dtype=torch.float64)}
+    b = fitted_scalar(lambda p, batch: siglip(batch, batch, **p), scalars, rows_of_ones, "bias")
+    assert_close(b.item(), -math.log(7) - math.exp(1.5), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 100.0])
+def test_a_fitted_bias_is_where_the_derivative_vanishes(scale):
+    batches = {name: F.normalize(value, dim=-1) for name, value in batches_of(4).items()}
+    scalars = {"log_scale": torch.tensor(scale, dtype=torch.float64).log()}
+
+    def mean(b: Tensor) -> Tensor:
+        each = [siglip(batches["image"][k], batches["text"][k], **scalars, bias=b) for k in range(4)]
+        return torch.stack(each).mean()
+
+    def of(p: Params, batch: dict[str, Tensor]) -> Tensor:
+        return siglip(batch["image"], batch["text"], **p)
+
+    b = fitted_scalar(of, scalars, batches, "bias")
+    assert abs(torch.func.grad(mean)(b)) < 1e-10
+    stacked = {"log_scale": torch.stack([scalars["log_scale"], torch.tensor(0.3, dtype=torch.float64)])}
+    assert_close(torch.vmap(lambda p: fitted_scalar(of, p, batches, "bias"))(stacked)[0], b)
+
+
+def test_a_scalar_without_a_minimum_is_nan():
+    assert fitted_scalar(lambda p, x: p["b"] * x, {"w": torch.tensor(1.0)}, torch.ones(2), "b").isnan()
+
+
+def test_losses_at_matched_parameters_differ_by_the_loss_alone():
+    params, batches = params_of(), batches_of(5)
+    bare = {name: value for name, value in params.items() if name != "loss.bias"}
+    noise = matched_noise(
+        {"same": lambda p, x: contrastive({**p, "loss.bias": params["loss.bias"]}, x), "refitted": contrastive},
+        bare,
+        batches,
+        refit={"refitted": "loss.bias"},
+    )
+    trace, square = textbook(rows(params, batches, list(bare)))
+    assert_close(noise["same"].trace_cov, trace)
+    b = fitted_scalar(contrastive, bare, batches, "loss.bias")
+    trace, square = textbook(rows({**bare, "loss.bias": b}, batches, list(bare)))
+    assert_close(noise["refitted"].trace_cov, trace)
+    assert_close(noise["refitted"].mean_sq_norm, square)
+    for refit, message in (({"other": "b"}, "'other' is no objective"), ({"same": "loss.log_scale"}, "hold")):
+        with pytest.raises(InputError, match=message):
+            matched_noise({"same": contrastive}, bare, batches, refit=refit)
 
 
 def test_a_batch_is_one_sample_not_its_rows():

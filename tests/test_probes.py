@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from stability.grid import Group, runs_of
 from stability.losses import clip, loss
-from stability.probes import measures_of, probe
+from stability.probes import in_towers, measures_of, probe
 from stability.probes.embeddings import margin_and_relative_bias, quantile
+from stability.probes.noise import gradient_noise
 from stability.registry import Variant
 from stability.study import Schedule
 from stability.train import Trainer
@@ -52,7 +53,7 @@ def test_every_probe_returns_exactly_the_measures_it_declares(trainer, name):
         pytest.skip("not in the tiny study")
     reading = trainer.read(name)
     offered = trainer.study.measures
-    declared = {m.name for m in probe[name].traits["measures"] if m.pooled is None and m.name in offered}
+    declared = {m.name for m in probe[name].traits["measures"] if m.stored and m.name in offered}
     assert set(reading.values) == declared
     for measure in (each for each in probe[name].traits["measures"] if each.name in offered):
         assert measure.text.endswith("."), measure
@@ -174,6 +175,43 @@ def test_gradient_noise_is_of_new_batches_at_every_step_and_curvature_of_fixed_o
     assert not torch.equal(trainer.read("gradient-noise").values["gradient_second_moment_towers"], first)
     assert torch.equal(trainer.read("curvature").values["hessian_high"], fixed)
     trainer.population.step -= 1
+
+
+def test_gradient_noise_has_no_adam_norm_before_the_first_step_and_one_after(tiny, trainer):
+    runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
+    values = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU).read("gradient-noise").values
+    assert torch.isnan(values["gradient_noise_trace_towers_preconditioned"]).all()
+    assert torch.isfinite(values["gradient_noise_trace_towers"]).all()
+    values = trainer.read("gradient-noise").values
+    total = values["gradient_noise_trace_towers_preconditioned"] + values["gradient_sq_norm_towers_preconditioned"]
+    assert_close(values["gradient_second_moment_towers_preconditioned"], total)
+
+
+def test_at_its_own_parameters_the_matched_noise_of_a_loss_is_its_own(trainer):
+    """The same batches, given to both: SigLIP keeps the run's bias, and so its own gradient."""
+    population = trainer.population
+    study = trainer.study
+    alike = study.model_copy(
+        update={
+            "probes": {name: Schedule.model_validate({"batches": 3}) for name in ("gradient-noise", "matched-noise")}
+        }
+    )
+    both = Trainer(alike, Group("g", tuple(population.runs)), alike.pairs(), CPU)
+    both.step()
+    matched = both.read("matched-noise").values
+    layout = both.population.plan.layout
+    assert_close(matched["matched_bias"], layout.unflatten(both.population.theta.detach())["loss.bias"])
+    index = independent_indices(population.runs[0].seed, "probe/matched-noise/1", 3, both.population.feed.available, 8)
+    batches = both.population.feed.select([0]).batch(index[None], both.population.feed.select([0]).generators("x"))
+    params = {name: value[0] for name, value in layout.unflatten(both.population.theta.detach()).items()}
+    own = gradient_noise(
+        both.population.plan.objective,
+        params,
+        {name: value[0] for name, value in batches.items()},
+        blocks={"towers": in_towers},
+    ).by_block["towers"]
+    assert_close(matched["gradient_noise_trace_towers_as_siglip"][0], own.trace_cov, rtol=1e-4, atol=0)
+    assert not torch.isclose(matched["gradient_noise_trace_towers_as_clip"][0], own.trace_cov, rtol=1e-2)
 
 
 def test_the_threshold_is_for_the_rate_of_the_step_not_of_the_study(tiny):

@@ -38,9 +38,9 @@ class Decomposition:
 def lanczos(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int, seed: int) -> Decomposition:
     """Return *steps* Lanczos steps of symmetric operators, each from its own row of *starts* (L, P).
 
-    *product* maps (L, P) to (L, P), lane by lane. Every new vector is made orthogonal to all earlier ones,
-    twice (Parlett 1998, "The symmetric eigenvalue problem", section 6.9): so no ghost copies of converged
-    eigenvalues. Where a lane's Krylov space is exhausted, the next vector is a random one orthogonal to the
+    *product* maps (L, P) to (L, P), lane by lane. Every new vector is made orthogonal to all earlier ones, and
+    once more where that took away so much of it that rounding is left (Daniel, Gragg, Kaufman and Stewart
+    1976): so no ghost copies of converged eigenvalues. Where a lane's Krylov space is exhausted, the next vector is a random one orthogonal to the
     space and T gets a zero coupling: later Ritz values are still eigenvalues (multiple ones appear), with
     zero quadrature weight. A lane with a NaN has NaN in `theta` and `vectors`, and leaves the others as
     they are.
@@ -54,17 +54,19 @@ def lanczos(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int, see
         current, so_far = basis[:, step], basis[:, : step + 1]
         image = product(current)
         diagonal[:, step] = (current * image).sum(-1)
-        rest = _orthogonal_part(image, so_far)
+        # The recurrence first: it takes away all but rounding, and one pass over the basis does the rest.
+        rest = image - diagonal[:, step, None] * current
+        if step:
+            rest -= coupling[:, step, None] * basis[:, step - 1]
+        rest = _orthogonal_part(rest, so_far)
         norm = rest.norm(dim=-1)
         largest = torch.maximum(largest, diagonal[:, step].abs() + norm)
         if step + 1 < steps:
             exhausted = norm <= 10 * torch.finfo(norm.dtype).eps * largest
             coupling[:, step + 1] = norm.masked_fill(exhausted, 0)
             if bool(exhausted.any()):
-                fresh = _gaussian(size, seed, step).to(starts).expand(lanes, size)
-                rest = torch.where(exhausted[:, None], _orthogonal_part(fresh, so_far), rest)
-            # Normalised before the second pass, which then restores orthogonality to full precision.
-            rest = _orthogonal_part(rest / rest.norm(dim=-1, keepdim=True), so_far)
+                fresh = _orthogonal_part(_gaussian(size, seed, step).to(starts).expand(lanes, size), so_far)
+                rest = torch.where(exhausted[:, None], fresh / fresh.norm(dim=-1, keepdim=True), rest)
             basis[:, step + 1] = rest / rest.norm(dim=-1, keepdim=True)
     theta, vectors = _tridiagonal_eigen(diagonal, coupling[:, 1:])
     return Decomposition(theta, vectors, basis)
@@ -75,9 +77,18 @@ def _gaussian(size: int, seed: int, step: int) -> Tensor:
 
 
 def _orthogonal_part(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Return (L, P) *vectors* without their part in the span of the rows of *basis* (L, k, P)."""
+    """Return (L, P) *vectors* without their part in the span of the rows of *basis* (L, k, P).
+
+    A pass that halves a vector leaves rounding in the span that counts beside the rest: such a lane takes another.
+    """
+    once = _projected_out(vectors, basis)
+    again = once.norm(dim=-1) < 0.5 * vectors.norm(dim=-1)
+    return torch.where(again[:, None], _projected_out(once, basis), once) if bool(again.any()) else once
+
+
+def _projected_out(vectors: Tensor, basis: Tensor) -> Tensor:
     coefficients = torch.bmm(basis, vectors[:, :, None])
-    return vectors - torch.bmm(coefficients.mT, basis)[:, 0]
+    return torch.baddbmm(vectors[:, None], coefficients.mT, basis, alpha=-1)[:, 0]
 
 
 def _tridiagonal_eigen(diagonal: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from stability.probes import Measure, Replica, probe
 
-
 RANK = "Exponential of the entropy of the normalised singular values of the"
 
 

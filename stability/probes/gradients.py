@@ -131,7 +131,7 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
 
 
 def _siglip_of_embeddings(scalars: Params, batch: Batch) -> Tensor:
-    return siglip(batch["image"], batch["text"], **scalars)
+    return siglip(batch["image"], batch["text"], log_scale=scalars["log_scale"], bias=scalars["bias"])
 
 
 def _embed(replica: Replica, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -55,5 +55,6 @@ __all__ = [
     "spikes",
     "spread_ratio",
     "time_ratio",
+    "update_spikes_by_level",
     "verdict",
 ]

@@ -46,8 +46,8 @@ def spikes(
     quantities that vary by factors, such as norms. Exceedances at most *merge* steps apart are one spike, so a jump
     to a new level is one as well. Steps with a non-finite value are not looked at.
 
-    Simulated at the defaults, in spikes per 1,000 steps of independent noise around a constant: normal 0.00, Student
-    t with 4 degrees of freedom 0.66, lognormal (sd 1 of the log) 15. So compare rates across runs; do not
+    Simulated at the defaults over 40,000 steps of independent noise around a constant, per 1,000 steps: normal 0.0,
+    Student t with 4 degrees of freedom 0.5, lognormal (sd 1 of the log) 16. So compare rates across runs; do not
     read one as a number of accidents. The rule needs long runs (5,000 steps or more) to see rare events. Raises
     `InputError` for a series that is not a row or a window below 10.
 
