@@ -172,6 +172,7 @@ def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> N
     _print_rows(
         [
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
+            *([("tuning", f"{cost.tuning_runs} runs first, on seeds of their own")] if cost.tuning_runs else []),
             ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
@@ -188,26 +189,45 @@ def _minutes(seconds: float) -> str:
 
 
 @app.command()
-def run(study: StudyName, scale: Scale = "small", device: Device = "auto", on: On = "local", out: Out = None) -> None:
+def run(
+    study: StudyName,
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    out: Out = None,
+    until_settled: Annotated[
+        int | None, typer.Option(help="Add seeds up to MAX, at registered looks, until settled.", metavar="MAX")
+    ] = None,
+) -> None:
     """Train what is missing of a study, test its claims and write the report."""
     from stability.execute import default_out
     from stability.study import load_study
 
     loaded = load_study(study, scale)
-    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded)))
+    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded), most=until_settled))
 
 
-def _run(study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = ()) -> int:
-    """Train what is missing, write the report, and return the exit code."""
+def _run(
+    study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = (), most: int | None = None
+) -> int:
+    """Train what is missing (with seeds added up to *most*), write the report, and return the exit code."""
     from stability.execute import executor_of
     from stability.execute import run as train
+    from stability.sequential import run_until_settled
+    from stability.store import read_manifest
 
     try:
-        with executor_of(on, device, plugins) as executor, _progress(study.train.steps) as watch:
-            train(study, device, executor, where, watch)
+        with executor_of(on, device, plugins) as executor, _progress(study) as watch:
+            if most is None:
+                train(study, device, executor, where, watch)
+            else:
+                run_until_settled(study, most, device, executor, where, watch)
     except KeyboardInterrupt:
         _complain(f"interrupted; every finished group is kept in {where}, and the same command goes on from there")
         return 130
+    if read_manifest(where).get("tuning"):
+        _complain(f"{where}: groups of the search failed, so there is nothing to report; see {where / 'manifest.json'}")
+        return 1
     return _report(where)
 
 
@@ -316,18 +336,22 @@ def _print_verdicts(console: Console, findings: Findings) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from stability.analysis import look_sentence
+
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
     for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
         shape, colour = WORDS[finding.verdict]
-        table.add_row(
-            Text(f"{shape} {finding.verdict}", style=colour),
-            Text(f"{finding.text}\n").append(finding.sentence, "dim"),
-        )
+        words = Text(f"{finding.text}\n").append(finding.sentence, "dim")
+        if plain := next((each for each in findings.untuned if each.id == finding.id), None):
+            words.append(f"\nwithout tuning: {plain.verdict} (secondary, decides nothing)", "dim")
+        table.add_row(Text(f"{shape} {finding.verdict}", style=colour), words)
     console.print(table)
+    if said := look_sentence(findings.looks):
+        console.print(said, soft_wrap=True)
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[Watch]:
+def _progress(study: Study) -> Iterator[Watch]:
     """Yield a watch that draws a bar per group and one for the whole study, with an estimate."""
     from rich.progress import (
         BarColumn,
@@ -339,6 +363,7 @@ def _progress(steps: int) -> Iterator[Watch]:
     )
 
     from stability.execute import Watch
+    from stability.grid import study_of
 
     columns = (
         TextColumn("{task.description}"),
@@ -353,12 +378,13 @@ def _progress(steps: int) -> Iterator[Watch]:
         current: dict[str, Any] = {}
 
         def begin(groups: int) -> None:
-            bars.update(whole, total=groups)
+            # What follows a search, or a look at the claims, comes on top.
+            bars.update(whole, total=(bars.tasks[whole].total or 0) + groups)
 
         def step(group: Group, done: int) -> None:
             if group.id not in current:
-                label = f"{group.arm}, batch {group.batch_size}, {len(group.runs)} runs"
-                current[group.id] = bars.add_task(label, total=steps)
+                label = f"{group.arm}, batch {group.batch_size}, {len(group.runs)} {'tuning ' * group.tuning}runs"
+                current[group.id] = bars.add_task(label, total=study_of(study, group).train.steps)
             bars.update(current[group.id], completed=done)
 
         def done(group: Group, seconds: float) -> None:

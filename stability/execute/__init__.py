@@ -21,7 +21,7 @@ import torch
 from stability.execute.machine import pick_device, reproducible_arithmetic
 from stability.execute.manifest import open_run
 from stability.execute.planning import estimate, worker_count
-from stability.grid import Group
+from stability.grid import Group, study_of
 from stability.plugins import Plugin, load_plugins
 from stability.registry import InputError
 from stability.store import checksum, group_path, write_manifest
@@ -67,14 +67,28 @@ def run(
     study = study if isinstance(study, Study) else load_study(study)
     where = Path(out) if out is not None else default_out(study)
     chosen = pick_device(device)
-    manifest, groups = open_run(study, where, chosen, watch.say)
+    while _train_what_is_known(study, chosen, executor, where, watch):
+        pass
+    return where
+
+
+def _train_what_is_known(
+    study: Study, device: torch.device, executor: Executor | None, where: Path, watch: Watch
+) -> bool:
+    """Train the groups that can be planned by now, and return whether more will follow, as the test does a search."""
+    manifest, groups = open_run(study, where, device, watch.say)
     watch.begin(len(groups))
-    outcomes = _in_order(study, groups, where, chosen, watch)
+    outcomes = _in_order(study, groups, where, device, watch)
     if executor is not None:
-        outcomes = _side_by_side(study, groups, where, chosen, watch, executor)
+        outcomes = _side_by_side(study, groups, where, device, watch, executor)
     for group, outcome in outcomes:
         _record(where, manifest, group, outcome, watch)
-    return where
+    if not manifest.get("tuning"):
+        return False
+    failed = sum(entry["status"] == "failed" for entry in manifest["groups"] if entry.get("tuning"))
+    if failed:
+        watch.say(f"{where}: {failed} groups of the search failed, so no setting is chosen and the test is not run")
+    return not failed
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,7 @@ def _train(study: Study, group: Group, where: Path, device: torch.device, progre
     start = time.perf_counter()
     try:
         with reproducible_arithmetic():
-            train_group(study, group, study.pairs(), group_path(where, group.id), device, progress)
+            train_group(study_of(study, group), group, study.pairs(), group_path(where, group.id), device, progress)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
         return Outcome(time.perf_counter() - start, traceback.format_exc())
     return Outcome(time.perf_counter() - start)
