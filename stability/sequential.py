@@ -42,11 +42,12 @@ def run_until_settled(
     out: str | Path | None = None,
     watch: Watch = SILENT,
 ) -> Path:
-    """Return the directory of *study*, trained with 5, 10, 20, ... up to *most* seeds until its primary claim is settled.
+    """Return the directory of *study*, trained with 5, 10, 20, ... seeds until its primary claim is settled.
 
-    Each look tests at an equal share of the study's alpha (Bonferroni), so looking often does not err more often. The looks stand in the manifest before the first step and belong to the study's hash; a
-    directory begun with other looks is refused. Seeds once trained are kept, and a run that was interrupted goes on at
-    the look that it was at. Raises `InputError` for a study without claims.
+    With *most* seeds it ends in any case. Each look tests at an equal share of the study's alpha (Bonferroni), so
+    looking often does not err more often. The looks stand in the manifest before the first step and belong to the
+    study's hash; a directory begun with other looks is refused. Seeds once trained are kept, and a run that was
+    interrupted goes on at the look that it was at. Raises `InputError` for a study without claims.
     """
     if study.primary is None:
         raise InputError(f"--until-settled: the study {study.name!r} has no claim that could be settled")
