@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stability.execute import Watch
     from stability.grid import Group
     from stability.plugins import Plugin
+    from stability.sample_size import Need
     from stability.study import Study
 
 # Torch takes seconds to import, so every verb imports what it needs when it is called: --help answers at once.
@@ -229,6 +230,64 @@ def _run(
         _complain(f"{where}: groups of the search failed, so there is nothing to report; see {where / 'manifest.json'}")
         return 1
     return _report(where)
+
+
+@app.command()
+def power(
+    study: StudyName,
+    run_dir: Annotated[
+        Path | None, typer.Argument(help="Pilot data [default: runs/<study>-<scale>, if there].")
+    ] = None,
+    scale: Scale = "small",
+    sd: Annotated[float, typer.Option(help="Without pilot data: the assumed SD of differences, in margins.")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Directory of the figure [default: that of the run].")] = None,
+) -> None:
+    """Say how many seeds each claim needs for 80% power at its margin, as a table and a figure."""
+    from stability.execute import default_out
+    from stability.report.figures.power import write_power
+    from stability.sample_size import pilot_of, power_curves, seeds_by_claim
+    from stability.store import MANIFEST
+    from stability.study import load_study
+
+    loaded = load_study(study, scale)
+    home = run_dir or default_out(loaded)
+    pilot = pilot_of(loaded, home) if run_dir or (home / MANIFEST).is_file() else None
+    needs = seeds_by_claim(loaded, pilot, sd)
+    _print_needs(needs, f"{home}" if pilot else "", sd)
+    if any(need.safe for need in needs):
+        paths = write_power(out or home, power_curves(needs), needs)
+        _console().print(f"figure: {paths['svg']}, {paths['png']}", soft_wrap=True, markup=False)
+
+
+def _print_needs(needs: Sequence[Need], pilot: str, assumed: float) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from stability.stats.wording import number
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("claim", "margin", "SD", "upper bound", "seeds", "seeds, safely", ""):
+        table.add_column(head, justify="left" if head in ("claim", "") else "right")
+    for need in needs:
+        cells = [number(need.width), *["–"] * 4]
+        if need.likely and need.safe:
+            cells[1:] = [number(need.sd), number(need.bound), f"{need.likely:,}", f"{need.safe:,}"]
+        table.add_row(Text(need.id), *cells, Text(f"not computed: {need.why}" if need.why else need.note, "dim"))
+    console = _console()
+    console.print(table)
+    level = f"{100 * needs[0].confidence:.4g}%"
+    source = (
+        f"SD of the seeds' differences from {pilot}, with its upper 80% bound. Seeds of a pilot are no test seeds: "
+        "adding to them until something shows errs too often, --until-settled does not."
+        if pilot
+        else f"No pilot: an SD of {assumed:g} times the margin is assumed (--sd)."
+    )
+    console.print(
+        f"80% power to find a difference of the margin and to show equality within it, intervals at {level}; margin "
+        f"and SD on the scale of the test (logs of ratios). {source}",
+        style="dim",
+        markup=False,
+    )
 
 
 @app.command()
