@@ -184,7 +184,7 @@ def by_ours(model: DualEncoder, probes: int) -> Measured:
 
 
 def grid_by_loop(model: DualEncoder, plane: tuple[dict[str, Tensor], dict[str, Tensor]]) -> list[list[float]]:
-    """Return the loss on the plane, as loss-landscapes does: the model moved in place, point by point, one forward each.
+    """Return the loss on the plane, as loss-landscapes does: the model moved in place, one forward a point.
 
     That package walks odd rows backwards to save moves; here each row starts anew, so that no row is off by a cell.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,40 @@ import numpy as np
 import pandas as pd
 
 from stability import contrasts, stats
-from stability.check import chance_level
 from stability.contrasts import contrast
-from stability.grid import runs_of
-from stability.losses import loss
+from stability.grid import Run, runs_of
 from stability.probes import Measure
-from stability.store import read_groups, read_manifest
-from stability.study import Claim, Study, parse_study
-from stability.train.divergence import diverged_at
+from stability.registry import InputError
+from stability.results import AXES, FLOOR, LATE, Results, Tuning, on_scale, run_frame, summarise, times_to
+from stability.store import read_groups, read_manifest, read_study
+from stability.study import Claim, Study
+from stability.tuning import search
 
-AXES = ("batch_size", "corruption", "noise", "lr")
+__all__ = [
+    "AXES",
+    "CLEAR",
+    "FLOOR",
+    "LATE",
+    "Finding",
+    "Findings",
+    "Results",
+    "Tuning",
+    "analyse",
+    "compared",
+    "findings_text",
+    "look_sentence",
+    "on_scale",
+    "read",
+    "run_frame",
+    "summarise",
+    "times_to",
+]
 
-LATE = 0.2
-"""The late window: this last share of a run's steps."""
+ALPHA = 0.05
+"""The chance of a wrong direction that all claims of a study, at all its looks, share."""
 
 CLEAR = 3.0
 """A bounded measure must stand this many times above chance in the clean cells of either arm, or it is not testable."""
-
-FLOOR = 1.1
-"""A bounded measure below this many times chance is taken as this: its chance-corrected logarithm has no lower end."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """A run directory, read: the study, its manifest, one row per run, one row per run and step, and the measures."""
-
-    study: Study
-    manifest: dict[str, Any]
-    runs: pd.DataFrame
-    steps: pd.DataFrame
-    measures: dict[str, Measure]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """All findings of a study, its verdict (the primary claim's), and where they come from."""
+    """All findings of a study, its verdict (the primary claim's), and where they come from.
+
+    *untuned* holds the same claims tested without tuning, where the study asks for that: no part of the verdict.
+    *looks* says which registered look this is, where there are any.
+    """
 
     study: str
     scale: str
@@ -85,12 +93,19 @@ class Findings:
     verdict: str
     provenance: dict[str, Any]
     claims: tuple[Finding, ...]
+    untuned: tuple[Finding, ...] = ()
+    looks: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return what findings.json holds: plain data without NaN or infinity (null instead)."""
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
-        claims = [{key: _plain(value) for key, value in vars(claim).items()} for claim in self.claims]
-        return {"schema": 1, **{key: getattr(self, key) for key in keys}, "claims": claims}
+        found = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
+        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found, "looks": self.looks}
+        return {key: value for key, value in plain.items() if value or key not in ("untuned", "looks")}
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in vars(finding).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -109,106 +124,27 @@ def read(run_dir: str | Path, warn: Callable[[str], None] = lambda sentence: Non
     """
     where = Path(run_dir)
     manifest = read_manifest(where)
-    study = parse_study(manifest["study_text"], str(where / "manifest.json"), manifest["study"], manifest["scale"])
-    # In the order of the study, so that nothing depends on the order in which groups were finished.
-    place = {run.id: number for number, run in enumerate(runs_of(study))}
+    study = read_study(manifest, where)
     steps = read_groups(where, manifest["groups"], warn)
+    if study.tune is None:
+        return _results(study, manifest, steps, runs_of(study))
+    tuning = search(study, manifest, steps)
+    if tuning is None:
+        raise InputError(
+            f"{where}: the tuning runs are not all finished, so no setting is chosen and nothing is tested; "
+            "`stability run` goes on with them"
+        )
+    untuned = _results(study, manifest, steps, runs_of(study)) if study.tune.untuned else None
+    found = _results(study, manifest, steps, runs_of(study, tuning.chosen))
+    return replace(found, tuning=tuning, untuned=untuned)
+
+
+def _results(study: Study, manifest: dict[str, Any], steps: pd.DataFrame, runs: Sequence[Run]) -> Results:
+    # In the order of the study, so that nothing depends on the order in which groups were finished.
+    place = {run.id: number for number, run in enumerate(runs)}
     steps = steps.assign(place=steps["run"].map(place)).dropna(subset=["place"])
     steps = steps.sort_values(["place", "step"], kind="stable").drop(columns="place").reset_index(drop=True)
-    return Results(study, manifest, run_frame(study, manifest, steps), steps, study.measures)
-
-
-def run_frame(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run of the grid: its cell, status (finished, diverged, failed, planned) and divergence."""
-    status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
-    losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
-    chance = {
-        (arm, size): chance_level(loss[study.arm(arm).loss], size)
-        for arm in study.grid.loss
-        for size in study.grid.batch_size
-    }
-    rows = []
-    for run in runs_of(study):
-        row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
-        row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
-        if row["status"] == "finished" and run.id not in losses:
-            row["status"] = "planned"
-        if run.id in losses:
-            logged = losses[run.id].to_numpy()[: study.train.steps]
-            step = diverged_at(logged, chance[run.arm, run.batch_size], study.train.warmup)
-            row |= {
-                "status": "finished" if step is None else "diverged",
-                "diverged_at": math.nan if step is None else step,
-            }
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-# --- one number a run ------------------------------------------------------------------------------------------------
-
-
-def summarise(results: Results, name: str, reduction: str) -> pd.Series:
-    """Return one number per run (indexed by run) for a measure: its final, best or late value, or its area.
-
-    late: mean over the last fifth of the steps; area: that under the curve after warm-up, per step; a pooled measure
-    is the ratio of the two means. A rate of spikes is one number a run already: all steps after warm-up count.
-    """
-    measure, train = results.measures[name], results.study.train
-    if measure.spikes:
-        return _spike_rates(results, measure.spikes)
-    if measure.pooled:
-        top, bottom = (summarise(results, part, reduction) for part in measure.pooled)
-        return top / bottom
-    rows = results.steps[["run", "step", name]].dropna()
-    if reduction == "late":
-        rows = rows[rows["step"] >= (1 - LATE) * train.steps]
-    elif reduction == "area":
-        rows = rows[rows["step"] >= train.warmup]
-        return rows.groupby("run", sort=False)[["step", name]].apply(_area)
-    by_run = rows.groupby("run", sort=False)[name]
-    if reduction == "final":
-        return by_run.last().astype(float)
-    if reduction == "best":
-        return (by_run.max() if measure.better == "higher" else by_run.min()).astype(float)
-    return by_run.agg(lambda values: float(np.mean(values.to_numpy(np.float64))))
-
-
-def _spike_rates(results: Results, column: str) -> pd.Series:
-    """Return each run's spikes per 1,000 steps after warm-up; of the logarithm where a column varies by factors."""
-    steps, train = results.steps, results.study.train
-    logged = steps[(steps["step"] >= train.warmup) & (steps["step"] < train.steps)]
-    log = results.measures[column].scale == "log"
-
-    def rate(series: pd.Series) -> float:
-        values = series.to_numpy(np.float64)
-        return stats.spikes(np.log(np.where(values > 0, values, np.nan)) if log else values).rate
-
-    return logged.groupby("run", sort=False)[column].agg(rate)
-
-
-def _area(curve: pd.DataFrame) -> float:
-    """Return the mean height of a curve of (step, value) rows, by the trapezoidal rule; of one point, its height."""
-    steps, values = (curve.iloc[:, column].to_numpy(np.float64) for column in (0, 1))
-    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(values[0])
-
-
-def times_to(results: Results, name: str, threshold: float) -> pd.Series:
-    """Return per run the first measured step with a measure at the threshold or better; infinity if there is none."""
-    rows = results.steps[["run", "step", name]].dropna()
-    better = results.measures[name].better
-    reached = rows[rows[name] >= threshold] if better == "higher" else rows[rows[name] <= threshold]
-    first = reached.groupby("run", sort=False)["step"].min().astype(float)
-    return first.reindex(results.runs["run"], fill_value=math.inf)
-
-
-def on_scale(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
-    """Return one number per run on the scale on which arms are contrasted (see `probes.Measure`)."""
-    if scale == "log":
-        return np.log(values.where(values > 0))
-    if scale == "chance-log":
-        chance = summarise(results, results.measures[name].chance, "final").reindex(values.index)
-        return np.log((np.maximum(values, FLOOR * chance) - chance) / (1 - chance))
-    return values
+    return Results(study, manifest, run_frame(study, manifest, steps, runs), steps, study.measures)
 
 
 # --- one verdict a claim ---------------------------------------------------------------------------------------------
@@ -220,15 +156,50 @@ def analyse(results: Results) -> Findings:
     Intervals are at confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
     """
     study = results.study
-    confidence = stats.shared_confidence(max(1, len(study.claims)))
-    found = [_finding(results, claim, confidence) for claim in study.claims]
-    adjusted = stats.adjust([finding.p_value for finding in found])
-    findings = tuple(
+    findings = _family(results)
+    primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
+    untuned = _family(results.untuned) if results.untuned else ()
+    return Findings(study.name, study.scale, study.hash, primary, provenance(results), findings, untuned, _looks(study))
+
+
+def claim_confidence(study: Study) -> float:
+    """Return the confidence of each interval: 95% shared among registered looks, then among the study's claims."""
+    per_look = 1 - ALPHA / max(1, len(study.looks))
+    return stats.shared_confidence(max(1, len(study.claims)), per_look)
+
+
+def _family(results: Results) -> tuple[Finding, ...]:
+    confidence = claim_confidence(results.study)
+    found = [_finding(results, claim, confidence) for claim in results.study.claims]
+    adjusted = np.minimum(1, stats.adjust([finding.p_value for finding in found]) * max(1, len(results.study.looks)))
+    return tuple(
         replace(finding, p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan)
         for finding, p in zip(found, adjusted, strict=True)
     )
-    primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
-    return Findings(study.name, study.scale, study.hash, primary, provenance(results), findings)
+
+
+def _looks(study: Study) -> dict[str, Any]:
+    """Return the registered looks, the one that these findings are of (by its seeds), and the alpha spent up to it."""
+    if not study.looks:
+        return {}
+    taken = [n for n in study.looks if n <= study.grid.seeds]
+    return {"seeds": list(study.looks), "at": study.grid.seeds, "alpha_spent": ALPHA * len(taken) / len(study.looks)}
+
+
+def look_sentence(looks: Mapping[str, Any]) -> str:
+    """Return which registered look findings are of, and the alpha spent by then, in a sentence; nothing without looks.
+
+    >>> look_sentence({"seeds": [5, 10, 20], "at": 10, "alpha_spent": 0.1 / 3})
+    'Look 2 of 3 (10 seeds; registered before the first step: 5, 10, 20); .033 of an alpha of .05 is spent.'
+    """
+    if not looks:
+        return ""
+    place, registered = looks["seeds"].index(looks["at"]) + 1, ", ".join(map(str, looks["seeds"]))
+    spent = f"{looks['alpha_spent']:.2g}".removeprefix("0")
+    return (
+        f"Look {place} of {len(looks['seeds'])} ({looks['at']} seeds; registered before the first step: {registered}); "
+        f"{spent} of an alpha of .05 is spent."
+    )
 
 
 def provenance(results: Results) -> dict[str, Any]:
@@ -244,15 +215,17 @@ def provenance(results: Results) -> dict[str, Any]:
         "finished": int(counts.get("finished", 0) + counts.get("diverged", 0)),
         "diverged": int(counts.get("diverged", 0)),
         "failed": int(counts.get("failed", 0)),
-        "command": f"stability run {study.name} --scale {study.scale} --device {manifest['device']['type']}",
+        **({"tuning_runs": len(results.tuning.tried)} if results.tuning else {}),
+        "command": f"stability run {study.name} --scale {study.scale} --device {manifest['device']['type']}"
+        + (f" --until-settled {study.looks[-1]}" if study.looks else ""),
     }
 
 
-def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
+def compared(results: Results, claim: Claim, confidence: float) -> stats.Comparison:
+    """Return the comparison of a claim's two arms by its contrast, over the runs that there are."""
     variant = contrast[claim.contrast]
     measure = results.measures[claim.measure]
-    reduction = claim.reduction or variant.traits["reduction"]
-    scale = claim.scale or measure.scale
+    reduction, scale = _reading(claim, measure)
     arms = [
         _array(results, claim, arm, _numbers(results, claim, variant.traits["on"], reduction, scale))
         for arm in claim.compare
@@ -265,9 +238,20 @@ def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
         "names": claim.compare,
         "measure": _in_words(claim, measure, scale),
     }
-    comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
+    return contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
+
+
+def _reading(claim: Claim, measure: Measure) -> tuple[str, str]:
+    """Return the reduction and the scale by which a claim reads its measure."""
+    return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.scale or measure.scale
+
+
+def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
+    measure = results.measures[claim.measure]
+    reduction, scale = _reading(claim, measure)
+    comparison = compared(results, claim, confidence)
     decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
-    if why := _near_chance(results, claim, measure, variant.traits["on"], scale, reduction):
+    if why := _near_chance(results, claim, measure, contrast[claim.contrast].traits["on"], scale, reduction):
         decided = stats.Verdict("not-testable", why, f"Not testable: {why}.")
     return Finding(
         id=claim.id,

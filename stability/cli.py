@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stability.execute import Watch
     from stability.grid import Group
     from stability.plugins import Plugin
+    from stability.sample_size import Need
     from stability.study import Study
 
 # Torch takes seconds to import, so every verb imports what it needs when it is called: --help answers at once.
@@ -172,6 +173,7 @@ def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> N
     _print_rows(
         [
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
+            *([("tuning", f"{cost.tuning_runs} runs first, on seeds of their own")] if cost.tuning_runs else []),
             ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
@@ -195,29 +197,106 @@ def run(
     on: On = "local",
     out: Out = None,
     save_params: Annotated[bool, typer.Option("--save-params", help="Keep the final parameters of every run.")] = False,
+    until_settled: Annotated[
+        int | None, typer.Option(help="Add seeds up to MAX, at registered looks, until settled.", metavar="MAX")
+    ] = None,
 ) -> None:
     """Train what is missing of a study, test its claims and write the report."""
     from stability.execute import default_out
     from stability.study import load_study
 
     loaded = load_study(study, scale)
-    raise typer.Exit(_run(loaded, device, on, out or default_out(loaded), save_params=save_params))
+    where = out or default_out(loaded)
+    raise typer.Exit(_run(loaded, device, on, where, save_params=save_params, most=until_settled))
 
 
 def _run(
-    study: Study, device: str, on: str, where: Path, plugins: Sequence[Plugin] = (), save_params: bool = False
+    study: Study,
+    device: str,
+    on: str,
+    where: Path,
+    plugins: Sequence[Plugin] = (),
+    *,
+    save_params: bool = False,
+    most: int | None = None,
 ) -> int:
-    """Train what is missing, write the report, and return the exit code."""
+    """Train what is missing (with seeds added up to *most*), write the report, and return the exit code."""
     from stability.execute import executor_of
     from stability.execute import run as train
+    from stability.sequential import run_until_settled
+    from stability.store import read_manifest
 
     try:
-        with executor_of(on, device, plugins) as executor, _progress(study.train.steps) as watch:
-            train(study, device, executor, where, watch, save_params)
+        with executor_of(on, device, plugins) as executor, _progress(study) as watch:
+            if most is None:
+                train(study, device, executor, where, watch, save_params)
+            else:
+                run_until_settled(study, most, device, executor, where, watch, save_params)
     except KeyboardInterrupt:
         _complain(f"interrupted; every finished group is kept in {where}, and the same command goes on from there")
         return 130
+    if read_manifest(where).get("tuning"):
+        _complain(f"{where}: groups of the search failed, so there is nothing to report; see {where / 'manifest.json'}")
+        return 1
     return _report(where)
+
+
+@app.command()
+def power(
+    study: StudyName,
+    run_dir: Annotated[
+        Path | None, typer.Argument(help="Pilot data [default: runs/<study>-<scale>, if there].")
+    ] = None,
+    scale: Scale = "small",
+    sd: Annotated[float, typer.Option(help="Without pilot data: the assumed SD of differences, in margins.")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Directory of the figure [default: that of the run].")] = None,
+) -> None:
+    """Say how many seeds each claim needs for 80% power at its margin, as a table and a figure."""
+    from stability.execute import default_out
+    from stability.report.figures.power import write_power
+    from stability.sample_size import pilot_of, power_curves, seeds_by_claim
+    from stability.store import MANIFEST
+    from stability.study import load_study
+
+    loaded = load_study(study, scale)
+    home = run_dir or default_out(loaded)
+    pilot = pilot_of(loaded, home) if run_dir or (home / MANIFEST).is_file() else None
+    needs = seeds_by_claim(loaded, pilot, sd)
+    _print_needs(needs, f"{home}" if pilot else "", sd)
+    if any(need.safe for need in needs):
+        paths = write_power(out or home, power_curves(needs), needs)
+        _console().print(f"figure: {paths['svg']}, {paths['png']}", soft_wrap=True, markup=False)
+
+
+def _print_needs(needs: Sequence[Need], pilot: str, assumed: float) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from stability.stats.wording import number
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("claim", "margin", "SD", "upper bound", "seeds", "seeds, safely", ""):
+        table.add_column(head, justify="left" if head in ("claim", "") else "right")
+    for need in needs:
+        cells = [number(need.width), *["–"] * 4]
+        if need.likely and need.safe:
+            cells[1:] = [number(need.sd), number(need.bound), f"{need.likely:,}", f"{need.safe:,}"]
+        table.add_row(Text(need.id), *cells, Text(f"not computed: {need.why}" if need.why else need.note, "dim"))
+    console = _console()
+    console.print(table)
+    level = f"{100 * needs[0].confidence:.4g}%"
+    source = (
+        f"SD of the seeds' differences from {pilot}, with its upper 80% bound. Seeds of a pilot are no test seeds: "
+        "adding to them until something shows errs too often, --until-settled does not."
+        if pilot
+        else f"No pilot: an SD of {assumed:g} times the margin is assumed (--sd)."
+    )
+    console.print(
+        f"80% power to find a difference of the margin and to show equality within it, intervals at {level}; margin "
+        f"and SD on the scale of the test (logs of ratios). {source}",
+        style="dim",
+        markup=False,
+    )
 
 
 @app.command()
@@ -362,18 +441,22 @@ def _print_verdicts(console: Console, findings: Findings) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from stability.analysis import look_sentence
+
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
     for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
         shape, colour = WORDS[finding.verdict]
-        table.add_row(
-            Text(f"{shape} {finding.verdict}", style=colour),
-            Text(f"{finding.text}\n").append(finding.sentence, "dim"),
-        )
+        words = Text(f"{finding.text}\n").append(finding.sentence, "dim")
+        if plain := next((each for each in findings.untuned if each.id == finding.id), None):
+            words.append(f"\nwithout tuning: {plain.verdict} (secondary, decides nothing)", "dim")
+        table.add_row(Text(f"{shape} {finding.verdict}", style=colour), words)
     console.print(table)
+    if said := look_sentence(findings.looks):
+        console.print(said, soft_wrap=True)
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[Watch]:
+def _progress(study: Study) -> Iterator[Watch]:
     """Yield a watch that draws a bar per group and one for the whole study, with an estimate."""
     from rich.progress import (
         BarColumn,
@@ -385,6 +468,7 @@ def _progress(steps: int) -> Iterator[Watch]:
     )
 
     from stability.execute import Watch
+    from stability.grid import study_of
 
     columns = (
         TextColumn("{task.description}"),
@@ -399,12 +483,13 @@ def _progress(steps: int) -> Iterator[Watch]:
         current: dict[str, Any] = {}
 
         def begin(groups: int) -> None:
-            bars.update(whole, total=groups)
+            # What follows a search, or a look at the claims, comes on top.
+            bars.update(whole, total=(bars.tasks[whole].total or 0) + groups)
 
         def step(group: Group, done: int) -> None:
             if group.id not in current:
-                label = f"{group.arm}, batch {group.batch_size}, {len(group.runs)} runs"
-                current[group.id] = bars.add_task(label, total=steps)
+                label = f"{group.arm}, batch {group.batch_size}, {len(group.runs)} {'tuning ' * group.tuning}runs"
+                current[group.id] = bars.add_task(label, total=study_of(study, group).train.steps)
             bars.update(current[group.id], completed=done)
 
         def done(group: Group, seconds: float) -> None:

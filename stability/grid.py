@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from stability.losses import loss, scalars_of, scalars_with
-from stability.study import Study, digest
+from stability.study import FIRST_TUNING_SEED, Options, Setting, Study, digest, search_of, settings_of
 
 SCHEMA = 1
+
+Chosen = Mapping[tuple[str, int], Setting]
+"""The setting that tuning chose for each arm and batch size."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of a study's grid."""
+    """One cell of a study's grid, *options* being what tuning sets of the arm's loss beside the rate."""
 
     arm: str
     batch_size: int
@@ -24,6 +27,12 @@ class Run:
     lr: float
     seed: int
     id: str
+    options: Options = ()
+
+    @property
+    def tuning(self) -> bool:
+        """Whether it is a run of the search, not of the test."""
+        return self.seed >= FIRST_TUNING_SEED
 
 
 @dataclass(frozen=True)
@@ -43,49 +52,86 @@ class Group:
         """The batch size that all its runs share."""
         return self.runs[0].batch_size
 
+    @property
+    def tuning(self) -> bool:
+        """Whether its runs are of the search, not of the test."""
+        return self.runs[0].tuning
 
-def run_configuration(study: Study, **cell: Any) -> dict[str, Any]:
+
+def study_of(study: Study, group: Group) -> Study:
+    """Return the study by which a group's runs are trained: the search that belongs to *study*, or *study* itself."""
+    return search_of(study) if group.tuning else study
+
+
+def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[str, Any]:
     """Return everything that decides the numbers of one run, as plain data without defaults.
+
+    *options* are those of the loss that tuning sets; it does not matter whether a value comes from there or the arm.
 
     Titles, claims and the rest of the grid are not in it, so editing them keeps stored runs valid.
     """
     plain = study.canonical()
-    arm = study.arm(cell["arm"])
+    arm = study.arm(cell["arm"], options)
     variant = loss[arm.loss]
     declared = scalars_of(variant)
     scalars = {
         name: asdict(scalar) for name, scalar in scalars_with(variant, arm.options).items() if scalar != declared[name]
     }
-    options = {
+    set_options = {
         name: value
         for name, value in arm.options.items()
         if name not in declared and value != variant.options[name].default
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
     source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
-    return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **options}}
+    return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}
 
 
-def runs_of(study: Study) -> tuple[Run, ...]:
-    """Return every run of the study's grid, seeds innermost."""
+def runs_of(study: Study, chosen: Chosen | None = None) -> tuple[Run, ...]:
+    """Return every run of the study's test grid, seeds innermost: as tuning chose, else at the rates of the grid."""
     grid = study.grid
-    axes = itertools.product(grid.loss, grid.batch_size, grid.corruption, grid.noise, grid.lr, range(grid.seeds))
+    settings = {
+        (arm, size): [chosen[arm, size]] if chosen else [Setting(lr) for lr in grid.lr]
+        for arm, size in itertools.product(grid.loss, grid.batch_size)
+    }
+    return _unrolled(study, settings, 0)
+
+
+def tuning_runs_of(study: Study) -> tuple[Run, ...]:
+    """Return every run of the study's search, in the order of `settings_of`, on seeds of its own; none without one."""
+    if study.tune is None:
+        return ()
+    settings = {(arm, size): settings_of(study, arm) for arm in study.grid.loss for size in study.grid.batch_size}
+    return _unrolled(search_of(study), settings, FIRST_TUNING_SEED)
+
+
+def _unrolled(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int) -> tuple[Run, ...]:
+    grid = study.grid
+    seeds = range(first, first + grid.seeds)
     names = ("arm", "batch_size", "corruption", "noise", "lr", "seed")
-    return tuple(
-        Run(*cell, id=digest(run_configuration(study, **dict(zip(names, cell, strict=True))))) for cell in axes
-    )
+    runs = []
+    for arm, size, corruption, noise in itertools.product(grid.loss, grid.batch_size, grid.corruption, grid.noise):
+        for setting, seed in itertools.product(settings[arm, size], seeds):
+            cell = (arm, size, corruption, noise, setting.lr, seed)
+            told = run_configuration(study, setting.options, **dict(zip(names, cell, strict=True)))
+            runs.append(Run(*cell, id=digest(told), options=setting.options))
+    return tuple(runs)
 
 
 def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[Group, ...]:
     """Return the runs gathered by arm and batch size, in even parts of at most ``width[arm, batch_size]`` runs.
 
-    A group's id is the digest of its runs' ids, so the same runs always make the same group.
+    Runs of the search lie apart from those of the test, and so do runs with other options of the loss. A group's id is
+    the digest of its runs' ids, so the same runs always make the same group.
     """
+
+    def shape(run: Run) -> tuple[str, int, bool, str]:
+        return run.arm, run.batch_size, run.tuning, repr(run.options)
+
     groups = []
-    ordered = sorted(runs, key=lambda run: (run.arm, run.batch_size))
-    for shape, members in itertools.groupby(ordered, key=lambda run: (run.arm, run.batch_size)):
+    for (arm, batch_size, *_), members in itertools.groupby(sorted(runs, key=shape), key=shape):
         alike = list(members)
-        parts = -(-len(alike) // width[shape])
+        parts = -(-len(alike) // width[arm, batch_size])
         size = -(-len(alike) // parts)
         groups += [tuple(alike[start : start + size]) for start in range(0, len(alike), size)]
     return tuple(Group(digest([run.id for run in group]), group) for group in groups)
@@ -93,4 +139,5 @@ def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[G
 
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return one plain row per run, for a data frame."""
-    return [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
+    rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
+    return [{key: value for key, value in row.items() if key != "options" or value} for row in rows]

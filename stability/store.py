@@ -26,6 +26,7 @@ from torch import Tensor
 from stability.grid import SCHEMA
 from stability.probes import Measure
 from stability.registry import InputError
+from stability.study import Study, parse_study, with_looks
 
 MANIFEST = "manifest.json"
 
@@ -116,6 +117,14 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{path}: written in schema {schema!r}; this version reads schema {SCHEMA}")
     found: dict[str, Any] = manifest
     return found
+
+
+def read_study(manifest: Mapping[str, Any], where: Path) -> Study:
+    """Return the study as it was run: its text at its scale, with the looks registered and the seeds they led to."""
+    study = parse_study(manifest["study_text"], str(where / "manifest.json"), manifest["study"], manifest["scale"])
+    if "looks" not in manifest:
+        return study
+    return with_looks(study, manifest["looks"], manifest["seeds"])
 
 
 def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> None:

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from stability.analysis import Results, _area, analyse, findings_text, on_scale, read, run_frame, summarise, times_to
+from stability.analysis import Results, analyse, findings_text, on_scale, read, run_frame, summarise, times_to
 from stability.check import chance_level
 from stability.grid import runs_of
 from stability.losses import loss
 from stability.registry import Variant
 from stability.report import write_report
+from stability.results import _area
 from stability.study import parse_study
 
 

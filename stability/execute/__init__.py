@@ -23,7 +23,7 @@ from stability.execute.machine import pick_device, reproducible_arithmetic
 from stability.execute.manifest import open_run
 from stability.execute.planning import estimate, worker_count
 from stability.execute.replaying import replay_run
-from stability.grid import Group
+from stability.grid import Group, study_of
 from stability.plugins import Plugin, load_plugins
 from stability.registry import InputError
 from stability.store import checksum, group_path, make_writable, parameters_path, write_manifest
@@ -74,14 +74,28 @@ def run(
     chosen = pick_device(device)
     make_writable(where)
     with owned(where):
-        manifest, groups = open_run(study, where, chosen, watch.say, save_params)
-        watch.begin(len(groups))
-        outcomes = _in_order(study, groups, where, chosen, watch, save_params)
-        if executor is not None:
-            outcomes = _side_by_side(study, groups, where, chosen, watch, save_params, executor)
-        for group, outcome in outcomes:
-            _record(where, manifest, group, outcome, watch, save_params)
+        while _train_what_is_known(study, chosen, executor, where, watch, save_params):
+            pass
     return where
+
+
+def _train_what_is_known(
+    study: Study, device: torch.device, executor: Executor | None, where: Path, watch: Watch, save_params: bool
+) -> bool:
+    """Train the groups that can be planned by now, and return whether more will follow, as the test does a search."""
+    manifest, groups = open_run(study, where, device, watch.say, save_params)
+    watch.begin(len(groups))
+    outcomes = _in_order(study, groups, where, device, watch, save_params)
+    if executor is not None:
+        outcomes = _side_by_side(study, groups, where, device, watch, save_params, executor)
+    for group, outcome in outcomes:
+        _record(where, manifest, group, outcome, watch, save_params)
+    if not manifest.get("tuning"):
+        return False
+    failed = sum(entry["status"] == "failed" for entry in manifest["groups"] if entry.get("tuning"))
+    if failed:
+        watch.say(f"{where}: {failed} groups of the search failed, so no setting is chosen and the test is not run")
+    return not failed
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,8 @@ def _train(
     params = parameters_path(where, group.id) if save_params else None
     try:
         with reproducible_arithmetic():
-            train_group(study, group, study.pairs(), group_path(where, group.id), device, progress, params)
+            store = group_path(where, group.id)
+            train_group(study_of(study, group), group, study.pairs(), store, device, progress, params)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
         return Outcome(time.perf_counter() - start, traceback.format_exc())
     return Outcome(time.perf_counter() - start)

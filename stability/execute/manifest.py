@@ -11,7 +11,7 @@ import torch
 
 from stability.execute.machine import PRECISION, device_model, git_commit, versions
 from stability.execute.planning import plan_groups
-from stability.grid import SCHEMA, Group, run_table, runs_of
+from stability.grid import SCHEMA, Group, run_table
 from stability.registry import InputError
 from stability.store import (
     MANIFEST,
@@ -24,6 +24,7 @@ from stability.store import (
     write_manifest,
 )
 from stability.study import Study
+from stability.tuning import known_runs
 
 Say = Callable[[str], None]
 
@@ -35,8 +36,9 @@ def open_run(
 
     Groups once planned keep their runs, so that a run that was interrupted ends in the same files as one that was not;
     only runs that are in no kept group are planned anew. With *save_params* a group whose parameters were not saved is
-    still to be trained. *say* is told of stored runs that the study has no more, and
-    of damaged files.
+    still to be trained. *say* is told of stored runs that the study has no more, and of damaged files. While a search
+    is not finished only its runs are planned (``manifest["tuning"]`` says so); what was planned of the test then waits
+    in the manifest.
     """
     make_writable(where)
     drop_leftovers(where)
@@ -47,10 +49,13 @@ def open_run(
         _refuse_strangers(before, manifest, where)
         manifest["started"] = before["started"]
         old = before["groups"]
-    runs = {run.id: run for run in runs_of(study)}
     finished = [entry for entry in old if _is_intact(where, entry, say, save_params)]
+    known, tuning = known_runs(study, where, finished)
+    runs = {run.id: run for run in known}
+    manifest["runs"] = run_table(runs.values())
+    waiting = [entry for entry in old if tuning and entry not in finished and not set(entry["runs"]) <= set(runs)]
     strangers = {run for entry in finished for run in entry["runs"]} - set(runs)
-    if strangers:
+    if strangers and not tuning:
         say(f"{where}: {len(strangers)} stored runs are not in the study any more and are ignored")
     open_again = [entry for entry in old if entry not in finished and set(entry["runs"]) <= set(runs)]
     kept = [Group(entry["id"], tuple(runs[run] for run in entry["runs"])) for entry in open_again]
@@ -58,7 +63,9 @@ def open_run(
     plan = plan_groups(study, device, [run for run in runs.values() if run.id not in covered], kept)
     manifest["bytes_per_replica"] = plan.bytes
     commit = git_commit()
-    manifest["groups"] = finished + [_entry(group, commit) for group in plan.groups]
+    manifest["groups"] = finished + [_entry(group, commit) for group in plan.groups] + waiting
+    if study.tune:
+        manifest["tuning"] = tuning
     write_manifest(where, manifest)
     return manifest, plan.groups
 
@@ -75,7 +82,7 @@ def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
         "arithmetic": {"threads": 1, "matmul_precision": PRECISION, "compiled": False},
         "seeds": study.grid.seeds,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "runs": run_table(runs_of(study)),
+        **({"looks": list(study.looks)} if study.looks else {}),
     }
 
 
@@ -83,6 +90,9 @@ def _refuse_strangers(old: dict[str, Any], new: dict[str, Any], where: Path) -> 
     for key in ("study", "scale"):
         if old[key] != new[key]:
             raise InputError(f"{where}: holds {key} {old[key]!r}, not {new[key]!r}; give another --out")
+    if old.get("looks") != new.get("looks"):
+        was, now = (_registered(entry.get("looks")) for entry in (old, new))
+        raise InputError(f"{where}: was begun with {was} registered, not {now}; give another --out")
     if old["device"] != new["device"]:
         was, now = (f"{entry['type']} ({entry['model']})" for entry in (old["device"], new["device"]))
         raise InputError(f"{where}: was run on {was}, this is {now}; give another --out")
@@ -90,6 +100,10 @@ def _refuse_strangers(old: dict[str, Any], new: dict[str, Any], where: Path) -> 
     if changed:
         was, now = (entry["versions"].get(changed[0]) for entry in (old, new))
         raise InputError(f"{where}: was run with {changed[0]} {was}, this is {now}; give another --out")
+
+
+def _registered(looks: list[int] | None) -> str:
+    return f"looks at {', '.join(map(str, looks))} seeds" if looks else "no looks"
 
 
 def _is_intact(where: Path, entry: dict[str, Any], say: Say, save_params: bool) -> bool:
@@ -114,4 +128,5 @@ def _entry(group: Group, commit: str) -> dict[str, Any]:
         "runs": [run.id for run in group.runs],
         "status": "planned",
         "git_commit": commit,
+        **({"tuning": True} if group.tuning else {}),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from stability.execute.machine import core_count, device_memory, device_model, reproducible_arithmetic
-from stability.grid import Group, Run, groups_of, runs_of
+from stability.grid import Group, Run, groups_of, runs_of, study_of, tuning_runs_of
 from stability.study import Study
 from stability.train import Trainer, time_probes, time_steps
 from stability.train.memory import bytes_per_replica
@@ -53,9 +53,14 @@ def plan_groups(study: Study, device: torch.device, runs: Sequence[Run], kept: S
 
 @dataclass(frozen=True)
 class Cost:
-    """What a study takes on one machine: counts, seconds of training and probes, bytes while the widest train."""
+    """What a study takes on one machine: counts, seconds of training and probes, bytes while the widest train.
+
+    *runs* are those of the test, *tuning_runs* those of the search before it, *groups* both. Where the test is also run
+    without tuning, runs that tuning leaves as they are count twice here and are trained once.
+    """
 
     runs: int
+    tuning_runs: int
     groups: int
     steps: int
     device: str
@@ -70,29 +75,36 @@ def estimate(study: Study, device: torch.device, steps: int = 3) -> Cost:
 
     What a probe costs hangs on the towers and the batch, hardly on the loss.
     """
-    plan = plan_groups(study, device, runs_of(study))
+    test = runs_of(study)
+    plan = plan_groups(study, device, (*tuning_runs_of(study), *test))
     pairs = study.pairs()
-    training: dict[tuple[str, int, int], float] = {}
-    probing: dict[tuple[int, int], float] = {}
+    training: dict[tuple[str, int, int, bool], float] = {}
+    probing: dict[tuple[int, int, bool], float] = {}
     with reproducible_arithmetic():
         for group in plan.groups:
-            shape = (group.batch_size, len(group.runs))
+            shape = (group.batch_size, len(group.runs), group.tuning)
             if (group.arm, *shape) not in training:
-                trainer = Trainer(study, group, pairs, device)
+                trainer = Trainer(study_of(study, group), group, pairs, device)
                 training[group.arm, *shape] = time_steps(trainer, steps)
                 if shape not in probing:
                     probing[shape] = time_probes(trainer)
-    shapes = [(group.arm, group.batch_size, len(group.runs)) for group in plan.groups]
-    seconds = [training[arm, size, width] + probing[size, width] for arm, size, width in shapes]
+    # Without tuning as well, the test is trained twice over.
+    copies = 2 if study.tune and study.tune.untuned else 1
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for group in plan.groups:
+        shape = (group.batch_size, len(group.runs), group.tuning)
+        seconds[group.tuning] += [training[group.arm, *shape] + probing[shape]] * (1 if group.tuning else copies)
     needs = [plan.bytes[f"{group.arm} {group.batch_size}"] * len(group.runs) for group in plan.groups]
     workers = min(worker_count(device), max(1, len(plan.groups)))
     return Cost(
-        runs=sum(len(group.runs) for group in plan.groups),
-        groups=len(plan.groups),
+        runs=len(test) * copies,
+        tuning_runs=sum(len(group.runs) for group in plan.groups if group.tuning),
+        groups=sum(map(len, seconds.values())),
         steps=study.train.steps,
         device=device_model(device),
         workers=workers,
-        seconds=_makespan(seconds, workers),
+        # Nothing of the test can begin before the last of the search is done.
+        seconds=sum(_makespan(each, workers) for each in seconds.values()),
         measured_steps=steps,
         bytes=sum(sorted(needs)[-workers:]),
     )

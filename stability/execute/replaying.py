@@ -10,11 +10,19 @@ from typing import Any
 import torch
 
 from stability.execute.machine import device_model, pick_device, reproducible_arithmetic, versions
-from stability.grid import Group, runs_of
+from stability.grid import Group, study_of
 from stability.registry import InputError
-from stability.store import checksum, group_path, parameters_path, read_group, read_manifest, read_parameters
-from stability.study import parse_study
+from stability.store import (
+    checksum,
+    group_path,
+    parameters_path,
+    read_group,
+    read_manifest,
+    read_parameters,
+    read_study,
+)
 from stability.train import Replay, replay
+from stability.tuning import known_runs
 
 
 def replay_run(
@@ -34,9 +42,10 @@ def replay_run(
     """
     where = Path(run_dir)
     manifest = read_manifest(where)
-    study = parse_study(manifest["study_text"], str(where / "manifest.json"), manifest["study"], manifest["scale"])
+    study = read_study(manifest, where)
     device = _same_machine(where, manifest)
-    known = {each.id: each for each in runs_of(study)}
+    finished = [entry for entry in manifest["groups"] if entry["status"] == "finished"]
+    known = {each.id: each for each in known_runs(study, where, finished)[0]}
     chosen = known[resolve(run, known, where)]
     entry = next((entry for entry in manifest["groups"] if chosen.id in entry["runs"]), None)
     if entry is None or entry["status"] != "finished":
@@ -52,7 +61,7 @@ def replay_run(
         saved = read_parameters(params_path, chosen.id)
     with reproducible_arithmetic():
         return replay(
-            study,
+            study_of(study, group),
             group,
             chosen,
             step=last,

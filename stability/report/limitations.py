@@ -9,6 +9,7 @@ import pandas as pd
 
 from stability.analysis import CLEAR, Findings, Results, summarise
 from stability.stats.wording import number, percent
+from stability.tuning import edges
 
 SATURATED = 0.95
 """A bounded measure above this leaves too little room for a difference to show."""
@@ -24,6 +25,7 @@ def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
         _open_claims(findings),
         _diverged(results),
         _untuned(results),
+        _at_the_edge(results),
         _bounded(results),
         _false_negatives(results),
         _slow_scalars(results),
@@ -80,6 +82,27 @@ def _diverged(results: Results) -> Said:
 
 def _untuned(results: Results) -> Said:
     yield "Learning rates", results.study.untuned
+
+
+def _at_the_edge(results: Results) -> Said:
+    """Say where the search chose an end of what it tried, or had nothing to choose from."""
+    if results.tuning is None:
+        return
+    found = edges(results.study, results.tuning)
+    if found:
+        said = "; ".join(f"{arm} at batch {size}, {words}" for arm, size, words in found)
+        yield (
+            "Tuned to the edge of the search",
+            f"The setting chosen lies at an end of what was tried: {said}. The best may lie beyond, and the arm be "
+            "shown below it.",
+        )
+    lost = results.tuning.tried.groupby(["arm", "batch_size"], sort=False)["score"].count()
+    for (arm, size), count in _by_place(lost):
+        if not count:
+            yield (
+                "A search without a choice",
+                f"Every tuning run of {arm} at batch {size} diverged, so the lowest rate was taken and means nothing.",
+            )
 
 
 def _bounded(results: Results) -> Said:

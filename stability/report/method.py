@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from stability.analysis import Finding, Findings, Results
+from stability.analysis import Finding, Findings, Results, look_sentence
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.stats.wording import confidence_in_percent, number
+from stability.study import search_of, settings_of
 
 FORMULAS = {
     "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
@@ -30,7 +31,13 @@ FORMULAS = {
 
 def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
     """Return the method as paragraphs: each a title, a text and the formulas that follow it, as {id, alt}."""
-    sources = (_pairing(results), _losses(results), _inference(results, findings), _measures(results, findings))
+    sources = (
+        _pairing(results),
+        _tuning(results),
+        _losses(results),
+        _inference(results, findings),
+        _measures(results, findings),
+    )
     return [
         {"title": title, "text": text, "formulas": [{"id": name, "alt": FORMULAS[name]} for name in names]}
         for source in sources
@@ -72,6 +79,36 @@ def _pairing(results: Results) -> Said:
     )
 
 
+def _tuning(results: Results) -> Said:
+    study, tuning = results.study, results.tuning
+    if tuning is None or study.tune is None:
+        return
+    plan, settings = search_of(study), {arm: settings_of(study, arm) for arm in study.grid.loss}
+    count = len(settings[study.grid.loss[0]])
+    rates = {len({setting.lr for setting in tried}) for tried in settings.values()}
+    filled = (
+        " An arm with fewer initial values or options to search tries more rates between the same two ends instead, so "
+        "that the counts are equal."
+        if len(rates) > 1
+        else ""
+    )
+    untuned = (
+        f" The test was run a second time at the rate {study.grid.lr[0]:g} and every loss's own defaults; that line of "
+        "each claim is secondary and decides nothing."
+        if study.tune.untuned
+        else ""
+    )
+    yield (
+        "Tuning",
+        f"For each loss and batch size, {count} settings were tried, the same number for every arm, each on "
+        f"{plan.grid.seeds} tuning {'seed' if plan.grid.seeds == 1 else 'seeds'} that no test run has, for "
+        f"{plan.train.steps:,} steps at noise {plan.grid.noise[0]:g}.{filled} A setting scores the mean over its seeds "
+        f"of {tuning.measure.label}, averaged over the last fifth of the steps, on the scale on which it is compared. "
+        "A diverged run is the worst there is: settings with fewer of them come first. Ties go to the lower rate, then "
+        f"to the setting listed first. The test then trains each arm and batch size with what was chosen.{untuned}",
+    )
+
+
 def _losses(results: Results) -> Said:
     study = results.study
     arms = {name: study.arm(name) for name in study.grid.loss}
@@ -94,13 +131,14 @@ def _inference(results: Results, findings: Findings) -> Said:
         return
     level = confidence_in_percent(findings.claims[0].confidence)
     count = len(findings.claims)
+    looks = f"{len(results.study.looks)} looks and " if results.study.looks else ""
     yield (
         "One number a seed",
         "Each run is first reduced to one number for a claim, the numbers of the cells of a seed are averaged on the "
         "scale of the claim, and the two arms are subtracted within the seed. A thousand evaluations of a run are "
         f"still one run: n counts seeds. The interval is Student's, at a confidence of {level}: 95% shared among "
-        f"{count} {'claim' if count == 1 else 'claims'} (Bonferroni), so interval and verdict cannot disagree. From "
-        "the mean and the standard deviation s of the n differences:",
+        f"{looks}{count} {'claim' if count == 1 else 'claims'} (Bonferroni), so interval and verdict cannot disagree. "
+        "From the mean and the standard deviation s of the n differences:",
         "interval",
     )
     for claim in findings.claims:
@@ -110,6 +148,13 @@ def _inference(results: Results, findings: Findings) -> Said:
             f"Measure: {results.measures[claim.measure].label}; "
             f"contrast {claim.contrast}, expected {expected}, margin {claim.margin:g}. "
             f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}",
+        )
+    if results.study.looks:
+        yield (
+            "Registered looks",
+            "The claims are tested when so many seeds are finished, as registered before the first step: "
+            f"{', '.join(map(str, results.study.looks))}; the study stops at the first look that settles its primary "
+            f"claim. Each look has an equal share of the alpha of .05. {look_sentence(findings.looks)}",
         )
     yield (
         "Verdicts",

@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stability.analysis import Findings, Results
+from stability.analysis import Findings, Results, look_sentence
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
-from stability.report.tables import Json, cell_table, crosscheck_table, minus, plain_table
+from stability.report.tables import Json, cell_table, crosscheck_table, minus, plain_table, tuning_table
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
 
@@ -22,6 +22,11 @@ SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconcl
 
 SECTIONS = {
     "claims": ("The claims", "Each claim was written down, with its measure and margin, before any run."),
+    "tuning": (
+        "Tuning",
+        "Before the test, every arm was given as many settings to try at each batch size as any other, on seeds that "
+        "the test does not use.",
+    ),
     "learning": (
         "Learning",
         "Losses differ in scale, so how far one falls below its chance level says less than what the embeddings can do "
@@ -61,8 +66,11 @@ SECTIONS = {
 def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Json:
     """Return the report of a study as JSON data: what report.json holds and what both renderings show."""
     study = results.study
+    found = findings.to_json()
+    untuned = {claim["id"]: answer_of(claim) for claim in found.get("untuned", [])}
     answers = [
-        answer_of(claim) for claim in sorted(findings.to_json()["claims"], key=lambda claim: not claim["primary"])
+        answer_of(claim) | {"untuned": untuned.get(claim["id"])}
+        for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
     ]
     counts = results.runs["status"].value_counts()
     missing = int(counts.get("planned", 0))
@@ -78,6 +86,8 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "interim": f"Interim: {missing} of {len(results.runs)} runs are not finished." if missing else None,
         "answers": answers,
         "confidence": confidence_in_percent(findings.claims[0].confidence) if findings.claims else None,
+        "looks": look_sentence(findings.looks) or None,
+        "tuning": tuning_table(results),
         "sections": _sections(drawn, bool(answers)),
         "crosscheck": crosscheck_table(results),
         "cells": cell_table(results, findings),
@@ -96,6 +106,8 @@ def _facts(results: Results) -> str:
     for axis, word in (("batch_size", "batch sizes"), ("noise", "noise levels"), ("lr", "learning rates")):
         if (levels := runs[axis].nunique()) > 1:
             parts.append(f"{levels} {word}")
+    if results.tuning:
+        parts.append(f"{len(results.tuning.tried):,} tuning runs before")
     return " · ".join([*parts, f"{study.train.steps:,} steps each"])
 
 
@@ -169,6 +181,14 @@ def _sections(drawn: Sequence[Drawn], claims: bool) -> list[Json]:
 # --- provenance ------------------------------------------------------------------------------------------------------
 
 
+def _tuning_seeds(results: Results) -> list[tuple[str, str]]:
+    if not results.tuning:
+        return []
+    first, last = results.tuning.tried["seed"].min(), results.tuning.tried["seed"].max()
+    count = last - first + 1
+    return [("Tuning seeds", f"{count} ({first} to {last}), shared by all arms and settings, none of them a test seed")]
+
+
 def _provenance(results: Results, findings: Findings) -> list[list[str]]:
     """Return where the results come from, as pairs of label and value."""
     found = findings.provenance
@@ -180,6 +200,7 @@ def _provenance(results: Results, findings: Findings) -> list[list[str]]:
         ("Study hash", findings.study_hash),
         ("Runs", f"{counts} (diverged runs count as finished)"),
         ("Seeds", f"{found['seeds']} (0 to {found['seeds'] - 1}), shared by all arms"),
+        *_tuning_seeds(results),
         ("Device", f"{device['type']}, {device['model']}"),
         ("Versions", versions),
         ("Commit", found["git_commit"]),

@@ -12,6 +12,8 @@ import pandas as pd
 
 from stability.analysis import AXES, Findings, Results, summarise
 from stability.stats.wording import number, percent
+from stability.study import settings_of
+from stability.tuning import edges
 
 Json = dict[str, Any]
 
@@ -81,7 +83,10 @@ def cell_table(results: Results, findings: Findings) -> Json:
         measure = results.measures[name]
         notes = (measure.unit, "late" if chosen[name] == "late" else "")
         heads.append(_head(measure.label, ", ".join(filter(None, notes)), True))
-    fixed = [f"{AXIS_LABELS[axis].lower()} {_plainly(runs[axis].iloc[0])}" for axis in AXES if axis not in axes]
+    shared = {axis: _plainly(runs[axis].iloc[0]) for axis in AXES if axis not in axes}
+    if results.tuning:
+        shared["lr"] = "as tuned"
+    fixed = [f"{AXIS_LABELS[axis].lower()} {value}" for axis, value in shared.items()]
     return {"columns": heads, "rows": rows, "fixed": ", ".join(fixed) or None}
 
 
@@ -91,6 +96,28 @@ def _known(results: Results, name: str, reduction: str) -> pd.Series | None:
         return None
     values = summarise(results, name, reduction)
     return values if np.isfinite(values.to_numpy(dtype=float)).any() else None
+
+
+def tuning_table(results: Results) -> Json | None:
+    """Return what the search chose, a row per arm and batch size, and how many settings it tried; None without one."""
+    if results.tuning is None:
+        return None
+    tuning, rows = results.tuning, []
+    ends = edges(results.study, tuning)
+    searched = any(setting.options for setting in tuning.chosen.values())
+    for (arm, size), setting in tuning.chosen.items():
+        settings = settings_of(results.study, arm)
+        runs = tuning.tried[(tuning.tried["arm"] == arm) & (tuning.tried["batch_size"] == size)]
+        picked = runs[runs["setting"] == settings.index(setting)]
+        told = [arm, size, setting.lr, *([setting.words or None] if searched else [])]
+        ended = [words for name, batch, words in ends if (name, batch) == (arm, size)]
+        counts = [len(settings), int(runs["diverged"].sum()), "; ".join(ended) or None]
+        rows.append([*map(_cell, told), _mean_and_spread(picked["value"]), *map(_cell, counts)])
+    heads = [_head("Arm", "", False), _head("Batch", "", True), _head("Rate", "chosen", True)]
+    heads += [_head("Other settings", "chosen", False)] if searched else []
+    heads += [_head(tuning.measure.label, "late, tuning seeds", True), _head("Settings", "tried", True)]
+    heads += [_head("Diverged", "tuning runs", True), _head("At an end of the search", "", False)]
+    return {"columns": heads, "rows": rows}
 
 
 def crosscheck_table(results: Results) -> Json | None:

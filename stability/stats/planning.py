@@ -31,7 +31,9 @@ def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -
     # So far out the tail is 1 to the last bit, and the series for it no longer converges.
     if shift > 30 + 2 * critical:
         return 1.0
-    return float(1 - nctdtr(n - 1, shift, critical) + nctdtr(n - 1, shift, -critical))
+    # The wrong tail is below the normal's beyond its mean, and so far out scipy returns NaN for it.
+    wrong = float(nctdtr(n - 1, shift, -critical)) if shift < 6 else 0.0
+    return float(1 - nctdtr(n - 1, shift, critical)) + wrong
 
 
 def equivalence_power(

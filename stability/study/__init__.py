@@ -1,22 +1,43 @@
 """A study: one TOML file, validated into frozen data. Nothing in it can run code."""
 
 from stability.study.comparing import with_loss
-from stability.study.reading import find_study, load_study, parse_study, study_files
-from stability.study.schema import DEFAULT_SCALE, SCALES, Arm, Claim, Schedule, Study, Train, digest, modalities
+from stability.study.reading import find_study, load_study, parse_study, study_files, with_looks
+from stability.study.schema import (
+    DEFAULT_SCALE,
+    SCALES,
+    Arm,
+    Claim,
+    Options,
+    Schedule,
+    Study,
+    Train,
+    Tune,
+    digest,
+    modalities,
+)
+from stability.study.searching import FIRST_TUNING_SEED, Setting, search_of, settings_of, tuning_measure
 
 __all__ = [
     "DEFAULT_SCALE",
+    "FIRST_TUNING_SEED",
     "SCALES",
     "Arm",
     "Claim",
+    "Options",
     "Schedule",
+    "Setting",
     "Study",
     "Train",
+    "Tune",
     "digest",
     "find_study",
     "load_study",
     "modalities",
     "parse_study",
+    "search_of",
+    "settings_of",
     "study_files",
+    "tuning_measure",
+    "with_looks",
     "with_loss",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from stability.check import admit
@@ -14,9 +13,7 @@ from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
 from stability.study.schema import OVER, Arm, Claim, Schedule, Study, modalities
-
-Locate = Callable[..., str]
-"""From keys and indices to the place in the file, for the head of an error sentence."""
+from stability.study.searching import Locate, check_tuning
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -30,6 +27,8 @@ def check(study: Study, locate: Locate) -> None:
     for place, claim in enumerate(study.claims):
         _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
     _check_ids(study, locate)
+    if study.tune:
+        check_tuning(study, study.tune, locate)
 
 
 def _check_data(study: Study, locate: Locate) -> Pairs:

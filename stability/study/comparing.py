@@ -10,7 +10,8 @@ from typing import Any
 
 from stability.losses import loss
 from stability.registry import InputError, nearest
-from stability.study.schema import Study
+from stability.study.schema import Study, Tune
+from stability.study.searching import settable
 
 VERBS = {"higher": "has a higher", "lower": "has a lower", "equal": "has the same"}
 
@@ -32,6 +33,10 @@ def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
     plain["question"] = f"Is {newcomer} more stable than {' and '.join(against)}?"
     plain["grid"]["loss"] = [newcomer, *against]
     plain["arms"] = {name: arm for name, arm in arms.items() if name in against}
+    if "tune" in plain:
+        losses = [plain["arms"].get(name, {}).get("loss", name) for name in plain["grid"]["loss"]]
+        kept = {*Tune.model_fields, *(key for name in losses for key in settable(loss[name]))}
+        plain["tune"] = {key: value for key, value in plain["tune"].items() if key in kept}
     plain["claims"] = _claims(study, plain.get("claims", []), newcomer, against)
     return f"# Derived from the study {study.name!r} by `stability compare`.\n" + toml(plain)
 

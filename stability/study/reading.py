@@ -12,8 +12,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from stability.registry import InputError, nearest
-from stability.study.checks import Locate, check
+from stability.study.checks import check
 from stability.study.schema import DEFAULT_SCALE, SCALES, Study
+from stability.study.searching import Locate
+
+HIDDEN = ("name", "scale", "text", "looks")
+"""Fields of a study that no file sets."""
 
 
 def study_files() -> dict[str, Path]:
@@ -59,7 +63,7 @@ def parse_study(text: str, where: str, name: str, scale: str | None = None) -> S
         raise InputError(f"{where}: not valid TOML: {error}") from error
     scale = scale or DEFAULT_SCALE
     plain, changed = _at_scale(plain, scale, where)
-    for key in ("name", "scale", "text"):
+    for key in HIDDEN:
         if key in plain:
             raise InputError(f"{where}: unknown key '{key}'{nearest(key, _keys(Study))}")
 
@@ -75,6 +79,20 @@ def parse_study(text: str, where: str, name: str, scale: str | None = None) -> S
     study = study.model_copy(update={"name": name, "scale": scale, "text": text})
     check(study, locate)
     return study
+
+
+def with_looks(study: Study, looks: Sequence[int], seeds: int) -> Study:
+    """Return *study* at one of its registered *looks*, with so many *seeds*.
+
+    Raises `InputError` where a claim's probe reads too few seeds for the last look.
+    """
+
+    def at(count: int) -> Study:
+        grid = study.grid.model_copy(update={"seeds": count})
+        return study.model_copy(update={"grid": grid, "looks": tuple(looks)})
+
+    check(at(looks[-1]), lambda *keys: f"{study.name} with {looks[-1]} seeds: {_dotted(keys)}")
+    return at(seeds)
 
 
 def _at_scale(plain: dict[str, Any], scale: str, where: str) -> tuple[dict[str, Any], set[tuple[str, ...]]]:
@@ -108,7 +126,7 @@ def _dotted(keys: Sequence[str | int]) -> str:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    return [key for key in model.model_fields if key not in {"name", "scale", "text"} or model is not Study]
+    return [key for key in model.model_fields if key not in HIDDEN or model is not Study]
 
 
 def _model_at(keys: Sequence[str | int]) -> type[BaseModel]:

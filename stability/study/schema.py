@@ -26,6 +26,10 @@ Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]
 Text = Annotated[str, Field(min_length=1)]
 
 
+Options = tuple[tuple[str, Any], ...]
+"""Options of a loss and initial values of its scalars, by name, as pairs that can be hashed."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
@@ -139,6 +143,23 @@ class Claim(_Frozen):
     threshold: float | None = None
 
 
+class Tune(_Open):
+    """What is searched for each loss and batch size before the test runs, on seeds that the test never uses.
+
+    *lr* are the rates to try; every key that is not a field is a scalar (its initial value) or an option of a loss,
+    with the values to try. *steps* is the length of a tuning run if not that of the test's; *measure* is what a good
+    setting has more (or less) of; *noise* the level to tune at, the lowest of the grid if not given. With *untuned* the
+    test is run at ``grid.lr`` and the losses' defaults as well.
+    """
+
+    lr: Annotated[tuple[Rate, ...], Field(min_length=1)]
+    seeds: Positive
+    steps: Positive | None = None
+    measure: Name | None = None
+    noise: Share | None = None
+    untuned: bool = False
+
+
 class Study(_Frozen):
     """A question, the runs that answer it, and the claims that they decide."""
 
@@ -152,7 +173,10 @@ class Study(_Frozen):
     arms: dict[Name, Arm] = {}
     probes: dict[str, Schedule] = {}
     claims: tuple[Claim, ...] = ()
+    tune: Tune | None = None
 
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds after which the claims are tested, registered before the first step; none: once, at the end."""
     name: Annotated[str, Field(exclude=True)] = ""
     scale: Annotated[str, Field(exclude=True)] = DEFAULT_SCALE
     text: Annotated[str, Field(exclude=True)] = ""
@@ -174,9 +198,10 @@ class Study(_Frozen):
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
         return plain
 
-    def arm(self, name: str) -> Arm:
-        """Return the arm of that name; a bare loss name is an arm without options."""
-        return self.arms.get(name) or Arm(loss=name)
+    def arm(self, name: str, settings: Options = ()) -> Arm:
+        """Return the arm of that name, with *settings* on top; a bare loss name is an arm without options."""
+        arm = self.arms.get(name) or Arm(loss=name)
+        return arm.model_copy(update=dict(settings)) if settings else arm
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -199,6 +224,12 @@ class Study(_Frozen):
     def untuned(self) -> str:
         """Return one sentence on what was not tuned, for the reader of a report."""
         rates = self.grid.lr
+        if self.tune:
+            return (
+                f"The rate was chosen per loss and batch size from {self.tune.lr[0]:g} to {self.tune.lr[-1]:g} only, "
+                f"by {self.tune.seeds} {'seed' if self.tune.seeds == 1 else 'seeds'} at one level of noise; what the "
+                "search did not vary is the same for every loss."
+            )
         if len(rates) > 1:
             shown = ", ".join(f"{rate:g}" for rate in rates)
             return (

@@ -72,7 +72,7 @@ class Population:
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
     """Return the replicas of *runs* (of one arm and batch size) before their first step."""
-    plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs)
+    plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
     theta = initial_parameters(study, plan, pairs, [run.seed for run in runs]).to(device)
     decay = plan.layout.spread(
         lambda name, shape: study.train.weight_decay if len(shape) > 1 and name not in plan.fixed else 0.0

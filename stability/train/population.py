@@ -18,7 +18,7 @@ from stability.losses import Scalar, loss, reserved_of, scalars_with
 from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
-from stability.study import Arm, Study, modalities
+from stability.study import Arm, Options, Study, modalities
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ def towers(study: Study, pairs: Pairs, seed: int) -> dict[str, nn.Module]:
     return built
 
 
-def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs) -> Blueprint:
-    """Return what every replica of one arm and batch size shares."""
+def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, options: Options = ()) -> Blueprint:
+    """Return what every replica of one arm (with *options* on top) and batch size shares."""
     built = towers(study, pairs, seed=0)
-    plan = loss_plan(study.arm(arm_name))
+    plan = loss_plan(study.arm(arm_name, options))
     named = [(f"{side}.{name}", value) for side, tower in built.items() for name, value in tower.named_parameters()]
     locked = {name for name, value in named if not value.requires_grad}
     constant = {f"loss.{name}" for name, scalar in plan.scalars.items() if not scalar.trained}

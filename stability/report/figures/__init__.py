@@ -10,8 +10,9 @@ from stability.report.figures.levels import convergence, decline, sharpness
 from stability.report.figures.markup import svg
 from stability.report.figures.spectra import spectral_densities
 from stability.report.figures.trajectories import over_training
+from stability.report.figures.tuning import tuning_curves
 
-SECTIONS = ("claims", "learning", "noise", "convergence", "gradients", "scalars", "curvature", "geometry")
+SECTIONS = ("claims", "tuning", "learning", "noise", "convergence", "gradients", "scalars", "curvature", "geometry")
 """The sections of a report that hold figures, in reading order."""
 
 
@@ -20,6 +21,7 @@ def draw(results: Results, findings: Findings) -> tuple[Drawn, ...]:
     first = forest_plot(results, findings)
     drawn = [
         *([first] if first else []),
+        *tuning_curves(results),
         *over_training(results),
         *decline(results),
         *convergence(results),

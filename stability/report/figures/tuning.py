@@ -1,0 +1,106 @@
+"""What the search found: the tuning measure over the learning rate, each run a dot, what was chosen in a ring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stability.analysis import Results
+from stability.report.figures import panels, tables
+from stability.report.figures.drawn import Drawn
+from stability.report.style import Look, looks, styled
+from stability.stats.wording import number
+from stability.study import settings_of
+
+
+def tuning_curves(results: Results) -> Iterator[Drawn]:
+    """Yield the tuning curves of a study with a search: a panel per batch size, a line per arm and other setting."""
+    if results.tuning is None:
+        return
+    table, known = tried_table(results), looks(results.study.grid.loss)
+    measure = results.tuning.measure
+    label = measure.label[:1].lower() + measure.label[1:]
+    best = table[table["chosen"]].groupby(["batch_size", "arm"], sort=False)
+    named = [
+        f"{arm} at batch size {size}: {number(rows['lr'].iloc[0])} ({label} {number(rows['value'].mean())})"
+        for (size, arm), rows in best
+    ]
+    others = "Thin lines: other initial values or options. " if table["other"].any() else ""
+    crosses = "Crosses diverged, and stand at chance. " if table["diverged"].any() else ""
+    yield Drawn(
+        id="tuning",
+        section="tuning",
+        title=f"{measure.label} over the learning rate",
+        caption=f"{measure.label} of the tuning runs, mean over the last fifth of their steps, at each learning rate "
+        "(logarithmic axis). Each dot is one seed; lines join the means over seeds, and a ring marks the setting "
+        f"chosen. {others}{crosses}No run of the search enters a test.",
+        alt=f"{measure.label} of the tuning runs against the learning rate. Chosen: {'; '.join(named)}.",
+        figure=tuning_figure(table, known, label, "log" if measure.scale == "log" else "linear", bool(measure.chance)),
+        table=tables.shown(table.drop(columns=["setting", "other", "score"]).rename(columns={"value": measure.name})),
+    )
+
+
+def tried_table(results: Results) -> pd.DataFrame:
+    """Return the tuning runs with their setting in words, whether it was chosen, and whether another was beside it."""
+    assert results.tuning is not None
+    tuning = results.tuning
+    settings = {arm: settings_of(results.study, arm) for arm in results.study.grid.loss}
+    cells = list(tuning.tried[["arm", "batch_size", "setting"]].itertuples(index=False, name=None))
+    tried = [settings[arm][place] for arm, _, place in cells]
+    chosen = [tuning.chosen[arm, size] for arm, size, _ in cells]
+    return tuning.tried.assign(
+        options=[each.words for each in tried],
+        chosen=[each == best for each, best in zip(tried, chosen, strict=True)],
+        other=[each.options != best.options for each, best in zip(tried, chosen, strict=True)],
+    )
+
+
+def tuning_figure(table: pd.DataFrame, looks: Mapping[str, Look], label: str, scale: str, zero: bool) -> Figure:
+    """Return a figure of values against the rate, a panel per batch size."""
+    sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())}
+    sheet = panels.sheet({0: ""}, sizes, looks, height=2.0)
+    with styled():
+        for place, (arm, look) in enumerate(looks.items()):
+            # Arms tried at equal rates stand a hair apart.
+            shift = 1.02 ** (place - (len(looks) - 1) / 2)
+            for size in sizes:
+                rows = table[(table["arm"] == arm) & (table["batch_size"] == size)]
+                _arm(sheet.axes[0, size], rows.assign(lr=rows["lr"] * shift), look)
+        low, high = table["lr"].min(), table["lr"].max()
+        for axes in sheet.axes.values():
+            panels.log_axis(axes, "x", low, high)
+            axes.set_xlim(low / 1.2, high * 1.2)
+        panels.value_axis(sheet, scale, table["value"], zero=zero)
+        panels.name_axes(sheet, "learning rate", label)
+    return sheet.figure
+
+
+def _arm(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
+    colour = look.colour
+    for other, alpha, width in ((True, 0.45, 0.7), (False, 1.0, 1.6)):
+        part = rows[rows["other"] == other]
+        for _, line in part.groupby("options", sort=False):
+            means = line.groupby("lr")["value"].mean()
+            axes.plot(means.index, means, color=colour, linestyle=look.dash, linewidth=width, alpha=alpha)
+        sound, lost = part[~part["diverged"]], part[part["diverged"]]
+        size, edge = (2, 0.7) if other else (3.5, 1)
+        dots: dict[str, Any] = {"color": colour, "linestyle": "none", "alpha": alpha}
+        axes.plot(sound["lr"], sound["value"], marker=look.marker, markersize=size, markeredgewidth=0, **dots)
+        axes.plot(lost["lr"], lost["value"], marker="x", markersize=size, markeredgewidth=edge, **dots)
+    chosen = rows[rows["chosen"]]
+    if np.isfinite(chosen["value"].mean()):
+        axes.plot(
+            chosen["lr"].iloc[0],
+            chosen["value"].mean(),
+            marker="o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=colour,
+            markeredgewidth=1.2,
+            zorder=4,
+        )

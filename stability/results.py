@@ -1,0 +1,151 @@
+"""The runs of a directory as frames, and one number per run: a measure's final, best or late value, or its area."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability import stats
+from stability.check import chance_level
+from stability.grid import Chosen, Run, runs_of
+from stability.losses import loss
+from stability.probes import Measure
+from stability.study import Study
+from stability.train.divergence import diverged_at
+
+AXES = ("batch_size", "corruption", "noise", "lr")
+
+LATE = 0.2
+"""The late window: this last share of a run's steps."""
+
+FLOOR = 1.1
+"""A bounded measure below this many times chance is taken as this: its chance-corrected logarithm has no lower end."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run directory, read: the study, its manifest, one row per run, one row per run and step, and the measures."""
+
+    study: Study
+    manifest: dict[str, Any]
+    runs: pd.DataFrame
+    steps: pd.DataFrame
+    measures: dict[str, Measure]
+    tuning: Tuning | None = None
+    untuned: Results | None = None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A finished search: the measure that decided, what was tried and what was chosen.
+
+    *tried* has a row per tuning run: arm, batch_size, seed, lr, setting (its place among the arm's), value (of the
+    measure, late in the run), score (the same on the measure's scale) and diverged.
+    """
+
+    measure: Measure
+    tried: pd.DataFrame
+    chosen: Chosen
+
+
+def run_frame(
+    study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame, runs: Iterable[Run] | None = None
+) -> pd.DataFrame:
+    """Return one row per run: its cell, status (finished, diverged, failed, planned) and divergence.
+
+    *runs* are those of the grid unless given. Under ``[tune]`` a run's *rate* hangs on its arm and batch size, so it is
+    no axis: *lr*, which names the cell, is the one rate of the grid.
+    """
+    status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
+    losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
+    chance = {
+        (arm, size): chance_level(loss[study.arm(arm).loss], size)
+        for arm in study.grid.loss
+        for size in study.grid.batch_size
+    }
+    rows = []
+    for run in runs_of(study) if runs is None else runs:
+        row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
+        if study.tune:
+            row |= {"lr": study.grid.lr[0], "rate": run.lr}
+        row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
+        if row["status"] == "finished" and run.id not in losses:
+            row["status"] = "planned"
+        if run.id in losses:
+            logged = losses[run.id].to_numpy()[: study.train.steps]
+            step = diverged_at(logged, chance[run.arm, run.batch_size], study.train.warmup)
+            row |= {
+                "status": "finished" if step is None else "diverged",
+                "diverged_at": math.nan if step is None else step,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summarise(results: Results, name: str, reduction: str) -> pd.Series:
+    """Return one number per run (indexed by run) for a measure: its final, best or late value, or its area.
+
+    late: mean over the last fifth of the steps; area: that under the curve after warm-up, per step; a pooled measure
+    is the ratio of the two means. A rate of spikes is one number a run already: all steps after warm-up count.
+    """
+    measure, train = results.measures[name], results.study.train
+    if measure.spikes:
+        return _spike_rates(results, measure.spikes)
+    if measure.pooled:
+        top, bottom = (summarise(results, part, reduction) for part in measure.pooled)
+        return top / bottom
+    rows = results.steps[["run", "step", name]].dropna()
+    if reduction == "late":
+        rows = rows[rows["step"] >= (1 - LATE) * train.steps]
+    elif reduction == "area":
+        rows = rows[rows["step"] >= train.warmup]
+        return rows.groupby("run", sort=False)[["step", name]].apply(_area)
+    by_run = rows.groupby("run", sort=False)[name]
+    if reduction == "final":
+        return by_run.last().astype(float)
+    if reduction == "best":
+        return (by_run.max() if measure.better == "higher" else by_run.min()).astype(float)
+    return by_run.agg(lambda values: float(np.mean(values.to_numpy(np.float64))))
+
+
+def _spike_rates(results: Results, column: str) -> pd.Series:
+    """Return each run's spikes per 1,000 steps after warm-up; of the logarithm where a column varies by factors."""
+    steps, train = results.steps, results.study.train
+    logged = steps[(steps["step"] >= train.warmup) & (steps["step"] < train.steps)]
+    log = results.measures[column].scale == "log"
+
+    def rate(series: pd.Series) -> float:
+        values = series.to_numpy(np.float64)
+        return stats.spikes(np.log(np.where(values > 0, values, np.nan)) if log else values).rate
+
+    return logged.groupby("run", sort=False)[column].agg(rate)
+
+
+def _area(curve: pd.DataFrame) -> float:
+    """Return the mean height of a curve of (step, value) rows, by the trapezoidal rule; of one point, its height."""
+    steps, values = (curve.iloc[:, column].to_numpy(np.float64) for column in (0, 1))
+    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(values[0])
+
+
+def times_to(results: Results, name: str, threshold: float) -> pd.Series:
+    """Return per run the first measured step with a measure at the threshold or better; infinity if there is none."""
+    rows = results.steps[["run", "step", name]].dropna()
+    better = results.measures[name].better
+    reached = rows[rows[name] >= threshold] if better == "higher" else rows[rows[name] <= threshold]
+    first = reached.groupby("run", sort=False)["step"].min().astype(float)
+    return first.reindex(results.runs["run"], fill_value=math.inf)
+
+
+def on_scale(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
+    """Return one number per run on the scale on which arms are contrasted (see `probes.Measure`)."""
+    if scale == "log":
+        return np.log(values.where(values > 0))
+    if scale == "chance-log":
+        chance = summarise(results, results.measures[name].chance, "final").reindex(values.index)
+        return np.log((np.maximum(values, FLOOR * chance) - chance) / (1 - chance))
+    return values

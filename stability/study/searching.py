@@ -1,0 +1,182 @@
+"""What `[tune]` searches: the settings of each arm, as many for one as for another, and the study that tries them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from stability.losses import Scalar, loss, options_of, scalars_of
+from stability.probes import probe
+from stability.registry import InputError, Variant, nearest
+from stability.study.schema import Options, Study, Tune
+
+Locate = Callable[..., str]
+"""From keys and indices to the place in the file, for the head of an error sentence."""
+
+FIRST_TUNING_SEED = 1_000_000
+"""Tuning runs have the seeds from here on, test runs those from 0: no run of the search is a run of the test."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a search: a learning rate, and the options and initial values that replace the arm's own."""
+
+    lr: float
+    options: Options = ()
+
+    @property
+    def words(self) -> str:
+        """Return the setting beside its rate, in words.
+
+        >>> Setting(1e-3, (("bias", "-log B"), ("log_scale", 2.3))).words
+        'bias -log B, log_scale 2.3'
+        """
+        return ", ".join(f"{key} {value}" for key, value in self.options)
+
+
+def settable(variant: Variant) -> set[str]:
+    """Return the names of the scalars and options of a loss that a study may set."""
+    return {*scalars_of(variant), *options_of(variant)}
+
+
+def settings_of(study: Study, arm: str) -> tuple[Setting, ...]:
+    """Return the settings that the search tries for an arm: equally many for every arm.
+
+    An arm whose loss lacks a scalar or option, or that sets it itself, has fewer values to cross with the rates; it
+    gets more rates instead, between those listed (see `denser`). The common number is the least that every arm can
+    reach without dropping a rate. Raises `InputError` if one listed rate would have to become several.
+    """
+    assert study.tune is not None
+    combinations = {name: _combinations(study, study.tune, name) for name in study.grid.loss}
+    counts = [len(values) for values in combinations.values()]
+    unit = math.lcm(*counts)
+    budget = unit * -(-len(study.tune.lr) * max(counts) // unit)
+    rates = denser(study.tune.lr, budget // len(combinations[arm]))
+    return tuple(Setting(lr, options) for options in combinations[arm] for lr in rates)
+
+
+def _combinations(study: Study, tune: Tune, name: str) -> list[Options]:
+    arm = study.arm(name)
+    searched = {key: values for key, values in tune.options.items() if key in settable(loss[arm.loss]) - {*arm.options}}
+    return [tuple(zip(searched, values, strict=True)) for values in itertools.product(*searched.values())]
+
+
+def denser(rates: Sequence[float], count: int) -> tuple[float, ...]:
+    """Return at least *count* growing rates: those given, and geometric means in the widest gaps, lower gaps first.
+
+    Raises `InputError` if there is no gap to fill.
+
+    >>> denser([1e-4, 1e-2], 4), denser([3e-3, 1e-3], 2)
+    ((0.0001, 0.0003162, 0.001, 0.01), (0.001, 0.003))
+    """
+    grown = sorted(rates)
+    while len(grown) < count:
+        if len(grown) < 2:
+            raise InputError(
+                f"got one rate; allowed: two or more, since an arm with less to search tries {count} of them"
+            )
+        gaps = [round(math.log(high / low), 3) for low, high in itertools.pairwise(grown)]
+        place = gaps.index(max(gaps))
+        grown.insert(place + 1, float(f"{math.sqrt(grown[place] * grown[place + 1]):.4g}"))
+    return tuple(grown)
+
+
+def tuning_measure(study: Study) -> str:
+    """Return the measure by which settings are chosen: as written, else the primary claim's, else recall_at_1."""
+    assert study.tune is not None
+    if study.tune.measure:
+        return study.tune.measure
+    measures, primary = study.measures, study.primary
+    directed = primary is not None and primary.measure in measures and bool(measures[primary.measure].better)
+    return primary.measure if primary is not None and directed else "recall_at_1"
+
+
+def search_of(study: Study) -> Study:
+    """Return the study by which the tuning runs of *study* are trained: its steps, noise and seeds, and no claims.
+
+    Only the probes that make the tuning measure read these runs, each of them.
+    """
+    tune = study.tune
+    assert tune is not None
+    measure = study.measures[tuning_measure(study)]
+    wanted = {measure.name, measure.chance, *(measure.pooled or ())}
+    probes = {}
+    for name, schedule in study.probes.items():
+        reads = wanted & {each.name for each in probe[name].traits["measures"]}
+        # Test seeds count from 0, so a probe of the first seed alone reads no tuning run.
+        seeds = None if reads else 1
+        probes[name] = schedule.model_copy(update={"seeds": seeds, "noise": None, "batch_size": None})
+    noise = min(study.grid.noise) if tune.noise is None else tune.noise
+    cells = {"corruption": study.grid.corruption[:1], "noise": (noise,), "lr": tune.lr, "seeds": tune.seeds}
+    return study.model_copy(
+        update={
+            "train": study.train.model_copy(update={"steps": tune.steps or study.train.steps}),
+            "grid": study.grid.model_copy(update=cells),
+            "probes": probes,
+            "claims": (),
+            "tune": None,
+        }
+    )
+
+
+def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
+    """Raise `InputError` with one sentence on the first thing in ``[tune]`` that cannot be searched."""
+    for key in ("lr", *tune.options):
+        values = tune.lr if key == "lr" else tune.options[key]
+        if not isinstance(values, list | tuple) or not values:
+            raise InputError(f"{locate('tune', key)}: got {values!r}; allowed: a list of values to try")
+        if len(set(map(repr, values))) < len(values):
+            raise InputError(f"{locate('tune', key)}: got {list(values)}; allowed: values that differ")
+    for key in tune.options:
+        _check_searched(study, tune, key, locate)
+    _check_criterion(study, locate)
+    if len(study.grid.lr) != 1:
+        where = locate("grid", "lr")
+        raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with [tune]: one rate, that of untuned runs")
+    for place, claim in enumerate(study.claims):
+        if claim.over == "lr":
+            raise InputError(f"{locate('claims', place, 'over')}: the rate is tuned; leave out [tune] to compare rates")
+    if study.grid.seeds > FIRST_TUNING_SEED:
+        raise InputError(f"{locate('grid', 'seeds')}: got {study.grid.seeds}; allowed: at most {FIRST_TUNING_SEED}")
+    if tune.steps is not None and tune.steps <= study.train.warmup:
+        where = locate("tune", "steps")
+        raise InputError(f"{where}: got {tune.steps}; allowed: more than train.warmup = {study.train.warmup}")
+    try:
+        for name in study.grid.loss:
+            settings_of(study, name)
+    except InputError as error:
+        raise InputError(f"{locate('tune', 'lr')}: {error}") from error
+
+
+def _check_searched(study: Study, tune: Tune, key: str, locate: Locate) -> None:
+    variants = {name: loss[study.arm(name).loss] for name in study.grid.loss}
+    takers = {name: variant for name, variant in variants.items() if key in settable(variant)}
+    if not takers:
+        known = {*Tune.model_fields, *(each for variant in variants.values() for each in settable(variant))}
+        raise InputError(f"{locate('tune', key)}: no loss of this study has a {key!r} to tune{nearest(key, known)}")
+    if all(key in study.arm(name).options for name in takers):
+        raise InputError(
+            f"{locate('tune', key)}: every arm that has a {key!r} sets it itself; there is nothing to tune"
+        )
+    for place, value in enumerate(tune.options[key]):
+        for variant in takers.values():
+            declared, where = scalars_of(variant), locate("tune", key, place)
+            if key in declared:
+                try:
+                    Scalar.read(value, declared[key])
+                except InputError as error:
+                    raise InputError(f"{where}: {error}") from error
+            else:
+                replace(variant, options=options_of(variant)).check_options({key: value}, locate("tune"))
+
+
+def _check_criterion(study: Study, locate: Locate) -> None:
+    where, name = locate("tune", "measure"), tuning_measure(study)
+    known = {key for key, measure in study.measures.items() if measure.better and not measure.listed}
+    if name in known:
+        return
+    if study.tune and study.tune.measure:
+        raise InputError(f"{where}: got {name!r}; allowed: a measure with a better direction{nearest(name, known)}")
+    raise InputError(f"{where}: required, since this study has no {name}{nearest('', known)}")

@@ -1,0 +1,116 @@
+"""Seeds added at registered looks: a planted difference stops early, none runs to the end, and alpha is shared."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from stability import analysis
+from stability.execute import Watch, run
+from stability.registry import InputError
+from stability.sequential import looks_up_to, run_until_settled
+from stability.store import checksum, read_manifest
+from stability.study import parse_study, with_looks
+
+STUDY = """
+title = "Looks"
+question = "Is recall lower?"
+[data]
+name = "digits"
+[model]
+image = "linear"
+text = {{ name = "token-transformer", width = 4, heads = 1 }}
+embed_dim = 4
+[train]
+steps = {steps}
+[arms.low]
+loss = "siglip"
+bias = -10.0
+[arms.other]
+{other}
+[grid]
+loss = ["low", "other"]
+batch_size = [16]
+lr = [0.03]
+seeds = 2
+[probes.retrieval]
+[[claims]]
+id = "level"
+primary = true
+text = "Recall is lower"
+measure = "recall_at_1"
+contrast = "difference"
+compare = ["low", "other"]
+expect = "lower"
+margin = 1e-6
+scale = "linear"
+"""
+
+
+def study_with(other: str, steps: int):
+    return parse_study(STUDY.format(other=other, steps=steps), "t.toml", "looks")
+
+
+# A bias of -10 is still on its way after 60 steps, when CLIP has learnt; after four steps all retrieval is luck.
+APART = ('loss = "clip"', 60)
+ALIKE = ('loss = "siglip"\nbias = -3.0', 4)
+
+
+def test_looks_double_up_to_the_last():
+    assert [looks_up_to(most) for most in (5, 6, 10, 20, 30)] == [(5,), (5, 6), (5, 10), (5, 10, 20), (5, 10, 20, 30)]
+    with pytest.raises(InputError, match="--until-settled: got 4; allowed: 5 seeds or more"):
+        looks_up_to(4)
+
+
+def test_a_planted_difference_stops_at_the_first_look_and_the_looks_are_registered_before(tmp_path):
+    seen = []
+    watch = Watch(begin=lambda groups: seen.append(read_manifest(tmp_path / "r")["looks"]))
+    out = run_until_settled(study_with(*APART), 20, "cpu", out=tmp_path / "r", watch=watch)
+    assert seen == [[5, 10, 20]]
+    findings = analysis.analyse(analysis.read(out))
+    assert findings.verdict == "supported"
+    assert findings.looks == {"seeds": [5, 10, 20], "at": 5, "alpha_spent": pytest.approx(0.05 / 3)}
+    assert findings.claims[0].confidence == pytest.approx(1 - 0.05 / 3)
+    assert findings.claims[0].p_adjusted == pytest.approx(min(1, 3 * findings.claims[0].p_value))
+    assert json.loads(analysis.findings_text(findings))["looks"]["at"] == 5
+
+
+def test_no_difference_to_be_found_runs_to_the_last_look_and_keeps_finished_seeds(tmp_path):
+    study = study_with(*ALIKE)
+    said, kept = [], {}
+
+    def done(group, seconds):
+        kept[group.id] = checksum(tmp_path / "r" / "groups" / f"{group.id}.parquet")
+
+    class Enough(Exception):
+        pass
+
+    def stop(group, seconds):
+        done(group, seconds)
+        if len(kept) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Watch(say=said.append, done=stop))
+    out = run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Watch(say=said.append, done=done))
+    assert len(kept) == 4
+    assert kept == {path.stem: checksum(path) for path in (out / "groups").iterdir()}
+    assert any("5 seeds: the primary claim is" in sentence for sentence in said)
+    findings = analysis.analyse(analysis.read(out))
+    assert (findings.looks["at"], findings.looks["alpha_spent"]) == (10, pytest.approx(0.05))
+    assert findings.claims[0].n_pairs == 10
+
+
+def test_a_directory_begun_without_looks_is_refused_and_the_other_way_round(tmp_path):
+    study = study_with(*ALIKE)
+    out = run(study, "cpu", out=tmp_path / "r")
+    with pytest.raises(InputError, match="was begun with no looks registered, not looks at 5, 10 seeds"):
+        run_until_settled(study, 10, "cpu", out=out)
+    with pytest.raises(InputError, match="has no claim"):
+        run_until_settled(study.model_copy(update={"claims": ()}), 10, "cpu", out=tmp_path / "n")
+
+
+def test_the_looks_are_part_of_the_hash():
+    study = study_with(*ALIKE)
+    assert len({study.hash, *(with_looks(study, looks, 5).hash for looks in ((5, 10), (5, 10, 20)))}) == 3
