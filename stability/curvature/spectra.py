@@ -27,8 +27,8 @@ class Spectrum:
     (top,), and residuals the norms |H v - lambda v|: some eigenvalue lies within a residual of lambda. They
     count as converged when the residual is below sqrt(eps) of the largest |lambda| found. `trace_stderr` is
     the standard error over the probes (rounding alone where there are as many steps as parameters, 0 where as
-    many probes: then the trace is exact). `nodes` and `weights` (probes, steps) are Gauss quadratures of the spectral density, `hvps`
-    counts products per replica. All NaN, and not converged, where the objective or its derivatives are not
+    many probes: then the trace is exact). `nodes` and `weights` (probes, steps) are Gauss quadratures
+    of the spectral density, `hvps` counts products per replica. All NaN, and not converged, where the objective or its derivatives are not
     finite.
     """
 
