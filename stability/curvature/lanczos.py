@@ -41,9 +41,9 @@ def lanczos(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int, see
     *product* maps (L, P) to (L, P), lane by lane. Every new vector is made orthogonal to all earlier ones, and
     once more where that took away so much of it that rounding is left (Daniel, Gragg, Kaufman and Stewart
     1976): so no ghost copies of converged eigenvalues. Where a lane's Krylov space is exhausted, the
-    next vector is a random one orthogonal to the space and T gets a zero coupling: later Ritz values are still eigenvalues (multiple ones appear), with
-    zero quadrature weight. A lane with a NaN has NaN in `theta` and `vectors`, and leaves the others as
-    they are.
+    next vector is a random one orthogonal to the space and T gets a zero coupling: later Ritz values are
+    still eigenvalues (multiple ones appear), with zero quadrature weight. A lane with a NaN has NaN in
+    `theta` and `vectors`, and leaves the others as they are.
     """
     lanes, size = starts.shape
     basis = starts.new_zeros(lanes, steps, size)

@@ -28,8 +28,8 @@ class Spectrum:
     count as converged when the residual is below sqrt(eps) of the largest |lambda| found. `trace_stderr` is
     the standard error over the probes (rounding alone where there are as many steps as parameters, 0 where as
     many probes: then the trace is exact). `nodes` and `weights` (probes, steps) are Gauss quadratures
-    of the spectral density, `hvps` counts products per replica. All NaN, and not converged, where the objective or its derivatives are not
-    finite.
+    of the spectral density, `hvps` counts products per replica. All NaN, and not converged, where the
+    objective or its derivatives are not finite.
     """
 
     eigenvalues_high: Tensor

@@ -32,7 +32,8 @@ class Measure:
     log((x - chance) / (1 - chance)) with *chance* the column that holds its chance level. A *pooled* measure is the
     ratio of the means of two columns over a window of steps, never a mean of ratios. A measure of *spikes* is the rate
     of spikes of the column it names, one number a run. A *listed* one is a list per step. *better* says which way is
-    good, where one is: it decides what "best" and "reaching a threshold" mean. *needs* is what the data must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
+    good, where one is: it decides what "best" and "reaching a threshold" mean. *needs* is what the data must offer
+    for it (see `stability.datasets`): a run on data that do not makes no such measure.
     """
 
     name: str
