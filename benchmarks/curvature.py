@@ -90,6 +90,7 @@ def trained(size: str, batch_size: int, steps: int = 100) -> DualEncoder:
 
 
 def objective_of(model: nn.Module) -> tuple[Callable[[dict[str, Tensor]], Tensor], dict[str, Tensor]]:
+    """Return ``params -> loss`` of a module, and its parameters by name."""
     params = {name: value.detach().clone() for name, value in model.named_parameters()}
     return (lambda p: functional_call(model, p, (None,))), params
 
@@ -177,6 +178,7 @@ def by_pyhessian(model: DualEncoder, bound: float) -> Measured:
 
 
 def by_ours(model: DualEncoder, probes: int) -> Measured:
+    """Return the same three quantities by this package, from one Lanczos run and *probes* further products."""
     objective, params = objective_of(model)
     s = st.curvature.spectrum(objective, params, steps=LANCZOS, trace_probes=probes)
     figures = (s.eigenvalues_high, s.eigenvalues_low, s.trace, s.trace_stderr)
@@ -238,6 +240,7 @@ def compare_spectra(size: str, batch_size: int, repeats: int) -> Row:
 
 
 def errors(measured: Measured, truth: Truth) -> Iterator[tuple[str, float]]:
+    """Yield the errors of what was measured, as shares of the norm or of the trace's scale."""
     norm = max(abs(truth.high), abs(truth.low))
     yield "high_error", abs(measured.high - truth.high) / norm
     yield "low_error", abs(measured.low - truth.low) / norm
@@ -304,6 +307,7 @@ def compare_on_gpu(size: str = "5k", batch_size: int = 64, replicas: int = 64, s
 
 
 def rows_of(quick: bool, repeats: int) -> Iterator[Row | str]:
+    """Yield every comparison, or a sentence on why it was skipped."""
     cases = QUICK if quick else CASES
     for size, batch_size in cases:
         yield compare_spectra(size, batch_size, 1 if (size, batch_size) == ("500k", 512) else repeats)
@@ -318,6 +322,7 @@ def rows_of(quick: bool, repeats: int) -> Iterator[Row | str]:
 
 
 def machine(threads: int) -> dict[str, object]:
+    """Return what the times were taken on."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -340,6 +345,7 @@ def _cpuinfo() -> list[str]:
 
 
 def main() -> None:
+    """Print the table and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="the smallest case only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
