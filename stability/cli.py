@@ -9,7 +9,7 @@ import inspect
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stability.analysis import Findings
+    from stability.calibrate.record import Calibration
     from stability.execute import Watch
     from stability.grid import Group
     from stability.plugins import Plugin
@@ -288,6 +289,63 @@ def publish(
     _console().print(str(copy(run_dirs, into)), soft_wrap=True)
 
 
+@app.command()
+def calibrate(
+    contrast: Annotated[str, typer.Option(help="One contrast only [default: all of them].")] = "",
+    trials: Annotated[int, typer.Option(help="Simulated studies for each setting.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Another seed makes another draw.")] = 0,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Train small studies of a loss against itself instead of simulating.")
+    ] = False,
+    studies: Annotated[int, typer.Option(help="How many small studies to train, with --end-to-end.")] = 200,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the tables here too (FILE.md), and the numbers beside.")
+    ] = None,
+) -> None:
+    """Measure how often verdicts err under known truth: simulated, or in real studies of a loss against itself."""
+    from rich.markdown import Markdown
+
+    from stability.calibrate import record
+
+    if out is not None:
+        record.check_out(out)
+    found = _twins(studies) if end_to_end else _simulated(contrast, trials, seed)
+    console = _console()
+    console.print(Markdown(record.markdown(found)) if console.is_terminal else record.markdown(found), markup=False)
+    if out is not None:
+        record.write(out, found)
+
+
+def _simulated(contrast: str, trials: int, seed: int) -> Calibration:
+    """Return the error rates by simulation, on every core, with a bar."""
+    from stability.calibrate.rates import simulate
+    from stability.calibrate.record import Calibration
+    from stability.execute import executor_of
+
+    with _bar("settings") as advance, executor_of("local", "cpu") as executor:
+        return Calibration(simulate((contrast,) if contrast else (), trials, seed, executor, advance))
+
+
+def _twins(studies: int) -> Calibration:
+    """Return the verdicts on studies of a loss against itself, trained in a directory that is removed afterwards."""
+    from tempfile import TemporaryDirectory
+
+    from stability.calibrate.record import Calibration
+    from stability.calibrate.twins import LOSSES, end_to_end, twin_study
+    from stability.execute import executor_of
+
+    steps = twin_study(LOSSES[0], studies).train.steps
+    found = []
+    for loss in LOSSES:
+        with (
+            TemporaryDirectory() as where,
+            executor_of("local", "cpu") as executor,
+            _progress(steps) as watch,
+        ):
+            found.append(end_to_end(Path(where), loss, studies, executor, watch))
+    return Calibration(twins=tuple(found))
+
+
 def _report(where: Path) -> int:
     """Write the report, print the verdicts and the path, and return the exit code."""
     from stability.analysis import analyse, read
@@ -324,6 +382,17 @@ def _print_verdicts(console: Console, findings: Findings) -> None:
             Text(f"{finding.text}\n").append(finding.sentence, "dim"),
         )
     console.print(table)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of done and total that draws one bar, with an estimate."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=_console(), transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -24,6 +24,12 @@ class Run:
     lr: float
     seed: int
     id: str
+    stream: str = ""
+
+    @property
+    def luck(self) -> int | str:
+        """What its random streams start from: its seed, and its arm's stream where that has one of its own."""
+        return f"{self.seed}:{self.stream}" if self.stream else self.seed
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ def run_configuration(study: Study, **cell: Any) -> dict[str, Any]:
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
     source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
+    if arm.stream:
+        kept["stream"] = arm.stream
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **options}}
 
 
@@ -72,7 +80,12 @@ def runs_of(study: Study) -> tuple[Run, ...]:
     axes = itertools.product(grid.loss, grid.batch_size, grid.corruption, grid.noise, grid.lr, range(grid.seeds))
     names = ("arm", "batch_size", "corruption", "noise", "lr", "seed")
     return tuple(
-        Run(*cell, id=digest(run_configuration(study, **dict(zip(names, cell, strict=True))))) for cell in axes
+        Run(
+            *cell,
+            id=digest(run_configuration(study, **dict(zip(names, cell, strict=True)))),
+            stream=study.arm(cell[0]).stream,
+        )
+        for cell in axes
     )
 
 
@@ -92,5 +105,8 @@ def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[G
 
 
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return one plain row per run, for a data frame."""
-    return [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
+    """Return one plain row per run, for a data frame; a stream only where an arm has one of its own."""
+    return [
+        {("run" if key == "id" else key): value for key, value in asdict(run).items() if key != "stream" or value}
+        for run in runs
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,7 +107,7 @@ def _within(prefix: str, params: Params) -> Params:
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
-def towers(study: Study, pairs: Pairs, seed: int) -> tuple[nn.Module, nn.Module]:
+def towers(study: Study, pairs: Pairs, seed: int | str) -> tuple[nn.Module, nn.Module]:
     """Build both towers with the weights of one seed: the same for every loss, noise level and batch size."""
     image, text = modalities(pairs)
     built = []
@@ -148,10 +148,10 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs) -> Blu
     )
 
 
-def initial_parameters(study: Study, plan: Blueprint, pairs: Pairs, seeds: list[int]) -> Tensor:
+def initial_parameters(study: Study, plan: Blueprint, pairs: Pairs, seeds: Sequence[int | str]) -> Tensor:
     """Return the flat parameters (R, P) of replicas with these seeds, on the CPU."""
 
-    def flat(seed: int) -> Tensor:
+    def flat(seed: int | str) -> Tensor:
         image, text = towers(study, pairs, seed)
         params = {
             **{f"image.{name}": value.detach() for name, value in image.named_parameters()},
