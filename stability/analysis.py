@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stability.contrasts import contrast
 from stability.grid import runs_of
 from stability.losses import loss
 from stability.probes import Measure
+from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import read_groups, read_manifest
 from stability.study import Claim, Study, parse_study
 from stability.train.divergence import diverged_at
@@ -73,6 +74,7 @@ class Finding:
     sentence: str
     method: str
     assumptions: str
+    sensitivity: Sensitivity
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Findings:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if is_dataclass(value):
+        return {key: _plain(part) for key, part in vars(value).items()}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
@@ -199,14 +203,14 @@ def on_scale(results: Results, name: str, values: pd.Series, scale: str) -> pd.S
 # --- one verdict a claim ---------------------------------------------------------------------------------------------
 
 
-def analyse(results: Results) -> Findings:
-    """Return the findings of a study: each claim's effect, intervals and verdict.
+def analyse(results: Results, checks: bool = True) -> Findings:
+    """Return the findings of a study: each claim's effect, intervals and verdict, and its checks unless *checks* is off.
 
     Intervals are at confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
     """
     study = results.study
     confidence = stats.shared_confidence(max(1, len(study.claims)))
-    found = [_finding(results, claim, confidence) for claim in study.claims]
+    found = [_finding(results, claim, confidence, checks) for claim in study.claims]
     adjusted = stats.adjust([finding.p_value for finding in found])
     findings = tuple(
         replace(finding, p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan)
@@ -233,7 +237,7 @@ def provenance(results: Results) -> dict[str, Any]:
     }
 
 
-def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
+def _finding(results: Results, claim: Claim, confidence: float, checks: bool) -> Finding:
     variant = contrast[claim.contrast]
     measure = results.measures[claim.measure]
     reduction = claim.reduction or variant.traits["reduction"]
@@ -254,6 +258,7 @@ def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
     decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
     if why := _near_chance(results, claim, measure, variant.traits["on"], scale, reduction):
         decided = stats.Verdict("not-testable", why, f"Not testable: {why}.")
+    question = Question(claim.contrast, supplied, claim.expect, claim.margin)
     return Finding(
         id=claim.id,
         primary=claim.primary,
@@ -279,6 +284,7 @@ def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
         sentence=decided.sentence,
         method=comparison.method,
         assumptions=comparison.assumptions,
+        sensitivity=sensitivity(comparison, decided.verdict, arms, question) if checks else NOTHING,
     )
 
 
