@@ -204,7 +204,7 @@ def on_scale(results: Results, name: str, values: pd.Series, scale: str) -> pd.S
 
 
 def analyse(results: Results, checks: bool = True) -> Findings:
-    """Return the findings of a study: each claim's effect, intervals and verdict, and its checks unless *checks* is off.
+    """Return the findings of a study: each claim's effect, intervals, verdict, and its checks if *checks*.
 
     Intervals are at confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
     """

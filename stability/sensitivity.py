@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """All checks of a claim, whether each reaches the primary verdict, and one sentence that says so or which do not."""
+    """All checks of a claim, whether each reaches the primary verdict, and a sentence that says so or which do not."""
 
     agrees: bool
     sentence: str
@@ -71,7 +71,7 @@ NOTHING = Sensitivity(True, "Nothing was tested, so there is nothing to check.")
 def sensitivity(primary: Comparison, verdict: str, arms: Sequence[Array], question: Question) -> Sensitivity:
     """Return how the verdict on a claim fares under sign flips, ranks, a mixed model, and without each of its seeds.
 
-    *arms* are the two (seeds, levels, cells) arrays that the contrast took. A claim that was not testable has no checks.
+    *arms* are the (seeds, levels, cells) arrays that the contrast took. A claim that was not testable has no checks.
     """
     if verdict == "not-testable" or not primary.testable:
         return NOTHING

@@ -157,8 +157,8 @@ def _of_cells(cells: Sequence[Rates]) -> str:
         f"In simulations without effect the tests found one in {percent(sum(r.wrong for r in cells) / len(cells))}% of "
         f"trials on average over {len(cells)} settings of noise, seeds and correlation, and in {percent(worst.wrong)}% "
         f"at worst ({_place(worst.cell)}), where 5% are promised and chance alone explains "
-        f"{percent(upper_band(worst.trials))}%; {lies} above that. From {ENOUGH} seeds on, 95% intervals held the truth "
-        f"in {percent(least.covered)}% of trials at least ({_place(least.cell)})."
+        f"{percent(upper_band(worst.trials))}%; {lies} above that. From {ENOUGH} seeds on, 95% intervals held the "
+        f"truth in {percent(least.covered)}% of trials at least ({_place(least.cell)})."
     )
 
 
@@ -182,10 +182,17 @@ def markdown(calibration: Calibration) -> str:
         parts += ["## Each contrast"]
         for name, cells in groupby(simulated.cells, key=lambda rates: rates.cell.world):
             title = f"### {world[name].traits['contrast']}: {name.replace('-', ' ')}"
-            parts += [title, world[name].summary, _table(list(cells))]
+            parts += [title, _told(name), _table(list(cells))]
     if calibration.twins:
         parts += ["## End to end", *map(_verdicts, calibration.twins)]
     return "\n\n".join(parts) + "\n"
+
+
+def _told(name: str) -> str:
+    """Return what a world simulates, and the effect that is planted in it."""
+    words = world[name].summary.removeprefix("Return ")
+    effect = world[name].traits["effect"]
+    return f"{words[:1].upper()}{words[1:]} Planted: *effect* = {effect:.3g}."
 
 
 def _outside(simulated: Simulated) -> str:
@@ -239,8 +246,8 @@ def _verdicts(twins: Twins) -> str:
     rows = [[claim, *(str(counts.get(word, 0)) for word in words)] for claim, counts in twins.verdicts.items()]
     return (
         f"### {twins.loss} against itself\n\n"
-        f"{twins.studies} studies of {twins.seeds} seeds and {twins.steps} steps; at most {twins.allowed} verdicts other "
-        f"than equivalent and inconclusive are allowed for a claim that is judged alone. Of the studies with all "
+        f"{twins.studies} studies of {twins.seeds} seeds and {twins.steps} steps; at most {twins.allowed} verdicts "
+        f"other than equivalent and inconclusive are allowed for a claim that is judged alone. Of the studies with all "
         f"{len(twins.verdicts)} claims at their shared confidence, {twins.together} gave any of them a direction.\n\n"
         + _grid(["claim", *words], rows)
     )

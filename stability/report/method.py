@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stability.analysis import Finding, Findings, Results
+from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.stats.wording import confidence_in_percent, number
@@ -30,7 +31,13 @@ FORMULAS = {
 
 def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
     """Return the method as paragraphs: each a title, a text and the formulas that follow it, as {id, alt}."""
-    sources = (_pairing(results), _losses(results), _inference(results, findings), _measures(results, findings))
+    sources = (
+        _pairing(results),
+        _losses(results),
+        _inference(results, findings),
+        _trust(findings),
+        _measures(results, findings),
+    )
     return [
         {"title": title, "text": text, "formulas": [{"id": name, "alt": FORMULAS[name]} for name in names]}
         for source in sources
@@ -52,9 +59,9 @@ def _pairing(results: Results) -> Said:
     yield (
         "Runs and pairing",
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
-        "same batches and the same noise, so that arms can be compared within the seed. Training is AdamW "
-        f"(β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight matrices "
-        f"only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then {schedule}; "
+        f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training is "
+        f"AdamW (β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight "
+        f"matrices only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then {schedule}; "
         f"the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
     )
     yield (
@@ -63,6 +70,13 @@ def _pairing(results: Results) -> Said:
         "of embeddings that say nothing. A divergence is a result with a step, not a missing value: bounded measures "
         "take their chance level, times the whole budget.",
     )
+
+
+def _apart(results: Results) -> str:
+    """Return which arms draw luck of their own, on purpose; in a study that compares losses, none does."""
+    study = results.study
+    apart = [name for name in study.grid.loss if study.arm(name).stream]
+    return f" Not so {' and '.join(apart)}: on purpose, these draw their own." if apart else ""
 
 
 def _losses(results: Results) -> Said:
@@ -112,6 +126,25 @@ def _inference(results: Results, findings: Findings) -> Said:
         "the number of seeds that would settle it, planned from the margin and an upper bound of the spread, never "
         "from the effect seen.",
     )
+
+
+def _trust(findings: Findings) -> Said:
+    if any(claim.sensitivity.checks for claim in findings.claims):
+        yield (
+            "Sensitivity",
+            "Every tested claim is judged again: by flipping the signs of the seeds' differences (Hartigan's interval "
+            "of subset means), by Wilcoxon's signed ranks (Hodges–Lehmann estimate), both of which assume symmetry and "
+            "no shape; by a mixed model of all numbers of a run's cells, with variance components for the seed and for "
+            "the arm within it (REML, n − 1 degrees of freedom; its error rate exceeds the nominal one with few seeds), "
+            "where a run has several; and by the primary test without each seed in turn.",
+        )
+    known = published()
+    if findings.claims and known and (found := summary(known, {claim.contrast for claim in findings.claims})):
+        yield (
+            "Error rates of these verdicts",
+            f"Measured for the contrasts of this study. {found} All settings are in docs/calibration.md of the source; "
+            "the command stability calibrate measures them again.",
+        )
 
 
 def _measures(results: Results, findings: Findings) -> Said:
