@@ -150,7 +150,9 @@ def _without_each_seed(primary: Comparison, verdict: str, arms: Sequence[Array],
     effects = [each.effect for each in found.values()]
     words = {seed: question.verdict(each) for seed, each in found.items()}
     other = {seed: word for seed, word in words.items() if word != verdict}
-    note = "; ".join(f"without seed {seed} {word}" for seed, word in other.items())
+    note = "; ".join(
+        _told([seed for seed, one in other.items() if one == word], word) for word in dict.fromkeys(other.values())
+    )
     return Check(
         name=name,
         method=method,
@@ -161,6 +163,11 @@ def _without_each_seed(primary: Comparison, verdict: str, arms: Sequence[Array],
         outcome="done",
         note=note,
     )
+
+
+def _told(seeds: Sequence[int], word: str) -> str:
+    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"any one of the seeds {_listed([str(seed) for seed in seeds])}"
+    return f"without {which} {word}"
 
 
 def _check(

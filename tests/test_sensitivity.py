@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import json
 import math
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from numpy.testing import assert_allclose
-from pypdf import PdfReader
 from scipy.stats import wilcoxon
 from test_analysis import jitter, synthetic
 
@@ -20,7 +18,6 @@ from stability import stats as st
 from stability.analysis import analyse, findings_text
 from stability.contrasts import compare, contrast
 from stability.registry import InputError
-from stability.report import render
 from stability.sensitivity import NOTHING, Question, sensitivity
 from stability.stats.distribution_free import rank_estimate, sign_flip_estimate, signed_rank_chances
 from stability.stats.mixed import mixed_model
@@ -187,7 +184,7 @@ def test_what_was_not_tested_is_not_checked():
     assert asked("difference", a, a) == NOTHING
 
 
-def test_findings_and_both_renderings_carry_the_checks(tiny_text, tmp_path):
+def test_findings_carry_the_checks_and_no_verdict_hangs_on_them(tiny_text):
     results = synthetic(tiny_text, recall=lambda run: 0.5 * jitter(run), noise_fraction=jitter)
     findings = analyse(results)
     plain = json.loads(findings_text(findings), parse_constant=pytest.fail)
@@ -197,12 +194,4 @@ def test_findings_and_both_renderings_carry_the_checks(tiny_text, tmp_path):
     bare = analyse(results, checks=False)
     assert [claim.verdict for claim in bare.claims] == [claim.verdict for claim in findings.claims]
     assert all(not claim.sensitivity.checks for claim in bare.claims)
-    checked = [claim for claim in findings.claims if claim.sensitivity.checks]
-    assert checked
-    paths = render(results, findings, tmp_path)
-    page, paper = paths["html"].read_text(), PdfReader(paths["pdf"])
-    printed = " ".join(" ".join(sheet.extract_text() for sheet in paper.pages).split())
-    for words in ("Hodges–Lehmann", "Without one seed"):
-        assert words in page
-        assert words in printed
-    assert all(html.escape(claim.sensitivity.sentence.split(" (")[0], quote=False) in page for claim in checked)
+    assert any(claim.sensitivity.checks for claim in findings.claims)

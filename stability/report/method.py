@@ -61,8 +61,8 @@ def _pairing(results: Results) -> Said:
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
         f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training is "
         f"AdamW (β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight "
-        f"matrices only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then {schedule}; "
-        f"the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
+        f"matrices only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then "
+        f"{schedule}; the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
     )
     yield (
         "Divergence",
@@ -135,7 +135,7 @@ def _trust(findings: Findings) -> Said:
             "Every tested claim is judged again: by flipping the signs of the seeds' differences (Hartigan's interval "
             "of subset means), by Wilcoxon's signed ranks (Hodges–Lehmann estimate), both of which assume symmetry and "
             "no shape; by a mixed model of all numbers of a run's cells, with variance components for the seed and for "
-            "the arm within it (REML, n − 1 degrees of freedom; its error rate exceeds the nominal one with few seeds), "
+            "the arm within it (REML, n − 1 degrees of freedom; a variance estimated as 0 makes it too sure), "
             "where a run has several; and by the primary test without each seed in turn.",
         )
     known = published()
