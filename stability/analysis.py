@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stability.grid import Run, runs_of
 from stability.probes import Measure
 from stability.registry import InputError
 from stability.results import AXES, FLOOR, LATE, Results, Tuning, on_scale, run_frame, summarise, times_to
+from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import read_groups, read_manifest, read_study
 from stability.study import Claim, Study
 from stability.tuning import search
@@ -77,6 +78,7 @@ class Finding:
     sentence: str
     method: str
     assumptions: str
+    sensitivity: Sensitivity
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if is_dataclass(value):
+        return {key: _plain(part) for key, part in vars(value).items()}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
@@ -150,15 +154,15 @@ def _results(study: Study, manifest: dict[str, Any], steps: pd.DataFrame, runs: 
 # --- one verdict a claim ---------------------------------------------------------------------------------------------
 
 
-def analyse(results: Results) -> Findings:
-    """Return the findings of a study: each claim's effect, intervals and verdict.
+def analyse(results: Results, checks: bool = True) -> Findings:
+    """Return the findings of a study: each claim's effect, intervals, verdict, and its checks if *checks*.
 
     Intervals are at confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
     """
     study = results.study
-    findings = _family(results)
+    findings = _family(results, checks)
     primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
-    untuned = _family(results.untuned) if results.untuned else ()
+    untuned = _family(results.untuned, checks=False) if results.untuned else ()
     return Findings(study.name, study.scale, study.hash, primary, provenance(results), findings, untuned, _looks(study))
 
 
@@ -168,9 +172,9 @@ def claim_confidence(study: Study) -> float:
     return stats.shared_confidence(max(1, len(study.claims)), per_look)
 
 
-def _family(results: Results) -> tuple[Finding, ...]:
+def _family(results: Results, checks: bool) -> tuple[Finding, ...]:
     confidence = claim_confidence(results.study)
-    found = [_finding(results, claim, confidence) for claim in results.study.claims]
+    found = [_finding(results, claim, confidence, checks) for claim in results.study.claims]
     adjusted = np.minimum(1, stats.adjust([finding.p_value for finding in found]) * max(1, len(results.study.looks)))
     return tuple(
         replace(finding, p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan)
@@ -223,6 +227,12 @@ def provenance(results: Results) -> dict[str, Any]:
 
 def compared(results: Results, claim: Claim, confidence: float) -> stats.Comparison:
     """Return the comparison of a claim's two arms by its contrast, over the runs that there are."""
+    arms, supplied = _asked(results, claim, confidence)
+    return contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
+
+
+def _asked(results: Results, claim: Claim, confidence: float) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Return the numbers of a claim's two arms, and what its contrast may ask for beside them."""
     variant = contrast[claim.contrast]
     measure = results.measures[claim.measure]
     reduction, scale = _reading(claim, measure)
@@ -238,7 +248,7 @@ def compared(results: Results, claim: Claim, confidence: float) -> stats.Compari
         "names": claim.compare,
         "measure": _in_words(claim, measure, scale),
     }
-    return contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
+    return arms, supplied
 
 
 def _reading(claim: Claim, measure: Measure) -> tuple[str, str]:
@@ -246,13 +256,15 @@ def _reading(claim: Claim, measure: Measure) -> tuple[str, str]:
     return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.scale or measure.scale
 
 
-def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
+def _finding(results: Results, claim: Claim, confidence: float, checks: bool) -> Finding:
     measure = results.measures[claim.measure]
     reduction, scale = _reading(claim, measure)
-    comparison = compared(results, claim, confidence)
+    arms, supplied = _asked(results, claim, confidence)
+    comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
     decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
     if why := _near_chance(results, claim, measure, contrast[claim.contrast].traits["on"], scale, reduction):
         decided = stats.Verdict("not-testable", why, f"Not testable: {why}.")
+    question = Question(claim.contrast, supplied, claim.expect, claim.margin)
     return Finding(
         id=claim.id,
         primary=claim.primary,
@@ -278,6 +290,7 @@ def _finding(results: Results, claim: Claim, confidence: float) -> Finding:
         sentence=decided.sentence,
         method=comparison.method,
         assumptions=comparison.assumptions,
+        sensitivity=sensitivity(comparison, decided.verdict, arms, question) if checks else NOTHING,
     )
 
 

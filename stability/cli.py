@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stability.analysis import Findings
+    from stability.calibrate.record import Calibration
     from stability.execute import Watch
     from stability.grid import Group
     from stability.plugins import Plugin
@@ -403,14 +404,68 @@ def landscape(
         _console().print(str(path), soft_wrap=True, markup=False)
 
 
-@contextmanager
-def _bar(words: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what is told how much of one task is done, and of how much."""
-    from rich.progress import Progress
+@app.command()
+def calibrate(
+    contrast: Annotated[str, typer.Option(help="One contrast only [default: all of them].")] = "",
+    trials: Annotated[int, typer.Option(help="Simulated studies for each setting.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Another seed makes another draw.")] = 0,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Train small studies of a loss against itself instead of simulating.")
+    ] = False,
+    studies: Annotated[int, typer.Option(help="How many small studies to train, with --end-to-end.")] = 200,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the tables here too (FILE.md), and the numbers beside.")
+    ] = None,
+) -> None:
+    """Measure how often verdicts err under known truth: simulated, or in real studies of a loss against itself."""
+    from rich.markdown import Markdown
 
-    with Progress(console=_console(), transient=True) as bars:
-        task = bars.add_task(words, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    from stability.calibrate import record
+
+    if out is not None:
+        record.check_out(out)
+    found = _twins(studies) if end_to_end else _simulated(contrast, trials, seed)
+    console = _console()
+    console.print(Markdown(record.markdown(found)) if console.is_terminal else record.markdown(found), markup=False)
+    if out is not None:
+        record.write(out, found)
+
+
+def _simulated(contrast: str, trials: int, seed: int) -> Calibration:
+    """Return the error rates by simulation, on every core, with a bar."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from stability.calibrate.rates import simulate
+    from stability.calibrate.record import Calibration
+    from stability.execute.machine import core_count
+
+    # Not the workers that train: these start without torch, in a tenth of the time.
+    with _bar("settings") as advance, ProcessPoolExecutor(core_count(), get_context("spawn")) as executor:
+        try:
+            return Calibration(simulate((contrast,) if contrast else (), trials, seed, executor, advance))
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _twins(studies: int) -> Calibration:
+    """Return the verdicts on studies of a loss against itself, trained in a directory that is removed afterwards."""
+    from tempfile import TemporaryDirectory
+
+    from stability.calibrate.record import Calibration
+    from stability.calibrate.twins import LOSSES, end_to_end, twin_study
+    from stability.execute import executor_of
+
+    found = []
+    for loss in LOSSES:
+        with (
+            TemporaryDirectory() as where,
+            executor_of("local", "cpu") as executor,
+            _progress(twin_study(loss, studies)) as watch,
+        ):
+            found.append(end_to_end(Path(where), loss, studies, executor, watch))
+    return Calibration(twins=tuple(found))
 
 
 def _report(where: Path) -> int:
@@ -453,6 +508,17 @@ def _print_verdicts(console: Console, findings: Findings) -> None:
     console.print(table)
     if said := look_sentence(findings.looks):
         console.print(said, soft_wrap=True)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of done and total that draws one bar, with an estimate."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=_console(), transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @contextmanager

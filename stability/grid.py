@@ -28,11 +28,17 @@ class Run:
     seed: int
     id: str
     options: Options = ()
+    stream: str = ""
 
     @property
     def tuning(self) -> bool:
         """Whether it is a run of the search, not of the test."""
         return self.seed >= FIRST_TUNING_SEED
+
+    @property
+    def luck(self) -> int | str:
+        """What its random streams start from: its seed, and its arm's stream where that has one of its own."""
+        return f"{self.seed}:{self.stream}" if self.stream else self.seed
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,8 @@ def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
     source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
+    if arm.stream:
+        kept["stream"] = arm.stream
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}
 
 
@@ -114,7 +122,7 @@ def _unrolled(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]
         for setting, seed in itertools.product(settings[arm, size], seeds):
             cell = (arm, size, corruption, noise, setting.lr, seed)
             told = run_configuration(study, setting.options, **dict(zip(names, cell, strict=True)))
-            runs.append(Run(*cell, id=digest(told), options=setting.options))
+            runs.append(Run(*cell, id=digest(told), options=setting.options, stream=study.arm(arm).stream))
     return tuple(runs)
 
 
@@ -138,6 +146,6 @@ def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[G
 
 
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return one plain row per run, for a data frame."""
+    """Return one plain row per run, for a data frame; what tuning set and an arm's own stream only where there are."""
     rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
-    return [{key: value for key, value in row.items() if key != "options" or value} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("options", "stream") or value} for row in rows]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def seed_of(seed: int, use: str) -> int:
+def seed_of(seed: int | str, use: str) -> int:
     """Return the 63-bit seed of the stream that one *seed* keeps for one *use*.
 
     The bits are the head of SHA-256 over ``"seed/use"``, so two uses of one seed, and one use of two seeds,
@@ -22,7 +22,7 @@ def seed_of(seed: int, use: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def stream(seed: int, use: str) -> torch.Generator:
+def stream(seed: int | str, use: str) -> torch.Generator:
     """Return a CPU generator for one *use* of a run's *seed*, the same whatever else runs, in whatever order.
 
     Numbers are drawn on the CPU and moved, so a seed means the same on every device. Draw outside ``vmap``.

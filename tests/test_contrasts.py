@@ -34,7 +34,8 @@ def by_name(name, a, b, **changes):
 @pytest.mark.parametrize("name", contrast)
 def test_every_contrast_declares_its_traits_and_asks_only_for_what_is_supplied(name):
     traits = contrast[name].traits
-    assert set(traits) == {"needs", "on", "reduction", "ratio"}
+    assert set(traits) - {"mixed"} == {"needs", "on", "reduction", "ratio"}
+    assert traits.get("mixed", "level") in {"level", "slope", "change"}
     assert traits["on"] in {"scale", "raw", "times", "diverged"}
     assert set(contrast[name].options) <= set(SUPPLIED)
     assert contrast[name].summary.startswith("Return ")

@@ -363,3 +363,30 @@ def test_publishing_what_has_no_report_or_an_unsafe_name_is_refused(written, tmp
 def test_every_formula_is_typeset_on_the_page_and_on_paper(name):
     assert f'name == "{name}"' in (TEMPLATES / "formulas.html").read_text()
     assert f"\n  {name}: $" in (TEMPLATES / "formulas.typ").read_text()
+
+
+def test_the_sensitivity_of_every_tested_claim_is_in_both_renderings(report, findings, page, paper):
+    checked = [claim for claim in findings.claims if claim.sensitivity.checks]
+    assert [entry["id"] for entry in report["sensitivity"]] == [claim.id for claim in checked] != []
+    shown = squeezed("".join(page.text))
+    # A paper breaks words at line ends.
+    printed = squeezed("".join(sheet.extract_text() for sheet in paper.pages)).replace("-", "")
+    for entry in report["sensitivity"]:
+        assert squeezed(entry["sentence"]) in shown
+        assert squeezed(entry["sentence"]).replace("-", "") in printed
+        assert entry["table"]["rows"][0][0]["text"] == "As decided"
+        assert all(len(row) == len(entry["table"]["columns"]) for row in entry["table"]["rows"])
+
+
+def test_a_verdict_that_its_checks_do_not_share_is_a_limitation(results, findings):
+    apart = replace(findings.claims[0].sensitivity, agrees=False, sentence="By ranks it is inconclusive.")
+    claims = (replace(findings.claims[0], sensitivity=apart), *findings.claims[1:])
+    texts = [limit["text"] for limit in limitations(results, replace(findings, claims=claims))]
+    assert any("By ranks it is inconclusive." in text for text in texts)
+
+
+def test_the_method_quotes_the_error_rates_of_the_contrasts_that_the_study_uses(report):
+    told = next(part["text"] for part in report["method"] if part["title"] == "Error rates of these verdicts")
+    assert "docs/calibration.md" in told
+    assert "where 5% are promised" in told
+    assert "spread" not in told

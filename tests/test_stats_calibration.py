@@ -8,32 +8,17 @@ from functools import partial
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
 from stability import stats as st
+from stability.calibrate.rates import upper_band
+from stability.calibrate.worlds import Luck
 
 SHAPES = ("normal", "t4", "skewed", "ties")
 
 
-def noise(rng, shape, size):
-    """Standardised noise of a named shape."""
-    if shape == "normal":
-        return rng.standard_normal(size)
-    if shape == "t4":
-        return rng.standard_t(4, size) / math.sqrt(2)
-    if shape == "skewed":
-        return rng.exponential(size=size) - 1
-    return np.round(rng.standard_normal(size) * 2) / 2
-
-
 def pairs(rng, shape, seeds, cells=1):
-    """Two arms that share most of a seed's luck."""
-    shared = 2 * noise(rng, shape, (seeds, cells))
-    return shared + noise(rng, shape, (seeds, cells)), shared + noise(rng, shape, (seeds, cells))
-
-
-def upper_band(runs, rate=0.05):
-    return binom.ppf(0.999, runs, rate) / runs
+    """Two arms that share most of a seed's luck: shared noise of SD 2, and of SD 1 of their own."""
+    return tuple(math.sqrt(5) * arm[:, 0] for arm in Luck(rng, shape, seeds, correlation=0.8).arms(cells=cells))
 
 
 def error_rates(compare, draw, truth, runs, seed=0):

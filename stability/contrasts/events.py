@@ -8,7 +8,7 @@ from stability.stats.comparison import Array
 from stability.stats.wording import Names
 
 
-@contrast(needs=("threshold",), reduction="none", on="times", ratio=True)
+@contrast(needs=("threshold",), reduction="none", on="times", ratio=True, mixed="level")
 def time_to_threshold(
     a: Array,
     b: Array,

@@ -8,7 +8,7 @@ from stability.stats.comparison import Array
 from stability.stats.wording import Names
 
 
-@contrast(needs=(), reduction="late", on="scale", ratio=False)
+@contrast(needs=(), reduction="late", on="scale", ratio=False, mixed="level")
 def difference(
     a: Array,
     b: Array,
@@ -25,7 +25,7 @@ def difference(
     return paired_difference(a, b, confidence=confidence, log=log, names=names, measure=measure)
 
 
-@contrast(needs=(), reduction="late", on="raw", ratio=True)
+@contrast(needs=(), reduction="late", on="raw", ratio=True, mixed="level")
 def ratio(
     a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
 ) -> Comparison:

@@ -12,7 +12,7 @@ from stability.stats.comparison import Array
 from stability.stats.wording import Names
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False)
+@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="slope")
 def slope(
     a: Array,
     b: Array,
@@ -30,7 +30,7 @@ def slope(
     return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure)
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False)
+@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="change")
 def interaction(
     a: Array,
     b: Array,

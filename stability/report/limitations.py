@@ -23,6 +23,7 @@ def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
     sources = (
         _unfinished(results),
         _open_claims(findings),
+        _fragile(findings),
         _diverged(results),
         _untuned(results),
         _at_the_edge(results),
@@ -60,6 +61,12 @@ def _open_claims(findings: Findings) -> Said:
             yield "Too few seeds for a claim", f"“{claim.text}” stays open with {claim.n_pairs} pairs: {advice}."
         elif claim.verdict == "not-testable":
             yield "A claim that could not be tested", f"“{claim.text}”: {claim.reason}."
+
+
+def _fragile(findings: Findings) -> Said:
+    for claim in findings.claims:
+        if not claim.sensitivity.agrees:
+            yield "A verdict that hangs on its method or on a seed", f"“{claim.text}”: {claim.sensitivity.sentence}"
 
 
 def _diverged(results: Results) -> Said:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stability.analysis import Finding, Findings, Results, look_sentence
+from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.stats.wording import confidence_in_percent, number
@@ -36,6 +37,7 @@ def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
         _tuning(results),
         _losses(results),
         _inference(results, findings),
+        _trust(findings),
         _measures(results, findings),
     )
     return [
@@ -59,10 +61,10 @@ def _pairing(results: Results) -> Said:
     yield (
         "Runs and pairing",
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
-        "same batches and the same noise, so that arms can be compared within the seed. Training is AdamW "
-        f"(β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight matrices "
-        f"only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then {schedule}; "
-        f"the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
+        f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training is "
+        f"AdamW (β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight "
+        f"matrices only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then "
+        f"{schedule}; the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
     )
     if results.study.model.further:
         yield (
@@ -107,6 +109,13 @@ def _tuning(results: Results) -> Said:
         "A diverged run is the worst there is: settings with fewer of them come first. Ties go to the lower rate, then "
         f"to the setting listed first. The test then trains each arm and batch size with what was chosen.{untuned}",
     )
+
+
+def _apart(results: Results) -> str:
+    """Return which arms draw luck of their own, on purpose; in a study that compares losses, none does."""
+    study = results.study
+    apart = [name for name in study.grid.loss if study.arm(name).stream]
+    return f" Not so {' and '.join(apart)}: on purpose, these draw their own." if apart else ""
 
 
 def _losses(results: Results) -> Said:
@@ -164,6 +173,25 @@ def _inference(results: Results, findings: Findings) -> Said:
         "the number of seeds that would settle it, planned from the margin and an upper bound of the spread, never "
         "from the effect seen.",
     )
+
+
+def _trust(findings: Findings) -> Said:
+    if any(claim.sensitivity.checks for claim in findings.claims):
+        yield (
+            "Sensitivity",
+            "Every tested claim is judged again: by flipping the signs of the seeds' differences (Hartigan's interval "
+            "of subset means), by Wilcoxon's signed ranks (Hodges–Lehmann estimate), both of which assume symmetry and "
+            "no shape; by a mixed model of all numbers of a run's cells, with variance components for the seed and for "
+            "the arm within it (REML, n − 1 degrees of freedom; a variance estimated as 0 makes it too sure), "
+            "where a run has several; and by the primary test without each seed in turn.",
+        )
+    known = published()
+    if findings.claims and known and (found := summary(known, {claim.contrast for claim in findings.claims})):
+        yield (
+            "Error rates of these verdicts",
+            f"Measured for the contrasts of this study. {found} All settings are in docs/calibration.md of the source; "
+            "the command stability calibrate measures them again.",
+        )
 
 
 def _measures(results: Results, findings: Findings) -> Said:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stability.analysis import Findings, Results, look_sentence
+from stability.report.appendix import appendix
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
@@ -91,6 +92,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "sections": _sections(drawn, bool(answers)),
         "crosscheck": crosscheck_table(results),
         "cells": cell_table(results, findings),
+        "sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings),
         "provenance": _provenance(results, findings),

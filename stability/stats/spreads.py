@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -110,7 +111,7 @@ def _pitman_morgan(a: Array, b: Array, confidence: float, sd: float) -> Estimate
     centre, df = math.log(spread_a / spread_b), len(a) - 2
     u, v = (a - a.mean()) / spread_a, (b - b.mean()) / spread_b
     alpha = 1 - confidence
-    wide, narrow = (_inverted(u, v, float(stdtrit(df, 1 - tail))) for tail in (alpha / 2, alpha))
+    wide, narrow = _inverted(u, v, [float(stdtrit(df, 1 - tail)) for tail in (alpha / 2, alpha)])
     statistic = float(_hc4_statistic(u, v, np.array([-centre]))[0])
     return Estimate(
         centre=centre,
@@ -121,11 +122,16 @@ def _pitman_morgan(a: Array, b: Array, confidence: float, sd: float) -> Estimate
     )
 
 
-def _inverted(u: Array, v: Array, critical: float) -> Interval:
-    """Return the hull of the log ratios, about the estimate, that the test does not reject."""
+def _inverted(u: Array, v: Array, criticals: Sequence[float]) -> list[Interval]:
+    """Return for each critical value the hull of the log ratios, about the estimate, that the test does not reject."""
     # Dense where intervals end, sparse far out, and exactly 0 in the middle.
     grid = FARTHEST * np.linspace(-1, 1, 401) ** 3
-    kept = np.flatnonzero(np.abs(_hc4_statistic(u, v, grid)) <= critical)
+    statistics = np.abs(_hc4_statistic(u, v, grid))
+    return [_hull(u, v, grid, statistics, critical) for critical in criticals]
+
+
+def _hull(u: Array, v: Array, grid: Array, statistics: Array, critical: float) -> Interval:
+    kept = np.flatnonzero(statistics <= critical)
     first, last = int(kept[0]), int(kept[-1])
 
     def excess(log_ratio: float) -> float:

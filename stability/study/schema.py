@@ -102,9 +102,14 @@ class Grid(_Frozen):
 
 
 class Arm(_Open):
-    """A loss under a name of its own, with options or initial values of its scalars that differ from the default."""
+    """A loss under a name of its own, with options or initial values of its scalars that differ from the default.
+
+    Arms share weights, batches and noise at a seed, so that they can be paired. One that names a *stream* draws its
+    own: two arms of one loss then differ by luck alone, which is how the verdicts themselves are tested.
+    """
 
     loss: Name
+    stream: str = ""
 
 
 class Schedule(_Open):

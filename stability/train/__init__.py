@@ -60,7 +60,7 @@ class Population:
     alive: Tensor
     salt: Tensor
     generators: Sequence[torch.Generator]
-    draws: Mapping[int, torch.Generator]
+    draws: Mapping[int | str, torch.Generator]
     state: dict[str, Tensor]
     step: int = 0
     scalars: tuple[str, ...] = field(default=())
@@ -73,7 +73,7 @@ class Population:
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
     """Return the replicas of *runs* (of one arm and batch size) before their first step."""
     plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
-    theta = initial_parameters(study, plan, pairs, [run.seed for run in runs]).to(device)
+    theta = initial_parameters(study, plan, pairs, [run.luck for run in runs]).to(device)
     decay = plan.layout.spread(
         lambda name, shape: study.train.weight_decay if len(shape) > 1 and name not in plan.fixed else 0.0
     )
@@ -94,7 +94,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         salt=odd.to(device),
         generators=feed.generators("train"),
-        draws={run.seed: stream(run.seed, "loss") for run in runs},
+        draws={run.luck: stream(run.luck, "loss") for run in runs},
         state={
             name: value.expand(len(runs), *value.shape).clone().to(device)
             for name, value in plan.loss.initial_state(feed.available).items()
@@ -162,13 +162,13 @@ class Trainer:
         self.study, self.device = study, device
         self.population = population_of(study, runs, pairs, device)
         available = self.population.feed.available
-        self.streams = {run.seed: batch_indices(run.seed, available, run.batch_size) for run in runs}
+        self.streams = {run.luck: batch_indices(run.luck, available, run.batch_size) for run in runs}
 
     def step(self) -> dict[str, Tensor]:
         """Train one step on the next batches and return the step's measures."""
-        drawn = {seed: next(indices) for seed, indices in self.streams.items()}
+        drawn = {luck: next(indices) for luck, indices in self.streams.items()}
         return train_step(
-            self.population, torch.stack([drawn[run.seed] for run in self.population.runs]).to(self.device)
+            self.population, torch.stack([drawn[run.luck] for run in self.population.runs]).to(self.device)
         )
 
     def read(self, name: str) -> Reading:

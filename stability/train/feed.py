@@ -15,7 +15,7 @@ from stability.probes import Batch
 from stability.streams import stream
 
 
-def batch_indices(seed: int, available: int, batch_size: int) -> Iterator[Tensor]:
+def batch_indices(seed: int | str, available: int, batch_size: int) -> Iterator[Tensor]:
     """Yield (B,) indices for ever: each epoch is a new permutation of the pairs, its last part batch dropped.
 
     The stream depends on the seed alone, so all losses and noise levels see the same batches.
@@ -26,7 +26,7 @@ def batch_indices(seed: int, available: int, batch_size: int) -> Iterator[Tensor
         yield from order[: available // batch_size * batch_size].split(batch_size)
 
 
-def independent_indices(seed: int, use: str, count: int, available: int, batch_size: int) -> Tensor:
+def independent_indices(seed: int | str, use: str, count: int, available: int, batch_size: int) -> Tensor:
     """Return (count, B) indices of batches drawn independently of each other, without repetition inside a batch."""
     generator = stream(seed, use)
     return torch.stack([torch.randperm(available, generator=generator)[:batch_size] for _ in range(count)])
@@ -73,7 +73,7 @@ class Feed:
 
     def generators(self, use: str) -> tuple[torch.Generator, ...]:
         """Return each replica's random stream for the fresh corruption of one *use*."""
-        return tuple(stream(run.seed, f"corruption/{run.corruption}/{use}") for run in self.runs)
+        return tuple(stream(run.luck, f"corruption/{run.corruption}/{use}") for run in self.runs)
 
     def batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
         """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself."""
@@ -129,7 +129,7 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
                 texts=texts,
                 caption=caption,
                 level=run.noise,
-                generator=stream(run.seed, f"corruption/{run.corruption}"),
+                generator=stream(run.luck, f"corruption/{run.corruption}"),
             )
             for run in runs
         ]
@@ -153,11 +153,11 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
     )
 
 
-def uniform_numbers(runs: Sequence[Run], generators: Mapping[int, torch.Generator], lead: torch.Size) -> Tensor:
+def uniform_numbers(runs: Sequence[Run], generators: Mapping[int | str, torch.Generator], lead: torch.Size) -> Tensor:
     """Return numbers in [0, 1) for losses that draw, (R, *lead, B, B): the same for replicas of one seed."""
     size = runs[0].batch_size
     by_seed = {seed: torch.rand(*lead, size, size, generator=generator) for seed, generator in generators.items()}
-    return torch.stack([by_seed[run.seed] for run in runs])
+    return torch.stack([by_seed[run.luck] for run in runs])
 
 
 def identity(text: Tensor, salt: Tensor) -> Tensor:

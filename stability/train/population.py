@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,7 +124,7 @@ def _within(prefix: str, params: Params) -> Params:
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
-def towers(study: Study, pairs: Pairs, seed: int) -> dict[str, nn.Module]:
+def towers(study: Study, pairs: Pairs, seed: int | str) -> dict[str, nn.Module]:
     """Build a tower for each modality with the weights of one seed: the same for every loss, noise and batch size."""
     built = {}
     with torch.random.fork_rng(devices=[]):
@@ -163,10 +163,10 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
     )
 
 
-def initial_parameters(study: Study, plan: Blueprint, pairs: Pairs, seeds: list[int]) -> Tensor:
+def initial_parameters(study: Study, plan: Blueprint, pairs: Pairs, seeds: Sequence[int | str]) -> Tensor:
     """Return the flat parameters (R, P) of replicas with these seeds, on the CPU."""
 
-    def flat(seed: int) -> Tensor:
+    def flat(seed: int | str) -> Tensor:
         params = {
             **{
                 f"{side}.{name}": value.detach()

@@ -54,7 +54,7 @@ def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
 def asked_of(
     plan: Blueprint,
     runs: Sequence[Run],
-    draws: Mapping[int, torch.Generator],
+    draws: Mapping[int | str, torch.Generator],
     state: Mapping[str, Tensor],
     step: int,
     lead: torch.Size,
@@ -153,9 +153,9 @@ def probe_batches(
     size = feed.batch_size
     by_seed = {
         seed: independent_indices(seed, use, count, feed.available, size)
-        for seed in dict.fromkeys(feed.runs[place].seed for place in chosen)
+        for seed in dict.fromkeys(feed.runs[place].luck for place in chosen)
     }
-    index = torch.stack([by_seed[feed.runs[place].seed] for place in chosen]).to(snapshot.theta.device)
+    index = torch.stack([by_seed[feed.runs[place].luck] for place in chosen]).to(snapshot.theta.device)
     some = feed.select(chosen)
     draws = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
     state = {key: value[chosen] for key, value in snapshot.state.items()}

@@ -1,0 +1,174 @@
+"""The whole path under a truth that is known: one loss under two names, trained for real, judged study by study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stability.analysis import Results, analyse, read
+from stability.calibrate.rates import NOMINAL, upper_band
+from stability.execute import Watch, run
+from stability.registry import InputError
+from stability.study import Study, parse_study
+
+SEEDS = 5
+"""Seeds of each small study."""
+
+RIGHT = ("equivalent", "inconclusive")
+"""The verdicts that two arms of one loss deserve."""
+
+TWINS = """
+title = "Twins"
+question = "Is a loss more stable than itself?"
+
+[data]
+name = "latent"
+pairs = 640
+
+[model]
+image = {{ name = "mlp", width = 16, depth = 1 }}
+text = "linear"
+embed_dim = 8
+
+[train]
+steps = 60
+warmup = 5
+scalar_lr = 10.0
+
+[arms.one]
+loss = "{loss}"
+
+[arms.other]
+loss = "{loss}"
+stream = "other"
+
+[grid]
+loss = ["one", "other"]
+batch_size = [32]
+noise = [0.0, 0.4]
+lr = [0.01]
+seeds = {seeds}
+
+[probes.retrieval]
+every = 5
+
+[[claims]]
+id = "level"
+primary = true
+text = "One recalls more than the other"
+measure = "recall_at_1"
+contrast = "difference"
+compare = ["one", "other"]
+expect = "higher"
+margin = 0.02
+
+[[claims]]
+id = "slope"
+text = "One's recall falls more slowly with noise than the other's"
+measure = "recall_at_1"
+contrast = "slope"
+over = "noise"
+compare = ["one", "other"]
+expect = "higher"
+margin = 0.02
+
+[[claims]]
+id = "spread"
+text = "One's recall varies less from seed to seed than the other's"
+measure = "recall_at_1"
+contrast = "spread"
+compare = ["one", "other"]
+expect = "lower"
+margin = 0.02
+
+[[claims]]
+id = "sooner"
+text = "One reaches a recall of .1 sooner than the other"
+measure = "recall_at_1"
+contrast = "time-to-threshold"
+threshold = 0.1
+compare = ["one", "other"]
+expect = "lower"
+margin = 0.02
+
+[[claims]]
+id = "loss"
+text = "One's loss is lower than the other's"
+measure = "loss"
+contrast = "ratio"
+compare = ["one", "other"]
+expect = "lower"
+margin = 0.02
+"""
+"""Two arms of one loss that share nothing but data: their weights, batches and mismatches are drawn apart.
+
+Margins are so small that hardly a study is equivalent: that verdict comes first, and would hide wrong directions.
+"""
+
+LOSSES = ("clip", "siglip")
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The verdicts on *studies* small studies of one loss against itself, claim by claim, each judged alone at 95%.
+
+    *together* counts the studies of all claims at their shared confidence in which any claim was given a direction.
+    """
+
+    loss: str
+    studies: int
+    seeds: int
+    steps: int
+    verdicts: Mapping[str, Mapping[str, int]]
+    together: int
+
+    @property
+    def allowed(self) -> int:
+        """The most verdicts other than equivalent and inconclusive that 5% explain: the binomial 99% quantile."""
+        return round(upper_band(self.studies, NOMINAL, 0.99) * self.studies)
+
+    def wrong(self, claim: str) -> int:
+        """Return how many studies gave a claim another verdict than `RIGHT`."""
+        return sum(count for verdict, count in self.verdicts[claim].items() if verdict not in RIGHT)
+
+
+def twin_study(loss: str = "siglip", studies: int = 200) -> Study:
+    """Return the study that trains all small studies as one: `SEEDS` seeds for each."""
+    if studies < 1:
+        raise InputError(f"--studies: got {studies}; allowed: 1 or more")
+    return parse_study(TWINS.format(loss=loss, seeds=SEEDS * studies), "twins.toml", "twins")
+
+
+def end_to_end(
+    out: Path,
+    loss: str = "siglip",
+    studies: int = 200,
+    executor: Executor | None = None,
+    watch: Watch | None = None,
+) -> Twins:
+    """Return the verdicts on small studies of *loss* against itself, trained in *out* and judged like any other."""
+    whole = read(run(twin_study(loss, studies), "cpu", executor, out, watch or Watch()))
+    verdicts: dict[str, Counter[str]] = {claim.id: Counter() for claim in whole.study.claims}
+    together = 0
+    for small in parts(whole):
+        together += any(
+            finding.verdict in ("supported", "contradicted") for finding in analyse(small, checks=False).claims
+        )
+        for claim in whole.study.claims:
+            alone = small.study.model_copy(update={"claims": (claim.model_copy(update={"primary": True}),)})
+            verdicts[claim.id][analyse(replace(small, study=alone), checks=False).verdict] += 1
+    counted = {claim: dict(sorted(counts.items())) for claim, counts in verdicts.items()}
+    return Twins(loss, studies, SEEDS, whole.study.train.steps, counted, together)
+
+
+def parts(whole: Results) -> Iterator[Results]:
+    """Yield the small studies that a large one holds, `SEEDS` consecutive seeds each, as results of their own."""
+    grid = whole.study.grid.model_copy(update={"seeds": SEEDS})
+    study = whole.study.model_copy(update={"grid": grid})
+    steps = dict(iter(whole.steps.groupby(whole.steps["run"].map(whole.runs.set_index("run")["seed"]) // SEEDS)))
+    for place, runs in whole.runs.groupby(whole.runs["seed"] // SEEDS):
+        small = runs.assign(seed=runs["seed"] % SEEDS).reset_index(drop=True)
+        yield Results(study, whole.manifest, small, steps[place].reset_index(drop=True), whole.measures)

@@ -1,0 +1,213 @@
+"""Worlds of known truth: shapes of luck, and for each contrast two arms whose true effect is set.
+
+A *shape* is ``(rng, size) -> array``: independent noise of mean 0 and variance 1. A *world* is ``(luck, effect) ->
+(a, b)``: the numbers of two arms as its contrast takes them, (seeds, levels, cells), equal in law where *effect* is 0.
+Its traits say what to expect of it:
+
+- ``contrast``: which contrast judges it, and ``cells``, how many numbers a seed has at each level;
+- ``shapes``: the shapes that it is drawn in, all of them unless it draws no noise of a shape;
+- ``truth``: the effect that a planted effect makes, None where that has no closed form;
+- ``power``: the chance of an exact test to find it, where the noise is normal and one is known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stability import stats
+from stability.registry import Registry
+
+Array = NDArray[np.float64]
+
+shape = Registry("shape")
+world = Registry("world")
+
+LEVELS = (0.0, 0.2, 0.4)
+"""The axis that slopes and interactions are taken over."""
+
+BUDGET = 60.0
+"""The steps a run had to cross a threshold; at equal arms a quarter of the runs take longer."""
+
+YES_NO = "yes or no"
+"""The shape of a world whose numbers are outcomes of a chance, not noise."""
+
+
+@shape
+def normal(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
+    """Return normal noise."""
+    return rng.standard_normal(size)
+
+
+@shape
+def t4(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
+    """Return noise with heavy tails: Student's t with 4 degrees of freedom, which has no fourth moment."""
+    return rng.standard_t(4, size) / math.sqrt(2)
+
+
+@shape
+def skewed(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
+    """Return noise with one long tail: exponential, of skewness 2."""
+    return rng.exponential(size=size) - 1
+
+
+@shape
+def ties(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
+    """Return normal noise rounded to multiples of half a standard deviation, so that values repeat."""
+    return np.round(2 * rng.standard_normal(size)) / 2
+
+
+@shape(other="normal")
+def lopsided(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
+    """Return noise with one long tail for the first arm; the second arm's is normal, so differences are skewed too.
+
+    Equal shapes, however skewed, have symmetric differences; this is what an arm that fails now and then looks like.
+    """
+    return rng.exponential(size=size) - 1
+
+
+@dataclass(frozen=True)
+class Luck:
+    """Where a world draws from: the shape of its noise, how many seeds, and how much of it two arms share."""
+
+    rng: np.random.Generator
+    shape: str
+    seeds: int
+    correlation: float
+
+    def arms(self, levels: int = 1, cells: int = 1) -> tuple[Array, Array]:
+        """Return noise for both arms, (seeds, levels, cells) each, of variance 1 and the correlation between arms."""
+        draw, size = shape[self.shape], (self.seeds, levels, cells)
+        other = shape[draw.traits.get("other", self.shape)]
+        shared = math.sqrt(self.correlation) * draw(self.rng, size)
+        own = math.sqrt(1 - self.correlation)
+        return shared + own * draw(self.rng, size), shared + own * other(self.rng, size)
+
+    @property
+    def gap(self) -> float:
+        """Standard deviation of the difference of two arms' noise."""
+        return math.sqrt(2 * (1 - self.correlation))
+
+
+def noncentral_t(seeds: int, correlation: float, effect: float) -> float:
+    """Return the power of the paired t test for an effect in standard deviations of the differences."""
+    return stats.power(seeds, effect)
+
+
+SIGMA = 0.3
+"""Standard deviation of the logarithm of a positive quantity, such as a time."""
+
+Sample = tuple[Array, Array]
+
+
+@world(contrast="difference", cells=1, effect=1.0, truth=lambda luck, d: d * luck.gap, power=noncentral_t)
+def level(luck: Luck, effect: float) -> Sample:
+    """Return levels that lie *effect* standard deviations of their differences apart."""
+    a, b = luck.arms()
+    return a + effect * luck.gap, b
+
+
+@world(contrast="ratio", cells=1, effect=1.0, truth=lambda luck, d: math.exp(SIGMA * d * luck.gap), power=noncentral_t)
+def positive(luck: Luck, effect: float) -> Sample:
+    """Return positive quantities whose logarithms lie *effect* standard deviations of their differences apart."""
+    a, b = level(luck, effect)
+    return np.exp(SIGMA * a), np.exp(SIGMA * b)
+
+
+def _slope_gap(luck: Luck) -> float:
+    return luck.gap / math.sqrt(float(np.square(np.array(LEVELS) - np.mean(LEVELS)).sum()))
+
+
+@world(contrast="slope", cells=1, effect=1.0, truth=lambda luck, d: d * _slope_gap(luck), power=noncentral_t)
+def trend(luck: Luck, effect: float) -> Sample:
+    """Return lines over the levels whose slopes lie *effect* standard deviations of their differences apart."""
+    a, b = luck.arms(levels=len(LEVELS))
+    return a + effect * _slope_gap(luck) * np.array(LEVELS)[:, None], b
+
+
+@world(
+    contrast="interaction",
+    cells=1,
+    effect=1.0,
+    truth=lambda luck, d: d * math.sqrt(2) * luck.gap,
+    power=noncentral_t,
+)
+def change(luck: Luck, effect: float) -> Sample:
+    """Return numbers whose changes from first to last level lie *effect* SDs of their differences apart."""
+    a, b = luck.arms(levels=len(LEVELS))
+    a[:, -1] += effect * math.sqrt(2) * luck.gap
+    return a, b
+
+
+@world(contrast="spread", cells=1, effect=math.log(3), truth=lambda luck, d: math.exp(d), power=None)
+def spread_of_one_cell(luck: Luck, effect: float) -> Sample:
+    """Return numbers whose standard deviations over seeds have the logarithm of their ratio *effect*."""
+    a, b = luck.arms()
+    return math.exp(effect) * a, b
+
+
+@world(contrast="spread", cells=6, effect=math.log(1.5), truth=lambda luck, d: math.exp(d), power=None)
+def spread_of_six_cells(luck: Luck, effect: float) -> Sample:
+    """Return six cells of numbers whose standard deviations over seeds have the log ratio *effect*."""
+    a, b = luck.arms(cells=6)
+    return math.exp(effect) * a, b
+
+
+@world(
+    contrast="time-to-threshold",
+    cells=1,
+    effect=1.0,
+    truth=lambda luck, d: None if d else 1.0,
+    power=noncentral_t,
+)
+def time(luck: Luck, effect: float) -> Sample:
+    """Return times to a threshold, read every fifth step, whose logarithms lie *effect* SDs apart; some never come.
+
+    What lies beyond the budget is censored, which draws the ratio towards 1: its truth has no closed form then, and
+    the power of the uncensored test bounds what can be had.
+    """
+    b, a = positive(luck, -effect)
+    return 5 * np.ceil(10 * a), 5 * np.ceil(10 * b)
+
+
+def _rates(effect: float) -> tuple[float, float]:
+    return 0.4 + effect / 2, 0.4 - effect / 2
+
+
+def mcnemar(seeds: int, correlation: float, effect: float) -> float:
+    """Return the power of the exact McNemar test: its rejections, weighed by the chances of all discordant counts."""
+    from scipy.stats import binom
+
+    high, low = _rates(effect)
+    only_a = correlation * (high - low) + (1 - correlation) * high * (1 - low)
+    only_b = (1 - correlation) * low * (1 - high)
+    discordant = np.arange(1, seeds + 1)[:, None]
+    of_a = np.arange(seeds + 1)[None, :]
+    tail = binom.cdf(np.minimum(of_a, discordant - of_a), discordant, 0.5)
+    chance = binom.pmf(discordant, seeds, only_a + only_b) * binom.pmf(of_a, discordant, only_a / (only_a + only_b))
+    return float(chance[(2 * tail <= 0.05) & (of_a <= discordant)].sum())
+
+
+def _outcomes(luck: Luck, effect: float, cells: int) -> Sample:
+    """Return who diverged: by the chance *correlation* both arms of a seed share a fate, by half all its cells do."""
+    shared = luck.rng.random((luck.seeds, 1, 1)) < luck.correlation
+    together = luck.rng.random((luck.seeds, 1, 1)) < 0.5 if cells > 1 else np.zeros((luck.seeds, 1, 1), bool)
+    luck_of_cells, luck_of_runs = luck.rng.random((3, luck.seeds, 1, cells)), luck.rng.random((3, luck.seeds, 1, 1))
+    fate, *own = np.where(together, luck_of_runs, luck_of_cells)
+    a, b = (np.where(shared, fate, mine) < rate for mine, rate in zip(own, _rates(effect), strict=True))
+    return a.astype(float), b.astype(float)
+
+
+@world(contrast="divergence", cells=1, effect=0.6, shapes=(YES_NO,), truth=lambda luck, d: d, power=mcnemar)
+def divergence_of_one_cell(luck: Luck, effect: float) -> Sample:
+    """Return which runs diverged, at rates *effect* apart around 40%."""
+    return _outcomes(luck, effect, cells=1)
+
+
+@world(contrast="divergence", cells=6, effect=0.6, shapes=(YES_NO,), truth=lambda luck, d: d, power=None)
+def divergence_of_six_cells(luck: Luck, effect: float) -> Sample:
+    """Return which of a seed's six runs diverged, at rates *effect* apart around 40%."""
+    return _outcomes(luck, effect, cells=6)
