@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from workload import Work, batches
 
 from stability.execute.machine import reproducible_arithmetic
+from stability.execute.planning import WIDEST
+from stability.grid import Group
 from stability.losses import clip
 from stability.study import Study
 from stability.train import Trainer
@@ -26,16 +28,19 @@ EPOCH = 64
 
 
 def ours(work: Work, threads: int) -> Advance:
-    """Train as `stability run` does: one group in one worker process."""
+    """Train as `stability run` does: groups no wider than a plan makes them, in a worker process with one thread."""
     study = work.study()
-    # A worker computes like this for as long as it lives.
-    reproducible_arithmetic().__enter__()
-    torch.set_num_threads(threads)
-    trainer = Trainer(study, work.group(study), study.pairs(), torch.device(work.device))
+    del threads  # one, whatever is offered
+    pairs, runs = study.pairs(), work.runs(study)
+    width = WIDEST[torch.device(work.device).type]
+    parts = [runs[start : start + width] for start in range(0, len(runs), width)]
+    trainers = [Trainer(study, Group("benchmark", part), pairs, torch.device(work.device)) for part in parts]
 
     def advance(steps: int) -> np.ndarray:
-        measures = [trainer.step() for _ in range(steps)]
-        return torch.stack([step["loss"] for step in measures]).cpu().numpy()[:, : work.last - work.first]
+        with reproducible_arithmetic():
+            # One group after the other, as a worker trains them.
+            losses = [torch.stack([trainer.step()["loss"] for _ in range(steps)]) for trainer in trainers]
+            return torch.cat(losses, 1).cpu().numpy()[:, : work.last - work.first]
 
     return advance
 
@@ -50,6 +55,12 @@ def loop(work: Work, threads: int, compiled: bool = False) -> Advance:
     ]
     del pairs
     return lambda steps: np.array([[next(stepper) for _ in range(steps)] for stepper in steppers]).T
+
+
+def loop_in_one_thread(work: Work, threads: int) -> Advance:
+    """Train like `loop`, without the threads that small operations wait for."""
+    del threads
+    return loop(work, threads=1)
 
 
 def compiled_loop(work: Work, threads: int) -> Advance:

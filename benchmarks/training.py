@@ -32,6 +32,9 @@ from stability.train.population import blueprint, initial_parameters
 
 CASES = {f"{towers}-{size}": (towers, size) for towers in ("mlp", "transformer") for size in (32, 128, 512, 2048)}
 DEFAULT = ("mlp-32", "mlp-128", "mlp-512", "transformer-32")
+LOOPS = ("loop", "loop, one thread")
+"""The faster of these is the loop that the others are compared with: two threads may wait for each other."""
+
 CHECKED = 4
 """Steps on which engines must agree with the loop."""
 
@@ -49,6 +52,7 @@ class Engine:
 
 ENGINES = (
     Engine("loop", "engines:loop", a_process_a_core=False, scales=False),
+    Engine("loop, one thread", "engines:loop_in_one_thread", a_process_a_core=False, scales=False),
     Engine("loop, compiled", "engines:compiled_loop", a_process_a_core=False, scales=False),
     Engine("process pool", "engines:loop", a_process_a_core=True, scales=False),
     Engine("jax", "engine_jax:jitted", a_process_a_core=False, scales=True),
@@ -161,11 +165,7 @@ def demand(work: Work) -> tuple[float, float]:
 def measure(case: str, replicas: Sequence[int], rounds: int, engines: Sequence[Engine], device: str) -> list[Row]:
     """Return one row for each engine and number of replicas."""
     towers, size = CASES[case]
-    jobs = [
-        (engine, count)
-        for engine in engines
-        for count in (replicas if engine.scales else (2,))
-    ]
+    jobs = [(engine, count) for engine in engines for count in (replicas if engine.scales else (2,))]
     work = {count: Work(towers, size, count, 0, count, device) for _, count in jobs}
     times: dict[tuple[str, int], float] = {}
     about: dict[tuple[str, int], tuple[float, float]] = {}
@@ -222,7 +222,7 @@ def _rows(
                     engine=engine.name,
                     replicas=count,
                     ms_per_replica_step=None if own is None else round(own, 4),
-                    ratio_to_loop=over(time_of("loop", count), own),
+                    ratio_to_loop=over(min(filter(None, (time_of(name, count) for name in LOOPS)), default=None), own),
                     ratio_to_jax=over(time_of("jax", count), own),
                     matmul_share=None if own is None else round(needs[0] / flops * 1000 / own, 3),
                     copy_share=None if own is None else round(needs[1] / copied * 1000 / own, 3),
@@ -241,7 +241,7 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     picture = Figure(figsize=(2.9 * len(cases) + 0.6, 3.2), layout="constrained")
     panels = picture.subplots(1, len(cases), squeeze=False)[0]
     names = list(dict.fromkeys(row.engine for row in rows))
-    colours = dict(zip(names, ("#999999", "#56b4e9", "#e69f00", "#009e73", "#d55e00"), strict=False))
+    colours = dict(zip(names, ("#999999", "#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00"), strict=False))
     for panel, case in zip(panels, cases, strict=True):
         for name in names:
             points = [
@@ -290,8 +290,8 @@ def main(arguments: Sequence[str]) -> None:
     for case in cases:
         rows += measure(case, asked.replicas, asked.rounds, engines, asked.device)
         show([row for row in rows if row.case == case])
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        if asked.json:
+            asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if asked.figure:
         figure(rows, asked.figure)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stability.datasets import Pairs
-from stability.grid import Group, Run, runs_of
+from stability.grid import Run, runs_of
 from stability.study import Study, parse_study
 from stability.train.feed import batch_indices
 
@@ -80,10 +81,6 @@ class Work:
         """Return the runs of this share of the replicas."""
         return tuple(run for run in runs_of(study) if run.arm == "clip")[self.first : self.last]
 
-    def group(self, study: Study) -> Group:
-        """Return the runs as one group."""
-        return Group("benchmark", self.runs(study))
-
 
 def share(work: Work, parts: int) -> list[Work]:
     """Return *work* in at most *parts* even parts, one for each process."""
@@ -91,7 +88,7 @@ def share(work: Work, parts: int) -> list[Work]:
     cuts = [part * work.replicas // parts for part in range(parts + 1)]
     return [
         Work(work.towers, work.batch_size, work.replicas, first, last, work.device)
-        for first, last in zip(cuts, cuts[1:], strict=False)
+        for first, last in itertools.pairwise(cuts)
     ]
 
 
