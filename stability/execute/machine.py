@@ -87,8 +87,8 @@ def _keep_memory(parameters: Mapping[int, int]) -> None:
     A training step frees and asks for the same megabytes again and again. Given back to the system in between, every
     page costs a fault on its first touch: half of the time of a small model's step.
     """
-    library = ctypes.CDLL(None) if os.name == "posix" else None
-    if hasattr(library, "gnu_get_libc_version"):
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
         for parameter, value in parameters.items():
             library.mallopt(parameter, value)
         library.malloc_trim(0)
