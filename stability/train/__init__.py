@@ -22,7 +22,7 @@ from stability.streams import stream
 from stability.study import Study
 from stability.train.divergence import diverged_at
 from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
-from stability.train.optimizer import Clip, Moments, Rates, adamw, schedule
+from stability.train.optimizer import Block, Clip, Moments, adamw, blocks_of, schedule
 from stability.train.population import Blueprint, blueprint, initial_parameters
 from stability.train.probing import Reading, Snapshot, asked_of, held_out, read
 
@@ -54,9 +54,8 @@ class Population:
     held: HeldOut
     theta: Tensor
     moments: Moments
-    rates: Rates
+    blocks: Sequence[Block]
     clip: Clip
-    lr: Tensor
     alive: Tensor
     salt: Tensor
     generators: Sequence[torch.Generator]
@@ -67,17 +66,13 @@ class Population:
 
     def snapshot(self) -> Snapshot:
         """Return the state for the probes."""
-        return Snapshot(self.theta.detach(), self.moments, self.state, self.step)
+        return Snapshot(self.theta, self.moments, self.state, self.step)
 
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
     """Return the replicas of *runs* (of one arm and batch size) before their first step."""
     plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
     theta = initial_parameters(study, plan, pairs, [run.luck for run in runs]).to(device)
-    decay = plan.layout.spread(
-        lambda name, shape: study.train.weight_decay if len(shape) > 1 and name not in plan.fixed else 0.0
-    )
-    multiplier = plan.layout.spread(lambda name, _: _multiplier(study, plan, name))
     feed = feed_of(runs, pairs, study.data.corruption, device)
     odd = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
     return Population(
@@ -86,11 +81,13 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         plan=plan,
         feed=feed,
         held=held_out(pairs, device),
-        theta=theta.requires_grad_(),
-        moments=Moments.zeros_like(theta.detach()),
-        rates=Rates(decay.to(device), multiplier.to(device)),
+        theta=theta,
+        moments=Moments.zeros_like(theta),
+        blocks=blocks_of(
+            (size, _decay(study, plan, name), _multiplier(study, plan, name))
+            for name, size in plan.layout.sizes.items()
+        ),
         clip=Clip.of(study.train, len(runs), device),
-        lr=torch.tensor([run.lr for run in runs], device=device)[:, None],
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         salt=odd.to(device),
         generators=feed.generators("train"),
@@ -101,6 +98,11 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         },
         scalars=tuple(plan.initial_scalars),
     )
+
+
+def _decay(study: Study, plan: Blueprint, name: str) -> float:
+    """Return the weight decay of a parameter: the study's for matrices that are trained."""
+    return study.train.weight_decay if len(plan.layout.shapes[name]) > 1 and name not in plan.fixed else 0.0
 
 
 def _multiplier(study: Study, plan: Blueprint, name: str) -> float:
@@ -118,37 +120,39 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
     plan, train = population.plan, population.study.train
     batch = population.feed.batch(index, population.generators)
     asked = asked_of(plan, population.runs, population.draws, population.state, population.step, index.shape[1:-1])
-    losses, state = vmap(plan.training_objective)(plan.layout.unflatten(population.theta), batch | asked)
-    (gradient,) = torch.autograd.grad(losses.sum(), population.theta)
+    # Each parameter is a leaf of its own: the backward pass writes no gradient twice.
+    params = {name: value.requires_grad_() for name, value in plan.layout.unflatten(population.theta).items()}
+    losses, state = vmap(plan.training_objective)(params, batch | asked)
+    gradients = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
+        gradient = plan.layout.flatten(dict(zip(params, gradients, strict=True)))
         losses = losses.detach()
         norm = torch.linalg.vector_norm(gradient, dim=-1)
         population.alive &= torch.isfinite(losses) & torch.isfinite(norm)
-        alive = population.alive[:, None]
-        # A frozen replica has a zero gradient and, for the clipping, any finite norm.
-        gradient, clipped = population.clip(torch.where(alive, gradient, 0.0), torch.where(population.alive, norm, 1.0))
-        before = plan.layout.unflatten(population.theta)
+        dead = ~population.alive
+        # Nobody waits for a GPU to tell whether a replica has died.
+        some_dead = dead.is_cuda or bool(dead.any())
+        if some_dead:
+            gradient.masked_fill_(dead[:, None], 0.0)
+        gradient, clipped = population.clip(gradient, torch.where(dead, 1.0, norm))
         measures = {
             "loss": losses,
             "gradient_norm": norm,
             "clipped": clipped,
-            **{name: before[f"loss.{name}"].clone() for name in population.scalars if name in ("log_scale", "bias")},
+            **{name: params[f"loss.{name}"].clone() for name in population.scalars if name in ("log_scale", "bias")},
         }
-        rate = population.lr * schedule(train, population.step)
-        measures["update_norm"] = adamw(
-            population.theta,
-            gradient,
-            population.moments,
-            torch.where(alive, rate, 0.0),
-            population.rates,
-            train,
-        )
+        before = population.theta.clone()
+        rates = [run.lr * schedule(train, population.step) for run in population.runs]
+        adamw(population.theta, gradient, population.moments, rates, population.blocks, train)
+        if some_dead:
+            torch.where(dead[:, None], before, population.theta, out=population.theta)
+        measures["update_norm"] = torch.linalg.vector_norm(before.sub_(population.theta), dim=-1)
         population.state = {name: value.detach() for name, value in state.items()}
         for name in plan.reprojected:
             rows = plan.layout.unflatten(population.theta)[name]
             rows.copy_(normalize(rows, dim=-1))
-        measures = {name: torch.where(population.alive, value, torch.nan) for name, value in measures.items()}
-        measures["learning_rate"] = rate[:, 0]
+        measures = {name: torch.where(dead, torch.nan, value) for name, value in measures.items()}
+        measures["learning_rate"] = torch.tensor(rates, device=losses.device)
         measures["duplicate_share"] = duplicate_share(identity(batch["text"], population.salt))
     population.step += 1
     return measures

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +14,27 @@ from stability.study import Train
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Per-parameter constants of the optimizer, each (P,): weight decay, and multiplier of the learning rate."""
+class Block:
+    """Parameters side by side, from *start* to *stop* of P, with one weight decay and one factor on the rate."""
 
-    decay: Tensor
-    multiplier: Tensor
+    start: int
+    stop: int
+    decay: float
+    multiplier: float
+
+
+def blocks_of(sizes: Iterable[tuple[int, float, float]]) -> tuple[Block, ...]:
+    """Return the fewest blocks that cover parameters given in order by their (size, decay, multiplier).
+
+    >>> blocks_of([(6, 0.1, 1.0), (2, 0.1, 1.0), (3, 0.0, 1.0)])
+    (Block(start=0, stop=8, decay=0.1, multiplier=1.0), Block(start=8, stop=11, decay=0.0, multiplier=1.0))
+    """
+    blocks: list[Block] = []
+    stop = 0
+    for (decay, multiplier), alike in itertools.groupby(sizes, key=lambda entry: entry[1:]):
+        start, stop = stop, stop + sum(size for size, *_ in alike)
+        blocks.append(Block(start, stop, decay, multiplier))
+    return tuple(blocks)
 
 
 @dataclass
@@ -47,23 +65,37 @@ def schedule(train: Train, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
 
 
-def adamw(theta: Tensor, gradient: Tensor, moments: Moments, rate: Tensor, rates: Rates, train: Train) -> Tensor:
-    """Update *theta* (R, P) and *moments* in place by one step of AdamW and return the norm (R,) of the update.
+def adamw(
+    theta: Tensor, gradient: Tensor, moments: Moments, rates: Sequence[float], blocks: Sequence[Block], train: Train
+) -> None:
+    """Update *theta* (R, P) and *moments* in place by one step of AdamW at each replica's learning rate.
 
-    rate (R, 1) is each replica's learning rate at this step. Decay is decoupled: theta <- theta - rate (m_hat /
-    (sqrt(v_hat) + eps) + decay theta). Loshchilov and Hutter (2019), arXiv:1711.05101, Alg. 2; equal to
-    torch.optim.AdamW.
+    Decay is decoupled: theta <- theta - rate (m_hat / (sqrt(v_hat) + eps) + decay theta). Loshchilov and Hutter (2019),
+    arXiv:1711.05101, Alg. 2, by torch's fused kernel: one pass over parameters, gradients and moments, row by row, so
+    that a replica's bits do not depend on the others.
     """
-    beta1, beta2 = train.betas
     moments.count += 1
-    moments.first.lerp_(gradient, 1 - beta1)
-    moments.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    update = moments.first / preconditioner(moments, train).mul_(1 - beta1**moments.count)
-    if train.weight_decay:
-        update.addcmul_(theta, rates.decay)
-    update.mul_(rate * rates.multiplier)
-    theta.sub_(update)
-    return torch.linalg.vector_norm(update, dim=-1)
+    count = torch.tensor(float(moments.count), device=theta.device)
+    for block in blocks:
+        rows = [x[:, block.start : block.stop].unbind() for x in (theta, gradient, moments.first, moments.second)]
+        for rate in dict.fromkeys(rates):
+            alike = [place for place, own in enumerate(rates) if own == rate]
+            parameters, gradients, first, second = ([part[place] for place in alike] for part in rows)
+            torch._fused_adamw_(
+                parameters,
+                gradients,
+                first,
+                second,
+                [],
+                [count] * len(alike),
+                lr=rate * block.multiplier,
+                beta1=train.betas[0],
+                beta2=train.betas[1],
+                weight_decay=block.decay,
+                eps=train.eps,
+                amsgrad=False,
+                maximize=False,
+            )
 
 
 def preconditioner(moments: Moments, train: Train) -> Tensor:

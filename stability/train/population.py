@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,31 +24,34 @@ from stability.study import Arm, Options, Study, modalities
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of all parameters, and the order in which they lie in one flat vector of P numbers."""
+    """Names and shapes of all parameters, and where they lie in one flat vector of P numbers.
+
+    Matrices lie first, then vectors, then the loss's scalars: what the optimizer treats alike lies side by side.
+    """
 
     shapes: dict[str, tuple[int, ...]]
 
-    @property
-    def sizes(self) -> list[int]:
-        """Number of elements of each parameter."""
-        return [torch.Size(shape).numel() for shape in self.shapes.values()]
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of elements of each parameter, in the order in which they lie."""
+        stored = sorted(self.shapes, key=lambda name: (name.startswith("loss."), len(self.shapes[name]) < 2))
+        return {name: math.prod(self.shapes[name]) for name in stored}
 
     def unflatten(self, flat: Tensor) -> Params:
-        """Return the parameters as views of *flat* (..., P). One split, so its backward is one concatenation."""
-        parts = flat.split(self.sizes, -1)
+        """Return the parameters as views of *flat* (..., P)."""
+        parts = dict(zip(self.sizes, flat.split(list(self.sizes.values()), -1), strict=True))
         lead = flat.shape[:-1]
-        return {
-            name: part.view((*lead, *shape)) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        return {name: parts[name].view((*lead, *shape)) for name, shape in self.shapes.items()}
 
     def flatten(self, params: Params) -> Tensor:
-        """Return one vector of P numbers for the parameters of one replica."""
-        return torch.cat([params[name].reshape(-1) for name in self.shapes])
-
-    def spread(self, value: Callable[[str, tuple[int, ...]], float]) -> Tensor:
-        """Return (P,) with *value* of each parameter's name and shape, repeated over its elements."""
-        values = torch.tensor([value(name, shape) for name, shape in self.shapes.items()])
-        return values.repeat_interleave(torch.tensor(self.sizes))
+        """Return one tensor (..., P) of all parameters, with the axes that lead each of them."""
+        name, shape = next(iter(self.shapes.items()))
+        lead = params[name].shape[: params[name].dim() - len(shape)]
+        flat = params[name].new_empty(*lead, sum(self.sizes.values()))
+        # One copy straight to its place: a gradient may come transposed, and a concatenation would copy it twice.
+        for name, place in self.unflatten(flat).items():
+            place.copy_(params[name])
+        return flat
 
 
 @dataclass(frozen=True)
