@@ -49,7 +49,10 @@ def run_configuration(study: Study, **cell: Any) -> dict[str, Any]:
 
     Titles, claims and the rest of the grid are not in it, so editing them keeps stored runs valid.
     """
-    plain = study.canonical()
+    return _configuration(study, study.canonical(), cell)
+
+
+def _configuration(study: Study, plain: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
     arm = study.arm(cell["arm"])
     variant = loss[arm.loss]
     declared = scalars_of(variant)
@@ -71,8 +74,9 @@ def runs_of(study: Study) -> tuple[Run, ...]:
     grid = study.grid
     axes = itertools.product(grid.loss, grid.batch_size, grid.corruption, grid.noise, grid.lr, range(grid.seeds))
     names = ("arm", "batch_size", "corruption", "noise", "lr", "seed")
+    plain = study.canonical()
     return tuple(
-        Run(*cell, id=digest(run_configuration(study, **dict(zip(names, cell, strict=True))))) for cell in axes
+        Run(*cell, id=digest(_configuration(study, plain, dict(zip(names, cell, strict=True))))) for cell in axes
     )
 
 
