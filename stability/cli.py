@@ -280,6 +280,27 @@ def report(
 
 
 @app.command()
+def export(
+    run_dir: RunDir,
+    format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",  # noqa: A002 (the word of the option)
+    to: Annotated[str, typer.Option(help="A tracker instead: tensorboard, wandb or mlflow.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder [default: RUN_DIR/export].")] = None,
+) -> None:
+    """Write a run's tables (runs, curves, findings, and what their columns mean) for other programs."""
+    from stability.export import export as write
+    from stability.sinks import send
+
+    console = _console()
+
+    def warn(sentence: str) -> None:
+        console.print(sentence, style="yellow", soft_wrap=True, markup=False)
+
+    lines = [send(run_dir, to, out, warn)] if to else map(str, write(run_dir, format, out, warn).values())
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
 def publish(
     run_dirs: Annotated[list[Path], typer.Argument(help="Directories that `stability run` wrote.")],
     into: Annotated[Path, typer.Option(help="Directory of published reports.")] = Path("reports"),

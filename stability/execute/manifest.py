@@ -23,8 +23,8 @@ def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple
     """Return the manifest of a new or continued run, written to disk, and the groups still to be trained.
 
     Groups once planned keep their runs, so that a run that was interrupted ends in the same files as one that was not;
-    only runs that are in no kept group are planned anew. *say* is told of stored runs that the study has no more, and
-    of damaged files.
+    only runs that are in no kept group are planned anew. *say* is told of stored runs that the study has no more,
+    of damaged files, and of what was left out of the data.
     """
     make_writable(where)
     drop_leftovers(where)
@@ -35,6 +35,8 @@ def open_run(study: Study, where: Path, device: torch.device, say: Say) -> tuple
         _refuse_strangers(before, manifest, where)
         manifest["started"] = before["started"]
         old = before["groups"]
+    for note in study.notes:
+        say(f"data: {note}")
     runs = {run.id: run for run in runs_of(study)}
     finished = [entry for entry in old if _is_intact(where, entry, say)]
     strangers = {run for entry in finished for run in entry["runs"]} - set(runs)

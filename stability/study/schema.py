@@ -203,6 +203,11 @@ class Study(_Frozen):
         return pairs
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence on each thing that was left out of the data or cut; data made here have none."""
+        return self.pairs().notes if dataset[self.data.name].traits.get("on_disk") else ()
+
+    @property
     def untuned(self) -> str:
         """Return one sentence on what was not tuned, for the reader of a report."""
         rates = self.grid.lr
