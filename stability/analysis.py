@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -91,6 +92,16 @@ class Findings:
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
         claims = [{key: _plain(value) for key, value in vars(claim).items()} for claim in self.claims]
         return {"schema": 1, **{key: getattr(self, key) for key in keys}, "claims": claims}
+
+    def _repr_html_(self) -> str:
+        """Return a table of the claims and what came of each, for a notebook."""
+        rows = "".join(
+            f"<tr><td><b>{html.escape(claim.verdict)}</b></td><td>{html.escape(claim.text)}<br>"
+            f"<small>{html.escape(claim.sentence)}</small></td></tr>"
+            for claim in sorted(self.claims, key=lambda claim: not claim.primary)
+        )
+        title = f"{html.escape(self.study)} ({html.escape(self.scale)}): {html.escape(self.verdict)}"
+        return f"<table><caption>{title}</caption><tbody>{rows}</tbody></table>"
 
 
 def _plain(value: Any) -> Any:

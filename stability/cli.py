@@ -325,7 +325,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder [default: RUN_DIR/export].")] = None,
 ) -> None:
     """Write a run's tables (runs, curves, findings, and what their columns mean) for other programs."""
-    from stability.export import export as write
+    from stability.exports import export as write
     from stability.sinks import send
 
     console = _console()

@@ -1,7 +1,7 @@
 """Results where people look: a catalogue of trackers, each ``(results, out) -> sentence`` that says where they went.
 
 Written after the fact, from what the run directory holds: one tracked run per finished run, with its cell of the grid
-as parameters, its curves, and its final values as a summary. Lists (spectra) are left out; `stability.export` has them.
+as parameters, its curves, and its final values as a summary. Lists (spectra) are only in `stability.exports`.
 """
 
 from __future__ import annotations

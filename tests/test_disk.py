@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stability import cli
 from stability.datasets import dataset, disk
 from stability.datasets.captions import tokeniser
 from stability.datasets.disk import is_held_out
@@ -24,6 +26,8 @@ from stability.execute import run
 from stability.grid import runs_of
 from stability.registry import InputError
 from stability.study import modalities, parse_study
+from stability.train.feed import feed_of
+from stability.train.probing import held_out
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install 'contrastive-stability[disk]'")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install 'contrastive-stability[disk]'")
@@ -474,3 +478,31 @@ def test_runs_are_known_by_the_content_of_their_data_not_by_its_place(tmp_path):
 def test_a_study_names_its_file_and_key_when_data_are_wrong(tmp_path):
     with pytest.raises(InputError, match=r"mine.toml: data\.path: /no/such: there is no such file or folder"):
         parse_study(STUDY.format(kind="folder", path="/no/such", more=""), "mine.toml", "mine")
+
+
+def test_the_loaders_read_the_mapped_file_itself(tmp_path):
+    given = write_folder(tmp_path / "data", SAMPLES)
+    study = parse_study(STUDY.format(kind="folder", more="", **given), "mine.toml", "mine")
+    pairs = study.pairs()
+    feed = feed_of(runs_of(study)[:2], pairs, "fixed", torch.device("cpu"))
+    assert feed.image.data_ptr() == pairs.image.data_ptr()
+    held = held_out(pairs, torch.device("cpu")).image
+    assert held.data_ptr() == pairs.image[len(pairs.train) :].data_ptr()
+
+
+@pytest.mark.slow
+def test_from_shards_to_a_report_that_says_what_was_left_out(tmp_path, monkeypatch, capsys, labels):
+    given = write_webdataset(tmp_path / "data", [*SAMPLES, {**sample(91), "image": b"no image"}])
+    monkeypatch.chdir(tmp_path)
+    options = [f"--option={option}" for option in ("image_size=8", "length=24", "tolerate=0.1", f"classes={labels}")]
+    commands = (
+        ["init", "mine", "--data", "webdataset", "--path", given["path"], *options, "--device", "cpu"],
+        ["run", "mine", "--scale", "smoke", "--device", "cpu", "--on", "processes:1"],
+    )
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["stability", *command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code, capsys.readouterr().err
+    page = (tmp_path / "runs/mine-smoke/report/index.html").read_text()
+    assert "1 of 61 samples cannot be used: 1 with corrupt image" in page

@@ -6,14 +6,17 @@ import importlib.util
 import json
 import sqlite3
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from stability import cli
 from stability.analysis import analyse, read, summarise
-from stability.export import FORMATS, export, tables
+from stability.curvature import spectrum
+from stability.exports import FORMATS, export, tables
 from stability.registry import InputError
 from stability.sinks import send, sink
 
@@ -145,3 +148,22 @@ def test_mlflow_holds_curves_parameters_and_final_values(tiny_run, results, tmp_
         arms = {value for (value,) in database.execute("select value from params where key = 'arm'")}
     np.testing.assert_allclose(sorted(value for (value,) in losses), np.sort(results.steps["loss"].dropna()), rtol=1e-6)
     assert arms == {*results.runs["arm"]}
+
+
+def test_findings_show_themselves_in_a_notebook_with_everything_escaped(results):
+    findings = analyse(results)
+    odd = replace(findings.claims[0], text="<script>alert('x')</script> & more")
+    page = replace(findings, claims=(odd, *findings.claims[1:]), study="<b>")._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<tr>") == len(findings.claims)
+
+
+def test_a_spectrum_shows_its_extremes_in_a_notebook():
+    diagonal = torch.tensor([-1.0, 0.5, 3.0], dtype=torch.float64)
+    found = spectrum(lambda p: (diagonal * p["x"] ** 2).sum() / 2, {"x": torch.ones(3, dtype=torch.float64)}, steps=3)
+    page = found._repr_html_()
+    assert "<td>3 ± " in page
+    assert "<td>-1 ± " in page
+    assert "<td>2.5 ± " in page
+    assert page.count("<tr>") == 2

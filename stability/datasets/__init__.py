@@ -82,6 +82,17 @@ def declared_offers(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(offers(options) if callable(offers) else offers)
 
 
+def rows(samples: Tensor, index: Tensor) -> Tensor:
+    """Return samples (N, ...) at *index* (n,): a view where the indices are consecutive, else a copy.
+
+    Those of data from disk are, so samples mapped into memory stay on disk until a batch of them is read.
+    """
+    first = int(index[0]) if len(index) else 0
+    if torch.equal(index, torch.arange(first, first + len(index))):
+        return samples[first : first + len(index)]
+    return samples[index]
+
+
 def split(pairs: int, held_out: float, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return (train, held_out) indices: a random share of *pairs* kept from training, both sorted.
 
@@ -116,6 +127,7 @@ __all__ = [
     "free",
     "gaussian",
     "handwriting",
+    "rows",
     "scenes",
     "shards",
     "split",

@@ -34,8 +34,8 @@ SIZES = {"cpu": Size((32, 128), 300, 8, 32), "cuda": Size((128, 512), 2000, 16, 
 TEMPLATE = """\
 # {title}: which loss is more stable on these data?
 #
-#   stability plan {name}     what it costs here
-#   stability run {name}      train, test the claims, write the report (--scale smoke: seconds; does everything work?)
+#   stability plan {name}    what it costs here
+#   stability run {name}     train, test the claims, write the report (--scale smoke: seconds; does everything work?)
 #
 # Claims are written before any run. Read those below, and change them to what you expect and care about.
 title = "{title}"
@@ -60,7 +60,7 @@ scalar_lr = 10.0                # Adam moves a scalar by at most the sum of the 
 
 [grid]                          # every combination is a run
 loss = {losses}
-batch_size = {batch_sizes}      # at most {available} pairs to train on
+batch_size = {batch_sizes}         # at most {available} pairs to train on
 corruption = ["mismatch"]
 noise = [0.0, 0.2, 0.4]         # share of the training pairs whose text is another's
 lr = [1e-3]                     # several rates: each is trained, cells are averaged
