@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +105,16 @@ class Findings:
         found = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
         plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found, "looks": self.looks}
         return {key: value for key, value in plain.items() if value or key not in ("untuned", "looks")}
+
+    def _repr_html_(self) -> str:
+        """Return a table of the claims and what came of each, for a notebook."""
+        rows = "".join(
+            f"<tr><td><b>{html.escape(claim.verdict)}</b></td><td>{html.escape(claim.text)}<br>"
+            f"<small>{html.escape(claim.sentence)}</small></td></tr>"
+            for claim in sorted(self.claims, key=lambda claim: not claim.primary)
+        )
+        title = f"{html.escape(self.study)} ({html.escape(self.scale)}): {html.escape(self.verdict)}"
+        return f"<table><caption>{title}</caption><tbody>{rows}</tbody></table>"
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

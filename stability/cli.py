@@ -164,6 +164,44 @@ def _console() -> Console:
 
 
 @app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the study, written to studies/NAME.toml; or a path.")],
+    data: Annotated[str, typer.Option(help="folder, parquet, webdataset or embeddings.")] = "",
+    path: Annotated[str, typer.Option(help="Where the data lie.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="A further option of the data, as captions=FILE.", metavar="KEY=VALUE")
+    ] = None,
+    losses: Annotated[str, typer.Option(help="Losses by comma; the first is what the others are held against.")] = "",
+    device: Device = "auto",
+) -> None:
+    """Write a commented study of your own data, ready to run; what is not given is asked for on a terminal."""
+    from stability.execute import pick_device
+    from stability.study import kinds, parse_options, study_path, write_study
+
+    study_path(name)
+    kind = _asked("--data", data, f"What are the data ({', '.join(kinds())})?")
+    if kind not in kinds():
+        raise InputError(f"--data: unknown kind {kind!r}{nearest(kind, kinds())}")
+    where = _asked("--path", path, "Where do they lie?")
+    chosen = _asked("--losses", losses, "Which losses, by comma?", "clip,siglip")
+    options = {"path": where, **parse_options(kind, option or ())}
+    named = [each.strip() for each in chosen.split(",") if each.strip()]
+    written = write_study(name, kind, options, named, pick_device(device).type)
+    _console().print(f"{written}\nnext: stability plan {written}", soft_wrap=True, markup=False)
+
+
+def _asked(flag: str, given: str, question: str, default: str = "") -> str:
+    """Return what was given, else what the user answers on a terminal, else the default."""
+    if given:
+        return given
+    if sys.stdin.isatty():
+        return str(typer.prompt(question, default=default or None))
+    if default:
+        return default
+    raise InputError(f"{flag}: required, but missing ({question})")
+
+
+@app.command()
 def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> None:
     """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
     from stability.execute import estimate, pick_device
@@ -366,6 +404,27 @@ def report(
     if loss:
         load_plugin(read_plugin(loss))
     raise typer.Exit(_report(run_dir))
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",  # noqa: A002 (the word of the option)
+    to: Annotated[str, typer.Option(help="A tracker instead: tensorboard, wandb or mlflow.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder [default: RUN_DIR/export].")] = None,
+) -> None:
+    """Write a run's tables (runs, curves, findings, and what their columns mean) for other programs."""
+    from stability.exports import export as write
+    from stability.sinks import send
+
+    console = _console()
+
+    def warn(sentence: str) -> None:
+        console.print(sentence, style="yellow", soft_wrap=True, markup=False)
+
+    lines = [send(run_dir, to, out, warn)] if to else map(str, write(run_dir, format, out, warn).values())
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -76,7 +76,10 @@ def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[
 
     Titles, claims and the rest of the grid are not in it, so editing them keeps stored runs valid.
     """
-    plain = study.canonical()
+    return _configuration(study, study.canonical(), options, cell)
+
+
+def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: dict[str, Any]) -> dict[str, Any]:
     arm = study.arm(cell["arm"], options)
     variant = loss[arm.loss]
     declared = scalars_of(variant)
@@ -117,11 +120,12 @@ def _unrolled(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]
     grid = study.grid
     seeds = range(first, first + grid.seeds)
     names = ("arm", "batch_size", "corruption", "noise", "lr", "seed")
+    plain = study.canonical()
     runs = []
     for arm, size, corruption, noise in itertools.product(grid.loss, grid.batch_size, grid.corruption, grid.noise):
         for setting, seed in itertools.product(settings[arm, size], seeds):
             cell = (arm, size, corruption, noise, setting.lr, seed)
-            told = run_configuration(study, setting.options, **dict(zip(names, cell, strict=True)))
+            told = _configuration(study, plain, setting.options, dict(zip(names, cell, strict=True)))
             runs.append(Run(*cell, id=digest(told), options=setting.options, stream=study.arm(arm).stream))
     return tuple(runs)
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stability import cli
@@ -25,8 +26,11 @@ COMMANDS = [line.removeprefix("$ ") for block in blocks("console") for line in b
 
 @pytest.fixture(scope="module")
 def somewhere(tmp_path_factory):
-    """One empty directory for all commands and blocks, in reading order."""
-    return tmp_path_factory.mktemp("reader")
+    """One directory for all commands and blocks, in reading order, with nothing in it but data of the reader's own."""
+    where = tmp_path_factory.mktemp("reader")
+    numbers = np.random.default_rng(0)
+    np.savez(where / "vectors.npz", audio=numbers.normal(size=(200, 6)), text=numbers.normal(size=(200, 4)))
+    return where
 
 
 def test_the_first_screen_is_one_sentence_one_command_and_one_picture():

@@ -70,6 +70,25 @@ class Spectrum:
         share = (self.weights * negative).sum(-1).mean(-1)
         return share.clamp(max=1)
 
+    def _repr_html_(self) -> str:
+        """Return a table of extremes and trace with their errors, a row a replica, for a notebook."""
+        head = "".join(f"<th>{word}</th>" for word in ("", "largest", "smallest", "trace", "below zero"))
+        pairs = (
+            (self.eigenvalues_high[..., 0], self.residuals_high[..., 0]),
+            (self.eigenvalues_low[..., 0], self.residuals_low[..., 0]),
+            (self.trace, self.trace_stderr),
+        )
+        columns = [torch.stack(pair, -1).reshape(-1, 2).tolist() for pair in pairs]
+        shares = self.negative_share.reshape(-1).tolist()
+        rows = "".join(
+            f"<tr><th>{place if self.trace.dim() else ''}</th>"
+            + "".join(f"<td>{value:.4g} ± {error:.2g}</td>" for value, error in row)
+            + f"<td>{share:.1%}</td></tr>"
+            for place, (*row, share) in enumerate(zip(*columns, shares, strict=True))
+        )
+        caption = f"Hessian spectrum, {self.hvps} Hessian-vector products; ± residual or standard error"
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
 
 def spectrum(
     objective: Objective,

@@ -1,13 +1,16 @@
 """Datasets: a catalogue of paired data, each a function ``(*, <options>) -> Pairs``.
 
 What a dataset can be measured by, beyond retrieval, it declares: ``@dataset(offers=("classes",))`` has prompts for
-zero-shot classification, ``"hard-negatives"`` has texts that are almost right. Random numbers come from named streams
-on the CPU.
+zero-shot classification, ``"hard-negatives"`` has texts that are almost right; where that hangs on the options, it is a
+function of them. Data read from disk declare ``on_disk=True``: their fingerprint, not the path, is part of a run's
+identity. Random numbers come from named streams on the CPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +31,9 @@ class Pairs:
     where there are no classes; vocabulary: the words, by token id (empty for real-valued text), the first one "" where
     token 0 fills up short texts; hard_negatives (m, K, ...): K texts for each held-out pair that are false of its image
     by one word; further: the samples (N, ...) of a third modality and on, each floats, or (N, 1) ids below
-    image_vocabulary.
+    image_vocabulary; separator: what stands between words when a text is written out; fingerprint: a digest of the
+    content of data from disk, and notes: sentences on what of them was left out or cut (both empty for data that are
+    made here).
     """
 
     image: Tensor
@@ -42,6 +47,9 @@ class Pairs:
     image_vocabulary: int = 0
     hard_negatives: Tensor | None = None
     further: tuple[Tensor, ...] = ()
+    separator: str = " "
+    fingerprint: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> dict[str, Tensor]:
@@ -61,7 +69,28 @@ class Pairs:
 
     def say(self, text: Tensor) -> str:
         """Return one text (T,) of token ids as a reader would write it."""
-        return " ".join(self.vocabulary[token] for token in text.tolist()).strip()
+        return self.separator.join(self.vocabulary[token] for token in text.tolist()).strip()
+
+
+def declared_offers(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the dataset called *name* declares to offer, given its options.
+
+    >>> declared_offers("digits", {}), declared_offers("folder", {}), declared_offers("folder", {"classes": "a.txt"})
+    (('classes',), (), ('classes',))
+    """
+    offers = dataset[name].traits.get("offers", ())
+    return tuple(offers(options) if callable(offers) else offers)
+
+
+def rows(samples: Tensor, index: Tensor) -> Tensor:
+    """Return samples (N, ...) at *index* (n,): a view where the indices are consecutive, else a copy.
+
+    Those of data from disk are, so samples mapped into memory stay on disk until a batch of them is read.
+    """
+    first = int(index[0]) if len(index) else 0
+    if torch.equal(index, torch.arange(first, first + len(index))):
+        return samples[first : first + len(index)]
+    return samples[index]
 
 
 def split(pairs: int, held_out: float, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -79,6 +108,29 @@ def split(pairs: int, held_out: float, name: str, generator: torch.Generator) ->
     return order[kept:].sort().values, order[:kept].sort().values
 
 
-from stability.datasets import free, gaussian, handwriting, scenes  # noqa: E402  (variants register on import)
+from stability.datasets import (  # noqa: E402  (variants register on import)
+    folders,
+    free,
+    gaussian,
+    handwriting,
+    scenes,
+    shards,
+    tables,
+    vectors,
+)
 
-__all__ = ["Pairs", "dataset", "free", "gaussian", "handwriting", "scenes", "split"]
+__all__ = [
+    "Pairs",
+    "dataset",
+    "declared_offers",
+    "folders",
+    "free",
+    "gaussian",
+    "handwriting",
+    "rows",
+    "scenes",
+    "shards",
+    "split",
+    "tables",
+    "vectors",
+]

@@ -36,9 +36,9 @@ def open_run(
 
     Groups once planned keep their runs, so that a run that was interrupted ends in the same files as one that was not;
     only runs that are in no kept group are planned anew. With *save_params* a group whose parameters were not saved is
-    still to be trained. *say* is told of stored runs that the study has no more, and of damaged files. While a search
-    is not finished only its runs are planned (``manifest["tuning"]`` says so); what was planned of the test then waits
-    in the manifest.
+    still to be trained. *say* is told of stored runs that the study has no more, of damaged files, and of what was left
+    out of the data. While a search is not finished only its runs are planned (``manifest["tuning"]`` says so); what was
+    planned of the test then waits in the manifest.
     """
     make_writable(where)
     drop_leftovers(where)
@@ -49,6 +49,8 @@ def open_run(
         _refuse_strangers(before, manifest, where)
         manifest["started"] = before["started"]
         old = before["groups"]
+    for note in study.notes:
+        say(f"data: {note}")
     finished = [entry for entry in old if _is_intact(where, entry, say, save_params)]
     known, tuning = known_runs(study, where, finished)
     runs = {run.id: run for run in known}

@@ -25,6 +25,7 @@ def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
         _open_claims(findings),
         _fragile(findings),
         _diverged(results),
+        _left_out(results),
         _untuned(results),
         _at_the_edge(results),
         _bounded(results),
@@ -85,6 +86,11 @@ def _diverged(results: Results) -> Said:
         "They count as finished: at chance where a measure is bounded, as the whole budget where time is measured, and "
         "as missing where no such level exists.",
     )
+
+
+def _left_out(results: Results) -> Said:
+    for note in results.study.notes:
+        yield "Samples left out or cut", note
 
 
 def _untuned(results: Results) -> Said:

@@ -16,6 +16,7 @@ from stability.study.schema import (
     modalities,
 )
 from stability.study.searching import FIRST_TUNING_SEED, Setting, search_of, settings_of, tuning_measure
+from stability.study.template import kinds, parse_options, study_path, write_study
 
 __all__ = [
     "DEFAULT_SCALE",
@@ -31,13 +32,17 @@ __all__ = [
     "Tune",
     "digest",
     "find_study",
+    "kinds",
     "load_study",
     "modalities",
+    "parse_options",
     "parse_study",
     "search_of",
     "settings_of",
     "study_files",
+    "study_path",
     "tuning_measure",
     "with_looks",
     "with_loss",
+    "write_study",
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from stability.datasets import Pairs, dataset
+from stability.datasets import Pairs, dataset, declared_offers
 from stability.encoders import Modality, encoder
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Registry
@@ -194,7 +194,7 @@ class Study(_Frozen):
     def canonical(self) -> dict[str, Any]:
         """Return the study as plain data without the values that equal their defaults."""
         plain = self.model_dump(mode="json", exclude_defaults=True)
-        plain["data"] = _without_defaults(dataset, self.data.name, plain["data"])
+        plain["data"] = self._data()
         for side, tower in plain["model"].items():
             if side == "embed_dim":
                 continue
@@ -202,6 +202,14 @@ class Study(_Frozen):
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
         return plain
+
+    def _data(self) -> dict[str, Any]:
+        """Return what decides the data: for those from disk their content, wherever it lies and however it was read."""
+        plain: dict[str, Any] = self.data.model_dump(mode="json", exclude_defaults=True)
+        if dataset[self.data.name].traits.get("on_disk"):
+            kept = {key: value for key, value in plain.items() if key in Data.model_fields}
+            return {**kept, "fingerprint": self.pairs().fingerprint}
+        return _without_defaults(dataset, self.data.name, plain)
 
     def arm(self, name: str, settings: Options = ()) -> Arm:
         """Return the arm of that name, with *settings* on top; a bare loss name is an arm without options."""
@@ -211,19 +219,23 @@ class Study(_Frozen):
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the measures that the study's runs make on its data, by name."""
-        return measures_of(self.probes, dataset[self.data.name].traits.get("offers", ()))
+        return measures_of(self.probes, declared_offers(self.data.name, self.data.options))
 
     def pairs(self) -> Pairs:
         """Build the study's data."""
-        variant = dataset[self.data.name]
-        pairs: Pairs = variant(**self.data.options)
-        declared = variant.traits.get("offers", ())
+        pairs: Pairs = dataset[self.data.name](**self.data.options)
+        declared = declared_offers(self.data.name, self.data.options)
         if {*pairs.offers} != {*declared}:
             raise InputError(
-                f"dataset {self.data.name!r} declares offers={tuple(declared)!r}, but its pairs hold what makes "
+                f"dataset {self.data.name!r} declares offers={declared!r}, but its pairs hold what makes "
                 f"{pairs.offers!r}; declare that in its decorator"
             )
         return pairs
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence on each thing that was left out of the data or cut; data made here have none."""
+        return self.pairs().notes if dataset[self.data.name].traits.get("on_disk") else ()
 
     @property
     def untuned(self) -> str:

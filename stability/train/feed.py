@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stability.corruptions import Values, corrupt
-from stability.datasets import Pairs
+from stability.datasets import Pairs, rows
 from stability.grid import Run
 from stability.probes import Batch
 from stability.streams import stream
@@ -115,7 +115,7 @@ def _gather(values: Tensor, index: Tensor, shared: bool) -> Tensor:
 
 def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:
     """Return the feed of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
-    image, text, caption = pairs.image[pairs.train], pairs.text[pairs.train], pairs.caption[pairs.train]
+    image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
     images = Values.of(image, pairs.image_vocabulary, blank=False)
     texts = Values.of(text, len(pairs.vocabulary), blank=pairs.vocabulary[:1] == ("",))
     noisy = [(image, text)] * len(runs)

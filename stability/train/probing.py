@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.datasets import Pairs
+from stability.datasets import Pairs, rows
 from stability.grid import Run
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
@@ -44,7 +44,7 @@ class Reading:
 def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
     """Return the held-out part of the data, on *device*."""
     image, text, caption, label = (
-        part[pairs.held_out].to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
+        rows(part, pairs.held_out).to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
     )
     hard = None if pairs.hard_negatives is None else pairs.hard_negatives.to(device)
     further = tuple(samples[pairs.held_out].to(device) for samples in pairs.further)

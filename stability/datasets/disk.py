@@ -1,0 +1,271 @@
+"""Pairs from disk: read sample by sample, judged, split by content, and written once in the order of the split.
+
+Readers yield a `Sample` each; everything else is the same for all formats. A sample that cannot be used (no image, an
+image that cannot be decoded, no caption, an empty one, a number that is not finite) is left out, counted, and the first
+of its kind named; if more than the share *tolerate* are unusable, the data are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stability.datasets import Pairs
+from stability.datasets.cache import Entry, prepared, stamps
+from stability.datasets.captions import Classes, read_classes, tokeniser
+from stability.datasets.images import Decoded, decode
+from stability.registry import InputError
+
+CHUNK = 256
+"""Images decoded side by side before they are written."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its caption as read: *where* names file and member; None where there is none."""
+
+    where: str
+    image: bytes | None
+    caption: str | None
+    label: str | None = None
+
+
+@dataclass
+class Tally:
+    """How many samples were kept, and how many left out for which reason, with the first of each named."""
+
+    kept: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, where: str) -> None:
+        """Count one sample that cannot be used."""
+        self.left_out[reason] += 1
+        self.first.setdefault(reason, where)
+
+    def sentence(self) -> str:
+        """Return what was left out, as one sentence without its end; nothing if nothing was.
+
+        >>> tally = Tally(kept=98)
+        >>> tally.leave_out("corrupt image", "a.tar: 7.jpg")
+        >>> tally.leave_out("corrupt image", "a.tar: 9.jpg")
+        >>> tally.sentence()
+        '2 of 100 samples cannot be used: 2 with corrupt image (the first: a.tar: 7.jpg)'
+        """
+        total = sum(self.left_out.values())
+        parts = [f"{count} with {reason} (the first: {self.first[reason]})" for reason, count in self.left_out.items()]
+        return f"{total} of {total + self.kept} samples cannot be used: {', '.join(parts)}" if total else ""
+
+    def judge(self, tolerate: float, path: str) -> tuple[str, ...]:
+        """Return the sentence as a note, or raise `InputError` if more than the share *tolerate* was left out."""
+        total = sum(self.left_out.values())
+        if total > tolerate * (total + self.kept):
+            raise InputError(f"path: {path}: {self.sentence()}; allowed: a share of data.tolerate = {tolerate:g}")
+        return (f"{self.sentence()}; they were left out.",) if total else ()
+
+
+def is_held_out(content: bytes, share: float) -> bool:
+    """Tell whether a sample with this content is held out: equal content is always on the same side.
+
+    A sample's side depends on nothing but its content, so adding or removing others does not move it.
+    """
+    head = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(head, "big") < share * 2**64
+
+
+def same(rows: np.ndarray) -> np.ndarray:
+    """Return numbers (N,) that are equal where rows (N, ...) are equal, bit by bit, counted in order of appearance.
+
+    >>> same(np.array([[1, 2], [3, 4], [1, 2]]))
+    array([0, 1, 0])
+    """
+    seen: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest() for row in rows)
+    return np.array([seen.setdefault(digest, len(seen)) for digest in digests], dtype=np.int64)
+
+
+def check_sides(train: int, held_out: int, share: float, path: str) -> None:
+    """Raise `InputError` if either side of a split is left without pairs."""
+    if not train or not held_out:
+        raise InputError(
+            f"held_out = {share:g}: of {train + held_out} usable pairs in {path}, {train} are left to train on and "
+            f"{held_out} held out; allowed: at least one of each (pairs with equal images go to one side)"
+        )
+
+
+def check_share(name: str, value: float, lowest: float = 0.0) -> None:
+    """Raise `InputError` unless an option is a share: between *lowest* and 1, without 1."""
+    if not lowest <= value < 1 or (name == "held_out" and value == 0):
+        raise InputError(f"{name}: got {value:g}; allowed: a share between 0 and 1")
+
+
+def pairs_of(entry: Entry) -> Pairs:
+    """Return the pairs of an entry, mapped into memory: those to train on first, then those held out."""
+    facts, text = entry.facts, entry.array("text")
+    train, total = int(facts["train"]), len(text)
+    return Pairs(
+        image=entry.array("image"),
+        text=text,
+        caption=entry.array("caption"),
+        label=entry.array("label"),
+        train=torch.arange(train),
+        held_out=torch.arange(train, total),
+        prompts=entry.array("prompts") if "prompts" in entry else torch.empty(0, 0, *text.shape[1:], dtype=text.dtype),
+        vocabulary=tuple(facts.get("vocabulary", ())),
+        separator="",
+        fingerprint=entry.fingerprint,
+        notes=tuple(facts["notes"]),
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images and captions become tensors: the options that every dataset of images on disk has."""
+
+    image_size: int
+    tokens: str
+    words: int
+    length: int
+    held_out: float
+    classes: str
+    tolerate: float
+
+
+def image_text_pairs(
+    kind: str,
+    path: str,
+    files: Sequence[Path],
+    read: Callable[[], Iterable[Sample]],
+    recipe: Recipe,
+    cache: str,
+    *also: str,
+) -> Pairs:
+    """Return the pairs that *read* yields, prepared by *recipe* once for these *files*; *also* decides what is read."""
+    for name in ("image_size", "length"):
+        if getattr(recipe, name) < 1:
+            raise InputError(f"{name}: got {getattr(recipe, name)}; allowed: 1 or more")
+    check_share("held_out", recipe.held_out)
+    check_share("tolerate", recipe.tolerate)
+    classes = read_classes(recipe.classes)
+    key = {"kind": kind, "files": stamps(files), "recipe": vars(recipe), "classes": [classes.names, classes.prompts]}
+    return pairs_of(
+        prepared({**key, "also": also}, cache, lambda folder: _build(folder, path, read(), recipe, classes))
+    )
+
+
+def _build(folder: Path, path: str, samples: Iterable[Sample], recipe: Recipe, classes: Classes) -> dict[str, Any]:
+    """Write the arrays of the samples and return the facts: captions are held in memory, images are not."""
+    tally = Tally()
+    captions: tuple[list[str], list[str]] = ([], [])
+    labels: tuple[list[int], list[int]] = ([], [])
+    parts = folder / "train.part", folder / "held_out.part"
+    with parts[0].open("wb") as train, parts[1].open("wb") as held_out:
+        for sample, image in _usable(samples, recipe.image_size, tally):
+            side = int(is_held_out(image.content, recipe.held_out))
+            (train, held_out)[side].write(image.pixels.tobytes())
+            captions[side].append(str(sample.caption).strip())
+            labels[side].append(classes.number(sample.label, sample.where))
+            tally.kept += 1
+    notes = tally.judge(recipe.tolerate, path)
+    check_sides(len(captions[0]), len(captions[1]), recipe.held_out, path)
+    join(folder / "image.npy", parts, (3, recipe.image_size, recipe.image_size))
+    encoding = tokeniser(recipe.tokens, captions[0], recipe.words)
+    text, cut = encoding.table([*captions[0], *captions[1]], recipe.length)
+    if cut:
+        notes += (f"{cut} of {len(text)} captions are longer than data.length = {recipe.length} tokens and were cut.",)
+    arrays = {"text": text, "caption": same(text), "label": np.array([*labels[0], *labels[1]], dtype=np.int64)}
+    if classes.names:
+        rows, cut = encoding.table([prompt for texts in classes.prompts for prompt in texts], recipe.length)
+        if cut:
+            raise InputError(
+                f"length: got {recipe.length}; allowed: room for the texts of all classes, of which {cut} are longer "
+                "(classes whose names are cut off would look alike)"
+            )
+        arrays["prompts"] = rows.reshape(len(classes.names), -1, recipe.length)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    return {"train": len(captions[0]), "vocabulary": encoding.vocabulary, "notes": notes}
+
+
+def _usable(samples: Iterable[Sample], size: int, tally: Tally) -> Iterator[tuple[Sample, Decoded]]:
+    """Yield the samples that have both an image and a caption, in order, images decoded side by side."""
+
+    def judged(sample: Sample) -> tuple[Sample, Decoded | str]:
+        if sample.caption is None:
+            return sample, "no caption"
+        if not sample.caption.strip():
+            return sample, "empty caption"
+        if sample.image is None:
+            return sample, "no image"
+        try:
+            return sample, decode(sample.image, size)
+        except ValueError:
+            return sample, "corrupt image"
+
+    source = iter(samples)
+    with ThreadPoolExecutor() as threads:
+        while chunk := list(islice(source, CHUNK)):
+            for sample, outcome in threads.map(judged, chunk):
+                if isinstance(outcome, str):
+                    tally.leave_out(outcome, sample.where)
+                else:
+                    yield sample, outcome
+
+
+def join(target: Path, parts: Sequence[Path], shape: tuple[int, ...], scale: float = 1.0) -> None:
+    """Write files of raw float32 rows of this *shape*, divided by *scale*, as one .npy file, and remove them."""
+    bytes_a_row = 4 * int(np.prod(shape))
+    rows = [part.stat().st_size // bytes_a_row for part in parts]
+    whole = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(sum(rows), *shape))
+    start = 0
+    for part, count in zip(parts, rows, strict=True):
+        with part.open("rb") as file:
+            for end in range(start, start + count, CHUNK):
+                here = min(CHUNK, start + count - end)
+                piece = np.frombuffer(file.read(here * bytes_a_row), dtype=np.float32)
+                whole[end : end + here] = piece.reshape(here, *shape) / np.float32(scale)
+        start += count
+        part.unlink()
+    whole.flush()
+
+
+def existing(path: str, what: str) -> Path:
+    """Return the path that option ``path`` gives, or raise `InputError` if there is nothing."""
+    if not path:
+        raise InputError(f"path: required, but missing: {what}")
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise InputError(f"path: {path}: there is no such file or folder; allowed: {what}")
+    return found
+
+
+def column(given: str, names: Iterable[str], usual: Sequence[str], where: str, option: str) -> str:
+    """Return the column called *given*, else the first of the *usual* names that is there.
+
+    >>> column("", ["file_name", "text"], ("caption", "text"), "data.csv", "caption_column")
+    'text'
+    """
+    known = list(names)
+    found = next((name for name in ([given] if given else usual) if name in known), None)
+    if found is None:
+        wanted = f"no column {given!r}" if given else f"none of the columns {', '.join(usual)}"
+        raise InputError(f"{option}: {where} has {wanted} (columns: {', '.join(known) or 'none'})")
+    return found
+
+
+IMAGE_COLUMNS = ("file_name", "image", "filepath", "filename", "path")
+CAPTION_COLUMNS = ("caption", "text", "title", "sentence")
+
+
+def classes_where_labelled(options: dict[str, Any]) -> tuple[str, ...]:
+    """Return what a dataset on disk offers: classes where its options name a file of them."""
+    return ("classes",) if options.get("classes") else ()

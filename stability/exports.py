@@ -1,0 +1,168 @@
+"""A run directory as plain tables for other programs, with a table that says what each column means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stability.analysis import Finding, Findings, Results, analyse, read, summarise
+from stability.registry import InputError, nearest
+from stability.store import write_atomically
+
+OF_A_RUN = {
+    "run": "Id of the run: a digest of all that decides its numbers.",
+    "arm": "The loss, or the loss with options, by its name in the study.",
+    "seed": "Seed of weights, batches and noise, shared by the arms.",
+    "batch_size": "Pairs in a batch.",
+    "corruption": "Which noise is injected into the training pairs.",
+    "noise": "Share of the training pairs that it strikes.",
+    "lr": "Learning rate.",
+    "status": "finished, diverged, failed or planned.",
+    "diverged_at": "Step at which the run diverged; missing if it did not.",
+}
+OF_A_FINDING = {
+    "id": "Id of the claim.",
+    "primary": "Whether the claim decides the study's verdict.",
+    "text": "The claim.",
+    "source": "Where the claim is made.",
+    "measure": "What is compared.",
+    "contrast": "How it is compared.",
+    "compare_first": "The arm that the claim is about.",
+    "compare_second": "The arm that it is compared with.",
+    "expect": "What the claim says of the first arm: higher, lower or equal.",
+    "verdict": "supported, contradicted, equivalent, inconclusive or not-testable.",
+    "reason": "Why the claim could not be tested; else empty.",
+    "effect": "First against second arm, on the scale of the contrast.",
+    "interval_low": "Lower end of the confidence interval of the effect.",
+    "interval_high": "Upper end of the confidence interval of the effect.",
+    "equivalence_interval_low": "Lower end of the interval that is held against the margin for equivalence.",
+    "equivalence_interval_high": "Upper end of that interval.",
+    "confidence": "Confidence of the interval.",
+    "margin": "Smallest effect worth caring about, written before any run.",
+    "ratio": "Whether effect, intervals and margin are of a ratio.",
+    "n_pairs": "Pairs of runs compared, one a seed.",
+    "p_value": "Two-sided p-value of no effect.",
+    "p_adjusted": "The p-value adjusted for the number of claims.",
+    "p_sign_flip": "p-value of the sign-flip test on the same pairs.",
+    "seeds_to_settle": "Seeds that would settle an inconclusive claim.",
+    "sentence": "The finding in words.",
+    "method": "The test.",
+    "assumptions": "What the test assumes.",
+}
+
+
+def tables(results: Results, findings: Findings) -> dict[str, pd.DataFrame]:
+    """Return the tables *runs*, *curves*, *findings* and *columns*.
+
+    runs: one row per run of the grid, with the final value of each measure. curves: one row per run and step, NaN where
+    nothing was measured. findings: one row per claim. columns: what every column of the three means, and its unit.
+    """
+    made = {"runs": _runs(results), "curves": results.steps, "findings": _findings(findings.claims)}
+    return {**made, "columns": _columns(made, results)}
+
+
+def _runs(results: Results) -> pd.DataFrame:
+    stored = {*results.steps.columns}
+    measures = [
+        name
+        for name, measure in results.measures.items()
+        if not measure.listed and stored.issuperset(measure.pooled or (name,))
+    ]
+    final = {name: summarise(results, name, "final").reindex(results.runs["run"]).to_numpy() for name in measures}
+    return pd.concat([results.runs, pd.DataFrame(final, index=results.runs.index)], axis=1)
+
+
+def _findings(claims: tuple[Finding, ...]) -> pd.DataFrame:
+    rows = []
+    for claim in claims:
+        row: dict[str, Any] = {}
+        for key, value in vars(claim).items():
+            ends = ("first", "second") if key == "compare" else ("low", "high")
+            parts = zip(ends, value, strict=True) if isinstance(value, tuple) else [("", value)]
+            row |= {f"{key}_{end}" if end else key: part for end, part in parts}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=list(OF_A_FINDING))
+
+
+def _columns(made: Mapping[str, pd.DataFrame], results: Results) -> pd.DataFrame:
+    rows = []
+    for table, frame in made.items():
+        for name in frame.columns:
+            measure = results.measures.get(name) if table != "findings" else None
+            if measure:
+                text = f"{'Final value. ' if table == 'runs' else ''}{measure.text}"
+                rows.append((table, name, measure.label, text, measure.unit))
+            else:
+                text = "Steps taken before the measurement." if name == "step" else (OF_A_FINDING | OF_A_RUN)[name]
+                rows.append((table, name, name, text, ""))
+    return pd.DataFrame(rows, columns=["table", "column", "label", "text", "unit"])
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    lists = [
+        name for name in frame.columns if frame[name].map(lambda value: isinstance(value, (list, np.ndarray))).any()
+    ]
+    plain = frame.assign(**{name: frame[name].map(_list_text) for name in lists})
+    return plain.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, np.ndarray))
+
+
+def _list_text(value: Any) -> str:
+    return json.dumps([float(part) for part in value]) if _is_list(value) else ""
+
+
+def _json(frame: pd.DataFrame) -> bytes:
+    text = frame.to_json(orient="records", indent=1, double_precision=15, force_ascii=False)
+    return f"{text}\n".encode()
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {"csv": _csv, "json": _json, "parquet": _parquet}
+
+
+def export(
+    run_dir: str | Path,
+    format: str = "csv",  # noqa: A002 (the word on the command line)
+    out: str | Path | None = None,
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Path]:
+    """Return the paths of the tables of a run directory, written into *out* (default: ``<run_dir>/export``).
+
+    *format* is csv, json or parquet; in CSV a list is JSON text, in JSON what was not measured or is
+    infinite is null. Files of the same name are replaced. *warn* gets a sentence on each damaged file. Raises
+    `InputError` if no run lies there or *out* cannot be written.
+    """
+    if format not in FORMATS:
+        raise InputError(f"--format: unknown format {format!r}{nearest(format, FORMATS)}")
+    results = read(run_dir, warn)
+    folder = writable(Path(out) if out is not None else Path(run_dir) / "export")
+    paths = {}
+    for name, frame in tables(results, analyse(results)).items():
+        paths[name] = folder / f"{name}.{format}"
+        write_atomically(paths[name], FORMATS[format](frame))
+    return paths
+
+
+def writable(folder: Path) -> Path:
+    """Return a folder, made now if need be, or raise `InputError` that names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"--out {folder}: cannot be written ({reason}); name a folder that can") from error
+    return folder

@@ -1,0 +1,255 @@
+"""A commented study for data of one's own, valid at once: something to edit, not a blank page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stability.datasets import Pairs, dataset
+from stability.losses import loss
+from stability.registry import InputError, nearest
+from stability.study.reading import parse_study
+from stability.study.schema import SCALES
+
+MOST_HELD_OUT = 4000
+"""Held-out pairs beyond which retrieval, which compares each with each, starts to cost more than training."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one kind of device carries in minutes."""
+
+    batch_sizes: tuple[int, ...]
+    steps: int
+    seeds: int
+    width: int
+
+
+SIZES = {"cpu": Size((32, 128), 300, 8, 32), "cuda": Size((128, 512), 2000, 16, 64)}
+
+TEMPLATE = """\
+# {title}: which loss is more stable on these data?
+#
+#   stability plan {name}    what it costs here
+#   stability run {name}     train, test the claims, write the report (--scale smoke: seconds; does everything work?)
+#
+# Claims are written before any run. Read those below, and change them to what you expect and care about.
+title = "{title}"
+question = "Is {other} more stable than {first} on {name}?"
+
+[data]
+{data}
+corruption = "fixed"            # noise is drawn once, for the data: a model can memorise it
+
+[model]                         # `stability list encoders` names others
+image = {image}
+text = {text}
+embed_dim = {width}
+
+[train]
+steps = {steps}
+warmup = {warmup}
+schedule = "constant"           # sharpness has a threshold only at a constant rate
+betas = [0.9, 0.95]
+weight_decay = 1e-4
+scalar_lr = 10.0                # Adam moves a scalar by at most the sum of the rates: let t and b arrive
+
+[grid]                          # every combination is a run
+loss = {losses}
+batch_size = {batch_sizes}         # at most {available} pairs to train on
+corruption = ["mismatch"]
+noise = [0.0, 0.2, 0.4]         # share of the training pairs whose text is another's
+lr = [1e-3]                     # several rates: each is trained, cells are averaged
+seeds = {seeds}
+
+[probes.retrieval]
+every = {often}
+
+[probes.gradient-noise]
+every = {seldom}
+at = [0.85, 0.9, 0.95]          # more of them in the late window, which the claim is about
+batches = 8
+
+[probes.geometry]
+every = {seldom}
+
+[probes.curvature]              # dear: at the end, the first seeds without noise, small batches
+seeds = {curved}
+noise = [0.0]
+batch_size = [{smallest}]
+{claims}
+[scales.smoke]
+grid.seeds = 2
+grid.noise = [0.0, 0.4]
+grid.batch_size = [{smallest}]
+train.steps = 20
+train.warmup = 5
+probes.retrieval.every = 10
+probes.gradient-noise.every = 10
+probes.gradient-noise.batches = 2
+probes.geometry.every = 10
+probes.curvature.batches = 2
+probes.curvature.steps = 6
+probes.curvature.seeds = 1
+
+[scales.full]
+grid.seeds = 20
+train.steps = {many}
+"""
+
+CLAIMS = """
+[[claims]]
+id = "gradient-noise-{other}"{primary}
+text = "{other}'s gradients are less noisy than {first}'s"
+measure = "gradient_noise_fraction"
+contrast = "difference"
+compare = ["{other}", "{first}"]
+expect = "lower"
+margin = 0.1                    # smallest effect worth caring about
+
+[[claims]]
+id = "noise-slope-{other}"
+text = "{other}'s recall falls more slowly than {first}'s as texts are mismatched"
+measure = "recall_at_1"
+contrast = "slope"
+over = "noise"
+compare = ["{other}", "{first}"]
+expect = "higher"
+margin = 0.25
+"""
+
+
+def kinds() -> tuple[str, ...]:
+    """Return the names of the datasets that read from disk."""
+    return tuple(sorted(name for name, variant in dataset.items() if variant.traits.get("on_disk")))
+
+
+def parse_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
+    """Return options of a dataset from texts ``KEY=VALUE``, each of the type of the option's default.
+
+    >>> parse_options("folder", ["image_size=16", "captions=a.csv"])
+    {'image_size': 16, 'captions': 'a.csv'}
+    """
+    variant = dataset[kind]
+    options: dict[str, Any] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals or key not in variant.options:
+            raise InputError(f"--option: {each!r} is no KEY=VALUE of dataset {kind!r}{nearest(key, variant.options)}")
+        wanted = type(variant.options[key].default)
+        try:
+            options[key] = wanted(value)
+        except ValueError as error:
+            raise InputError(f"--option: {key}: got {value!r}; allowed: a value of type {wanted.__name__}") from error
+    return options
+
+
+def study_path(name: str) -> Path:
+    """Return where the study of that name is written: ``studies/<name>.toml``, or the path if it ends in .toml."""
+    is_path = name.endswith(".toml")
+    path = Path(name) if is_path else Path("studies") / f"{name}.toml"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", path.stem if is_path else name):
+        raise InputError(f"NAME: got {name!r}; allowed: letters, digits and . _ + -, or a path that ends in .toml")
+    if path.exists():
+        raise InputError(f"{path}: exists already, and is left as it is; give another name")
+    return path
+
+
+def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequence[str], device: str) -> Path:
+    """Write a study of the user's data, checked at every scale, and return its path; no file is ever overwritten.
+
+    *kind* is a dataset that reads from disk, *options* its options; the first of *losses* is what the others are
+    compared with; *device* (cpu or cuda) decides how large the grid is. Raises `InputError` for what cannot be read,
+    an unknown name, fewer than two losses, or a file that is there.
+    """
+    path = study_path(name)
+    if kind not in kinds():
+        raise InputError(f"--data: unknown kind {kind!r}{nearest(kind, kinds())}")
+    for each in losses:
+        if each not in loss:
+            raise InputError(f"--losses: unknown loss {each!r}{nearest(each, loss)}")
+    if len(losses) < 2 or len({*losses}) < len(losses):
+        raise InputError(f"--losses: got {', '.join(losses)!r}; allowed: two or more that differ, as clip,siglip")
+    pairs: Pairs = dataset[kind](**options)
+    if len(pairs.held_out) > MOST_HELD_OUT and "held_out" not in options:
+        # A round share: it is written into a file that people read.
+        share = float(f"{MOST_HELD_OUT / len(pairs.image):.1g}")
+        options = {**options, "held_out": share}
+        pairs = dataset[kind](**options)
+    text = study_text(path.stem, kind, options, losses, SIZES[device], pairs)
+    for scale in SCALES:
+        parse_study(text, str(path), path.stem, scale)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+    return path
+
+
+def study_text(
+    name: str, kind: str, options: Mapping[str, Any], losses: Sequence[str], size: Size, pairs: Pairs
+) -> str:
+    """Return the TOML of a study of these pairs."""
+    batch_sizes = _batch_sizes(size, len(pairs.train))
+    first, *others = losses
+    claims = [
+        CLAIMS.format(other=other, first=first, primary="\nprimary = true" if place == 0 else "")
+        for place, other in enumerate(others)
+    ]
+    return TEMPLATE.format(
+        title=f"{', '.join(others)} against {first} on {name}",
+        name=name,
+        first=first,
+        other=" or ".join(others),
+        data="\n".join(f"{key} = {_toml(value)}" for key, value in {"name": kind, **options}.items()),
+        image=_image_tower(pairs, size),
+        text=_text_tower(pairs, size),
+        width=size.width,
+        steps=size.steps,
+        warmup=max(1, size.steps // 15),
+        losses=_toml(list(losses)),
+        batch_sizes=_toml(batch_sizes),
+        available=len(pairs.train),
+        seeds=size.seeds,
+        often=size.steps // 12,
+        seldom=size.steps // 6,
+        curved=size.seeds // 2,
+        smallest=batch_sizes[0],
+        claims="".join(claims),
+        many=5 * size.steps,
+    )
+
+
+def _batch_sizes(size: Size, available: int) -> list[int]:
+    """Return those batch sizes that leave at least four batches in an epoch, else the largest power of two that does.
+
+    >>> _batch_sizes(SIZES["cpu"], 1000), _batch_sizes(SIZES["cpu"], 300), _batch_sizes(SIZES["cpu"], 50)
+    ([32, 128], [32], [8])
+    """
+    fitting = [batch for batch in size.batch_sizes if 4 * batch <= available]
+    return fitting or [max(2, 2 ** ((available // 4).bit_length() - 1))]
+
+
+def _image_tower(pairs: Pairs, size: Size) -> str:
+    if pairs.image.dim() != 4:
+        return f'{{ name = "mlp", width = {2 * size.width}, depth = 1 }}'
+    side = pairs.image.shape[-1]
+    patch = max(extent for extent in range(1, side + 1) if side % extent == 0 and (side // extent >= 4 or extent == 1))
+    return f'{{ name = "patch-transformer", patch = {patch}, width = {size.width}, heads = 2 }}'
+
+
+def _text_tower(pairs: Pairs, size: Size) -> str:
+    if pairs.text.is_floating_point():
+        return f'{{ name = "mlp", width = {2 * size.width}, depth = 1 }}'
+    return f'{{ name = "token-transformer", width = {size.width}, heads = 2 }}'
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML, whose strings are JSON's but for surrogates and the delete character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
