@@ -82,6 +82,16 @@ def test_labels_and_prompts_make_classes(kind, tmp_path):
     assert np.bincount(pairs.label).tolist() == [16] * 5
 
 
+def test_a_row_keeps_its_class_and_equal_rows_are_on_one_side(tmp_path):
+    twice = {name: array if name == "prompts" else np.concatenate([array, array]) for name, array in ALL.items()}
+    options = {"path": write(tmp_path / "data", "npz", twice), "held_out": 0.5, "image": "audio", "text": "text"}
+    pairs = dataset["embeddings"](**options, label="label", prompts="prompts")
+    found = (pairs.image @ torch.from_numpy(AUDIO / np.linalg.norm(AUDIO, axis=1, keepdims=True)).T).argmax(1)
+    assert pairs.label.tolist() == LABEL[found].tolist()
+    assert not {*found[pairs.train].tolist()} & {*found[pairs.held_out].tolist()}
+    assert min(len(pairs.train), len(pairs.held_out)) > 40
+
+
 def test_halves_are_read_in_every_format_that_has_them(tmp_path):
     small = {"a": AUDIO.astype(np.float16), "b": TEXT.astype(np.float64)}
     assert dataset["embeddings"](path=write(tmp_path / "data", "npz", small)).image.dtype == torch.float32

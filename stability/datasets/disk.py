@@ -77,6 +77,9 @@ def is_held_out(content: bytes, share: float) -> bool:
     """Tell whether a sample with this content is held out: equal content is always on the same side.
 
     A sample's side depends on nothing but its content, so adding or removing others does not move it.
+
+    >>> [is_held_out(bytes([number]), 0.5) for number in range(6)]
+    [False, True, True, False, True, True]
     """
     head = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(head, "big") < share * 2**64
