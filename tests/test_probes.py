@@ -16,8 +16,7 @@ from stability.probes import in_towers, measures_of, probe
 from stability.probes.embeddings import margin_and_relative_bias, quantile
 from stability.probes.noise import gradient_noise
 from stability.registry import Variant
-from stability.study import Schedule
-from stability.study import parse_study
+from stability.study import Schedule, parse_study
 from stability.train import Trainer
 from stability.train.feed import independent_indices
 from stability.train.probing import learning_rates

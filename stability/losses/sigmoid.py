@@ -14,7 +14,6 @@ from stability.losses.fused import is_large, judged_pairs
 from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sum_over_pairs
 from stability.registry import InputError, nearest
 
-
 Reduction = Literal["per_image", "mean_pairs"]
 
 
