@@ -109,7 +109,13 @@ def call(variant: Variant, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
         raise InputError(f"it returns a value of type {type(returned).__name__}; allowed: a tensor that is one number")
     if returned.ndim:
         raise InputError(f"it returns a tensor of shape {tuple(returned.shape)}; allowed: one number, shape ()")
+    if not returned.is_floating_point():
+        raise InputError(f"it returns a number of type {_type(returned)}; allowed: a real one, as float32 is")
     return returned, state
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def admit(variant: Variant) -> None:
@@ -227,7 +233,15 @@ def _inputs_kept(variant: Variant) -> tuple[bool, str]:
 
 def _finite_differences(variant: Variant) -> tuple[bool, str]:
     inputs = inputs_of(variant)
+    value, given = _value(variant, inputs), inputs.varying["image"]
+    if value.dtype != given.dtype:
+        return False, (
+            f"it returns {_type(value)} for embeddings of {_type(given)}; make new tensors of the inputs' type, as by "
+            "dtype=image.dtype, and convert none"
+        )
     slopes = _gradients(variant, inputs)
+    if not any(slope.any() for slope in slopes.values()):
+        return False, "the gradient is zero in all inputs: the value does not depend on them"
     for name, value in inputs.varying.items():
         direction = torch.randn(value.shape, generator=stream(0, f"direction/{name}"), dtype=value.dtype)
         width = 1e-5

@@ -104,6 +104,14 @@ def lonely(image, text):
     return squared(image, text) / (len(image) - 2)
 
 
+def shortened(image, text):
+    return squared(image, text).float()
+
+
+def constant(image, text):
+    return torch.ones((), dtype=image.dtype)
+
+
 def raising(image, text):
     raise KeyError("no such key")
 
@@ -116,6 +124,8 @@ FLAWED = [
     (editing, "inputs kept", "it edits image in place"),
     (detached, "gradient", "along text the gradient says 0"),
     (lonely, "two pairs", "the value is inf"),
+    (shortened, "gradient", "it returns float32 for embeddings of float64; make new tensors of the inputs' type"),
+    (constant, "gradient", "the gradient is zero in all inputs"),
 ]
 
 
