@@ -60,7 +60,7 @@ def parsed(text: str):
     return parse_study(text, "tiny.toml", "tiny", "smoke")
 
 
-def test_a_study_that_names_it_is_valid_only_with_its_file_and_the_source_is_part_of_every_run(
+def test_a_study_that_names_it_is_valid_only_with_its_file_and_the_source_is_part_of_runs(
     catalogue, file, text, monkeypatch
 ):
     with pytest.raises(InputError, match=r"model\.image: unknown encoder 'half-locked'.*is named by --encoder"):
@@ -193,7 +193,7 @@ def test_a_worker_gets_the_source_and_a_later_reading_asks_for_the_file_again(
     statuses = {group["status"] for group in json.loads((run_dir / "manifest.json").read_text())["groups"]}
     assert statuses == {"finished"}
     monkeypatch.delitem(encoder._variants, "half-locked")
-    with pytest.raises(InputError, match="unknown encoder 'half-locked'.*is named by --encoder"):
+    with pytest.raises(InputError, match=r"unknown encoder 'half-locked'.*is named by --encoder"):
         read(run_dir)
     load_encoders([file()])
     assert read(run_dir).study.hash == study.hash
