@@ -8,7 +8,6 @@ import os
 import pytest
 from documents import ROOT, follow, start_here
 
-
 REPORTS = {
     "webdataset": ["pairs-smoke"],
     "embeddings": ["vectors-smoke"],
