@@ -91,7 +91,10 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     page = (tmp_path / "site/reference/losses.html").read_text()
-    assert 'id="stability.losses.softmax.clip"' in page
+    assert 'id="stability.losses.clip"' in page
+    # Docstrings are shown to the last character: neither tags nor quotations.
+    assert "t * &lt;image, text&gt; + b" in page
+    assert "<blockquote>" not in page
     # Nothing is asked of another machine when a page is opened.
     for html in (tmp_path / "site").rglob("*.html"):
         assert not re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css)[^"]*)"', html.read_text()), html
