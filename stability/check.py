@@ -6,9 +6,11 @@ are reported, since a good loss may lack them. A loss that raises has failed the
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
-from stability.losses import reserved_of, scalars_of
+from stability.losses import reserved_of, scalars_of, scalars_with
 from stability.registry import InputError, Variant
 from stability.streams import stream
 
@@ -319,10 +321,20 @@ def _chance(variant: Variant) -> tuple[bool, str]:
     return math.isclose(said, found, rel_tol=1e-4, abs_tol=1e-4), f"declared {said:.4g}; {where}"
 
 
-def chance_level(variant: Variant, batch_size: int) -> float:
-    """Return the loss of embeddings that say nothing: as declared, else the least of a constant similarity."""
-    declared = variant.traits.get("chance")
-    return float(declared(batch_size)) if declared else best_constant(variant, batch_size)
+def chance_level(variant: Variant, batch_size: int, given: Mapping[str, Any] | None = None) -> float:
+    """Return the loss of embeddings that say nothing, of an arm that gives its loss these scalars and options.
+
+    By the declared formula where it knows every option given, else the least of a constant similarity, searched for.
+    """
+    given = given or {}
+    scalars, formula = scalars_with(variant, given), variant.traits.get("chance")
+    options = {key: value for key, value in given.items() if key not in scalars}
+    # Where a trained scalar starts does not matter; where it is held does.
+    held = any(not scalar.trained and scalar != scalars_of(variant)[name] for name, scalar in scalars.items())
+    if formula and not held and options.keys() <= inspect.signature(formula).parameters.keys():
+        return float(formula(batch_size, **options))
+    arm = replace(variant, function=partial(variant.function, **options), traits={**variant.traits, **scalars})
+    return best_constant(arm, batch_size)
 
 
 def best_constant(variant: Variant, size: int = SIZE) -> float:

@@ -64,7 +64,7 @@ def run_frame(
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
     chance = {
-        (arm, size): chance_level(loss[study.arm(arm).loss], size)
+        (arm, size): chance_level(loss[study.arm(arm).loss], size, study.arm(arm).options)
         for arm in study.grid.loss
         for size in study.grid.batch_size
     }

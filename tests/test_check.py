@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from stability.check import Outcome, admit, best_constant, check
+from stability.check import Outcome, admit, best_constant, chance_level, check
 from stability.losses import Scalar, clip, loss, siglip
 from stability.registry import InputError, Registry, Variant
 
@@ -212,3 +212,16 @@ def test_sound_losses_are_admitted():
 def test_losses_are_plain_functions():
     assert loss["clip"].function is clip
     assert loss["siglip"].function is siglip
+
+
+def test_chance_is_that_of_the_arm_and_not_of_its_loss_s_defaults():
+    log_b = math.log(16)
+    per_image = log_b + 15 * math.log(16 / 15)
+    assert chance_level(loss["siglip"], 16, {"reduction": "mean_pairs", "bias": -5.0}) == pytest.approx(per_image / 16)
+    assert chance_level(loss["clip"], 16, {"label_smoothing": 0.1}) == pytest.approx(log_b)
+    # A scale held at 1 and no bias: the best constant logit is -1, that of opposite vectors.
+    held = {"log_scale": {"initial": 0.0, "trained": False}, "bias": {"initial": 0.0, "trained": False}}
+    opposite = math.log1p(math.e) + 15 * math.log1p(math.exp(-1))
+    assert chance_level(loss["siglip"], 16, held) == pytest.approx(opposite)
+    # The same two, trained: any constant logit is in reach, whatever they start from.
+    assert chance_level(loss["siglip"], 16, {"log_scale": 0.0, "bias": 0.0}) == pytest.approx(per_image)

@@ -345,6 +345,14 @@ def test_one_picture_in_two_lossless_formats_is_one_content():
     assert len(contents) == 1
 
 
+def test_a_format_that_other_programs_would_have_to_run_is_not_read():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "eps")
+    assert file.getvalue().startswith(b"%!PS")
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        decode(file.getvalue(), 4)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=300))
 def test_bytes_that_are_no_image_are_a_value_error(encoded):

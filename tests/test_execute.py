@@ -155,7 +155,7 @@ def with_sound(open_run, sound, broken, monkeypatch):
     return opened
 
 
-def killed_in_the_first_step(study, group, where, device):
+def killed_in_the_first_step(study, group, where, device, save_params):
     (where / "groups" / f".{group.id}.step").write_text("0")
     os.kill(os.getpid(), signal.SIGKILL)
 

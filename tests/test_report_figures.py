@@ -162,7 +162,8 @@ def markup(drawn):
 
 
 def test_a_full_study_fills_every_section_in_reading_order(drawn):
-    assert list(dict.fromkeys(figure.section for figure in drawn)) == list(SECTIONS)
+    # The study of this file is not tuned: tests/test_tuning.py draws that section.
+    assert list(dict.fromkeys(figure.section for figure in drawn)) == [name for name in SECTIONS if name != "tuning"]
     assert len({figure.id for figure in drawn}) == len(drawn)
 
 

@@ -21,7 +21,9 @@ from stability.registry import InputError
 @pytest.mark.parametrize("confidence", [0.95, 0.99])
 def test_power_is_statsmodels_paired_power(n, effect, confidence):
     theirs = TTestPower().power(abs(effect), n, 1 - confidence, alternative="two-sided")
-    assert_allclose(st.power(n, effect, confidence=confidence), theirs, atol=1e-9)
+    # Far in the tail scipy's noncentral t, on which theirs rests, has no value; ours is then 1 up to rounding.
+    assert_allclose(st.power(n, effect, confidence=confidence), 1.0 if np.isnan(theirs) else theirs, atol=1e-9)
+    assert not np.isnan(theirs) or effect**2 * n > 200
 
 
 def test_power_depends_on_the_effect_in_standard_deviations_alone():

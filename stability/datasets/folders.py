@@ -82,12 +82,12 @@ def folder(
     """Return the pairs of a folder of images and a table of captions: CSV, TSV (with a first line of names) or JSONL.
 
     *path* is the folder, *captions* its table (empty: the only one in it), whose columns name each image, relative to
-    the folder, and what it shows (empty: the first usual name, as file_name and caption). Images of any format become
-    (3, *image_size*, *image_size*) floats in [-1, 1], cut to a square; captions become *length* tokens: byte-level BPE
-    of up to *words* words learnt from the training captions, or *tokens* = "bytes". The side of a pair hangs on a hash
-    of its image's pixels alone, a share *held_out*. *classes* is a file with a class a line, and *label_column* says
-    which one an image is of (by name or number, from 0). More than a share *tolerate* of unusable samples is refused;
-    fewer are left out and counted. All is prepared once, in the folder *cache*.
+    the folder, and what it shows (empty: the first usual name, as file_name and caption). Images (JPEG, PNG, WebP, GIF,
+    BMP, TIFF, PPM) become (3, *image_size*, *image_size*) floats in [-1, 1], cut to a square; captions become *length*
+    tokens: byte-level BPE of up to *words* words learnt from the training captions, or *tokens* = "bytes". The side of
+    a pair hangs on a hash of its image's pixels alone, a share *held_out*. *classes* is a file with a class a line, and
+    *label_column* says which one an image is of (by name or number, from 0). More than a share *tolerate* of unusable
+    samples is refused; fewer are left out and counted. All is prepared once, in the folder *cache*.
     """
     home = existing(path, "a folder of images with a table of captions")
     if not home.is_dir():

@@ -11,6 +11,9 @@ import numpy as np
 
 from stability.extras import optional
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Read by Pillow itself; others, as EPS, it hands to programs that would run what is in the file."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -21,7 +24,7 @@ class Decoded:
 
 
 def decode(encoded: bytes, size: int) -> Decoded:
-    """Return an image of any format that Pillow reads, cropped to a square about its middle.
+    """Return an image of one of the `FORMATS`, cropped to a square about its middle.
 
     Turned as its EXIF data say, converted to RGB, scaled so that the shorter side fits (bicubic), x / 127.5 - 1. The
     digest is of what a tower sees, so one picture in two lossless formats, or two that differ only where they are cut
@@ -31,7 +34,7 @@ def decode(encoded: bytes, size: int) -> Decoded:
     # What Pillow raises for broken files depends on the format; these are all that its readers document.
     broken = (OSError, SyntaxError, ValueError, EOFError, struct.error, image.DecompressionBombError)
     try:
-        with image.open(io.BytesIO(encoded)) as opened:
+        with image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
             whole = operations.exif_transpose(opened).convert("RGB")
     except broken as error:
         raise ValueError(str(error)) from error

@@ -14,14 +14,27 @@ from stability.losses.fused import is_large, judged_pairs
 from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sum_over_pairs
 from stability.registry import InputError, nearest
 
+Reduction = Literal["per_image", "mean_pairs"]
 
-def siglip_chance(batch_size: int) -> float:
+
+def siglip_chance(batch_size: int, reduction: Reduction = "per_image") -> float:
     """Return log B + (B - 1) log(B / (B - 1)): the least that one constant logit can reach, at b = -log(B - 1).
 
-    >>> round(siglip_chance(128), 3)
-    5.848
+    As a mean over pairs it is B times lower.
+
+    >>> round(siglip_chance(128), 3), round(128 * siglip_chance(128, "mean_pairs"), 3)
+    (5.848, 5.848)
     """
-    return math.log(batch_size) + (batch_size - 1) * math.log(batch_size / (batch_size - 1))
+    per_image = math.log(batch_size) + (batch_size - 1) * math.log(batch_size / (batch_size - 1))
+    return per_image * batch_size / _terms(reduction, batch_size)
+
+
+def _terms(reduction: Reduction, batch_size: int) -> int:
+    """Return by what the sum over pairs is divided."""
+    terms = {"per_image": batch_size, "mean_pairs": batch_size**2}
+    if reduction not in terms:
+        raise InputError(f"reduction: unknown {reduction!r}{nearest(reduction, terms)}")
+    return terms[reduction]
 
 
 @loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_chance)
@@ -31,7 +44,7 @@ def siglip(
     *,
     log_scale: Tensor,
     bias: Tensor,
-    reduction: Literal["per_image", "mean_pairs"] = "per_image",
+    reduction: Reduction = "per_image",
     max_scale: float = math.inf,
 ) -> Tensor:
     """Judge each of the B x B pairs as match or mismatch; nats per image (summed over pairs, divided by B).
@@ -48,25 +61,25 @@ def siglip(
     >>> siglip(zeros, zeros, log_scale=nought, bias=nought) / math.log(2)
     tensor(4.)
     """
-    pairs = {"per_image": len(image), "mean_pairs": len(image) ** 2}
-    if reduction not in pairs:
-        raise InputError(f"reduction: unknown {reduction!r}{nearest(reduction, pairs)}")
+    terms = _terms(reduction, len(image))
     rows = scaled(image, log_scale, max_scale)
     total = judged_pairs(rows, text, bias) if is_large(image) else sum_over_pairs(rows @ text.T + bias)
-    return total / pairs[reduction]
+    return total / terms
 
 
 @loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance)
-def siglip_relative_bias(image: Tensor, text: Tensor, *, log_scale: Tensor, relative_bias: Tensor) -> Tensor:
+def siglip_relative_bias(
+    image: Tensor, text: Tensor, *, log_scale: Tensor, relative_bias: Tensor, reduction: Reduction = "per_image"
+) -> Tensor:
     """Judge each of the B x B pairs by its similarity above a trained threshold; nats per image.
 
     L = siglip with logits t (<image_i, text_j> - b_rel), so b = -t b_rel: the same model as `siglip`, trained along
     other coordinates. b_rel starts at 1, which is `siglip`'s b = -10 at t = 10. For (B, D) inputs with unit rows;
-    chance as for `siglip`. Bangachev et al. (2025), arXiv:2509.18552, Def. 1 (b_rel has their sign).
+    *reduction* and chance as for `siglip`. Bangachev et al. (2025), arXiv:2509.18552, Def. 1 (b_rel has their sign).
     Checked against their code (``utils/siglip_loss.py``), apart from its logarithm: see `siglip_as_published`.
     """
     logits = log_scale.exp() * (image @ text.T - relative_bias)
-    return sum_over_pairs(logits) / len(image)
+    return sum_over_pairs(logits) / _terms(reduction, len(image))
 
 
 def siglip_as_published_chance(batch_size: int, epsilon: float = 1e-8) -> float:

@@ -134,7 +134,7 @@ def values_of(results: Results, plot: Plot) -> pd.DataFrame:
     table = tables.of_steps(results, values)
     if plot.measure == "loss":
         chance = {
-            (arm, size): chance_level(loss[results.study.arm(arm).loss], size)
+            (arm, size): chance_level(loss[results.study.arm(arm).loss], size, results.study.arm(arm).options)
             for arm, size in set(zip(table["arm"], table["batch_size"], strict=True))
         }
         levels = np.array([chance[key] for key in zip(table["arm"], table["batch_size"], strict=True)])
