@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow docs lint clean
 
 install: $(READY)
 
@@ -24,9 +24,13 @@ lint: $(READY)
 test: lint
 	$(BIN)/pytest
 
-# What is long: calibration of the statistics, the built wheel, the page in a browser where there is one.
+# The documentation as pages, in site/; a broken link or an unknown name fails.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
+# What is long: calibration of the statistics, the built wheel and pages of documentation, the page in a browser where there is one.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site

@@ -46,6 +46,11 @@ Scale = Annotated[str, typer.Option(help="smoke (seconds), small (minutes on two
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 On = Annotated[str, typer.Option(help="Where groups of runs are trained: local, or processes:N.")]
 Out = Annotated[Path | None, typer.Option(help="Directory of the run [default: runs/<study>-<scale>].")]
+Encoders = Annotated[
+    list[str] | None,
+    typer.Option("--encoder", help="A file with encoders of your own that the study names.", metavar="FILE.py[:NAME]"),
+]
+LossFile = Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")]
 RunDir = Annotated[Path, typer.Argument(help="A directory that `stability run` wrote.")]
 
 WORDS = {
@@ -201,13 +206,23 @@ def _asked(flag: str, given: str, question: str, default: str = "") -> str:
     raise InputError(f"{flag}: required, but missing ({question})")
 
 
-@app.command()
-def plan(study: StudyName, scale: Scale = "small", device: Device = "auto") -> None:
-    """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
-    from stability.execute import estimate, pick_device
+def _study_with(encoders: Sequence[str] | None, study: str, scale: str) -> tuple[Study, tuple[Plugin, ...]]:
+    """Return a study and the plugins of its user's encoders, all of which it must use."""
+    from stability.plugins import load_encoders, refuse_unused
     from stability.study import load_study
 
+    plugins = load_encoders(encoders or ())
     loaded = load_study(study, scale)
+    refuse_unused(plugins, loaded.encoder_sources)
+    return loaded, plugins
+
+
+@app.command()
+def plan(study: StudyName, scale: Scale = "small", device: Device = "auto", encoders: Encoders = None) -> None:
+    """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
+    from stability.execute import estimate, pick_device
+
+    loaded, _ = _study_with(encoders, study, scale)
     cost = estimate(loaded, pick_device(device))
     _print_rows(
         [
@@ -239,14 +254,14 @@ def run(
     until_settled: Annotated[
         int | None, typer.Option(help="Add seeds up to MAX, at registered looks, until settled.", metavar="MAX")
     ] = None,
+    encoders: Encoders = None,
 ) -> None:
     """Train what is missing of a study, test its claims and write the report."""
     from stability.execute import default_out
-    from stability.study import load_study
 
-    loaded = load_study(study, scale)
+    loaded, plugins = _study_with(encoders, study, scale)
     where = out or default_out(loaded)
-    raise typer.Exit(_run(loaded, device, on, where, save_params=save_params, most=until_settled))
+    raise typer.Exit(_run(loaded, device, on, where, plugins, save_params=save_params, most=until_settled))
 
 
 def _run(
@@ -289,15 +304,15 @@ def power(
     scale: Scale = "small",
     sd: Annotated[float, typer.Option(help="Without pilot data: the assumed SD of differences, in margins.")] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Directory of the figure [default: that of the run].")] = None,
+    encoders: Encoders = None,
 ) -> None:
     """Say how many seeds each claim needs for 80% power at its margin, as a table and a figure."""
     from stability.execute import default_out
     from stability.report.figures.power import write_power
     from stability.sample_size import pilot_of, power_curves, seeds_by_claim
     from stability.store import MANIFEST
-    from stability.study import load_study
 
-    loaded = load_study(study, scale)
+    loaded, _ = _study_with(encoders, study, scale)
     home = run_dir or default_out(loaded)
     pilot = pilot_of(loaded, home) if run_dir or (home / MANIFEST).is_file() else None
     needs = seeds_by_claim(loaded, pilot, sd)
@@ -379,30 +394,38 @@ def compare(
     device: Device = "auto",
     on: On = "local",
     out: Annotated[Path | None, typer.Option(help="Directory [default: runs/<study>-<scale>-<loss>].")] = None,
+    encoders: Encoders = None,
 ) -> None:
     """Compare a loss of your own with known ones, claim by claim, in a report of its own."""
     from stability.plugins import find_loss
-    from stability.study import load_study, parse_study, with_loss
+    from stability.study import parse_study, with_loss
 
     variant, plugins = find_loss(loss)
     name = variant.name
-    base = load_study(study, scale)
+    base, towers = _study_with(encoders, study, scale)
     known = [each.strip() for each in against.split(",") if each.strip()]
     derived = parse_study(with_loss(base, name, known), f"{study} with {loss}", f"{base.name}-{name}", scale)
     where = out or Path("runs") / f"{base.name}-{scale}-{name}"
-    raise typer.Exit(_run(derived, device, on, where, plugins))
+    raise typer.Exit(_run(derived, device, on, where, (*plugins, *towers)))
+
+
+def _load_own(loss: str, encoders: Sequence[str] | None) -> None:
+    """Load the files of the user's own loss and encoders, by which a finished run is read again."""
+    from stability.plugins import load_encoders, load_plugin, read_plugin
+
+    if loss:
+        load_plugin(read_plugin(loss))
+    load_encoders(encoders or ())
 
 
 @app.command()
 def report(
     run_dir: RunDir,
-    loss: Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")] = "",
+    loss: LossFile = "",
+    encoders: Encoders = None,
 ) -> None:
     """Test the claims and write the report of a run again, without running."""
-    from stability.plugins import load_plugin, read_plugin
-
-    if loss:
-        load_plugin(read_plugin(loss))
+    _load_own(loss, encoders)
     raise typer.Exit(_report(run_dir))
 
 
@@ -412,11 +435,14 @@ def export(
     format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",  # noqa: A002 (the word of the option)
     to: Annotated[str, typer.Option(help="A tracker instead: tensorboard, wandb or mlflow.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder [default: RUN_DIR/export].")] = None,
+    loss: LossFile = "",
+    encoders: Encoders = None,
 ) -> None:
     """Write a run's tables (runs, curves, findings, and what their columns mean) for other programs."""
     from stability.exports import export as write
     from stability.sinks import send
 
+    _load_own(loss, encoders)
     console = _console()
 
     def warn(sentence: str) -> None:
@@ -449,14 +475,13 @@ def landscape(
         tuple[float, float] | None, typer.Option(help="Where each axis begins and ends [default: by kind].")
     ] = None,
     step: Annotated[int | None, typer.Option(help="The step to look at [default: the last].")] = None,
-    loss: Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")] = "",
+    loss: LossFile = "",
+    encoders: Encoders = None,
 ) -> None:
     """Draw the loss around a run, or between two, and write picture and grid; the run is trained again by its seed."""
-    from stability.plugins import load_plugin, read_plugin
     from stability.report.landscapes import write_landscape
 
-    if loss:
-        load_plugin(read_plugin(loss))
+    _load_own(loss, encoders)
     with _bar("training the run again") as progress:
         paths = write_landscape(run_dir, run, to=to, kind=kind, points=points, span=span, step=step, progress=progress)
     for path in paths.values():

@@ -150,6 +150,10 @@ class Registry(Mapping[str, Variant]):
         self._variants[name] = Variant(self.kind, name, function, options, traits)
         return function
 
+    def defined_in(self, module: str) -> dict[str, Variant]:
+        """Return the variants that the module of that name has registered, by name."""
+        return {name: variant for name, variant in self._variants.items() if variant.function.__module__ == module}
+
     def annotate(self, name: str, **traits: Any) -> Variant:
         """Return the variant called *name* with further traits, in the catalogue too."""
         self._variants[name] = replace(self._variants[name], traits={**self._variants[name].traits, **traits})

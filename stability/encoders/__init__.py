@@ -2,7 +2,8 @@
 
 An encoder is a builder ``(modality, embed_dim, *, <options>) -> nn.Module`` whose module maps a batch to (B,
 embed_dim); the trainer scales the rows to unit length. Nothing in a tower may couple the samples of a batch (no
-BatchNorm): in a contrastive study only the loss does.
+BatchNorm): in a contrastive study only the loss does. The trait ``modality`` says what it reads ("image", "text" or
+"any", which is meant where none is declared).
 
 Two conventions tell the trainer how to treat parameters. One with ``requires_grad=False`` stays as it starts: every
 tower here has the option *locked* (Zhai et al. 2022, LiT, arXiv:2111.07991). One that the module names in its attribute
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stability.registry import Registry
+from stability.registry import Registry, Variant
 
 encoder = Registry("encoder")
 
@@ -31,6 +32,11 @@ class Modality:
         return self.vocabulary > 0
 
 
+def reads(variant: Variant) -> str:
+    """Return what an encoder declares to read: image, text, further or any."""
+    return str(variant.traits.get("modality", "any"))
+
+
 from stability.encoders import convolutions, dense, free, transformers  # noqa: E402  (variants register on import)
 
-__all__ = ["Modality", "convolutions", "dense", "encoder", "free", "transformers"]
+__all__ = ["Modality", "convolutions", "dense", "encoder", "free", "reads", "transformers"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from stability.check import admit
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
-from stability.encoders import encoder
+from stability.encoders import Modality, encoder, reads
+from stability.encoders.soundness import refuse_unsound
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
@@ -48,16 +53,39 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
     for name, modality in modalities(pairs).items():
         side, tower = name if name in ("image", "text") else "further", study.model.tower(name)
         where = locate("model", side)
-        found = encoder.get_or_explain(tower.name, where)
+        if tower.name not in encoder:
+            hint = nearest(tower.name, encoder)
+            raise InputError(
+                f"{where}: unknown encoder {tower.name!r}{hint}; the file of one of your own is named by --encoder"
+            )
+        found = encoder[tower.name]
         found.check_options(tower.options, where)
-        fitting = [name for name, variant in encoder.items() if variant.traits["modality"] in (side, "any")]
+        fitting = [name for name, variant in encoder.items() if reads(variant) in (side, "any")]
         if tower.name not in fitting:
             what = f"{side}s" if side == name else "further modalities"
             raise InputError(f"{where}: encoder {tower.name!r} does not read {what} (known: {', '.join(fitting)})")
         try:
-            found(modality, study.model.embed_dim, **tower.options)
+            _build(found, modality, study.model.embed_dim, tower.options)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+
+
+def _build(found: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> None:
+    """Build a tower once, so that options that do not fit show; a stranger's is tried on a few samples too."""
+    if "source" not in found.traits:
+        found(modality, embed_dim, **options)
+        return
+    try:
+        with torch.random.fork_rng(devices=[]):
+            tower = found(modality, embed_dim, **options)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"encoder {found.name!r} cannot be built: {type(error).__name__}: {error}") from error
+    try:
+        refuse_unsound(tower, modality, embed_dim)
+    except InputError as error:
+        raise InputError(f"encoder {found.name!r}: {error}") from error
 
 
 def _check_grid(study: Study, available: int, locate: Locate) -> None:

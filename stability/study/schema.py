@@ -199,9 +199,18 @@ class Study(_Frozen):
             if side == "embed_dim":
                 continue
             plain["model"][side] = _without_defaults(encoder, tower["name"], tower)
+        if sources := self.encoder_sources:
+            plain["model"]["sources"] = sources
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
         return plain
+
+    @property
+    def encoder_sources(self) -> dict[str, str]:
+        """Return the digests of the sources of the encoders that are the user's own, by name."""
+        towers = (self.model.image, self.model.text, self.model.further)
+        named = sorted({tower.name for tower in towers if tower is not None})
+        return {name: encoder[name].traits["source"] for name in named if "source" in encoder[name].traits}
 
     def _data(self) -> dict[str, Any]:
         """Return what decides the data: for those from disk their content, wherever it lies and however it was read."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from stability.datasets import Pairs
 from stability.encoders import encoder
+from stability.encoders.soundness import refuse_coupling
 from stability.losses import Scalar, loss, reserved_of, scalars_with
 from stability.probes import Batch, Params
 from stability.registry import InputError
@@ -136,12 +137,11 @@ def towers(study: Study, pairs: Pairs, seed: int | str) -> dict[str, nn.Module]:
         for name, modality in modalities(pairs).items():
             tower = study.model.tower(name)
             built[name] = encoder[tower.name](modality, study.model.embed_dim, **tower.options)
-    for module_tree in built.values():
-        for name, module in module_tree.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise InputError(
-                    f"encoder layer {name!r} is a BatchNorm, which couples the samples of a batch; use LayerNorm"
-                )
+    for name, tree in built.items():
+        try:
+            refuse_coupling(tree)
+        except InputError as error:
+            raise InputError(f"encoder {study.model.tower(name).name!r}: {error}") from error
     return built
 
 

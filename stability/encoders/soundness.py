@@ -1,0 +1,92 @@
+"""Whether a tower of one's own can be trained here: what a population relies on, refused in one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from stability.encoders import Modality
+from stability.registry import InputError
+from stability.streams import stream
+
+SIZE = 3
+"""Samples of the batch that a tower is tried on."""
+
+
+def refuse_coupling(tower: nn.Module) -> None:
+    """Raise `InputError` for a BatchNorm that reads its batch; in ``eval()`` with stored statistics it does not.
+
+    >>> refuse_coupling(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    Traceback (most recent call last):
+    stability.registry.InputError: layer '1' is a BatchNorm, which couples the samples of a batch, as in a contrastive
+    study only the loss may; use LayerNorm or GroupNorm, or eval() with the stored statistics of a trained model
+    >>> refuse_coupling(nn.BatchNorm1d(2).eval())
+    """
+    for name, module in tower.named_modules():
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if norm and (module.training or module.running_mean is None):
+            raise InputError(
+                f"layer {name!r} is a BatchNorm, which couples the samples of a batch, as in a contrastive study only "
+                "the loss may; use LayerNorm or GroupNorm, or eval() with the stored statistics of a trained model"
+            )
+
+
+def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
+    """Raise `InputError` with one sentence on a tower that a population cannot train.
+
+    It has to be a module; to map a batch to (B, embed_dim) reals; to treat each sample alone (no BatchNorm, nothing
+    else that couples them); to draw no random numbers of its own, since those of a run are named streams; and to run
+    under ``vmap`` over its weights to the values of a loop.
+    """
+    if not isinstance(tower, nn.Module):
+        raise InputError(f"it returns a value of type {type(tower).__name__}; allowed: a torch.nn.Module")
+    refuse_coupling(tower)
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise InputError(
+                f"layer {name!r} is a Dropout, which draws random numbers beside the run's own; give it p = 0"
+            )
+    batch = _samples(modality)
+    params = {name: value.detach() for name, value in tower.named_parameters()}
+    if not params:
+        raise InputError("it has no parameters; a tower needs at least one, though it may be locked")
+
+    def embed(weights: dict[str, Tensor], samples: Tensor = batch) -> Tensor:
+        embedded: Tensor = functional_call(tower, weights, samples)
+        return embedded
+
+    with torch.no_grad():
+        whole = _called(lambda: embed(params), "it cannot be called")
+        if not isinstance(whole, Tensor) or tuple(whole.shape) != (SIZE, embed_dim) or not whole.is_floating_point():
+            told = f"{tuple(whole.shape)} of {whole.dtype}" if isinstance(whole, Tensor) else type(whole).__name__
+            raise InputError(f"it maps {SIZE} samples to {told}; allowed: reals of shape ({SIZE}, {embed_dim})")
+        alone = _called(lambda: embed(params, batch[:1]), "it cannot be called on one sample")
+        if not _close(alone, whole[:1]):
+            raise InputError("a sample's embedding hangs on the others in its batch; in a tower samples may not meet")
+        stacked = {name: torch.stack([value, 0.9 * value]) for name, value in params.items()}
+        together = _called(lambda: vmap(embed)(stacked), "it does not run under torch.func.vmap over its weights")
+        apart = [embed({name: value[place] for name, value in stacked.items()}) for place in range(2)]
+    if not _close(together, torch.stack(apart)):
+        raise InputError("under torch.func.vmap over its weights it gives other values than in a loop")
+
+
+def _samples(modality: Modality) -> Tensor:
+    generator = stream(0, "soundness")
+    if modality.is_tokens:
+        return torch.randint(modality.vocabulary, (SIZE, *modality.shape), generator=generator)
+    return torch.randn(SIZE, *modality.shape, generator=generator)
+
+
+def _called(work: Callable[[], Tensor], failed: str) -> Tensor:
+    try:
+        return work()
+    except Exception as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        raise InputError(f"{failed}: {type(error).__name__}: {first}") from error
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    return torch.allclose(left, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
