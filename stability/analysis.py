@@ -21,7 +21,7 @@ from stability.registry import InputError
 from stability.results import AXES, FLOOR, LATE, Results, Tuning, on_scale, run_frame, summarise, times_to
 from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import read_groups, read_manifest, read_study
-from stability.study import Claim, Study
+from stability.study import DOUBLING, Claim, Study
 from stability.tuning import search
 
 __all__ = [
@@ -46,6 +46,8 @@ __all__ = [
 
 ALPHA = 0.05
 """The chance of a wrong direction that all claims of a study, at all its looks, share."""
+
+AXIS_WORDS = {"batch_size": "batch size", "pairs": "number of training pairs", "lr": "learning rate"}
 
 CLEAR = 3.0
 """A bounded measure must stand this many times above chance in the clean cells of either arm, or it is not testable."""
@@ -253,13 +255,21 @@ def _asked(results: Results, claim: Claim, confidence: float) -> tuple[list[np.n
     ]
     supplied = {
         "confidence": confidence,
-        "levels": sorted(getattr(results.study.grid, claim.over)) if claim.over else (0.0,),
+        "levels": _levels(results.study, claim.over),
+        "per": f" per doubling of the {AXIS_WORDS[claim.over]}" if claim.over in DOUBLING else "",
+        "better": measure.better,
         "log": scale != "linear",
         "budget": float(results.study.train.steps),
         "names": claim.compare,
         "measure": _in_words(claim, measure, scale),
     }
     return arms, supplied
+
+
+def _levels(study: Study, over: str) -> tuple[float, ...]:
+    """Return the values of an axis in order, as slopes have them: in doublings where a step is a factor."""
+    values = sorted(study.grid.values(over)) if over else [0.0]
+    return tuple(float(np.log2(value)) if over in DOUBLING else float(value) for value in values)
 
 
 def _reading(claim: Claim, measure: Measure) -> tuple[str, str]:
@@ -333,8 +343,9 @@ def _numbers(results: Results, claim: Claim, on: str, reduction: str, scale: str
 def _array(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.ndarray:
     """Return one arm's numbers as (seeds, levels, cells): levels along the claim's axis, cells along all others."""
     runs = results.runs[results.runs["arm"] == arm]
-    level = runs[claim.over] if claim.over else 0
-    cells = [axis for axis in AXES if axis != claim.over]
+    over = results.study.grid.column(claim.over)
+    level = runs[over] if over else 0
+    cells = [axis for axis in AXES if axis != over]
     frame = runs.assign(number=numbers.loc[runs["run"]].to_numpy(), level=level)
     # The grid is a full product, so sorting puts every run in its place.
     ordered = frame.sort_values(["seed", "level", *cells])["number"].to_numpy(dtype=float)

@@ -18,7 +18,9 @@ from stability.probes import Measure
 from stability.study import Study
 from stability.train.divergence import diverged_at
 
-AXES = ("batch_size", "corruption", "noise", "lr")
+AXES = ("batch_size", "pairs", "corruption", "noise", "lr", "lr_factor")
+"""The axes of a grid whose values tell a seed's runs of one arm apart. *pairs* is 0 where a run has all pairs; *lr_factor* 1 where
+rates are absolute. Both hardly ever vary, and tables leave out an axis that does not."""
 
 LATE = 0.2
 """The late window: this last share of a run's steps."""
@@ -59,7 +61,8 @@ def run_frame(
     """Return one row per run: its cell, status (finished, diverged, failed, planned) and divergence.
 
     *runs* are those of the grid unless given. Under ``[tune]`` a run's *rate* hangs on its arm and batch size, so it is
-    no axis: *lr*, which names the cell, is the one rate of the grid.
+    no axis: *lr*, which names the cell, is the one rate of the grid. So it is with ``grid.lr_factors``, where the axis is
+    *lr_factor*.
     """
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
@@ -71,7 +74,7 @@ def run_frame(
     rows = []
     for run in runs_of(study) if runs is None else runs:
         row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
-        if study.tune:
+        if study.tune or study.grid.lr_factors:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
         row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
         if row["status"] == "finished" and run.id not in losses:

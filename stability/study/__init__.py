@@ -4,8 +4,10 @@ from stability.study.comparing import with_loss
 from stability.study.reading import find_study, load_study, parse_study, study_files, with_looks
 from stability.study.schema import (
     DEFAULT_SCALE,
+    DOUBLING,
     SCALES,
     Arm,
+    ArmTrain,
     Claim,
     Options,
     Schedule,
@@ -20,9 +22,11 @@ from stability.study.template import kinds, parse_options, study_path, write_stu
 
 __all__ = [
     "DEFAULT_SCALE",
+    "DOUBLING",
     "FIRST_TUNING_SEED",
     "SCALES",
     "Arm",
+    "ArmTrain",
     "Claim",
     "Options",
     "Schedule",

@@ -12,7 +12,7 @@ from stability.encoders import encoder
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import OVER, Arm, Claim, Schedule, Study, modalities
+from stability.study.schema import OVER, Arm, Claim, Schedule, Study, Train, modalities
 from stability.study.searching import Locate, check_tuning
 
 
@@ -69,6 +69,7 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
             hint = nearest(name, study.grid.loss)
             raise InputError(f"{locate('arms', name)}: an arm that grid.loss does not list{hint}")
         _check_arm(name, arm, locate)
+        _check_recipe(study.train_of(name), lambda *keys, name=name: locate("arms", name, "train", *keys))
     for place, name in enumerate(study.grid.loss):
         if name not in study.arms and name not in loss:
             hint = nearest(name, {*loss, *study.arms})
@@ -83,6 +84,21 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
             )
     for place, name in enumerate(study.grid.corruption):
         corruption.get_or_explain(name, locate("grid", "corruption", place))
+    _check_sizes(study, available, locate)
+    if study.grid.lr_factors and len(study.grid.lr) != 1:
+        where = locate("grid", "lr")
+        raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_factors: the one rate they multiply")
+
+
+def _check_sizes(study: Study, available: int, locate: Locate) -> None:
+    largest = max(study.grid.batch_size)
+    for place, count in enumerate(study.grid.pairs):
+        if not largest <= count <= available:
+            where, data = locate("grid", "pairs", place), study.data.name
+            raise InputError(
+                f"{where}: got {count}; allowed: from {largest}, the largest batch size, to {available}, the training "
+                f"pairs of {data!r}"
+            )
     for place, size in enumerate(study.grid.batch_size):
         if size > available:
             where, data = locate("grid", "batch_size", place), study.data.name
@@ -116,21 +132,29 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
 def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) -> None:
     where = locate("probes", name)
     probe.get_or_explain(name, where).check_options(schedule.options, where)
-    for axis in ("noise", "batch_size"):
+    for axis in ("noise", "batch_size", "pairs"):
         grid = getattr(study.grid, axis)
         for value in getattr(schedule, axis) or ():
             if value not in grid:
-                allowed = ", ".join(map(str, grid))
+                allowed = ", ".join(map(str, grid)) or "none"
                 raise InputError(f"{where}.{axis}: got {value}; allowed: values of grid.{axis} ({allowed})")
 
 
 def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
-    if train.clip_norm is not None and train.clip_quantile is not None:
-        raise InputError(f"{locate('train', 'clip_norm')}: give clip_norm or clip_quantile, not both")
+    _check_recipe(train, lambda *keys: locate("train", *keys))
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
+
+
+def _check_recipe(train: Train, locate: Locate) -> None:
+    if train.clip_norm is not None and train.clip_quantile is not None:
+        raise InputError(f"{locate('clip_norm')}: give clip_norm or clip_quantile, not both")
+    if train.momentum and train.optimizer != "sgd":
+        raise InputError(
+            f"{locate('momentum')}: got {train.momentum:g}; allowed with the optimizer 'sgd' only (AdamW's is betas[0])"
+        )
 
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
@@ -151,7 +175,8 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
             raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
-    if (claim.reduction == "best" or found.traits["on"] == "times") and not known[claim.measure].better:
+    asked = "better" in found.options or claim.reduction == "best" or found.traits["on"] == "times"
+    if asked and not known[claim.measure].better:
         directed = [name for name, measure in known.items() if measure.better]
         hint = nearest(claim.measure, directed)
         raise InputError(f"{locate('measure')}: {claim.measure!r} has no better direction{hint}")
@@ -163,7 +188,7 @@ def _check_coverage(study: Study, claim: Claim, locate: Locate) -> None:
     for name, schedule in study.probes.items():
         if claim.measure not in {measure.name for measure in probe[name].traits["measures"]}:
             continue
-        for axis in ("seeds", "noise", "batch_size"):
+        for axis in ("seeds", "noise", "batch_size", "pairs"):
             kept, grid = getattr(schedule, axis), getattr(study.grid, axis)
             if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
                 where = locate("measure")
@@ -181,7 +206,7 @@ def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> 
             raise InputError(f"{locate(given)}: contrast {claim.contrast!r} takes no {given}")
     if claim.over and claim.over not in OVER:
         raise InputError(f"{locate('over')}: unknown axis {claim.over!r}{nearest(claim.over, OVER)}")
-    if "over" in found.traits["needs"] and len(getattr(study.grid, claim.over)) < 2:
+    if "over" in found.traits["needs"] and len(study.grid.values(claim.over)) < 2:
         raise InputError(f"{locate('over')}: grid.{claim.over} has one value; allowed: two or more")
 
 

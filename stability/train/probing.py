@@ -126,6 +126,7 @@ def _read_some(
             held_out=held,
             betas=study.train.betas,
             constant_rate=settled,
+            momentum=study.train.momentum if study.train.optimizer == "sgd" else None,
             **varying,
         )
 

@@ -78,10 +78,9 @@ def level_figure(
     table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], axis: str, label: str, scale: str
 ) -> Figure:
     """Return a figure of values against an axis of the grid, a panel per batch size, all seeds thin, medians bold."""
-    others = [name for name in ("lr", "corruption") if table[name].nunique() > 1]
-    words = {"lr": "lr {:g}", "corruption": "{}"}
+    others = [name for name in ("pairs", "lr", "lr_factor", "corruption") if table[name].nunique() > 1]
     rows = {
-        key: ", ".join(words[name].format(part) for name, part in zip(others, key, strict=True))
+        key: ", ".join(panels.SHORT[name].format(part) for name, part in zip(others, key, strict=True))
         for key in (table[others].drop_duplicates().itertuples(index=False, name=None) if others else [()])
     }
     sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())}
