@@ -18,7 +18,19 @@ from stability.contrasts import contrast
 from stability.grid import Run, runs_of
 from stability.probes import Measure
 from stability.registry import InputError
-from stability.results import AXES, FLOOR, LATE, Results, Tuning, on_scale, run_frame, summarise, times_to
+from stability.results import (
+    AXES,
+    FLOOR,
+    LATE,
+    LOGARITHMS,
+    Results,
+    Tuning,
+    chance_losses,
+    on_scale,
+    run_frame,
+    summarise,
+    times_to,
+)
 from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import read_groups, read_manifest, read_study
 from stability.study import DOUBLING, Claim, Study
@@ -258,7 +270,7 @@ def _asked(results: Results, claim: Claim, confidence: float) -> tuple[list[np.n
         "levels": _levels(results.study, claim.over),
         "per": f" per doubling of the {AXIS_WORDS[claim.over]}" if claim.over in DOUBLING else "",
         "better": measure.better,
-        "log": scale != "linear",
+        "log": scale in LOGARITHMS,
         "budget": float(results.study.train.steps),
         "names": claim.compare,
         "measure": _in_words(claim, measure, scale),
@@ -319,6 +331,8 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     label = measure.label[:1].lower() + measure.label[1:]
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
+    if scale == "of-chance":
+        return f"{label} as a share of chance"
     return f"log chance-corrected {label}" if scale == "chance-log" and claim.over else label
 
 
@@ -336,6 +350,7 @@ def _numbers(results: Results, claim: Claim, on: str, reduction: str, scale: str
     chance = results.measures[claim.measure].chance
     # A diverged run has learnt nothing: chance where a measure is bounded; elsewhere there is no such level.
     level = summarise(results, chance, "final").reindex(runs.index) if chance else math.nan
+    level = chance_losses(results) if scale == "of-chance" else level
     values = values.where(~diverged, level)
     return values if on == "raw" else on_scale(results, claim.measure, values, scale)
 

@@ -67,7 +67,7 @@ def sensitivity(
     a: Array,
     b: Array,
     *,
-    better: str,
+    better: str = "higher",
     confidence: float = 0.95,
     names: Names = ("a", "b"),
     measure: str = "value",
@@ -85,7 +85,9 @@ def sensitivity(
     if better not in ("higher", "lower"):
         raise InputError(f"{measure}: has no better direction; allowed: a measure that has one")
     if np.ndim(a) < 2 or np.shape(a) != np.shape(b):
-        raise InputError(f"arms of shapes {np.shape(a)} and {np.shape(b)}; allowed: equal shapes with an axis of levels")
+        raise InputError(
+            f"arms of shapes {np.shape(a)} and {np.shape(b)}; allowed: equal shapes with an axis of levels"
+        )
     losses = [_lost(arm, 1.0 if better == "higher" else -1.0) for arm in (a, b)]
     lost = f"loss of {measure} from its best to its mean level"
     return paired_difference(*losses, confidence=confidence, names=names, measure=lost)

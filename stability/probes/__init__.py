@@ -9,6 +9,7 @@ step, and ``least={"batches": 2}`` bounds options from below.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,11 +78,12 @@ class Replica:
 
     params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``); objective(params, batch) -> loss;
     embed_image and embed_text (params, input) -> unit rows; embed_further (params, inputs) -> unit rows of each
-    modality beyond these two; batches: independent training batches, stacked along a
-    leading axis, of the size that the run trains with (as many as the probe's option ``batches`` says);
-    preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step,
-    before per-parameter multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on;
-    momentum: that of SGD, None under AdamW (whose betas are *betas*).
+    modality beyond these two; batches: independent training batches, stacked along a leading axis, of the size that the
+    run trains with (as many as the probe's option ``batches`` says); preconditioner: Adam's bias-corrected
+    sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step, before per-parameter
+    multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on; momentum: that of
+    SGD, None under AdamW (whose betas are *betas*); fixed: the names of parameters that are not trained; chance: the
+    loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN.
     """
 
     params: Params
@@ -96,6 +98,8 @@ class Replica:
     betas: tuple[float, float]
     constant_rate: bool
     momentum: float | None = None
+    fixed: frozenset[str] = frozenset()
+    chance: float = math.nan
 
 
 def in_towers(name: str) -> bool:
@@ -153,7 +157,7 @@ def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Meas
 
 
 # Variants register on import.
-from stability.probes import cost, downstream, embeddings, gradients, modalities, shots, spectra  # noqa: E402
+from stability.probes import cost, downstream, embeddings, gradients, modalities, perturbations, shots, spectra  # noqa: E402
 
 __all__ = [
     "STEP_MEASURES",
@@ -167,6 +171,7 @@ __all__ = [
     "in_towers",
     "measures_of",
     "modalities",
+    "perturbations",
     "probe",
     "shots",
     "spectra",

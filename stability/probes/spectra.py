@@ -74,8 +74,8 @@ def in_scalars(name: str) -> bool:
         Measure(
             "preconditioned_sharpness",
             "Preconditioned sharpness",
-            "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps, or 1 "
-            "under SGD.",
+            "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps, or "
+            "1 under SGD.",
             scale="log",
         ),
         Measure(

@@ -69,7 +69,6 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
             hint = nearest(name, study.grid.loss)
             raise InputError(f"{locate('arms', name)}: an arm that grid.loss does not list{hint}")
         _check_arm(name, arm, locate)
-        _check_recipe(study.train_of(name), lambda *keys, name=name: locate("arms", name, "train", *keys))
     for place, name in enumerate(study.grid.loss):
         if name not in study.arms and name not in loss:
             hint = nearest(name, {*loss, *study.arms})
@@ -142,18 +141,21 @@ def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) ->
 
 def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
-    _check_recipe(train, lambda *keys: locate("train", *keys))
+    _check_recipe(train, locate, "train")
+    for name in study.arms:
+        _check_recipe(study.train_of(name), locate, "arms", name, "train")
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
 
 
-def _check_recipe(train: Train, locate: Locate) -> None:
+def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
     if train.clip_norm is not None and train.clip_quantile is not None:
-        raise InputError(f"{locate('clip_norm')}: give clip_norm or clip_quantile, not both")
+        raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
     if train.momentum and train.optimizer != "sgd":
         raise InputError(
-            f"{locate('momentum')}: got {train.momentum:g}; allowed with the optimizer 'sgd' only (AdamW's is betas[0])"
+            f"{locate(*table, 'momentum')}: got {train.momentum:g}; allowed with the optimizer 'sgd' only "
+            "(AdamW's is betas[0])"
         )
 
 
@@ -168,6 +170,10 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     if claim.scale == "chance-log" and not known[claim.measure].chance:
         bounded = ", ".join(name for name, measure in known.items() if measure.chance)
         raise InputError(f"{locate('scale')}: {claim.measure!r} has no chance level (measures that have: {bounded})")
+    if claim.scale == "of-chance" and claim.measure != "loss":
+        raise InputError(
+            f"{locate('scale')}: {claim.measure!r} is no loss with a chance level; allowed: of 'loss' only"
+        )
     if claim.reduction and known[claim.measure].spikes:
         raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
     _check_coverage(study, claim, locate)
@@ -207,7 +213,8 @@ def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> 
     if claim.over and claim.over not in OVER:
         raise InputError(f"{locate('over')}: unknown axis {claim.over!r}{nearest(claim.over, OVER)}")
     if "over" in found.traits["needs"] and len(study.grid.values(claim.over)) < 2:
-        raise InputError(f"{locate('over')}: grid.{claim.over} has one value; allowed: two or more")
+        key = "lr_factors" if study.grid.column(claim.over) == "lr_factor" else claim.over
+        raise InputError(f"{locate('over')}: grid.{key} has one value; allowed: two or more")
 
 
 def _check_ids(study: Study, locate: Locate) -> None:

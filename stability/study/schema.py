@@ -180,7 +180,11 @@ class Schedule(_Open):
 
 
 class Claim(_Frozen):
-    """One sentence that can turn out false, with all that decides it, written before any run."""
+    """One sentence that can turn out false, with all that decides it, written before any run.
+
+    *scale* replaces the measure's own; ``of-chance`` is the training loss divided by its chance level, at most 1, which
+    is what a diverged run has: free of the loss's scale.
+    """
 
     id: Name
     text: Text
@@ -193,7 +197,7 @@ class Claim(_Frozen):
     margin: Annotated[float, Field(gt=0)]
     over: str = ""
     reduction: Literal["final", "best", "area", "late"] | None = None
-    scale: Literal["linear", "log", "chance-log"] | None = None
+    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
     threshold: float | None = None
 
 

@@ -103,8 +103,8 @@ def sgd(
 ) -> None:
     """Update *theta* (R, P) and *moments* in place by one step of SGD with momentum at each replica's learning rate.
 
-    Heavy ball without dampening: m <- momentum m + g + decay theta, theta <- theta - rate m. Polyak (1964), USSR Comput.
-    Math. 4:1. By torch's fused kernel, row by row, as `adamw`.
+    Heavy ball without dampening: m <- momentum m + g + decay theta, theta <- theta - rate m. Polyak (1964), USSR
+    Computational Mathematics 4:1. By torch's fused kernel, row by row, as `adamw`.
     """
     moments.count += 1
     for block in blocks:
@@ -115,7 +115,7 @@ def sgd(
             torch._fused_sgd_(
                 parameters,
                 gradients,
-                first,
+                first if train.momentum else [],
                 weight_decay=block.decay,
                 momentum=train.momentum,
                 lr=rate * block.multiplier,
