@@ -33,7 +33,7 @@ from stability.results import (
 )
 from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import read_groups, read_manifest, read_study
-from stability.study import DOUBLING, Claim, Study
+from stability.study import DOUBLING, Claim, Ranking, Study
 from stability.tuning import search
 
 __all__ = [
@@ -97,6 +97,18 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """The arms of a study in the order of one measure; means and differences are on its *scale*, logs among them."""
+
+    measure: str
+    label: str
+    reduction: str
+    scale: str
+    better: str
+    found: stats.Ranking
+
+
+@dataclass(frozen=True)
 class Findings:
     """All findings of a study, its verdict (the primary claim's), and where they come from.
 
@@ -111,14 +123,16 @@ class Findings:
     provenance: dict[str, Any]
     claims: tuple[Finding, ...]
     untuned: tuple[Finding, ...] = ()
+    rankings: tuple[Ranked, ...] = ()
     looks: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return what findings.json holds: plain data without NaN or infinity (null instead)."""
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
         found = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
-        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found, "looks": self.looks}
-        return {key: value for key, value in plain.items() if value or key not in ("untuned", "looks")}
+        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found}
+        plain |= {"rankings": [_plain(one) for one in self.rankings], "looks": self.looks}
+        return {key: value for key, value in plain.items() if value or key not in ("untuned", "rankings", "looks")}
 
     def _repr_html_(self) -> str:
         """Return a table of the claims and what came of each, for a notebook."""
@@ -188,7 +202,17 @@ def analyse(results: Results, checks: bool = True) -> Findings:
     findings = _family(results, checks)
     primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
     untuned = _family(results.untuned, checks=False) if results.untuned else ()
-    return Findings(study.name, study.scale, study.hash, primary, provenance(results), findings, untuned, _looks(study))
+    return Findings(
+        study=study.name,
+        scale=study.scale,
+        study_hash=study.hash,
+        verdict=primary,
+        provenance=provenance(results),
+        claims=findings,
+        untuned=untuned,
+        rankings=tuple(_ranked(results, asked) for asked in study.rankings),
+        looks=_looks(study),
+    )
 
 
 def claim_confidence(study: Study) -> float:
@@ -365,6 +389,31 @@ def _array(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.n
     # The grid is a full product, so sorting puts every run in its place.
     ordered = frame.sort_values(["seed", "level", *cells])["number"].to_numpy(dtype=float)
     return ordered.reshape(frame["seed"].nunique(), frame["level"].nunique(), -1)
+
+
+def _ranked(results: Results, asked: Ranking) -> Ranked:
+    """Return a ranking: a seed's cells averaged on the measure's scale, all pairs and rankings at 95% together."""
+    study, measure = results.study, results.measures[asked.measure]
+    assert measure.better
+    names = study.ranked(asked)
+    # The reading of a claim of a difference, whatever two arms it names.
+    claim = Claim(
+        id="ranking",
+        text=measure.label,
+        measure=measure.name,
+        contrast="difference",
+        compare=(names[0], names[1]),
+        expect="equal",
+        margin=1.0,
+        reduction=asked.reduction,
+        scale=asked.scale,
+    )
+    reduction, scale = _reading(claim, measure)
+    numbers = _numbers(results, claim, "scale", reduction, scale)
+    values = np.stack([_array(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
+    confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
+    found = stats.ranking(values, names, better=measure.better, confidence=confidence)
+    return Ranked(measure.name, measure.label, reduction, scale, measure.better, found)
 
 
 def _near_chance(results: Results, claim: Claim, measure: Measure, on: str, scale: str, reduction: str) -> str:

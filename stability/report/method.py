@@ -201,6 +201,7 @@ def _inference(results: Results, findings: Findings) -> Said:
             f"{', '.join(map(str, results.study.looks))}; the study stops at the first look that settles its primary "
             f"claim. Each look has an equal share of the alpha of .05. {look_sentence(findings.looks)}",
         )
+    yield from _rankings(findings)
     yield (
         "Verdicts",
         "Asked in this order. Not testable: too few pairs, more than a tenth of them without a usable value, or a "
@@ -209,6 +210,18 @@ def _inference(results: Results, findings: Findings) -> Said:
         "the number of seeds that would settle it, planned from the margin and an upper bound of the spread, never "
         "from the effect seen.",
     )
+
+
+def _rankings(findings: Findings) -> Said:
+    for ranked in findings.rankings:
+        pairs, n = len(ranked.found.pairs), ranked.found.n
+        yield (
+            f"The ranking by {ranked.label}",
+            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.scale} scale "
+            f"within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals that "
+            f"hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a letter "
+            "exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
+        )
 
 
 def _trust(findings: Findings) -> Said:

@@ -25,6 +25,11 @@ SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconcl
 
 SECTIONS = {
     "claims": ("The claims", "Each claim was written down, with its measure and margin, before any run."),
+    "ranking": (
+        "Rankings",
+        "All arms in order, each pair compared within the seeds. Intervals hold for all pairs together, so that the "
+        "best of many is not taken for better than it is; arms that share a letter cannot be told apart.",
+    ),
     "tuning": (
         "Tuning",
         "Before the test, every arm was given as many settings to try at each batch size as any other, on seeds that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from stability.check import admit
@@ -10,9 +11,9 @@ from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
 from stability.encoders import encoder
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
-from stability.probes import probe
+from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import OVER, Arm, Claim, Schedule, Study, Train, modalities
+from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import Locate, check_tuning
 
 
@@ -27,6 +28,8 @@ def check(study: Study, locate: Locate) -> None:
     for place, claim in enumerate(study.claims):
         _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
     _check_ids(study, locate)
+    for place, ranking in enumerate(study.rankings):
+        _check_ranking(study, ranking, lambda *keys, place=place: locate("rankings", place, *keys))
     if study.tune:
         check_tuning(study, study.tune, locate)
 
@@ -167,16 +170,10 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     found = contrast.get_or_explain(claim.contrast, locate("contrast"))
     if claim.compare[0] == claim.compare[1]:
         raise InputError(f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ")
-    if claim.scale == "chance-log" and not known[claim.measure].chance:
-        bounded = ", ".join(name for name, measure in known.items() if measure.chance)
-        raise InputError(f"{locate('scale')}: {claim.measure!r} has no chance level (measures that have: {bounded})")
-    if claim.scale == "of-chance" and claim.measure != "loss":
-        raise InputError(
-            f"{locate('scale')}: {claim.measure!r} is no loss with a chance level; allowed: of 'loss' only"
-        )
+    _check_scale(claim, known, locate)
     if claim.reduction and known[claim.measure].spikes:
         raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
-    _check_coverage(study, claim, locate)
+    _check_coverage(study, claim.measure, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
@@ -189,18 +186,41 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     _check_needs(study, claim, found, locate)
 
 
-def _check_coverage(study: Study, claim: Claim, locate: Locate) -> None:
+def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
+    known = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
+    if ranking.measure not in known:
+        where, hint = locate("measure"), nearest(ranking.measure, known)
+        raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
+    _check_scale(ranking, known, locate)
+    _check_coverage(study, ranking.measure, locate)
+    arms = study.ranked(ranking)
+    for place, name in enumerate(arms):
+        if name not in study.grid.loss:
+            raise InputError(f"{locate('losses', place)}: {name!r} is not in grid.loss{nearest(name, study.grid.loss)}")
+    if len({*arms}) < max(2, len(arms)):
+        raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
+
+
+def _check_scale(asked: Claim | Ranking, known: Mapping[str, Measure], locate: Locate) -> None:
+    if asked.scale == "chance-log" and not known[asked.measure].chance:
+        bounded = ", ".join(name for name, measure in known.items() if measure.chance)
+        raise InputError(f"{locate('scale')}: {asked.measure!r} has no chance level (measures that have: {bounded})")
+    if asked.scale == "of-chance" and asked.measure != "loss":
+        raise InputError(
+            f"{locate('scale')}: {asked.measure!r} is no loss with a chance level; allowed: of 'loss' only"
+        )
+
+
+def _check_coverage(study: Study, asked: str, locate: Locate) -> None:
     """A claim pairs every seed over every cell, so the probe that makes its measure must read all of them."""
     for name, schedule in study.probes.items():
-        if claim.measure not in {measure.name for measure in probe[name].traits["measures"]}:
+        if asked not in {measure.name for measure in probe[name].traits["measures"]}:
             continue
         for axis in ("seeds", "noise", "batch_size", "pairs"):
             kept, grid = getattr(schedule, axis), getattr(study.grid, axis)
             if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
                 where = locate("measure")
-                raise InputError(
-                    f"{where}: probes.{name}.{axis} leaves out runs that a claim on {claim.measure!r} needs"
-                )
+                raise InputError(f"{where}: probes.{name}.{axis} leaves out runs that a claim on {asked!r} needs")
 
 
 def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:

@@ -201,6 +201,18 @@ class Claim(_Frozen):
     threshold: float | None = None
 
 
+class Ranking(_Frozen):
+    """A measure by which losses are put in order, all pairs compared at once: a table and a figure, no verdict.
+
+    *losses* are arms of the grid, all of them unless named; *reduction* and *scale* as a claim's.
+    """
+
+    measure: Name
+    losses: Literal["all"] | tuple[Name, ...] = "all"
+    reduction: Literal["final", "best", "area", "late"] | None = None
+    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
+
+
 class Tune(_Open):
     """What is searched for each loss and batch size before the test runs, on seeds that the test never uses.
 
@@ -231,6 +243,7 @@ class Study(_Frozen):
     arms: dict[Name, Arm] = {}
     probes: dict[str, Schedule] = {}
     claims: tuple[Claim, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
     tune: Tune | None = None
 
     looks: tuple[int, ...] = ()
@@ -268,6 +281,10 @@ class Study(_Frozen):
         """Return the arm of that name, with *settings* on top; a bare loss name is an arm without options."""
         arm = self.arms.get(name) or Arm(loss=name)
         return arm.model_copy(update=dict(settings)) if settings else arm
+
+    def ranked(self, ranking: Ranking) -> tuple[str, ...]:
+        """Return the arms that a ranking puts in order."""
+        return self.grid.loss if ranking.losses == "all" else ranking.losses
 
     def train_of(self, arm: str) -> Train:
         """Return how the runs of an arm are trained: ``[train]``, with what the arm sets instead."""

@@ -118,6 +118,7 @@ def search_of(study: Study) -> Study:
             "grid": study.grid.model_copy(update=cells),
             "probes": probes,
             "claims": (),
+            "rankings": (),
             "tune": None,
         }
     )
