@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from stability.registry import InputError
-from stability.stats.comparison import Array, Interval, check_confidence
+from stability.stats.comparison import ROUNDING, Array, Interval, check_confidence
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def ranking(
 
     >>> found = ranking([[1.0, 3.0, 1.1], [1.2, 3.1, 1.1], [0.9, 3.2, 1.0], [1.0, 3.0, 0.9]], ["a", "b", "c"])
     >>> [(place.name, place.letters) for place in found.places]
-    [('b', 'a'), ('a', 'b'), ('c', 'b')]
+    [('b', 'a'), ('c', 'b'), ('a', 'b')]
     """
     check_confidence(confidence)
     table = np.asarray(values, dtype=np.float64)
@@ -90,12 +90,9 @@ def ranking(
     # Equal means keep the order in which the arms were named.
     order = np.argsort(sign * used.mean(axis=0), kind="stable").tolist()
     ordered, sorted_names = used[:, order], [names[place] for place in order]
-    count = len(names) * (len(names) - 1) // 2
-    quantile = float(stdtrit(n - 1, 1 - (1 - confidence) / (2 * count)))
-    intervals = {
-        (i, j): _interval(ordered[:, i] - ordered[:, j], quantile)
-        for i, j in itertools.combinations(range(len(names)), 2)
-    }
+    couples = list(itertools.combinations(range(len(names)), 2))
+    alpha = (1 - confidence) / len(couples)
+    intervals = {(i, j): _interval(ordered[:, i] - ordered[:, j], alpha) for i, j in couples}
     means = ordered.mean(axis=0).tolist()
     pairs = {
         (i, j): Pair((sorted_names[i], sorted_names[j]), means[i] - means[j], interval)
@@ -109,8 +106,12 @@ def ranking(
     return Ranking(places, tuple(pairs.values()), confidence, n, left_out)
 
 
-def _interval(differences: Array, quantile: float) -> Interval:
-    centre, half = float(differences.mean()), quantile * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+def _interval(differences: Array, alpha: float) -> Interval:
+    """Return the paired t interval; of differences that do not vary, the exact one of their sign."""
+    n, centre, spread = len(differences), float(differences.mean()), float(differences.std(ddof=1))
+    if spread <= ROUNDING * max(1.0, float(np.abs(differences).max())):
+        return (centre, centre) if 2.0 ** (1 - n) <= alpha else (-math.inf, math.inf)
+    half = float(stdtrit(n - 1, 1 - alpha / 2)) * spread / math.sqrt(n)
     return centre - half, centre + half
 
 

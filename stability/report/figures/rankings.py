@@ -16,8 +16,8 @@ from stability.results import LOGARITHMS
 from stability.stats.rankings import Place
 from stability.stats.wording import between, confidence_in_percent, number
 
-ROW, FOOT, TOP, LEFT, COLUMN = 0.26, 0.5, 0.05, 1.9, 0.16
-"""Inches: of a row, below and above the rows, of the names, and of a column of letters."""
+ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
+"""Inches: of a row, below and above the rows, of a character of a name, and of a column of letters."""
 
 
 def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[Drawn]:
@@ -77,10 +77,11 @@ def ranking_figure(ranked: Ranked, looks: Mapping[str, Look]) -> Figure:
     columns = sorted({letter for place in places for letter in _letters(place)}, key=lambda one: (len(one), one))
     total = TOP + ROW * len(places) + FOOT
     right = COLUMN * (len(columns) + 1)
-    width = WIDTH - LEFT - right
+    left = 0.25 + CHARACTER * max(len(place.name) for place in places)
+    width = WIDTH - left - right
     with styled():
         figure = Figure(figsize=(WIDTH, total))
-        axes = figure.add_axes((LEFT / WIDTH, FOOT / total, width / WIDTH, ROW * len(places) / total))
+        axes = figure.add_axes((left / WIDTH, FOOT / total, width / WIDTH, ROW * len(places) / total))
         axes.set_ylim(len(places) - 0.5, -0.5)
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
         for row, place in enumerate(places):
