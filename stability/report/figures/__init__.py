@@ -6,7 +6,7 @@ from stability.analysis import Findings, Results
 from stability.report.figures.drawn import Drawn
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import embedding_geometry
-from stability.report.figures.levels import convergence, decline, sharpness
+from stability.report.figures.levels import along_axes, convergence, decline, sharpness
 from stability.report.figures.markup import svg
 from stability.report.figures.rankings import ranking_plots
 from stability.report.figures.spectra import spectral_densities
@@ -36,6 +36,7 @@ def draw(results: Results, findings: Findings) -> tuple[Drawn, ...]:
         *ranking_plots(findings, results.study.grid.loss),
         *tuning_curves(results),
         *over_training(results),
+        *along_axes(results),
         *decline(results),
         *convergence(results),
         *spectral_densities(results),
