@@ -301,7 +301,7 @@ class Study(_Frozen):
 
     def trained_as(self, arm: str) -> Study:
         """Return the study whose ``[train]`` is that of an arm."""
-        return self.model_copy(update={"train": self.train_of(arm)})
+        return self.model_copy(update={"train": self.train_of(arm)}) if self.arm(arm).train else self
 
     @property
     def measures(self) -> dict[str, Measure]:
