@@ -18,10 +18,22 @@ from stability.contrasts import contrast
 from stability.grid import Run, runs_of
 from stability.probes import Measure
 from stability.registry import InputError
-from stability.results import AXES, FLOOR, LATE, Results, Tuning, on_scale, run_frame, summarise, times_to
+from stability.results import (
+    AXES,
+    FLOOR,
+    LATE,
+    LOGARITHMS,
+    Results,
+    Tuning,
+    chance_losses,
+    on_scale,
+    run_frame,
+    summarise,
+    times_to,
+)
 from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import read_groups, read_manifest, read_study
-from stability.study import Claim, Study
+from stability.study import DOUBLING, Claim, Ranking, Study
 from stability.tuning import search
 
 __all__ = [
@@ -46,6 +58,8 @@ __all__ = [
 
 ALPHA = 0.05
 """The chance of a wrong direction that all claims of a study, at all its looks, share."""
+
+AXIS_WORDS = {"batch_size": "batch size", "pairs": "number of training pairs", "lr": "learning rate"}
 
 CLEAR = 3.0
 """A bounded measure must stand this many times above chance in the clean cells of either arm, or it is not testable."""
@@ -83,6 +97,18 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """The arms of a study in the order of one measure; means and differences are on its *scale*, logs among them."""
+
+    measure: str
+    label: str
+    reduction: str
+    scale: str
+    better: str
+    found: stats.Ranking
+
+
+@dataclass(frozen=True)
 class Findings:
     """All findings of a study, its verdict (the primary claim's), and where they come from.
 
@@ -97,14 +123,16 @@ class Findings:
     provenance: dict[str, Any]
     claims: tuple[Finding, ...]
     untuned: tuple[Finding, ...] = ()
+    rankings: tuple[Ranked, ...] = ()
     looks: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return what findings.json holds: plain data without NaN or infinity (null instead)."""
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
         found = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
-        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found, "looks": self.looks}
-        return {key: value for key, value in plain.items() if value or key not in ("untuned", "looks")}
+        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found}
+        plain |= {"rankings": [_plain(one) for one in self.rankings], "looks": self.looks}
+        return {key: value for key, value in plain.items() if value or key not in ("untuned", "rankings", "looks")}
 
     def _repr_html_(self) -> str:
         """Return a table of the claims and what came of each, for a notebook."""
@@ -174,7 +202,17 @@ def analyse(results: Results, checks: bool = True) -> Findings:
     findings = _family(results, checks)
     primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
     untuned = _family(results.untuned, checks=False) if results.untuned else ()
-    return Findings(study.name, study.scale, study.hash, primary, provenance(results), findings, untuned, _looks(study))
+    return Findings(
+        study=study.name,
+        scale=study.scale,
+        study_hash=study.hash,
+        verdict=primary,
+        provenance=provenance(results),
+        claims=findings,
+        untuned=untuned,
+        rankings=tuple(_ranked(results, asked) for asked in study.rankings),
+        looks=_looks(study),
+    )
 
 
 def claim_confidence(study: Study) -> float:
@@ -253,13 +291,21 @@ def _asked(results: Results, claim: Claim, confidence: float) -> tuple[list[np.n
     ]
     supplied = {
         "confidence": confidence,
-        "levels": sorted(getattr(results.study.grid, claim.over)) if claim.over else (0.0,),
-        "log": scale != "linear",
+        "levels": _levels(results.study, claim.over),
+        "per": f" per doubling of the {AXIS_WORDS[claim.over]}" if claim.over in DOUBLING else "",
+        "better": measure.better,
+        "log": scale in LOGARITHMS,
         "budget": float(results.study.train.steps),
         "names": claim.compare,
         "measure": _in_words(claim, measure, scale),
     }
     return arms, supplied
+
+
+def _levels(study: Study, over: str) -> tuple[float, ...]:
+    """Return the values of an axis in order, as slopes have them: in doublings where a step is a factor."""
+    values = sorted(study.grid.values(over)) if over else [0.0]
+    return tuple(float(np.log2(value)) if over in DOUBLING else float(value) for value in values)
 
 
 def _reading(claim: Claim, measure: Measure) -> tuple[str, str]:
@@ -309,6 +355,8 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     label = measure.label[:1].lower() + measure.label[1:]
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
+    if scale == "of-chance":
+        return f"{label} as a share of chance"
     return f"log chance-corrected {label}" if scale == "chance-log" and claim.over else label
 
 
@@ -326,6 +374,7 @@ def _numbers(results: Results, claim: Claim, on: str, reduction: str, scale: str
     chance = results.measures[claim.measure].chance
     # A diverged run has learnt nothing: chance where a measure is bounded; elsewhere there is no such level.
     level = summarise(results, chance, "final").reindex(runs.index) if chance else math.nan
+    level = chance_losses(results) if scale == "of-chance" else level
     values = values.where(~diverged, level)
     return values if on == "raw" else on_scale(results, claim.measure, values, scale)
 
@@ -333,12 +382,38 @@ def _numbers(results: Results, claim: Claim, on: str, reduction: str, scale: str
 def _array(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.ndarray:
     """Return one arm's numbers as (seeds, levels, cells): levels along the claim's axis, cells along all others."""
     runs = results.runs[results.runs["arm"] == arm]
-    level = runs[claim.over] if claim.over else 0
-    cells = [axis for axis in AXES if axis != claim.over]
+    over = results.study.grid.column(claim.over)
+    level = runs[over] if over else 0
+    cells = [axis for axis in AXES if axis != over]
     frame = runs.assign(number=numbers.loc[runs["run"]].to_numpy(), level=level)
     # The grid is a full product, so sorting puts every run in its place.
     ordered = frame.sort_values(["seed", "level", *cells])["number"].to_numpy(dtype=float)
     return ordered.reshape(frame["seed"].nunique(), frame["level"].nunique(), -1)
+
+
+def _ranked(results: Results, asked: Ranking) -> Ranked:
+    """Return a ranking: a seed's cells averaged on the measure's scale, all pairs and rankings at 95% together."""
+    study, measure = results.study, results.measures[asked.measure]
+    assert measure.better
+    names = study.ranked(asked)
+    # The reading of a claim of a difference, whatever two arms it names.
+    claim = Claim(
+        id="ranking",
+        text=measure.label,
+        measure=measure.name,
+        contrast="difference",
+        compare=(names[0], names[1]),
+        expect="equal",
+        margin=1.0,
+        reduction=asked.reduction,
+        scale=asked.scale,
+    )
+    reduction, scale = _reading(claim, measure)
+    numbers = _numbers(results, claim, "scale", reduction, scale)
+    values = np.stack([_array(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
+    confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
+    found = stats.ranking(values, names, better=measure.better, confidence=confidence)
+    return Ranked(measure.name, measure.label, reduction, scale, measure.better, found)
 
 
 def _near_chance(results: Results, claim: Claim, measure: Measure, on: str, scale: str, reduction: str) -> str:

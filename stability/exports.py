@@ -23,7 +23,9 @@ OF_A_RUN = {
     "batch_size": "Pairs in a batch.",
     "corruption": "Which noise is injected into the training pairs.",
     "noise": "Share of the training pairs that it strikes.",
+    "pairs": "Training pairs of the run; 0 for all there are.",
     "lr": "Learning rate.",
+    "lr_factor": "Multiple of the tuned or given rate.",
     "status": "finished, diverged, failed or planned.",
     "diverged_at": "Step at which the run diverged; missing if it did not.",
 }

@@ -18,7 +18,10 @@ Chosen = Mapping[tuple[str, int], Setting]
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of a study's grid, *options* being what tuning sets of the arm's loss beside the rate."""
+    """One cell of a study's grid, *options* being what tuning sets of the arm's loss beside the rate.
+
+    *pairs* is the number of training pairs, 0 for all; *lr_factor* the multiple that *lr* is of the rate chosen.
+    """
 
     arm: str
     batch_size: int
@@ -29,6 +32,8 @@ class Run:
     id: str
     options: Options = ()
     stream: str = ""
+    pairs: int = 0
+    lr_factor: float = 1.0
 
     @property
     def tuning(self) -> bool:
@@ -65,8 +70,8 @@ class Group:
 
 
 def study_of(study: Study, group: Group) -> Study:
-    """Return the study by which a group's runs are trained: the search that belongs to *study*, or *study* itself."""
-    return search_of(study) if group.tuning else study
+    """Return the study by which a group's runs are trained: *study* or the search that belongs to it, as its arm."""
+    return (search_of(study) if group.tuning else study).trained_as(group.arm)
 
 
 def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[str, Any]:
@@ -92,6 +97,8 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
         if name not in declared and value != variant.options[name].default
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
+    if arm.train:
+        kept["train"] = study.train_of(cell["arm"]).model_dump(mode="json", exclude_defaults=True)
     source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
     if arm.stream:
         kept["stream"] = arm.stream
@@ -119,26 +126,46 @@ def tuning_runs_of(study: Study) -> tuple[Run, ...]:
 def _unrolled(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int) -> tuple[Run, ...]:
     grid = study.grid
     seeds = range(first, first + grid.seeds)
-    names = ("arm", "batch_size", "corruption", "noise", "lr", "seed")
     plain = study.canonical()
+    axes = (grid.loss, grid.batch_size, grid.values("pairs"), grid.corruption, grid.noise)
+    factors = grid.lr_factors or (1.0,)
     runs = []
-    for arm, size, corruption, noise in itertools.product(grid.loss, grid.batch_size, grid.corruption, grid.noise):
-        for setting, seed in itertools.product(settings[arm, size], seeds):
-            cell = (arm, size, corruption, noise, setting.lr, seed)
-            told = _configuration(study, plain, setting.options, dict(zip(names, cell, strict=True)))
-            runs.append(Run(*cell, id=digest(told), options=setting.options, stream=study.arm(arm).stream))
+    for arm, size, pairs, corruption, noise in itertools.product(*axes):
+        for setting, factor, seed in itertools.product(settings[arm, size], factors, seeds):
+            cell = {"arm": arm, "batch_size": size, "corruption": corruption, "noise": noise}
+            cell |= {"lr": _times(setting.lr, factor), "seed": seed}
+            told = _configuration(study, plain, setting.options, cell | ({"pairs": pairs} if pairs else {}))
+            runs.append(
+                Run(
+                    **cell,
+                    id=digest(told),
+                    options=setting.options,
+                    stream=study.arm(arm).stream,
+                    pairs=pairs,
+                    lr_factor=factor,
+                )
+            )
     return tuple(runs)
+
+
+def _times(lr: float, factor: float) -> float:
+    """Return a multiple of a rate, without the last digits that a product of decimals leaves.
+
+    >>> _times(1e-3, 0.1), _times(3e-4, 3.0), _times(1 / 3, 1.0)
+    (0.0001, 0.0009, 0.3333333333333333)
+    """
+    return lr if factor == 1.0 else float(f"{lr * factor:.12g}")
 
 
 def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[Group, ...]:
     """Return the runs gathered by arm and batch size, in even parts of at most ``width[arm, batch_size]`` runs.
 
-    Runs of the search lie apart from those of the test, and so do runs with other options of the loss. A group's id is
-    the digest of its runs' ids, so the same runs always make the same group.
+    Runs of the search lie apart from those of the test, and so do runs with other options of the loss or other numbers
+    of pairs. A group's id is the digest of its runs' ids, so the same runs always make the same group.
     """
 
-    def shape(run: Run) -> tuple[str, int, bool, str]:
-        return run.arm, run.batch_size, run.tuning, repr(run.options)
+    def shape(run: Run) -> tuple[str, int, bool, str, int]:
+        return run.arm, run.batch_size, run.tuning, repr(run.options), run.pairs
 
     groups = []
     for (arm, batch_size, *_), members in itertools.groupby(sorted(runs, key=shape), key=shape):
@@ -150,6 +177,7 @@ def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[G
 
 
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return one plain row per run, for a data frame; what tuning set and an arm's own stream only where there are."""
+    """Return one plain row per run, for a data frame; what few runs have (options, a stream...) only where they do."""
     rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
-    return [{key: value for key, value in row.items() if key not in ("options", "stream") or value} for row in rows]
+    rare = {"options": (), "stream": "", "pairs": 0, "lr_factor": 1.0}
+    return [{key: value for key, value in row.items() if key not in rare or value != rare[key]} for row in rows]

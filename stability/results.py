@@ -18,7 +18,11 @@ from stability.probes import Measure
 from stability.study import Study
 from stability.train.divergence import diverged_at
 
-AXES = ("batch_size", "corruption", "noise", "lr")
+AXES = ("batch_size", "pairs", "corruption", "noise", "lr", "lr_factor")
+"""What tells the runs of a seed and arm apart; *pairs* is 0 for all pairs, *lr_factor* 1 where rates are absolute."""
+
+LOGARITHMS = ("log", "chance-log")
+"""The scales whose differences are logarithms of ratios."""
 
 LATE = 0.2
 """The late window: this last share of a run's steps."""
@@ -59,7 +63,7 @@ def run_frame(
     """Return one row per run: its cell, status (finished, diverged, failed, planned) and divergence.
 
     *runs* are those of the grid unless given. Under ``[tune]`` a run's *rate* hangs on its arm and batch size, so it is
-    no axis: *lr*, which names the cell, is the one rate of the grid.
+    no axis: *lr*, which names the cell, is the one rate of the grid. With ``grid.lr_factors`` the axis is *lr_factor*.
     """
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
@@ -71,7 +75,7 @@ def run_frame(
     rows = []
     for run in runs_of(study) if runs is None else runs:
         row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
-        if study.tune:
+        if study.tune or study.grid.lr_factors:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
         row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
         if row["status"] == "finished" and run.id not in losses:
@@ -141,10 +145,21 @@ def times_to(results: Results, name: str, threshold: float) -> pd.Series:
     return first.reindex(results.runs["run"], fill_value=math.inf)
 
 
+def chance_losses(results: Results) -> pd.Series:
+    """Return per run the chance level of its training loss."""
+    runs, study = results.runs, results.study
+    shapes = list(zip(runs["arm"].tolist(), runs["batch_size"].tolist(), strict=True))
+    level = {(arm, size): chance_level(loss[study.arm(arm).loss], size) for arm, size in dict.fromkeys(shapes)}
+    return pd.Series([level[shape] for shape in shapes], index=runs["run"].tolist(), dtype=float)
+
+
 def on_scale(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
     """Return one number per run on the scale on which arms are contrasted (see `probes.Measure`)."""
     if scale == "log":
         return np.log(values.where(values > 0))
+    if scale == "of-chance":
+        # NaN stays: a run without a value has none on any scale.
+        return (values / chance_losses(results).reindex(values.index)).clip(upper=1.0)
     if scale == "chance-log":
         chance = summarise(results, results.measures[name].chance, "final").reindex(values.index)
         return np.log((np.maximum(values, FLOOR * chance) - chance) / (1 - chance))

@@ -15,6 +15,7 @@ from stability.analysis import Results, claim_confidence, compared
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.registry import InputError
+from stability.results import LOGARITHMS
 from stability.study import Claim, Study
 
 TARGET = 0.8
@@ -89,7 +90,7 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
 def _is_ratio(claim: Claim, measure: Measure) -> bool:
     """Tell whether a claim's margin is one of ratios: by its contrast, or by a logarithmic scale."""
     variant = contrast[claim.contrast]
-    return variant.traits["ratio"] or ("log" in variant.options and (claim.scale or measure.scale) != "linear")
+    return variant.traits["ratio"] or ("log" in variant.options and (claim.scale or measure.scale) in LOGARITHMS)
 
 
 def _settling(width: float, sd: float, confidence: float) -> int:

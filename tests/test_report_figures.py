@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stability.analysis import Results, analyse
+from stability.analysis import AXES, Results, analyse
 from stability.grid import runs_of
 from stability.report.figures import SECTIONS, draw, svg
 from stability.report.figures.forest import forest_plot
@@ -137,7 +137,7 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2) -> Results:
         frame["hessian_nodes"] = [nodes if shown else None for shown in curved]
         frame["hessian_weights"] = [weights / weights.sum() if shown else None for shown in curved]
         frames.append(frame)
-        cell = {key: getattr(run, key) for key in ("arm", "seed", "batch_size", "corruption", "noise", "lr")}
+        cell = {key: getattr(run, key) for key in ("arm", "seed", *AXES)}
         rows.append({"run": run.id, **cell, "status": "diverged" if diverged else "finished", "diverged_at": at})
     manifest = {"versions": {"python": "3"}, "device": {"type": "cpu"}, "groups": []}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), study.measures)
@@ -162,8 +162,8 @@ def markup(drawn):
 
 
 def test_a_full_study_fills_every_section_in_reading_order(drawn):
-    # The study of this file is not tuned: tests/test_tuning.py draws that section.
-    assert list(dict.fromkeys(figure.section for figure in drawn)) == [name for name in SECTIONS if name != "tuning"]
+    asked = [name for name in SECTIONS if name not in ("ranking", "tuning")]  # which this study does not ask for
+    assert list(dict.fromkeys(figure.section for figure in drawn)) == asked
     assert len({figure.id for figure in drawn}) == len(drawn)
 
 
@@ -324,6 +324,7 @@ def test_hostile_words_are_words(results):
 
 def test_the_share_of_seeds_rises_by_one_seed_at_a_time_and_never_counts_infinity():
     cell = {"arm": "clip", "batch_size": 32, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
+    cell |= {"pairs": 0, "lr_factor": 1.0}
     table = pd.DataFrame([{**cell, "step": step} for step in (50.0, 25.0, math.inf, 50.0)])
     shares = share_reached(table)
     assert shares[["step", "share"]].to_numpy().tolist() == [[0, 0], [25, 0.25], [50, 0.75]]

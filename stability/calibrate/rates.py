@@ -127,6 +127,8 @@ def compare(name: str, luck: Luck, effect: float, confidence: float = 1 - NOMINA
     supplied: dict[str, Any] = {
         "confidence": confidence,
         "levels": LEVELS,
+        "per": "",
+        "better": "higher",
         "log": False,
         "budget": BUDGET,
         "names": ("a", "b"),

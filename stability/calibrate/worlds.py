@@ -142,6 +142,26 @@ def change(luck: Luck, effect: float) -> Sample:
     return a, b
 
 
+PEAK = 20.0
+"""How far the best level stands above the others, so that noise never makes another the best."""
+
+
+@world(
+    contrast="sensitivity",
+    cells=1,
+    effect=1.0,
+    truth=lambda luck, d: d * math.sqrt(2 / 3) * luck.gap,
+    power=noncentral_t,
+)
+def peak(luck: Luck, effect: float) -> Sample:
+    """Return three levels with the best in the middle, their falls from it *effect* SDs of their differences apart."""
+    a, b = luck.arms(levels=len(LEVELS))
+    # The best level less the mean is 2/3 of its height: variance 2/3, and what lifts the peak by 1 lifts it by 2/3.
+    a[:, 1] += PEAK + effect * math.sqrt(3 / 2) * luck.gap
+    b[:, 1] += PEAK
+    return a, b
+
+
 @world(contrast="spread", cells=1, effect=math.log(3), truth=lambda luck, d: math.exp(d), power=None)
 def spread_of_one_cell(luck: Luck, effect: float) -> Sample:
     """Return numbers whose standard deviations over seeds have the logarithm of their ratio *effect*."""

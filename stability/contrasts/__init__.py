@@ -34,7 +34,9 @@ contrast = Registry("contrast")
 
 SUPPLIED: Mapping[str, str] = {
     "confidence": "confidence of the interval, already shared among the study's claims",
-    "levels": "the values of the axis that the claim's `over` names",
+    "levels": "the values of the axis that the claim's `over` names, in doublings where a step is a factor",
+    "per": "the unit of a slope over the levels in a sentence: nothing, or per doubling of what",
+    "better": "which way the measure is good: higher, lower or nothing",
     "log": "whether the values are logarithms",
     "budget": "the number of steps that a run had to cross the threshold",
     "names": "the arms' names",

@@ -18,6 +18,7 @@ def slope(
     b: Array,
     *,
     levels: ArrayLike,
+    per: str = "",
     confidence: float = 0.95,
     names: Names = ("a", "b"),
     measure: str = "value",
@@ -25,9 +26,10 @@ def slope(
     """Return the difference of least-squares slopes over the levels, in units of the scale per unit of level.
 
     Each seed gives one slope an arm, the mean over its cells. For a measure that falls, "higher" means
-    that it falls more slowly.
+    that it falls more slowly. Over batch size, number of pairs or learning rate, where a step is a factor,
+    the slope is per doubling: the least-squares slope over the logarithm to base 2.
     """
-    return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure)
+    return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure, per=per)
 
 
 @contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="change")
@@ -58,6 +60,44 @@ def interaction(
     changes = [_change(arm, low, high) for arm in (a, b)]
     change = f"change of {measure} from the lowest to the highest level"
     return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=change)
+
+
+@contrast(needs=("over",), reduction="late", on="scale", ratio=False)
+def sensitivity(
+    a: Array,
+    b: Array,
+    *,
+    better: str = "higher",
+    confidence: float = 0.95,
+    names: Names = ("a", "b"),
+    measure: str = "value",
+) -> Comparison:
+    """Return the difference of what an arm loses on average over the levels, against its own best level.
+
+    Per seed and cell: the best level minus the mean over levels, on the measure's scale, so never negative; the mean
+    over cells is paired. Over the learning rate this is the sensitivity of Wortsman et al. (2023), arXiv:2309.14322,
+    Sec. 2.3, E[min(loss, loss at start)] - min loss, with retrieval for the loss, since losses differ in scale, and a
+    diverged run at chance. It depends on the levels, and is 0 for an arm that learns nothing anywhere: levels are
+    centred on each arm's tuned rate (``grid.lr_factors``), and the curves belong beside it.
+
+    Raises `InputError` for a measure of which neither more nor less is better.
+    """
+    if better not in ("higher", "lower"):
+        raise InputError(f"{measure}: has no better direction; allowed: a measure that has one")
+    if np.ndim(a) < 2 or np.shape(a) != np.shape(b):
+        raise InputError(
+            f"arms of shapes {np.shape(a)} and {np.shape(b)}; allowed: equal shapes with an axis of levels"
+        )
+    losses = [_lost(arm, 1.0 if better == "higher" else -1.0) for arm in (a, b)]
+    lost = f"loss of {measure} from its best to its mean level"
+    return paired_difference(*losses, confidence=confidence, names=names, measure=lost)
+
+
+def _lost(arm: ArrayLike, sign: float) -> Array:
+    """Return best - mean over the levels (axis 1); NaN where a level has no value."""
+    values = sign * np.asarray(arm, dtype=np.float64)
+    values = np.where(np.isfinite(values), values, np.nan)
+    return np.asarray(values.max(axis=1) - values.mean(axis=1))
 
 
 def _change(arm: ArrayLike, low: int, high: int) -> Array:

@@ -6,7 +6,7 @@ from stability.curvature.crosscheck import CrossCheck, pyhessian_check
 from stability.curvature.extremes import Eigenvectors, eigenvectors
 from stability.curvature.products import hvp
 from stability.curvature.spectra import Spectrum, spectrum
-from stability.curvature.thresholds import adaptive_threshold
+from stability.curvature.thresholds import adaptive_threshold, momentum_threshold
 
 __all__ = [
     "CrossCheck",
@@ -15,6 +15,7 @@ __all__ = [
     "adaptive_threshold",
     "eigenvectors",
     "hvp",
+    "momentum_threshold",
     "pyhessian_check",
     "spectrum",
 ]

@@ -22,3 +22,19 @@ def adaptive_threshold(lr: float, beta1: float) -> float:
     if not 0 <= beta1 < 1:
         raise InputError(f"beta1 is {beta1}; allowed: at least 0 and below 1")
     return (2 + 2 * beta1) / ((1 - beta1) * lr)
+
+
+def momentum_threshold(lr: float, momentum: float) -> float:
+    """Return the sharpness at which SGD with rate *lr* and heavy-ball *momentum* becomes unstable, without noise.
+
+    (2 + 2 momentum) / lr, the largest stable eigenvalue of a quadratic. Cohen et al. (2021), "Gradient descent on
+    neural networks typically occurs at the edge of stability", arXiv:2103.00065, equation 1.
+
+    >>> momentum_threshold(0.5, 0.0), round(momentum_threshold(0.1, 0.9))
+    (4.0, 38)
+    """
+    if not lr > 0:
+        raise InputError(f"lr is {lr}; allowed: a positive learning rate")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum is {momentum}; allowed: at least 0 and below 1")
+    return (2 + 2 * momentum) / lr

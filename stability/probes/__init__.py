@@ -9,6 +9,7 @@ step, and ``least={"batches": 2}`` bounds options from below.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,10 +78,12 @@ class Replica:
 
     params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``); objective(params, batch) -> loss;
     embed_image and embed_text (params, input) -> unit rows; embed_further (params, inputs) -> unit rows of each
-    modality beyond these two; batches: independent training batches, stacked along a
-    leading axis, of the size that the run trains with (as many as the probe's option ``batches`` says);
-    preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like params; learning_rate: the rate at this step,
-    before per-parameter multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on.
+    modality beyond these two; batches: independent training batches, stacked along a leading axis, of the size that the
+    run trains with (as many as the probe's option ``batches`` says); preconditioner: Adam's bias-corrected
+    sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step, before per-parameter
+    multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on; momentum: that of
+    SGD, None under AdamW (whose betas are *betas*); fixed: the names of parameters that are not trained; chance: the
+    loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN.
     """
 
     params: Params
@@ -94,6 +97,9 @@ class Replica:
     learning_rate: Tensor
     betas: tuple[float, float]
     constant_rate: bool
+    momentum: float | None = None
+    fixed: frozenset[str] = frozenset()
+    chance: float = math.nan
 
 
 def in_towers(name: str) -> bool:
@@ -121,6 +127,12 @@ STEP_MEASURES = (
         scale="log",
     ),
     Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", scale="log"),
+    Measure(
+        "update_rms",
+        "RMS of the update",
+        "Root mean square of the step over all trained weight matrices; vectors and the loss's scalars are left out.",
+        scale="log",
+    ),
     Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t."),
     Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one."),
     Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
@@ -133,8 +145,8 @@ STEP_MEASURES = (
     ),
     _spike_rate("loss", "loss_spike_rate", "training loss"),
     _spike_rate("gradient_norm", "gradient_norm_spike_rate", "gradient norm"),
-    # The RMS is the norm over the root of the number of parameters: their spikes are the same.
-    _spike_rate("update_norm", "update_rms_spike_rate", "update's RMS"),
+    # Of weight matrices alone: a rule on all parameters would fire on 0-d scalars, and losses differ in their number.
+    _spike_rate("update_rms", "update_rms_spike_rate", "update's RMS"),
 )
 
 
@@ -145,7 +157,7 @@ def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Meas
 
 
 # Variants register on import.
-from stability.probes import cost, downstream, embeddings, gradients, modalities, shots, spectra  # noqa: E402
+from stability.probes import cost, downstream, embeddings, gradients, modalities, perturbations, shots, spectra  # noqa: E402
 
 __all__ = [
     "STEP_MEASURES",
@@ -159,6 +171,7 @@ __all__ = [
     "in_towers",
     "measures_of",
     "modalities",
+    "perturbations",
     "probe",
     "shots",
     "spectra",

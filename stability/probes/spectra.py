@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stability.curvature import Spectrum, adaptive_threshold, pyhessian_check, spectrum
+from stability.curvature import Spectrum, adaptive_threshold, momentum_threshold, pyhessian_check, spectrum
 from stability.probes import Measure, Replica, in_towers, probe
 
 
@@ -74,7 +74,8 @@ def in_scalars(name: str) -> bool:
         Measure(
             "preconditioned_sharpness",
             "Preconditioned sharpness",
-            "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps.",
+            "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps, or "
+            "1 under SGD.",
             scale="log",
         ),
         Measure(
@@ -86,8 +87,8 @@ def in_scalars(name: str) -> bool:
         Measure(
             "sharpness_ratio",
             "Sharpness / threshold",
-            "Preconditioned sharpness over the adaptive edge of stability, (2 + 2 beta1) / ((1 - beta1) lr); only in a "
-            "phase of constant rate.",
+            "Preconditioned sharpness over the adaptive edge of stability, (2 + 2 beta1) / ((1 - beta1) lr), under SGD "
+            "sharpness over (2 + 2 momentum) / lr; only in a phase of constant rate.",
             scale="log",
         ),
         Measure(
@@ -122,7 +123,12 @@ def curvature(
     count = sum(map(in_scalars, replica.params))
     scalars = of(steps=count, trace_probes=1, block=in_scalars) if count else None
     adam = of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
-    threshold = adaptive_threshold(1.0, replica.betas[0]) / replica.learning_rate
+    edge = (
+        adaptive_threshold(1.0, replica.betas[0])
+        if replica.momentum is None
+        else momentum_threshold(1.0, replica.momentum)
+    )
+    threshold = edge / replica.learning_rate
     sharpness = adam.eigenvalues_high[:, 0]
     absent = torch.full_like(sharpness, torch.nan)
     return {

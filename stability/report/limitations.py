@@ -173,11 +173,13 @@ def _slow_scalars(results: Results) -> Said:
         return
     rows = steps[["run", "step", "bias", "learning_rate"]].dropna().merge(results.runs[["run", "arm"]], on="run")
     by_run = rows.groupby(["arm", "run"], sort=False)
-    reach = by_run["learning_rate"].sum() * results.study.train.scalar_lr
+    reach = by_run["learning_rate"].sum()
+    reach = reach * [results.study.train_of(arm).scalar_lr for arm, _ in reach.index]
     table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last(), "reach": reach})
     for arm, part in table.groupby("arm", sort=False):
         start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
-        if abs(end - start) > sum_of_rates / 2:
+        adam = results.study.train_of(str(arm)).optimizer == "adamw"
+        if adam and abs(end - start) > sum_of_rates / 2:
             yield (
                 f"How far the bias of {arm} could move",
                 f"It starts at {number(start)} and ends at {number(end)} on average. Adam moves a scalar by no more "

@@ -15,7 +15,7 @@ from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.stats.wording import confidence_in_percent, number
-from stability.study import search_of, settings_of
+from stability.study import Train, search_of, settings_of
 
 FORMULAS = {
     "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
@@ -61,10 +61,10 @@ def _pairing(results: Results) -> Said:
     yield (
         "Runs and pairing",
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
-        f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training is "
-        f"AdamW (β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, weight decay {train.weight_decay:g} on weight "
-        f"matrices only) for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, then "
-        f"{schedule}; the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}",
+        f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training "
+        f"is {_optimizer(train)} for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, "
+        f"then {schedule}; the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}"
+        f"{_parts(results)}{_recipes(results)}",
     )
     if results.study.model.further:
         yield (
@@ -79,6 +79,42 @@ def _pairing(results: Results) -> Said:
         "of embeddings that say nothing. A divergence is a result with a step, not a missing value: bounded measures "
         "take their chance level, times the whole budget.",
     )
+
+
+def _optimizer(train: Train) -> str:
+    decay = f"weight decay {train.weight_decay:g} on weight matrices only"
+    if train.optimizer == "sgd":
+        return f"SGD (momentum {train.momentum:g}, {decay})"
+    return f"AdamW (β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, {decay})"
+
+
+def _parts(results: Results) -> str:
+    """Return how numbers of pairs and multiples of a rate are set, where the grid has them."""
+    grid, said = results.study.grid, ""
+    if grid.pairs:
+        tuned = f" Rates were tuned on {max(grid.pairs):,}." if results.tuning else ""
+        said += (
+            f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.pairs))} training pairs: at one seed the "
+            f"same for all arms, the fewer a part of the more; noise strikes among them alone.{tuned}"
+        )
+    if grid.lr_factors:
+        base = "the rate that tuning chose for the arm" if results.tuning else f"the rate {grid.lr[0]:g}"
+        said += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_factors)} times {base}."
+    return said
+
+
+def _recipes(results: Results) -> str:
+    """Return what arms train with instead of what all others do."""
+    own = {name: arm.train.given for name, arm in results.study.arms.items() if arm.train}
+    return "".join(
+        f" The arm {name} trains with its own {', '.join(f'{key} = {_value(value)}' for key, value in keys.items())}."
+        for name, keys in own.items()
+        if keys
+    )
+
+
+def _value(value: Any) -> str:
+    return f"({', '.join(f'{part:g}' for part in value)})" if isinstance(value, tuple) else f"{value}"
 
 
 def _tuning(results: Results) -> Said:
@@ -165,6 +201,7 @@ def _inference(results: Results, findings: Findings) -> Said:
             f"{', '.join(map(str, results.study.looks))}; the study stops at the first look that settles its primary "
             f"claim. Each look has an equal share of the alpha of .05. {look_sentence(findings.looks)}",
         )
+    yield from _rankings(findings)
     yield (
         "Verdicts",
         "Asked in this order. Not testable: too few pairs, more than a tenth of them without a usable value, or a "
@@ -173,6 +210,18 @@ def _inference(results: Results, findings: Findings) -> Said:
         "the number of seeds that would settle it, planned from the margin and an upper bound of the spread, never "
         "from the effect seen.",
     )
+
+
+def _rankings(findings: Findings) -> Said:
+    for ranked in findings.rankings:
+        pairs, n = len(ranked.found.pairs), ranked.found.n
+        yield (
+            f"The ranking by {ranked.label}",
+            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.scale} scale "
+            f"within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals that "
+            f"hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a letter "
+            "exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
+        )
 
 
 def _trust(findings: Findings) -> Said:
@@ -228,6 +277,14 @@ def _measures(results: Results, findings: Findings) -> Said:
             "taken as Adam sees it, over the towers, in units of the edge of stability at momentum β₁ and learning "
             "rate η (Cohen et al. 2022, arXiv:2207.14484):",
             "sharpness",
+        )
+    if "filter_sharpness" in columns:
+        yield (
+            "Flatness",
+            "Every filter of the encoders (the weights behind one output) is moved at random by a given share of its "
+            "own norm, in both directions; the mean rise of the loss over fixed batches, divided by the loss's chance "
+            "level, changes neither with the loss's scale nor with the scale of a filter (Li et al. 2018, "
+            "arXiv:1712.09913).",
         )
     if "margin" in columns:
         yield (

@@ -18,11 +18,18 @@ from stability.report.tables import Json, cell_table, crosscheck_table, minus, p
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
 
+RATES = (("lr", "learning rates"), ("lr_factor", "multiples of the learning rate"))
+
 SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconclusive": "?", "not-testable": "–"}
 """A mark for each verdict, so that no reader depends on its colour."""
 
 SECTIONS = {
     "claims": ("The claims", "Each claim was written down, with its measure and margin, before any run."),
+    "ranking": (
+        "Rankings",
+        "All arms in order, each pair compared within the seeds. Intervals hold for all pairs together, so that the "
+        "best of many is not taken for better than it is; arms that share a letter cannot be told apart.",
+    ),
     "tuning": (
         "Tuning",
         "Before the test, every arm was given as many settings to try at each batch size as any other, on seeds that "
@@ -105,7 +112,7 @@ def _facts(results: Results) -> str:
     """Return one line on the size of the study: runs, arms, seeds and steps."""
     study, runs = results.study, results.runs
     parts = [f"{len(runs):,} runs", f"{runs['arm'].nunique()} arms", f"{study.grid.seeds} seeds"]
-    for axis, word in (("batch_size", "batch sizes"), ("noise", "noise levels"), ("lr", "learning rates")):
+    for axis, word in (("batch_size", "batch sizes"), ("noise", "noise levels"), ("pairs", "numbers of pairs"), *RATES):
         if (levels := runs[axis].nunique()) > 1:
             parts.append(f"{levels} {word}")
     if results.tuning:

@@ -33,10 +33,16 @@ AXIS_LABELS = {
     "batch_size": "Batch",
     "corruption": "Corruption",
     "noise": "Noise",
+    "pairs": "Pairs",
     "lr": "Rate",
+    "lr_factor": "× rate",
     "runs": "Runs",
     "diverged": "Diverged",
 }
+
+
+RARE = ("pairs", "lr_factor")
+"""Axes of few studies, which say nothing where they do not vary."""
 
 
 def plain_table(frame: pd.DataFrame) -> Json:
@@ -83,7 +89,7 @@ def cell_table(results: Results, findings: Findings) -> Json:
         measure = results.measures[name]
         notes = (measure.unit, "late" if chosen[name] == "late" else "")
         heads.append(_head(measure.label, ", ".join(filter(None, notes)), True))
-    shared = {axis: _plainly(runs[axis].iloc[0]) for axis in AXES if axis not in axes}
+    shared = {axis: _plainly(runs[axis].iloc[0]) for axis in AXES if axis not in axes and axis not in RARE}
     if results.tuning:
         shared["lr"] = "as tuned"
     fixed = [f"{AXIS_LABELS[axis].lower()} {value}" for axis, value in shared.items()]

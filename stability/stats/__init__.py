@@ -19,6 +19,7 @@ from stability.stats.planning import (
     seeds_needed,
     seeds_to_settle,
 )
+from stability.stats.rankings import Ranking, ranking
 from stability.stats.ratios import fraction_interval
 from stability.stats.spiking import (
     Spikes,
@@ -32,6 +33,7 @@ from stability.stats.verdicts import Verdict, verdict
 
 __all__ = [
     "Comparison",
+    "Ranking",
     "Spikes",
     "Verdict",
     "adjust",
@@ -46,6 +48,7 @@ __all__ = [
     "margin_region",
     "paired_difference",
     "power",
+    "ranking",
     "seeds_for_equivalence",
     "seeds_needed",
     "seeds_to_settle",

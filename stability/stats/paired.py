@@ -93,11 +93,12 @@ def slope_difference(
     confidence: float = 0.95,
     names: Names = ("a", "b"),
     measure: str = "value",
+    per: str = "",
 ) -> Comparison:
     """Return the difference of slopes over *levels*: a least-squares slope per seed, then paired t.
 
     *a* and *b* are (seeds, levels) or (seeds, levels, cells...); cells are averaged. The effect is in units
-    of the measure per unit of level.
+    of the measure per unit of level, which *per* names in the sentence.
 
     Raises `InputError` unless *levels* are finite, match axis 1 and hold two different values.
     """
@@ -114,7 +115,7 @@ def slope_difference(
         "paired t over seeds' slopes",
         INDEPENDENT + "; a straight line sums up each run",
         "difference of slopes",
-        wording.of_difference(names, f"slope of {measure}"),
+        wording.of_difference(names, f"slope of {measure}{per}"),
         ratio=False,
     )
     resolution = size_of(left, right) * float(np.abs(weights).sum())

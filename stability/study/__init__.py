@@ -4,10 +4,13 @@ from stability.study.comparing import with_loss
 from stability.study.reading import find_study, load_study, parse_study, study_files, with_looks
 from stability.study.schema import (
     DEFAULT_SCALE,
+    DOUBLING,
     SCALES,
     Arm,
+    ArmTrain,
     Claim,
     Options,
+    Ranking,
     Schedule,
     Study,
     Train,
@@ -20,11 +23,14 @@ from stability.study.template import kinds, parse_options, study_path, write_stu
 
 __all__ = [
     "DEFAULT_SCALE",
+    "DOUBLING",
     "FIRST_TUNING_SEED",
     "SCALES",
     "Arm",
+    "ArmTrain",
     "Claim",
     "Options",
+    "Ranking",
     "Schedule",
     "Setting",
     "Study",

@@ -15,9 +15,9 @@ from stability.datasets import Pairs, dataset
 from stability.encoders import Modality, encoder, reads
 from stability.encoders.soundness import refuse_unsound
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
-from stability.probes import probe
+from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import OVER, Arm, Claim, Schedule, Study, modalities
+from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import Locate, check_tuning
 
 
@@ -32,6 +32,8 @@ def check(study: Study, locate: Locate) -> None:
     for place, claim in enumerate(study.claims):
         _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
     _check_ids(study, locate)
+    for place, ranking in enumerate(study.rankings):
+        _check_ranking(study, ranking, lambda *keys, place=place: locate("rankings", place, *keys))
     if study.tune:
         check_tuning(study, study.tune, locate)
 
@@ -111,6 +113,21 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
             )
     for place, name in enumerate(study.grid.corruption):
         corruption.get_or_explain(name, locate("grid", "corruption", place))
+    _check_sizes(study, available, locate)
+    if study.grid.lr_factors and len(study.grid.lr) != 1:
+        where = locate("grid", "lr")
+        raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_factors: the one rate they multiply")
+
+
+def _check_sizes(study: Study, available: int, locate: Locate) -> None:
+    largest = max(study.grid.batch_size)
+    for place, count in enumerate(study.grid.pairs):
+        if not largest <= count <= available:
+            where, data = locate("grid", "pairs", place), study.data.name
+            raise InputError(
+                f"{where}: got {count}; allowed: from {largest}, the largest batch size, to {available}, the training "
+                f"pairs of {data!r}"
+            )
     for place, size in enumerate(study.grid.batch_size):
         if size > available:
             where, data = locate("grid", "batch_size", place), study.data.name
@@ -144,21 +161,32 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
 def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) -> None:
     where = locate("probes", name)
     probe.get_or_explain(name, where).check_options(schedule.options, where)
-    for axis in ("noise", "batch_size"):
+    for axis in ("noise", "batch_size", "pairs"):
         grid = getattr(study.grid, axis)
         for value in getattr(schedule, axis) or ():
             if value not in grid:
-                allowed = ", ".join(map(str, grid))
+                allowed = ", ".join(map(str, grid)) or "none"
                 raise InputError(f"{where}.{axis}: got {value}; allowed: values of grid.{axis} ({allowed})")
 
 
 def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
-    if train.clip_norm is not None and train.clip_quantile is not None:
-        raise InputError(f"{locate('train', 'clip_norm')}: give clip_norm or clip_quantile, not both")
+    _check_recipe(train, locate, "train")
+    for name in study.arms:
+        _check_recipe(study.train_of(name), locate, "arms", name, "train")
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
+
+
+def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
+    if train.clip_norm is not None and train.clip_quantile is not None:
+        raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
+    if train.momentum and train.optimizer != "sgd":
+        raise InputError(
+            f"{locate(*table, 'momentum')}: got {train.momentum:g}; allowed with the optimizer 'sgd' only "
+            "(AdamW's is betas[0])"
+        )
 
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
@@ -169,35 +197,57 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     found = contrast.get_or_explain(claim.contrast, locate("contrast"))
     if claim.compare[0] == claim.compare[1]:
         raise InputError(f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ")
-    if claim.scale == "chance-log" and not known[claim.measure].chance:
-        bounded = ", ".join(name for name, measure in known.items() if measure.chance)
-        raise InputError(f"{locate('scale')}: {claim.measure!r} has no chance level (measures that have: {bounded})")
+    _check_scale(claim, known, locate)
     if claim.reduction and known[claim.measure].spikes:
         raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
-    _check_coverage(study, claim, locate)
+    _check_coverage(study, claim.measure, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
             raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
-    if (claim.reduction == "best" or found.traits["on"] == "times") and not known[claim.measure].better:
+    asked = "better" in found.options or claim.reduction == "best" or found.traits["on"] == "times"
+    if asked and not known[claim.measure].better:
         directed = [name for name, measure in known.items() if measure.better]
         hint = nearest(claim.measure, directed)
         raise InputError(f"{locate('measure')}: {claim.measure!r} has no better direction{hint}")
     _check_needs(study, claim, found, locate)
 
 
-def _check_coverage(study: Study, claim: Claim, locate: Locate) -> None:
+def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
+    known = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
+    if ranking.measure not in known:
+        where, hint = locate("measure"), nearest(ranking.measure, known)
+        raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
+    _check_scale(ranking, known, locate)
+    _check_coverage(study, ranking.measure, locate)
+    arms = study.ranked(ranking)
+    for place, name in enumerate(arms):
+        if name not in study.grid.loss:
+            raise InputError(f"{locate('losses', place)}: {name!r} is not in grid.loss{nearest(name, study.grid.loss)}")
+    if len({*arms}) < max(2, len(arms)):
+        raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
+
+
+def _check_scale(asked: Claim | Ranking, known: Mapping[str, Measure], locate: Locate) -> None:
+    if asked.scale == "chance-log" and not known[asked.measure].chance:
+        bounded = ", ".join(name for name, measure in known.items() if measure.chance)
+        raise InputError(f"{locate('scale')}: {asked.measure!r} has no chance level (measures that have: {bounded})")
+    if asked.scale == "of-chance" and asked.measure != "loss":
+        raise InputError(
+            f"{locate('scale')}: {asked.measure!r} is no loss with a chance level; allowed: of 'loss' only"
+        )
+
+
+def _check_coverage(study: Study, asked: str, locate: Locate) -> None:
     """A claim pairs every seed over every cell, so the probe that makes its measure must read all of them."""
     for name, schedule in study.probes.items():
-        if claim.measure not in {measure.name for measure in probe[name].traits["measures"]}:
+        if asked not in {measure.name for measure in probe[name].traits["measures"]}:
             continue
-        for axis in ("seeds", "noise", "batch_size"):
+        for axis in ("seeds", "noise", "batch_size", "pairs"):
             kept, grid = getattr(schedule, axis), getattr(study.grid, axis)
             if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
                 where = locate("measure")
-                raise InputError(
-                    f"{where}: probes.{name}.{axis} leaves out runs that a claim on {claim.measure!r} needs"
-                )
+                raise InputError(f"{where}: probes.{name}.{axis} leaves out runs that a claim on {asked!r} needs")
 
 
 def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:
@@ -209,8 +259,9 @@ def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> 
             raise InputError(f"{locate(given)}: contrast {claim.contrast!r} takes no {given}")
     if claim.over and claim.over not in OVER:
         raise InputError(f"{locate('over')}: unknown axis {claim.over!r}{nearest(claim.over, OVER)}")
-    if "over" in found.traits["needs"] and len(getattr(study.grid, claim.over)) < 2:
-        raise InputError(f"{locate('over')}: grid.{claim.over} has one value; allowed: two or more")
+    if "over" in found.traits["needs"] and len(study.grid.values(claim.over)) < 2:
+        key = "lr_factors" if study.grid.column(claim.over) == "lr_factor" else claim.over
+        raise InputError(f"{locate('over')}: grid.{key} has one value; allowed: two or more")
 
 
 def _check_ids(study: Study, locate: Locate) -> None:

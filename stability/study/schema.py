@@ -16,7 +16,10 @@ from stability.registry import InputError, Registry
 
 SCALES = ("smoke", "small", "full")
 DEFAULT_SCALE = "small"
-OVER = ("batch_size", "noise", "lr")
+OVER = ("batch_size", "pairs", "noise", "lr")
+
+DOUBLING = ("batch_size", "pairs", "lr")
+"""The axes on which a step is a factor: slopes over them are per doubling. Noise, which starts at 0, is linear."""
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -76,12 +79,20 @@ class Model(_Frozen):
         return found
 
 
+Optimizer = Literal["adamw", "sgd"]
+
+
 class Train(_Frozen):
-    """How every run is trained: AdamW with decoupled decay on weight matrices, warm-up, then constant or cosine."""
+    """How every run is trained: its optimizer with decay on weight matrices, warm-up, then constant or cosine.
+
+    AdamW reads *betas* and *eps*, its decay is decoupled; SGD reads *momentum*, its decay is part of the gradient.
+    """
 
     steps: Positive
     warmup: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Optimizer = "adamw"
+    momentum: Beta = 0.0
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -90,19 +101,55 @@ class Train(_Frozen):
     clip_norm: Rate | None = None
 
 
+class ArmTrain(_Frozen):
+    """What an arm trains with instead of the study's own ``[train]``; a key that is not given is not changed."""
+
+    schedule: Literal["constant", "cosine"] | None = None
+    optimizer: Optimizer | None = None
+    momentum: Beta | None = None
+    betas: tuple[Beta, Beta] | None = None
+    eps: Rate | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    scalar_lr: Rate | None = None
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clip_norm: Rate | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Return what is overridden, by name."""
+        return self.model_dump(exclude_none=True)
+
+
 class Grid(_Frozen):
-    """The axes that are crossed: every combination is a run."""
+    """The axes that are crossed: every combination is a run.
+
+    *pairs* are numbers of training pairs: parts of the training split, drawn per seed and nested, the same for all
+    losses; none given: all pairs. *lr_factors* multiply the one rate that there is, the tuned or that of *lr*.
+    """
 
     loss: Annotated[tuple[Name, ...], Field(min_length=1)]
     batch_size: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    pairs: tuple[Positive, ...] = ()
     corruption: Annotated[tuple[Name, ...], Field(min_length=1)] = ("mismatch",)
     noise: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
     lr: Annotated[tuple[Rate, ...], Field(min_length=1)]
+    lr_factors: tuple[Rate, ...] = ()
     seeds: Positive
+
+    def values(self, axis: str) -> tuple[Any, ...]:
+        """Return the values of an axis that a claim may go over: of the rate its multiples, where the grid has them."""
+        found: tuple[Any, ...] = getattr(self, "lr_factors" if self.column(axis) == "lr_factor" else axis)
+        return found or (0,)
+
+    def column(self, axis: str) -> str:
+        """Return the name that run tables have for an axis that a claim may go over."""
+        return "lr_factor" if axis == "lr" and self.lr_factors else axis
 
 
 class Arm(_Open):
     """A loss under a name of its own, with options or initial values of its scalars that differ from the default.
+
+    *train* replaces keys of the study's ``[train]`` for this arm alone: one loss at two values of beta2, say.
 
     Arms share weights, batches and noise at a seed, so that they can be paired. One that names a *stream* draws its
     own: two arms of one loss then differ by luck alone, which is how the verdicts themselves are tested.
@@ -110,12 +157,13 @@ class Arm(_Open):
 
     loss: Name
     stream: str = ""
+    train: ArmTrain | None = None
 
 
 class Schedule(_Open):
     """When and on which runs a probe measures: every so many steps, or at shares of the run; always at the end.
 
-    *seeds* keeps the first so many seeds; *noise* and *batch_size* keep the runs with these values.
+    *seeds* keeps the first so many seeds; *noise*, *batch_size* and *pairs* keep the runs with these values.
     """
 
     every: Positive | None = None
@@ -123,6 +171,7 @@ class Schedule(_Open):
     seeds: Positive | None = None
     noise: tuple[Share, ...] | None = None
     batch_size: tuple[Positive, ...] | None = None
+    pairs: tuple[Positive, ...] | None = None
 
     def steps(self, total: int) -> frozenset[int]:
         """Return the steps at which to measure, before the update; *total* means after the last."""
@@ -131,7 +180,11 @@ class Schedule(_Open):
 
 
 class Claim(_Frozen):
-    """One sentence that can turn out false, with all that decides it, written before any run."""
+    """One sentence that can turn out false, with all that decides it, written before any run.
+
+    *scale* replaces the measure's own; ``of-chance`` is the training loss divided by its chance level, at most 1, which
+    is what a diverged run has: free of the loss's scale.
+    """
 
     id: Name
     text: Text
@@ -144,8 +197,20 @@ class Claim(_Frozen):
     margin: Annotated[float, Field(gt=0)]
     over: str = ""
     reduction: Literal["final", "best", "area", "late"] | None = None
-    scale: Literal["linear", "log", "chance-log"] | None = None
+    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
     threshold: float | None = None
+
+
+class Ranking(_Frozen):
+    """A measure by which losses are put in order, all pairs compared at once: a table and a figure, no verdict.
+
+    *losses* are arms of the grid, all of them unless named; *reduction* and *scale* as a claim's.
+    """
+
+    measure: Name
+    losses: Literal["all"] | tuple[Name, ...] = "all"
+    reduction: Literal["final", "best", "area", "late"] | None = None
+    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
 
 
 class Tune(_Open):
@@ -178,6 +243,7 @@ class Study(_Frozen):
     arms: dict[Name, Arm] = {}
     probes: dict[str, Schedule] = {}
     claims: tuple[Claim, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
     tune: Tune | None = None
 
     looks: tuple[int, ...] = ()
@@ -225,6 +291,27 @@ class Study(_Frozen):
         arm = self.arms.get(name) or Arm(loss=name)
         return arm.model_copy(update=dict(settings)) if settings else arm
 
+    def ranked(self, ranking: Ranking) -> tuple[str, ...]:
+        """Return the arms that a ranking puts in order."""
+        return self.grid.loss if ranking.losses == "all" else ranking.losses
+
+    def train_of(self, arm: str) -> Train:
+        """Return how the runs of an arm are trained: ``[train]``, with what the arm sets instead."""
+        own = self.arm(arm).train
+        if own is None:
+            return self.train
+        train = self.train.model_copy(update=own.given)
+        if train.optimizer == "adamw" and own.momentum is None:
+            train = train.model_copy(update={"momentum": 0.0})
+        # Clipping by a norm and by a quantile exclude each other: an arm's own way replaces the study's.
+        if own.clip_norm is not None or own.clip_quantile is not None:
+            train = train.model_copy(update={"clip_norm": own.clip_norm, "clip_quantile": own.clip_quantile})
+        return train
+
+    def trained_as(self, arm: str) -> Study:
+        """Return the study whose ``[train]`` is that of an arm."""
+        return self.model_copy(update={"train": self.train_of(arm)}) if self.arm(arm).train else self
+
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the measures that the study's runs make on its data, by name."""
@@ -256,6 +343,9 @@ class Study(_Frozen):
                 f"by {self.tune.seeds} {'seed' if self.tune.seeds == 1 else 'seeds'} at one level of noise; what the "
                 "search did not vary is the same for every loss."
             )
+        if self.grid.lr_factors:
+            shown = ", ".join(f"{factor:g}" for factor in self.grid.lr_factors)
+            return f"No learning rate was chosen per loss: every arm was trained at {shown} times {rates[0]:g}."
         if len(rates) > 1:
             shown = ", ".join(f"{rate:g}" for rate in rates)
             return (

@@ -96,7 +96,8 @@ def tuning_measure(study: Study) -> str:
 def search_of(study: Study) -> Study:
     """Return the study by which the tuning runs of *study* are trained: its steps, noise and seeds, and no claims.
 
-    Only the probes that make the tuning measure read these runs, each of them.
+    Only the probes that make the tuning measure read these runs, each of them. Where the grid has several numbers of
+    pairs, the search has the largest.
     """
     tune = study.tune
     assert tune is not None
@@ -107,15 +108,17 @@ def search_of(study: Study) -> Study:
         reads = wanted & {each.name for each in probe[name].traits["measures"]}
         # Test seeds count from 0, so a probe of the first seed alone reads no tuning run.
         seeds = None if reads else 1
-        probes[name] = schedule.model_copy(update={"seeds": seeds, "noise": None, "batch_size": None})
+        probes[name] = schedule.model_copy(update={"seeds": seeds, "noise": None, "batch_size": None, "pairs": None})
     noise = min(study.grid.noise) if tune.noise is None else tune.noise
     cells = {"corruption": study.grid.corruption[:1], "noise": (noise,), "lr": tune.lr, "seeds": tune.seeds}
+    cells |= {"lr_factors": (), "pairs": study.grid.pairs and (max(study.grid.pairs),)}
     return study.model_copy(
         update={
             "train": study.train.model_copy(update={"steps": tune.steps or study.train.steps}),
             "grid": study.grid.model_copy(update=cells),
             "probes": probes,
             "claims": (),
+            "rankings": (),
             "tune": None,
         }
     )
@@ -136,8 +139,9 @@ def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
         where = locate("grid", "lr")
         raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with [tune]: one rate, that of untuned runs")
     for place, claim in enumerate(study.claims):
-        if claim.over == "lr":
-            raise InputError(f"{locate('claims', place, 'over')}: the rate is tuned; leave out [tune] to compare rates")
+        if claim.over == "lr" and not study.grid.lr_factors:
+            where = locate("claims", place, "over")
+            raise InputError(f"{where}: the rate is tuned; give grid.lr_factors, multiples of what tuning chooses")
     if study.grid.seeds > FIRST_TUNING_SEED:
         raise InputError(f"{locate('grid', 'seeds')}: got {study.grid.seeds}; allowed: at most {FIRST_TUNING_SEED}")
     if tune.steps is not None and tune.steps <= study.train.warmup:

@@ -22,7 +22,7 @@ from stability.streams import stream
 from stability.study import Study
 from stability.train.divergence import diverged_at
 from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
-from stability.train.optimizer import Block, Clip, Moments, adamw, blocks_of, schedule
+from stability.train.optimizer import UPDATES, Block, Clip, Moments, blocks_of, schedule
 from stability.train.population import Blueprint, blueprint, initial_parameters
 from stability.train.probing import Reading, Snapshot, asked_of, held_out, read
 
@@ -143,10 +143,13 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
         }
         before = population.theta.clone()
         rates = [run.lr * schedule(train, population.step) for run in population.runs]
-        adamw(population.theta, gradient, population.moments, rates, population.blocks, train)
+        update = UPDATES[train.optimizer]
+        update(population.theta, gradient, population.moments, rates, population.blocks, train)
         if some_dead:
             torch.where(dead[:, None], before, population.theta, out=population.theta)
-        measures["update_norm"] = torch.linalg.vector_norm(before.sub_(population.theta), dim=-1)
+        taken = before.sub_(population.theta)
+        measures["update_norm"] = torch.linalg.vector_norm(taken, dim=-1)
+        measures["update_rms"] = plan.rms_of_matrices(taken)
         population.state = {name: value.detach() for name, value in state.items()}
         for name in plan.reprojected:
             rows = plan.layout.unflatten(population.theta)[name]
@@ -163,8 +166,8 @@ class Trainer:
 
     def __init__(self, study: Study, group: Group, pairs: Pairs, device: torch.device) -> None:
         runs = group.runs if len(group.runs) > 1 else group.runs * 2
-        self.study, self.device = study, device
-        self.population = population_of(study, runs, pairs, device)
+        self.study, self.device = study.trained_as(group.arm), device
+        self.population = population_of(self.study, runs, pairs, device)
         available = self.population.feed.available
         self.streams = {run.luck: batch_indices(run.luck, available, run.batch_size) for run in runs}
 

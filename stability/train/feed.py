@@ -32,11 +32,20 @@ def independent_indices(seed: int | str, use: str, count: int, available: int, b
     return torch.stack([torch.randperm(available, generator=generator)[:batch_size] for _ in range(count)])
 
 
+def part_of(seed: int | str, available: int, count: int) -> Tensor:
+    """Return (count,) sorted indices of the training pairs that a seed is left with; a smaller part lies in a larger.
+
+    The stream depends on the seed alone, so all losses and noise levels have the same pairs.
+    """
+    return torch.randperm(available, generator=stream(seed, "pairs"))[:count].sort().values
+
+
 @dataclass(frozen=True)
 class Feed:
     """The training pairs of R replicas: image and text (R, n, ...), or (n, ...) where all replicas share them.
 
-    Further modalities (n, ...), by name, are never corrupted: they stay with the image where a mismatch moves the text.
+    Further modalities, by name, are never corrupted: they stay with the image where a mismatch moves the text. They are
+    shared like *caption* (n,), unless each replica has a *part* of the pairs: then both have a replica axis.
 
     With *fixed* corruption the pairs are corrupted already; with *fresh* corruption `batch` does it, each time anew.
     """
@@ -51,11 +60,12 @@ class Feed:
     shared_image: bool
     shared_text: bool
     fresh: bool
+    part: bool = False
 
     @property
     def available(self) -> int:
         """Number of training pairs of one replica."""
-        return len(self.caption)
+        return self.caption.shape[-1]
 
     @property
     def batch_size(self) -> int:
@@ -69,6 +79,8 @@ class Feed:
             runs=[self.runs[place] for place in replicas],
             image=self.image if self.shared_image else self.image[replicas],
             text=self.text if self.shared_text else self.text[replicas],
+            further={name: samples[replicas] if self.part else samples for name, samples in self.further.items()},
+            caption=self.caption[replicas] if self.part else self.caption,
         )
 
     def generators(self, use: str) -> tuple[torch.Generator, ...]:
@@ -81,7 +93,7 @@ class Feed:
         text = _gather(self.text, index, self.shared_text)
         if self.fresh:
             image, text = self._corrupt(image, text, index, generators)
-        further = {name: samples[index] for name, samples in self.further.items()}
+        further = {name: _gather(samples, index, not self.part) for name, samples in self.further.items()}
         return {"image": image, "text": text, **further, "index": index}
 
     def _corrupt(
@@ -97,7 +109,7 @@ class Feed:
                 one_text,
                 images=self.images,
                 texts=self.texts,
-                caption=self.caption[place.cpu()],
+                caption=(self.caption[owner] if self.part else self.caption)[place.cpu()],
                 level=self.runs[owner].noise,
                 generator=generators[owner],
             )
@@ -116,22 +128,29 @@ def _gather(values: Tensor, index: Tensor, shared: bool) -> Tensor:
 def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:
     """Return the feed of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
     image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
+    clean = [(image, text, caption)] * len(runs)
+    part = bool(runs[0].pairs)
+    kept = [part_of(run.luck, len(pairs.train), run.pairs) for run in runs] if part else []
+    if part:
+        clean = [(image[places], text[places], caption[places]) for places in kept]
+        caption = torch.stack([own for *_, own in clean])
     images = Values.of(image, pairs.image_vocabulary, blank=False)
     texts = Values.of(text, len(pairs.vocabulary), blank=pairs.vocabulary[:1] == ("",))
-    noisy = [(image, text)] * len(runs)
+    further = {f"modality-{place}": rows(samples, pairs.train) for place, samples in enumerate(pairs.further, start=3)}
+    noisy = [(own_image, own_text) for own_image, own_text, _ in clean]
     if kind == "fixed":
         noisy = [
             corrupt(
                 run.corruption,
-                image,
-                text,
+                own_image,
+                own_text,
                 images=images,
                 texts=texts,
-                caption=caption,
+                caption=own_caption,
                 level=run.noise,
                 generator=stream(run.luck, f"corruption/{run.corruption}"),
             )
-            for run in runs
+            for run, (own_image, own_text, own_caption) in zip(runs, clean, strict=True)
         ]
     shared_image = all(pair[0] is image for pair in noisy)
     shared_text = all(pair[1] is text for pair in noisy)
@@ -140,9 +159,8 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
         image=(image if shared_image else torch.stack([pair[0] for pair in noisy])).to(device),
         text=(text if shared_text else torch.stack([pair[1] for pair in noisy])).to(device),
         further={
-            name: samples[pairs.train].to(device)
-            for name, samples in pairs.modalities.items()
-            if name not in ("image", "text")
+            name: (torch.stack([samples[places] for places in kept]) if part else samples).to(device)
+            for name, samples in further.items()
         },
         caption=caption,
         images=images,
@@ -150,6 +168,7 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
         shared_image=shared_image,
         shared_text=shared_text,
         fresh=kind == "fresh",
+        part=part,
     )
 
 

@@ -1,4 +1,4 @@
-"""AdamW, its schedule and gradient clipping, for a whole population in flat buffers."""
+"""AdamW and SGD, their schedule and gradient clipping, for a whole population in flat buffers."""
 
 from __future__ import annotations
 
@@ -98,8 +98,45 @@ def adamw(
             )
 
 
+def sgd(
+    theta: Tensor, gradient: Tensor, moments: Moments, rates: Sequence[float], blocks: Sequence[Block], train: Train
+) -> None:
+    """Update *theta* (R, P) and *moments* in place by one step of SGD with momentum at each replica's learning rate.
+
+    Heavy ball without dampening: m <- momentum m + g + decay theta, theta <- theta - rate m. Polyak (1964), USSR
+    Computational Mathematics 4:1. By torch's fused kernel, row by row, as `adamw`.
+    """
+    moments.count += 1
+    for block in blocks:
+        rows = [x[:, block.start : block.stop].unbind() for x in (theta, gradient, moments.first)]
+        for rate in dict.fromkeys(rates):
+            alike = [place for place, own in enumerate(rates) if own == rate]
+            parameters, gradients, first = ([part[place] for place in alike] for part in rows)
+            torch._fused_sgd_(
+                parameters,
+                gradients,
+                first if train.momentum else [],
+                weight_decay=block.decay,
+                momentum=train.momentum,
+                lr=rate * block.multiplier,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+
+
+UPDATES = {"adamw": adamw, "sgd": sgd}
+"""The step of each optimizer, by its name in a study."""
+
+
 def preconditioner(moments: Moments, train: Train) -> Tensor:
-    """Return Adam's bias-corrected sqrt(v_hat) + eps, shape (R, P); eps alone before the first step."""
+    """Return what the optimizer divides a step by, shape (R, P): Adam's bias-corrected sqrt(v_hat) + eps, or 1 for SGD.
+
+    Adam's is eps alone before the first step.
+    """
+    if train.optimizer == "sgd":
+        return torch.ones_like(moments.second)
     correction = 1 - train.betas[1] ** moments.count if moments.count else 1.0
     return (moments.second / correction).sqrt_().add_(train.eps)
 

@@ -85,6 +85,19 @@ class Blueprint:
     fixed: frozenset[str]
     reprojected: tuple[str, ...]
 
+    def rms_of_matrices(self, flat: Tensor) -> Tensor:
+        """Return the root mean square (...,) of *flat* (..., P) over the weight matrices that are trained.
+
+        Entries of those that are not trained must be zero, as in a step or a gradient. NaN without any matrix.
+        """
+        matrices = [name for name, shape in self.layout.shapes.items() if len(shape) > 1]
+        # Matrices lie first.
+        lying = sum(self.layout.sizes[name] for name in matrices)
+        trained = sum(self.layout.sizes[name] for name in matrices if name not in self.fixed)
+        if not trained:
+            return torch.full_like(flat[..., 0], torch.nan)
+        return torch.linalg.vector_norm(flat[..., :lying], dim=-1) / math.sqrt(trained)
+
     def embed(self, modality: str, params: Params, samples: Tensor) -> Tensor:
         """Return unit rows (B, D) for the samples of one modality and one replica."""
         return F.normalize(functional_call(self.towers[modality], _within(f"{modality}.", params), samples), dim=-1)

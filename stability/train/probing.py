@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from stability.check import chance_level
 from stability.datasets import Pairs, rows
 from stability.grid import Run
+from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
 from stability.study import Schedule, Study
@@ -115,6 +118,9 @@ def _read_some(
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
     }
+    chance = math.nan
+    if variant.traits.get("chance"):
+        chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size)
     settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
 
     def replica(varying: dict[str, Any]) -> Replica:
@@ -126,6 +132,9 @@ def _read_some(
             held_out=held,
             betas=study.train.betas,
             constant_rate=settled,
+            fixed=plan.fixed,
+            chance=chance,
+            momentum=study.train.momentum if study.train.optimizer == "sgd" else None,
             **varying,
         )
 

@@ -6,13 +6,25 @@ from stability.analysis import Findings, Results
 from stability.report.figures.drawn import Drawn
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import embedding_geometry
-from stability.report.figures.levels import convergence, decline, sharpness
+from stability.report.figures.levels import along_axes, convergence, decline, sharpness
 from stability.report.figures.markup import svg
+from stability.report.figures.rankings import ranking_plots
 from stability.report.figures.spectra import spectral_densities
 from stability.report.figures.trajectories import over_training
 from stability.report.figures.tuning import tuning_curves
 
-SECTIONS = ("claims", "tuning", "learning", "noise", "convergence", "gradients", "scalars", "curvature", "geometry")
+SECTIONS = (
+    "claims",
+    "ranking",
+    "tuning",
+    "learning",
+    "noise",
+    "convergence",
+    "gradients",
+    "scalars",
+    "curvature",
+    "geometry",
+)
 """The sections of a report that hold figures, in reading order."""
 
 
@@ -21,8 +33,10 @@ def draw(results: Results, findings: Findings) -> tuple[Drawn, ...]:
     first = forest_plot(results, findings)
     drawn = [
         *([first] if first else []),
+        *ranking_plots(findings, results.study.grid.loss),
         *tuning_curves(results),
         *over_training(results),
+        *along_axes(results),
         *decline(results),
         *convergence(results),
         *spectral_densities(results),

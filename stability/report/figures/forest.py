@@ -20,7 +20,7 @@ from stability.report.figures.drawn import Drawn
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
-from stability.study import Study
+from stability.study import DOUBLING, Study
 
 ROW = 0.62
 """Inches that a claim takes."""
@@ -157,11 +157,17 @@ def _quantity(finding: Finding, study: Study, measures: Mapping[str, Measure]) -
     measure = measures[finding.measure]
     claim = next(claim for claim in study.claims if claim.id == finding.id)
     label = measure.label[:1].lower() + measure.label[1:]
-    scales = {"chance-log": f"log {label} above chance", "log": f"log {label}", "linear": label}
+    scales = {
+        "chance-log": f"log {label} above chance",
+        "log": f"log {label}",
+        "linear": label,
+        "of-chance": f"{label} / chance",
+    }
     scaled = scales[claim.scale or measure.scale] if contrast[claim.contrast].traits["on"] == "scale" else label
     if finding.contrast == "divergence":
         scaled = "share of diverged runs"
-    over = f"{finding.contrast} over {claim.over.replace('_', ' ')} of " if claim.over else ""
+    unit = "per doubling of" if finding.contrast == "slope" and claim.over in DOUBLING else "over"
+    over = f"{finding.contrast} {unit} {claim.over.replace('_', ' ')} of " if claim.over else ""
     return f"{' − '.join(finding.compare)}: {over}{scaled}"
 
 

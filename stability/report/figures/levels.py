@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from stability.analysis import Results, on_scale, summarise, times_to
 from stability.report.figures import panels, tables
@@ -78,15 +78,17 @@ def level_figure(
     table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], axis: str, label: str, scale: str
 ) -> Figure:
     """Return a figure of values against an axis of the grid, a panel per batch size, all seeds thin, medians bold."""
-    others = [name for name in ("lr", "corruption") if table[name].nunique() > 1]
-    words = {"lr": "lr {:g}", "corruption": "{}"}
+    others = [name for name in ("pairs", "lr", "lr_factor", "corruption", "noise") if name != axis]
+    others = [name for name in others if table[name].nunique() > 1]
     rows = {
-        key: ", ".join(words[name].format(part) for name, part in zip(others, key, strict=True))
+        key: ", ".join(panels.SHORT[name].format(part) for name, part in zip(others, key, strict=True))
         for key in (table[others].drop_duplicates().itertuples(index=False, name=None) if others else [()])
     }
-    sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())}
+    sized = axis != "batch_size"
+    sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())} if sized else {0: ""}
+    table, middle = (part.assign(panel=part["batch_size"] if sized else 0) for part in (table, middle))
     sheet = panels.sheet(rows, sizes, looks, height=1.9)
-    by = ["batch_size", *others]
+    by = ["panel", *others]
     with styled():
         for key, lines in panels.grouped(table, *by):
             panels.thin_lines(sheet.axes[key[1:], key[0]], lines.sort_values(axis), axis, looks)
@@ -94,13 +96,58 @@ def level_figure(
             line = lines.sort_values(axis)
             panels.bold_line(sheet.axes[key[1:-1], key[0]], line[axis], line["median"], looks[key[-1]])
         for axes in sheet.axes.values():
+            if axis in LOGARITHMIC:
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_locator(NullLocator())
             panels.level_axis(axes, sorted(table[axis].unique()))
         panels.value_axis(sheet, scale, table["value"])
         panels.name_axes(sheet, AXIS_NAMES[axis], label)
     return sheet.figure
 
 
-AXIS_NAMES = {"noise": "noise: share of corrupted pairs", "step": "training step"}
+AXIS_NAMES = {
+    "noise": "noise: share of corrupted pairs",
+    "step": "training step",
+    "batch_size": "batch size",
+    "pairs": "training pairs",
+    "lr": "learning rate",
+    "lr_factor": "multiple of the learning rate",
+}
+
+LOGARITHMIC = ("batch_size", "pairs", "lr", "lr_factor")
+"""The axes on which a step is a factor."""
+
+
+# --- along other axes ------------------------------------------------------------------------------------------------
+
+
+def along_axes(results: Results) -> Iterator[Drawn]:
+    """Yield each measure that a claim follows over batch size, number of pairs or learning rate, against it."""
+    grid = results.study.grid
+    asked = [claim for claim in results.study.claims if grid.column(claim.over) in LOGARITHMIC]
+    shown = {(claim.measure, grid.column(claim.over)): claim.reduction or "late" for claim in reversed(asked)}
+    for place, ((name, axis), reduction) in enumerate(reversed(shown.items())):
+        measure = results.measures[name]
+        values, label = summarise(results, name, reduction), measure.label[:1].lower() + measure.label[1:]
+        if measure.chance:
+            values, label = np.exp(on_scale(results, name, values, "chance-log")), f"{label} above chance"
+        table = per_run(results, values)
+        if not len(table):
+            continue
+        known, middle = known_looks(results, table), medians(table)
+        scale = "linear" if measure.scale == "linear" else "log"
+        yield Drawn(
+            id=f"along-{place + 1}",
+            section="learning",
+            title=f"{measure.label} over the {AXIS_NAMES[axis]}",
+            caption=f"{label[:1].upper() + label[1:]} of each run "
+            f"({_REDUCTIONS[reduction]}) against the {AXIS_NAMES[axis]}, whose axis is logarithmic. Thin: one seed; "
+            "bold: the median of the seeds.",
+            alt=f"{label[:1].upper() + label[1:]} against the {AXIS_NAMES[axis]}. Median over seeds: "
+            f"{tables.in_words(middle, list(known), 'median', most=18)}.",
+            figure=level_figure(table, middle, known, axis, label, scale),
+            table=tables.shown(middle),
+        )
 
 
 # --- time to a threshold ---------------------------------------------------------------------------------------------

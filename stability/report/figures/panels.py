@@ -119,13 +119,14 @@ def name_rows(sheet: Sheet, spans: Iterable[tuple[float, float, str]]) -> None:
 
 
 def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
-    """Return row keys (batch size, rate) and column keys (corruption, noise) of a table's cells, with their words."""
+    """Return row keys (`ROW`) and column keys (corruption, noise) of a table's cells, with their words."""
     varied = {axis: table[axis].nunique() > 1 for axis in AXES}
+    named = ["batch_size", *(axis for axis in ROW[1:] if varied[axis])]
     rows, columns = (table[list(pair)].drop_duplicates().sort_values(list(pair)) for pair in (ROW, COLUMN))
     return (
         {
-            (size, lr): f"B = {size}" + (f", lr {lr:g}" if varied["lr"] else "")
-            for size, lr in rows.itertuples(index=False)
+            key: ", ".join(SHORT[axis].format(part) for axis, part in zip(ROW, key, strict=True) if axis in named)
+            for key in rows.itertuples(index=False, name=None)
         },
         {
             (corruption, noise): f"{corruption if varied['corruption'] else 'noise'} {noise:g}"
@@ -145,7 +146,17 @@ def faceted(table: pd.DataFrame, looks: Mapping[str, Look]) -> Sheet:
     return Sheet(turned.figure, {(row, column): axes for (column, row), axes in turned.axes.items()}, looks)
 
 
-ROW, COLUMN = ("batch_size", "lr"), ("corruption", "noise")
+ROW, COLUMN = ("batch_size", "pairs", "lr", "lr_factor"), ("corruption", "noise")
+
+SHORT = {
+    "batch_size": "B = {}",
+    "pairs": "{} pairs",
+    "corruption": "{}",
+    "noise": "noise {:g}",
+    "lr": "lr {:g}",
+    "lr_factor": "{:g} × lr",
+}
+"""A value of each axis in few words."""
 
 
 def grouped(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -157,7 +168,7 @@ def grouped(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...
 def by_panel(sheet: Sheet, table: pd.DataFrame) -> Iterable[tuple[Axes, pd.DataFrame]]:
     """Yield every panel of a faceted sheet with the rows of the table that belong there."""
     for key, rows in grouped(table, *ROW, *COLUMN):
-        yield sheet.axes[key[:2], key[2:]], rows
+        yield sheet.axes[key[: len(ROW)], key[len(ROW) :]], rows
 
 
 def step_axis(sheet: Sheet, last: float) -> None:
@@ -289,9 +300,12 @@ def cell_words(cell: Mapping[str, Any], varied: Sequence[str]) -> str:
     'batch size 32, noise 0.2'
     """
     words = {
-        "batch_size": f"batch size {cell['batch_size']}",
-        "corruption": f"{cell['corruption']}",
-        "noise": f"noise {cell['noise']:g}",
-        "lr": f"learning rate {cell['lr']:g}",
+        "batch_size": "batch size {}",
+        "pairs": "{} pairs",
+        "corruption": "{}",
+        "noise": "noise {:g}",
+        "lr": "learning rate {:g}",
+        "lr_factor": "{:g} times the rate",
     }
-    return ", ".join(words[axis] for axis in AXES if axis in varied) or words["batch_size"]
+    named = [axis for axis in AXES if axis in varied] or ["batch_size"]
+    return ", ".join(words[axis].format(cell[axis]) for axis in named)

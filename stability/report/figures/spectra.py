@@ -92,10 +92,9 @@ def linear_width(table: pd.DataFrame) -> float:
 def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     """Return a figure of densities: a row per arm, a column per other cell, both ends of the spectrum marked."""
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
-    short = {"batch_size": "B = {}", "corruption": "{}", "noise": "noise {:g}", "lr": "lr {:g}"}
     cells = table[varied].drop_duplicates().sort_values(varied).itertuples(index=False, name=None)
     columns = {
-        key: ", ".join(short[axis].format(part) for axis, part in zip(varied, key, strict=True)) for key in cells
+        key: ", ".join(panels.SHORT[axis].format(part) for axis, part in zip(varied, key, strict=True)) for key in cells
     }
     linear = linear_width(table)
     reach = symmetric_log(np.array([table["hessian_low"].min(), table["hessian_high"].max()]), linear)
