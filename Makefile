@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow lint browser clean
 
 install: $(READY)
 
@@ -24,7 +24,13 @@ lint: $(READY)
 test: lint
 	$(BIN)/pytest
 
-# What is long: calibration of the statistics, the built wheel, the page in a browser where there is one.
+# A browser for tests/test_browser.py, where one can be had; without it those tests are skipped, and say so.
+browser:
+	@command -v chromedriver >/dev/null \
+	  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; } \
+	  || echo "no browser: tests/test_browser.py will be skipped (apt-get install chromium chromium-driver, as root)"
+
+# What is long: calibration of the statistics, the built wheel.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 
