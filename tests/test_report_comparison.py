@@ -44,7 +44,7 @@ def test_what_changed_is_shown_where_it_changed(closed_form, shifted):
     assert float(speed["moved"].rstrip("×")) == pytest.approx(second / first, rel=5e-3)
     assert speed["answers"][0]["effect"] != speed["answers"][1]["effect"]
     by_label = {row["label"]: row for row in found["provenance"]}
-    assert by_label["torch"]["values"] == ["2", "3"]
+    assert by_label["torch"]["both"] == ["2", "3"]
     assert not by_label["torch"]["same"]
     assert by_label["python"]["same"]
     recall = next(row for row in found["runs"]["measures"] if row["measure"] == "Recall@1")

@@ -154,13 +154,10 @@ def _provenance(first: tuple[Results, Findings], second: tuple[Results, Findings
     """Return where both runs come from, a row a fact, versions one by one."""
     sides = [dict(_facts(*side)) for side in (first, second)]
     labels = dict.fromkeys([*sides[0], *sides[1]])
-    return [
-        {"label": label, "values": [side.get(label, "–") for side in sides], "same": len({*_values(sides, label)}) == 1}
-        for label in labels
-    ]
+    return [{"label": label, "both": _both(sides, label), "same": len({*_both(sides, label)}) == 1} for label in labels]
 
 
-def _values(sides: list[dict[str, str]], label: str) -> list[str]:
+def _both(sides: list[dict[str, str]], label: str) -> list[str]:
     return [side.get(label, "–") for side in sides]
 
 
