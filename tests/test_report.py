@@ -87,7 +87,7 @@ def test_no_request_leaves_the_page(page):
         assert tag not in {"link", "img", "iframe", "object", "embed", "audio", "video", "base"}
         assert "src" not in attributes
         target = attributes.get("href", attributes.get("xlink:href", "#"))
-        assert target.startswith(("#", "data:text/csv")) or target == "report.pdf"
+        assert target.startswith(("#", "data:text/csv", "data:application/gzip")) or target == "report.pdf"
         assert not re.search(r"url\((?!#)", attributes.get("style", ""))
     policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
     assert policy.startswith("default-src 'none'")
