@@ -165,7 +165,8 @@ def markup(drawn):
 
 
 def test_a_full_study_fills_every_section_in_reading_order(drawn):
-    assert list(dict.fromkeys(figure.section for figure in drawn)) == list(SECTIONS)
+    sections = [name for name in SECTIONS if name != "tuning"]  # this study takes its rates as they are
+    assert list(dict.fromkeys(figure.section for figure in drawn)) == sections
     assert len({figure.id for figure in drawn}) == len(drawn)
 
 
