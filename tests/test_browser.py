@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from stability.report import publish
+from stability.report import comparison, publish
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (it comes with the dev extra)")
 axe = pytest.importorskip("axe_selenium_python", reason="axe-selenium-python is not installed (see the dev extra)")
@@ -29,13 +29,15 @@ WIDTHS = (360, 768, 1280)
 
 
 @pytest.fixture(scope="module")
-def pages(closed_form_report, tmp_path_factory):
-    """The page of a study, and the list of published reports that links to it."""
+def pages(closed_form, closed_form_report, tmp_path_factory):
+    """The page of a study, the ledger that links to it, and the study beside itself."""
     page = closed_form_report["html"]
     run_dir = tmp_path_factory.mktemp("run")
     shutil.copytree(page.parent, run_dir / "report")
     (run_dir / "manifest.json").write_text(json.dumps({"schema": 1, "study": "test"}))
-    return {"report": page, "ledger": publish([run_dir], run_dir / "reports")}
+    beside = run_dir / "comparison.html"
+    beside.write_text(comparison.page(comparison.compare(closed_form, closed_form)))
+    return {"report": page, "comparison": beside, "ledger": publish([run_dir], run_dir / "reports")}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def asked(browser, script, *arguments):
     return browser.execute_script(script, *arguments)
 
 
-@pytest.mark.parametrize("which", ["report", "ledger"])
+@pytest.mark.parametrize("which", ["report", "ledger", "comparison"])
 def test_nothing_is_requested_and_the_console_stays_silent(browser, pages, which):
     browser.get_log("performance")
     browser.get_log("browser")
@@ -80,7 +82,7 @@ def test_nothing_is_requested_and_the_console_stays_silent(browser, pages, which
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("which", ["report", "ledger"])
+@pytest.mark.parametrize("which", ["report", "ledger", "comparison"])
 def test_no_page_is_wider_than_its_screen(browser, pages, which, width):
     look(browser, pages[which], width)
     assert asked(browser, "return innerWidth") == width
@@ -88,7 +90,7 @@ def test_no_page_is_wider_than_its_screen(browser, pages, which, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["report", "ledger"])
+@pytest.mark.parametrize("which", ["report", "ledger", "comparison"])
 def test_no_serious_barrier_is_found_by_axe(browser, pages, which, scheme):
     look(browser, pages[which], scheme=scheme)
     checker = axe.Axe(browser)

@@ -34,8 +34,7 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path | No
         raise InputError(f"{after}: given twice; allowed: two runs of one study")
     folder = Path(out) if out else after.resolve().parent / f"{after.resolve().name}-against-{before.resolve().name}"
     compared = compare(analysis.read(before), analysis.read(after), (before.name, after.name))
-    page = environment().get_template("comparison.html").render(compared=compared)
-    files = {"html": page, "json": json.dumps(compared, indent=1, allow_nan=False) + "\n"}
+    files = {"html": page(compared), "json": json.dumps(compared, indent=1, allow_nan=False) + "\n"}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, text in files.items():
@@ -43,6 +42,11 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path | No
     except OSError as error:
         raise InputError(f"{folder}: the comparison cannot be written ({error.strerror or error})") from error
     return {kind: folder / name for kind, name in FILES.items()}
+
+
+def page(compared: Mapping[str, Any]) -> str:
+    """Return the page of a comparison."""
+    return environment().get_template("comparison.html").render(compared=compared)
 
 
 def compare(first: Results, second: Results, names: tuple[str, str] = ("A", "B")) -> Json:
