@@ -36,7 +36,7 @@ def window_of(table: pd.DataFrame) -> int:
 
 
 def _points_a_line(table: pd.DataFrame) -> int:
-    return min(60, max(12, POINTS // table["run"].nunique()))
+    return min(60, max(8, POINTS // table["run"].nunique()))
 
 
 def sparse(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
