@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install demo test test-slow docs lint clean
+.PHONY: install demo test test-slow docs lint browser clean
 
 install: $(READY)
 
@@ -28,7 +28,13 @@ test: lint
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
-# What is long: calibration of the statistics, the built wheel and pages of documentation, the page in a browser where there is one.
+# A browser for tests/test_browser.py, where one can be had; without it those tests are skipped, and say so.
+browser:
+	@command -v chromedriver >/dev/null \
+	  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; } \
+	  || echo "no browser: tests/test_browser.py will be skipped (apt-get install chromium chromium-driver, as root)"
+
+# What is long: calibration of the statistics, the built wheel and pages of documentation.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 

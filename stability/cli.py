@@ -21,7 +21,6 @@ from stability.registry import InputError, Registry, Variant, nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stability.analysis import Findings
     from stability.calibrate.record import Calibration
     from stability.execute import Watch
     from stability.grid import Group
@@ -52,14 +51,6 @@ Encoders = Annotated[
 ]
 LossFile = Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")]
 RunDir = Annotated[Path, typer.Argument(help="A directory that `stability run` wrote.")]
-
-WORDS = {
-    "supported": ("✔", "green"),
-    "contradicted": ("✘", "red"),
-    "equivalent": ("＝", "blue"),
-    "inconclusive": ("?", "yellow"),
-    "not-testable": ("–", "dim"),
-}
 
 CATALOGUES = ("studies", "losses", "encoders", "datasets", "corruptions", "probes", "contrasts")
 
@@ -162,10 +153,10 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     _console().print(table)
 
 
-def _console() -> Console:
+def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, stderr=stderr)
 
 
 @app.command()
@@ -421,12 +412,27 @@ def _load_own(loss: str, encoders: Sequence[str] | None) -> None:
 @app.command()
 def report(
     run_dir: RunDir,
+    against: Annotated[Path | None, typer.Argument(help="A second run of the same study, to set beside it.")] = None,
     loss: LossFile = "",
     encoders: Encoders = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings.json, or the comparison, instead.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="With two runs: folder of the page [default: beside the second].")
+    ] = None,
 ) -> None:
-    """Test the claims and write the report of a run again, without running."""
+    """Test the claims and write the report of a run again, without running; or set two runs side by side."""
     _load_own(loss, encoders)
-    raise typer.Exit(_report(run_dir))
+    if against is None:
+        if out is not None:
+            raise InputError("--out: only with two runs; the report of one is written to RUN_DIR/report")
+        raise typer.Exit(_report(run_dir, as_json))
+    from stability.report import write_comparison
+
+    paths = write_comparison(run_dir, against, out)
+    if as_json:
+        print(paths["json"].read_text(encoding="utf-8"), end="")  # noqa: T201
+    else:
+        _console().print(f"comparison: {paths['html']}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -552,46 +558,34 @@ def _twins(studies: int) -> Calibration:
     return Calibration(twins=tuple(found))
 
 
-def _report(where: Path) -> int:
-    """Write the report, print the verdicts and the path, and return the exit code."""
+def _report(where: Path, as_json: bool = False) -> int:
+    """Write the report, print the verdicts and the path (or findings.json alone), and return the exit code."""
     from stability.analysis import analyse, read
     from stability.report import render
+    from stability.report.terminal import print_verdicts
 
     console = _console()
+    aside = _console(stderr=as_json)
     try:
-        results = read(where, lambda sentence: console.print(sentence, style="yellow", soft_wrap=True, markup=False))
+        results = read(where, lambda sentence: aside.print(sentence, style="yellow", soft_wrap=True, markup=False))
     except InputError as error:
         if "unknown loss" in str(error):
             raise InputError(f"{error}; if it is a loss of your own, name its file again with --loss") from error
         raise
     findings = analyse(results)
-    with console.status("writing the report"):
+    with aside.status("writing the report"):
         paths = render(results, findings, where / "report")
-    _print_verdicts(console, findings)
+    if as_json:
+        print(paths["findings"].read_text(encoding="utf-8"), end="")  # noqa: T201
+    else:
+        print_verdicts(console, findings)
     failed = findings.provenance["failed"]
     if failed:
         planned = findings.provenance["planned"]
         _complain(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
-    console.print(f"report: {paths['html']}", soft_wrap=True, markup=False)
+    if not as_json:
+        console.print(f"report: {paths['html']}", soft_wrap=True, markup=False)
     return 1 if failed else 0
-
-
-def _print_verdicts(console: Console, findings: Findings) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from stability.analysis import look_sentence
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
-    for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
-        shape, colour = WORDS[finding.verdict]
-        words = Text(f"{finding.text}\n").append(finding.sentence, "dim")
-        if plain := next((each for each in findings.untuned if each.id == finding.id), None):
-            words.append(f"\nwithout tuning: {plain.verdict} (secondary, decides nothing)", "dim")
-        table.add_row(Text(f"{shape} {finding.verdict}", style=colour), words)
-    console.print(table)
-    if said := look_sentence(findings.looks):
-        console.print(said, soft_wrap=True)
 
 
 @contextmanager

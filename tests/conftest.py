@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from closed_form_results import results_of
 
+from stability.analysis import analyse
 from stability.execute import run
+from stability.report import render
+from stability.results import Results
 from stability.study import Study, parse_study
 
 TINY = """
@@ -123,3 +127,15 @@ def tiny() -> Study:
 def tiny_run(tiny: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny study; treat it as read-only."""
     return run(tiny, "cpu", out=tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def closed_form() -> Results:
+    """Results of a study with everything that a report shows, by formula instead of training."""
+    return results_of()
+
+
+@pytest.fixture(scope="session")
+def closed_form_report(closed_form: Results, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of its report, all formats; treat them as read-only."""
+    return render(closed_form, analyse(closed_form), tmp_path_factory.mktemp("closed-form") / "report")

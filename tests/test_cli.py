@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def test_every_catalogue_is_listed_with_a_line_for_each_entry(monkeypatch, capsy
         (["plan", "quickstart", "--sale", "smoke"], "No such option"),
         (["rnu"], "No such command 'rnu'"),
         (["report", "nowhere"], "nowhere: no run lies here"),
+        (["report", "nowhere", "elsewhere"], "nowhere: no run lies here"),
+        (["report", "nowhere", "--out", "x"], "--out: only with two runs"),
         (["publish", "nowhere"], "nowhere"),
     ],
 )
@@ -114,6 +117,15 @@ def test_a_study_is_planned_run_reported_and_published(monkeypatch, capsys, tmp_
     code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke")
     assert code == 0
     assert {path.name: path.read_bytes() for path in report.iterdir()} == before
+    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke", "--json")
+    assert code == 0
+    assert out == before["findings.json"].decode()
+    shutil.copytree("runs/tiny-smoke", "other")
+    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke", "other")
+    assert (code, out) == (0, f"comparison: {tmp_path / 'other-against-tiny-smoke' / 'index.html'}\n")
+    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke", "other", "--json", "--out", "beside")
+    assert code == 0
+    assert json.loads(out)["names"] == ["tiny-smoke", "other"]
     code, out, _ = called(monkeypatch, capsys, "publish", "runs/tiny-smoke")
     assert code == 0
     published = {path.name: path.read_bytes() for path in (tmp_path / "reports/tiny").iterdir()}

@@ -17,11 +17,14 @@ from stability.report.figures import SECTIONS, draw, svg
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import convergence, decline, share_reached, sharpness
+from stability.report.figures.markup import pair_of_tenths, relative_path
 from stability.report.figures.panels import log_ticks
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
-from stability.report.figures.tables import of_steps, window_of, windowed
+from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
 from stability.report.style import DARK, LIGHT, looks, theme_css
 from stability.study import parse_study
+
+NUMBER = r"-?\d*\.?\d+"
 
 STUDY = """
 title = "Made"
@@ -365,3 +368,36 @@ def test_logarithmic_ticks_rise_within_their_ends_and_stay_few(low, factor):
     assert ticks == sorted(set(ticks))
     assert all(low * (1 - 1e-8) <= tick <= high * (1 + 1e-8) for tick in ticks)
     assert 1 <= len(ticks) <= 7
+
+
+def test_a_long_line_written_point_from_point_stays_on_its_way_to_a_tenth():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-300, 300, (200, 2))
+    points[7] = points[6]
+    path = "M " + " L ".join(f"{x:.6f} {y:.6f}" for x, y in points)
+    written = relative_path(path)
+    assert len(written) < 0.6 * len(path)
+    start, rest = written.split("l")
+    here = [float(part) for part in re.findall(NUMBER, start)]
+    moves = np.array([float(part) for part in re.findall(NUMBER, rest)]).reshape(-1, 2)
+    walked = np.cumsum([here, *moves.tolist()], axis=0)
+    expected = np.delete(points, 7, axis=0)
+    assert np.abs(walked - expected).max() < 0.0501
+
+
+@given(st.lists(st.tuples(st.integers(-9999, 9999), st.integers(-9999, 9999)), min_size=1, max_size=30))
+def test_pairs_of_tenths_are_read_back_as_they_were(pairs):
+    text = " ".join(pair_of_tenths(x, y) for x, y in pairs)
+    assert [round(10 * float(part)) for part in re.findall(NUMBER, text)] == [n for pair in pairs for n in pair]
+
+
+def test_thin_lines_are_thinned_only_where_there_are_too_many_points():
+    few = pd.DataFrame({"run": ["a"] * 50, "step": range(50)})
+    assert sparse(few)[1] == 1
+    many = pd.DataFrame({"run": np.repeat([f"run-{i}" for i in range(600)], 101), "step": np.tile(range(101), 600)})
+    kept, k = sparse(many)
+    assert k > 1
+    assert len(kept) < 2 * POINTS
+    by_run = kept.groupby("run")["step"]
+    assert set(by_run.min()) == {0}
+    assert set(by_run.max()) == {100}

@@ -10,6 +10,7 @@ from stability import analysis
 from stability.analysis import Findings, Results, findings_text
 from stability.registry import InputError
 from stability.report import style
+from stability.report.comparison import write_comparison
 from stability.report.figures import Drawn, draw, svg
 from stability.report.html import page
 from stability.report.model import describe
@@ -20,7 +21,7 @@ from stability.store import write_atomically
 FORMATS = ("html", "pdf")
 
 
-__all__ = ["FORMATS", "describe", "publish", "render", "write_report"]
+__all__ = ["FORMATS", "describe", "publish", "render", "write_comparison", "write_report"]
 
 
 def write_report(run_dir: str | Path, formats: Collection[str] = FORMATS) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -19,8 +20,11 @@ from stability.report.style import theme_css
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-LARGEST_CSV = 80_000
-"""Bytes of a figure's table beyond which the page does not carry it; report.json always does."""
+PLAIN_CSV = 30_000
+"""Bytes of a figure's table beyond which the page carries it compressed (CSV in gzip)."""
+
+LARGEST_CSV = 100_000
+"""Compressed bytes beyond which the page does not carry a table at all; report.json always does."""
 
 
 def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, pdf: bool) -> str:
@@ -30,7 +34,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, p
     report.pdf lies beside the page.
     """
     shown = {
-        figure["id"]: {"svg": Markup(figures[figure["id"]]), "csv": _data_link(as_csv(figure["table"]))}
+        figure["id"]: {"svg": Markup(figures[figure["id"]]), **_data(as_csv(figure["table"]))}
         for section in report["sections"]
         for figure in section["figures"]
     }
@@ -67,10 +71,17 @@ def as_csv(table: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _data_link(text: str) -> str | None:
-    if len(text) > LARGEST_CSV:
-        return None
-    return f"data:text/csv;charset=utf-8,{quote(text, safe=' ,;:./+=()|*!')}"
+def _data(text: str) -> dict[str, str | None]:
+    """Return a table as a link that the page itself holds, and how its file ends; None where it would be too long."""
+    if len(text) <= PLAIN_CSV:
+        return {"csv": f"data:text/csv;charset=utf-8,{quote(text, safe=' ,;:./+=()|*!')}", "ending": "csv"}
+    # Without a time of its own, equal tables give equal bytes.
+    packed = gzip.compress(text.encode(), mtime=0)
+    known = len(packed) <= LARGEST_CSV
+    return {
+        "csv": f"data:application/gzip;base64,{base64.b64encode(packed).decode()}" if known else None,
+        "ending": "csv.gz",
+    }
 
 
 def _json_block(found: str) -> Markup:

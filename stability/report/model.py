@@ -14,7 +14,7 @@ from stability.report.appendix import appendix
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
-from stability.report.tables import Json, cell_table, crosscheck_table, minus, plain_table, tuning_table
+from stability.report.tables import Json, cell_table, crosscheck_table, minus, missing_table, plain_table, tuning_table
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
 
@@ -80,8 +80,6 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         answer_of(claim) | {"untuned": untuned.get(claim["id"])}
         for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
     ]
-    counts = results.runs["status"].value_counts()
-    missing = int(counts.get("planned", 0))
     return {
         "schema": 1,
         "study": study.name,
@@ -91,7 +89,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "source": study.source,
         "verdict": findings.verdict,
         "facts": _facts(results),
-        "interim": f"Interim: {missing} of {len(results.runs)} runs are not finished." if missing else None,
+        "interim": interim(results),
         "answers": answers,
         "confidence": confidence_in_percent(findings.claims[0].confidence) if findings.claims else None,
         "looks": look_sentence(findings.looks) or None,
@@ -102,9 +100,21 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings),
-        "provenance": _provenance(results, findings),
+        "provenance": provenance_rows(results, findings),
         "command": findings.provenance["command"],
         "study_text": study.text,
+    }
+
+
+def interim(results: Results) -> Json | None:
+    """Return what is missing of an unfinished run, in a sentence and as a table of the cells; None if it is whole."""
+    runs = results.runs
+    missing = runs["status"] == "planned"
+    if not missing.any():
+        return None
+    return {
+        "sentence": f"{int(missing.sum()):,} of {len(runs):,} runs are not finished; every verdict may still change.",
+        "missing": missing_table(runs),
     }
 
 
@@ -134,7 +144,7 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         "shape": SHAPES[claim["verdict"]],
         "told": claim["sentence"].removeprefix(f"{word.capitalize()}: "),
         "arms": " against ".join(claim["compare"]),
-        "effect": _effect(claim["effect"], claim["ratio"]) if tested else None,
+        "effect": effect_in_words(claim["effect"], claim["ratio"]) if tested else None,
         "interval": _interval(claim["interval"], claim["ratio"]) if tested else None,
         "within": _interval(margin_region(claim["margin"], claim["ratio"]), claim["ratio"]),
         "kind": "ratio" if claim["ratio"] else "difference",
@@ -143,10 +153,10 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
     }
 
 
-def _effect(effect: float, ratio: bool) -> str:
+def effect_in_words(effect: float, ratio: bool) -> str:
     """Return an effect as a factor or with its sign.
 
-    >>> _effect(0.8812, True), _effect(-0.12, False), _effect(3.0, False)
+    >>> effect_in_words(0.8812, True), effect_in_words(-0.12, False), effect_in_words(3.0, False)
     ('0.881×', '−0.12', '+3')
     """
     return f"{number(effect)}×" if ratio else f"{'+' if effect > 0 else ''}{minus(number(effect))}"
@@ -198,7 +208,7 @@ def _tuning_seeds(results: Results) -> list[tuple[str, str]]:
     return [("Tuning seeds", f"{count} ({first} to {last}), shared by all arms and settings, none of them a test seed")]
 
 
-def _provenance(results: Results, findings: Findings) -> list[list[str]]:
+def provenance_rows(results: Results, findings: Findings) -> list[list[str]]:
     """Return where the results come from, as pairs of label and value."""
     found = findings.provenance
     device = found["device"]

@@ -1,15 +1,13 @@
-"""Published reports: copies under reports/<study>/, and one page that lists them all."""
+"""Published reports: copies under reports/<study>/, and one page, the ledger, over them all."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from stability.registry import InputError
 from stability.report.html import environment
-from stability.report.model import answer_of
+from stability.report.ledger import RULE, answer, entries
 from stability.store import read_manifest, write_atomically
 
 FILES = ("index.html", "report.pdf", "findings.json", "report.json")
@@ -18,7 +16,7 @@ PICTURE = "answer.svg"
 
 
 def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports") -> Path:
-    """Return the path of the list of all published reports, after copying those of *run_dirs* beside it.
+    """Return the path of the ledger of all published reports, after copying those of *run_dirs* beside it.
 
     A study's report replaces the one that it had. Raises `InputError` where a directory holds no report.
     """
@@ -32,9 +30,9 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(f"{run_dir}: the study's name {name!r} cannot name a directory")
         _copy(source, reports / name)
-    entries = [_entry(path) for path in sorted(reports.glob("*/findings.json"))]
+    found = entries(reports)
     index = reports / "index.html"
-    text = environment().get_template("index.html").render(entries=entries)
+    text = environment().get_template("index.html").render(entries=found, answer=answer(found), rule=RULE)
     _write(index, text.encode())
     return index
 
@@ -51,21 +49,3 @@ def _write(path: Path, content: bytes) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    """Return what the list shows of a study, from its findings.json."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    claims = [answer_of(claim) for claim in found["claims"]]
-    primary = next((claim for claim in claims if claim["primary"]), None)
-    return {
-        "study": found["study"],
-        "scale": found["scale"],
-        "folder": path.parent.name,
-        "primary": primary,
-        "others": [claim for claim in claims if claim is not primary],
-        "runs": found["provenance"]["planned"],
-        "seeds": found["provenance"]["seeds"],
-        "device": found["provenance"]["device"]["model"],
-        "pdf": (path.parent / "report.pdf").is_file(),
-    }

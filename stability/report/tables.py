@@ -96,6 +96,20 @@ def cell_table(results: Results, findings: Findings) -> Json:
     return {"columns": heads, "rows": rows, "fixed": ", ".join(fixed) or None}
 
 
+def missing_table(runs: pd.DataFrame) -> Json:
+    """Return one row per cell of the grid that lacks runs: how many of its runs are finished, failed and missing."""
+    axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
+    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in axes]
+    heads += [_head(word, "", True) for word in ("Finished", "Failed", "Missing", "Planned")]
+    rows = []
+    for key, cell in runs.groupby(axes, sort=False):
+        missing, failed = (int((cell["status"] == status).sum()) for status in ("planned", "failed"))
+        if missing:
+            counts = (len(cell) - missing - failed, failed, missing, len(cell))
+            rows.append([_cell(value) for value in (*key, *counts)])
+    return {"columns": heads, "rows": rows}
+
+
 def _known(results: Results, name: str, reduction: str) -> pd.Series | None:
     """Return one number a run of a measure that the study made, or None."""
     if name not in results.measures or results.measures[name].listed:

@@ -16,6 +16,9 @@ SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
 GEOMETRY = ("d", "x", "y", "width", "height", "points")
 
+LONG = 600
+"""Characters from which a line counts as long."""
+
 ElementTree.register_namespace("", SVG)
 
 
@@ -42,8 +45,7 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
             element.text = None
         for name in GEOMETRY:
             if name in element.attrib:
-                # Marker shapes are small, so they keep more digits than lines.
-                element.set(name, _rounded(element.attrib[name], 2 if len(element.attrib[name]) < 600 else 1))
+                element.set(name, _shortened(name, element.attrib[name]))
         if "style" in element.attrib:
             element.set("style", recolour(element.attrib["style"].replace(": ", ":").replace("; ", ";")))
         if element.get("transform", "").startswith("rotate(-0 "):
@@ -105,6 +107,41 @@ def _rename(root: ElementTree.Element, prefix: str) -> None:
 
 def _references(value: str) -> list[str]:
     return re.findall(r"^(?:url\()?#([^()]+)\)?$", value)
+
+
+def _shortened(name: str, geometry: str) -> str:
+    """Return geometry rounded: small shapes, as markers, to two digits; long lines to one, point from point."""
+    if len(geometry) < LONG:
+        return _rounded(geometry, 2)
+    return relative_path(geometry) if name == "d" and not set("CQAHVST") & set(geometry) else _rounded(geometry, 1)
+
+
+def relative_path(path: str) -> str:
+    """Return a path of straight lines with each point relative to the one before, to a tenth, without drift.
+
+    >>> relative_path("M 10.04 20 L 12.51 19.52 L 12.53 19.49 L 13 20 z M 1 1 L 2 1.26")
+    'M10 20l2.5-.5 .5.5zM1 1l1 .3'
+    """
+    parts, here = [""], (0, 0)
+    for command, x, y in re.findall(r"([MLz])\s*(?:(-?[\d.]+(?:e-?\d+)?)\s+(-?[\d.]+(?:e-?\d+)?))?", path):
+        if command == "z":
+            parts.append("z")
+            continue
+        there = round(10 * float(x)), round(10 * float(y))
+        if command == "M":
+            parts.append("M" + pair_of_tenths(*there))
+        elif there != here:
+            joined = " " if parts[-1][0] in "l " else "l"
+            parts.append(joined + pair_of_tenths(there[0] - here[0], there[1] - here[1]))
+        here = there
+    return "".join(parts).replace(" -", "-")
+
+
+def pair_of_tenths(x: int, y: int) -> str:
+    """Return two numbers given in tenths, with no more characters than their reader needs."""
+    first, second = (f"{n / 10:g}".replace("0.", ".") if abs(n) < 10 else f"{n / 10:g}" for n in (x, y))
+    joined = second.startswith("-") or (second.startswith(".") and "." in first)
+    return first + second if joined else f"{first} {second}"
 
 
 def _rounded(geometry: str, digits: int) -> str:

@@ -17,6 +17,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from stability.analysis import AXES
 from stability.report.style import LIGHT, WIDTH, Look, styled
 
+MANY = 12
+"""Panels beyond which each is too small for more than a few marks."""
+
 CELL = ["arm", *AXES]
 """The columns that name a cell of the grid: all but the seed."""
 
@@ -266,8 +269,12 @@ def thin_lines(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look
 
 
 def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
-    """Draw the line that sums up an arm's seeds, with about five of its marks, one of them at the end."""
-    every = max(1, len(x) // 5)
+    """Draw the line that sums up an arm's seeds, with some of its marks, one of them at the end.
+
+    About five, or two where the panels are many and small.
+    """
+    figure = axes.get_figure()
+    every = max(1, len(x) // (2 if figure is not None and len(figure.axes) > MANY else 5))
     axes.plot(
         x,
         y,

@@ -32,8 +32,25 @@ def window_of(table: pd.DataFrame) -> int:
     longest = int(table.groupby("run", sort=False)["step"].size().max())
     if longest < 0.9 * (table["step"].max() - table["step"].min()):
         return 1
-    per_line = min(60, max(12, POINTS // table["run"].nunique()))
-    return max(1, math.ceil(longest / per_line))
+    return max(1, math.ceil(longest / _points_a_line(table)))
+
+
+def _points_a_line(table: pd.DataFrame) -> int:
+    return min(60, max(8, POINTS // table["run"].nunique()))
+
+
+def sparse(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Return every k-th reading of each run, with its last, and k, so that all lines together keep to `POINTS`.
+
+    Where that leaves as much as there is, k is 1 and the table is returned as it is.
+    """
+    longest = int(table.groupby("run", sort=False).size().max())
+    k = math.ceil(longest / _points_a_line(table)) if longest * table["run"].nunique() > 2 * POINTS else 1
+    if k == 1:
+        return table, 1
+    place = table.groupby("run", sort=False).cumcount()
+    last = ~table.duplicated("run", keep="last")
+    return table[(place % k == 0) | last], k
 
 
 def windowed(table: pd.DataFrame, window: int) -> pd.DataFrame:

@@ -149,6 +149,7 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
     window = tables.window_of(table)
     thin = tables.windowed(table, window)
     bold = tables.across_seeds(thin)
+    thin, kept = tables.sparse(thin)
     arms = [arm for arm in results.study.grid.loss if arm in set(table["arm"])]
     known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in arms}
     diverged = results.runs[results.runs["diverged_at"].notna()]
@@ -156,6 +157,7 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
     figure = trajectory_figure(thin, bold, known, plot, references, float(results.study.train.steps))
     marked = mark_divergence(figure, thin, diverged, known) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
+    averaged += f" Thin lines show one reading in {kept}." if kept > 1 else ""
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
     last = bold.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
     return Drawn(

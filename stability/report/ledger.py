@@ -1,0 +1,169 @@
+"""The ledger of published reports: every primary claim with its verdict, and one answer drawn from them by rule."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stability import stats
+from stability.analysis import ALPHA
+from stability.contrasts import contrast
+from stability.probes import measures_of, probe
+from stability.registry import InputError
+from stability.report.model import answer_of
+from stability.report.tables import Json
+from stability.stats.wording import number
+
+RULE = (
+    "How this answer is made: a primary claim speaks to the question if it compares an arm of the loss siglip with "
+    "one of the loss clip. It counts for the arm that it finds steadier if it is supported or contradicted and its "
+    "p-value, adjusted by Benjamini and Hochberg over all primary claims of this page, is at most "
+    f"{number(ALPHA)}; for neither if it is equivalent within its own margin; otherwise, or while runs are missing, it "
+    "is open. Steadier is more of a measure of success (such as recall, also under noise), and less of gradient noise, "
+    "sharpness, negative curvature, spikes, spread over seeds, time to a threshold or divergence. A claim on another "
+    "measure is left out; so is the level of a loss, which says nothing across losses."
+)
+"""The rule in words, printed under the answer."""
+
+OFFERS = frozenset(measure.needs for variant in probe.values() for measure in variant.traits["measures"])
+"""Everything that a measure may need of data: published reports may hold any measure."""
+
+STEADIER_LOW = ("gradient_noise_fraction", "sharpness_ratio", "preconditioned_sharpness", "hessian_negative_share")
+"""Heads of the names of measures that are neither good nor bad by themselves, and steadier where they are lower."""
+
+WORDS = {
+    "siglip": ("finds SigLIP steadier", "find SigLIP steadier"),
+    "clip": ("finds CLIP steadier", "find CLIP steadier"),
+    "equal": ("finds them equal within its margin", "find them equal within their margins"),
+    "open": ("is open", "are open"),
+}
+"""What each leaning is called, for one claim and for several."""
+
+
+def entries(reports: Path) -> list[Json]:
+    """Return what the ledger shows of each report under *reports*, by name, p-values adjusted over all of them.
+
+    Raises `InputError` for a findings.json that is not one.
+    """
+    found = [_entry(path) for path in sorted(reports.glob("*/findings.json"))]
+    primary = [entry for entry in found if entry["primary"]]
+    adjusted = stats.adjust([entry["p_value"] for entry in primary], "benjamini-hochberg")
+    for entry, p in zip(primary, adjusted.tolist(), strict=True):
+        entry["p_adjusted"] = None if math.isnan(entry["p_value"]) else number(p)
+        entry["leaning"] = _leaning(entry, p)
+    return found
+
+
+def _entry(path: Path) -> Json:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        claims, origin = [answer_of(claim) for claim in found["claims"]], found["provenance"]
+        raw = next((claim for claim in found["claims"] if claim["primary"]), None)
+        return {
+            "study": found["study"],
+            "scale": found["scale"],
+            "folder": path.parent.name,
+            "primary": next((claim for claim in claims if claim["primary"]), None),
+            "others": [claim for claim in claims if not claim["primary"]],
+            "runs": origin["planned"],
+            "interim": origin["finished"] + origin["failed"] < origin["planned"],
+            "seeds": origin["seeds"],
+            "device": origin["device"]["model"],
+            "pdf": (path.parent / "report.pdf").is_file(),
+            "p_value": _p_value(raw, found.get("looks")),
+            "steadier": steadier(raw, _losses(path.parent)) if raw else None,
+            "leaning": "",
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the findings of a report ({type(error).__name__}: {error})") from error
+
+
+def _p_value(claim: Mapping[str, Any] | None, looks: Mapping[str, Any] | None) -> float:
+    """Return a primary claim's p-value, times its registered looks; NaN where nothing was tested."""
+    if claim is None or claim["p_value"] is None or claim["verdict"] == "not-testable":
+        return math.nan
+    return min(1.0, float(claim["p_value"]) * max(1, len((looks or {}).get("seeds", ()))))
+
+
+def _losses(folder: Path) -> dict[str, str]:
+    """Return the loss of each arm that the published study file declares; other arms are losses themselves."""
+    path = folder / "report.json"
+    if not path.is_file():
+        return {}
+    arms = tomllib.loads(json.loads(path.read_text(encoding="utf-8"))["study_text"]).get("arms", {})
+    return {name: arm["loss"] for name, arm in arms.items() if "loss" in arm}
+
+
+def steadier(claim: Mapping[str, Any], losses: Mapping[str, str]) -> str | None:
+    """Return which of clip and siglip is steadier by a claim's effect; "" if it tells neither, None if off the subject.
+
+    *losses* gives the loss of each arm that does not bear its loss's name.
+    """
+    arms = [losses.get(arm, arm) for arm in claim["compare"]]
+    low = _steadier_low(claim["measure"], claim["contrast"])
+    if sorted(arms) != ["clip", "siglip"] or low is None:
+        return None
+    if claim["effect"] is None:
+        return ""
+    shift = claim["effect"] - (1.0 if claim["ratio"] else 0.0)
+    return "" if shift == 0 else arms[0] if (shift < 0) == low else arms[1]
+
+
+def _steadier_low(measure: str, how: str) -> bool | None:
+    """Return whether less of it is steadier; None where neither more nor less is."""
+    if how == "spread" or (how in contrast and contrast[how].traits["on"] in ("times", "diverged")):
+        return True
+    known = measures_of(probe, OFFERS).get(measure)
+    if measure != "loss" and known and known.better:
+        return known.better == "lower"
+    return True if measure.startswith(STEADIER_LOW) or (known and known.spikes) else None
+
+
+def _leaning(entry: Mapping[str, Any], p_adjusted: float) -> str:
+    """Return what a primary claim says to the question: siglip, clip, equal, open, or nothing."""
+    verdict = entry["primary"]["verdict"]
+    if entry["steadier"] is None:
+        return ""
+    if entry["interim"]:
+        return "open"
+    if verdict == "equivalent":
+        return "equal"
+    decided = verdict in ("supported", "contradicted") and p_adjusted <= ALPHA
+    return entry["steadier"] or "open" if decided else "open"
+
+
+def answer(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the answer to "is SigLIP more stable than CLIP?" by `RULE`, from the entries of a ledger.
+
+    >>> answer([{"leaning": "siglip", "study": "noise"}, {"leaning": "open", "study": "speed"}])
+    'As far as it is decided, yes. Of 2 primary claims that compare them, 1 finds SigLIP steadier (noise); 1 is open
+    (speed).'
+    """
+    groups = {word: [entry["study"] for entry in found if entry["leaning"] == word] for word in WORDS}
+    total = sum(map(len, groups.values()))
+    if not total:
+        return "Not asked yet: no published study has a primary claim that compares SigLIP with CLIP."
+    head = _head({word: len(studies) for word, studies in groups.items()})
+    told = {
+        word: f"{WORDS[word][len(studies) > 1]} ({', '.join(studies)})" for word, studies in groups.items() if studies
+    }
+    if total == 1:
+        return f"{head} The one primary claim that compares them {next(iter(told.values()))}."
+    counted = "; ".join(f"{len(groups[word])} {words}" for word, words in told.items())
+    return f"{head} Of {total} primary claims that compare them, {counted}."
+
+
+def _head(count: Mapping[str, int]) -> str:
+    if count["siglip"] and count["clip"]:
+        return "It depends on what is asked."
+    if count["siglip"] or count["clip"]:
+        rest = count["equal"] + count["open"]
+        yes = "yes" if count["siglip"] else "no, CLIP is the steadier one"
+        return f"As far as it is decided, {yes}." if rest else f"{yes[0].upper()}{yes[1:]}."
+    if count["equal"]:
+        return "No difference that matters is shown." if count["open"] else "No: they are equal within the margins."
+    return "Not decided."

@@ -1,0 +1,145 @@
+import json
+
+import pytest
+
+from stability.registry import InputError
+from stability.report import publish
+from stability.report.ledger import answer, entries, steadier
+
+CLAIM = {
+    "id": "c",
+    "primary": True,
+    "text": "SigLIP <b>is</b> steadier",
+    "source": "a page: 'steadier'",
+    "measure": "gradient_noise_fraction",
+    "contrast": "difference",
+    "compare": ["siglip", "clip"],
+    "verdict": "supported",
+    "sentence": "Supported: it is lower.",
+    "method": "paired t",
+    "assumptions": "none",
+    "effect": 0.8,
+    "interval": [0.7, 0.9],
+    "margin": 0.1,
+    "ratio": True,
+    "n_pairs": 8,
+    "p_value": 0.001,
+    "p_adjusted": 0.001,
+    "seeds_to_settle": None,
+}
+
+
+def published(reports, name, study_text="", looks=None, finished=4, **claim):
+    folder = reports / name
+    folder.mkdir(parents=True)
+    origin = {"planned": 4, "finished": finished, "failed": 0, "seeds": 2, "device": {"model": "chip"}}
+    found = {"study": name, "scale": "small", "provenance": origin, "claims": [CLAIM | claim], "looks": looks or {}}
+    (folder / "findings.json").write_text(json.dumps(found))
+    (folder / "report.json").write_text(json.dumps({"study_text": study_text}))
+
+
+def leanings(reports):
+    return {entry["study"]: entry["leaning"] for entry in entries(reports)}
+
+
+@pytest.mark.parametrize(
+    ("measure", "contrast", "effect", "ratio", "expected"),
+    [
+        ("gradient_noise_fraction", "difference", 0.8, True, "siglip"),
+        ("gradient_noise_fraction_scalars", "ratio", 1.2, True, "clip"),
+        ("recall_at_1", "slope", 0.2, False, "siglip"),
+        ("recall_at_1", "difference", -0.2, False, "clip"),
+        ("recall_at_1", "spread", 0.5, True, "siglip"),
+        ("recall_at_1", "time-to-threshold", 1.7, True, "clip"),
+        ("loss", "divergence", -0.2, False, "siglip"),
+        ("loss_spike_rate", "difference", 3.0, False, "clip"),
+        ("zero_shot_accuracy", "difference", 0.1, False, "siglip"),
+        ("zero_shot_accuracy", "difference", 0.0, False, ""),
+        ("zero_shot_accuracy", "difference", None, False, ""),
+        ("hard_negative_accuracy", "difference", 0.1, False, "siglip"),
+        ("modality_gap", "difference", 0.1, False, None),
+        ("loss", "difference", -0.1, False, None),
+    ],
+)
+def test_which_loss_is_steadier_follows_from_measure_contrast_and_sign(measure, contrast, effect, ratio, expected):
+    claim = CLAIM | {"measure": measure, "contrast": contrast, "effect": effect, "ratio": ratio}
+    assert steadier(claim, {}) == expected
+    turned = {"siglip": "clip", "clip": "siglip"}.get(expected, expected)
+    assert steadier(claim | {"compare": ["clip", "siglip"]}, {}) == turned
+
+
+def test_an_arm_counts_as_its_loss_and_other_losses_are_off_the_subject():
+    claim = CLAIM | {"compare": ["cool", "clip"]}
+    assert steadier(claim, {"cool": "siglip"}) == "siglip"
+    assert steadier(claim, {"cool": "tsallis"}) is None
+    assert steadier(CLAIM | {"compare": ["siglip", "siglip-log-b"]}, {"siglip-log-b": "siglip"}) is None
+
+
+def test_p_values_are_adjusted_over_primary_claims_by_benjamini_and_hochberg(tmp_path):
+    for name, p in (("a", 0.01), ("b", 0.03), ("c", 0.04), ("d", 0.9)):
+        published(tmp_path, name, p_value=p)
+    published(tmp_path, "e", p_value=None, verdict="not-testable")
+    # Of 5 claims (the one that could not be tested counts as 1): p_(i) 5 / i, made monotone from the right.
+    assert [entry["p_adjusted"] for entry in entries(tmp_path)] == ["0.05", "0.0667", "0.0667", "1", None]
+    assert leanings(tmp_path) == {"a": "siglip", "b": "open", "c": "open", "d": "open", "e": "open"}
+
+
+def test_registered_looks_multiply_the_p_value(tmp_path):
+    published(tmp_path, "a", p_value=0.02, looks={"seeds": [4, 8, 16]})
+    assert entries(tmp_path)[0]["p_adjusted"] == "0.06"
+
+
+def test_verdicts_lean_as_the_rule_says(tmp_path):
+    published(tmp_path, "lower")
+    published(tmp_path, "higher", verdict="contradicted", effect=1.4)
+    published(tmp_path, "same", verdict="equivalent", p_value=0.8)
+    published(tmp_path, "unclear", verdict="inconclusive")
+    published(tmp_path, "running", finished=3)
+    published(tmp_path, "other", compare=["tsallis", "clip"])
+    published(tmp_path, "arm", '[arms.cool]\nloss = "siglip"\n', compare=["cool", "clip"])
+    expected = {"lower": "siglip", "higher": "clip", "same": "equal", "unclear": "open", "running": "open"}
+    assert leanings(tmp_path) == expected | {"other": "", "arm": "siglip"}
+
+
+@pytest.mark.parametrize(
+    ("words", "head"),
+    [
+        ((), "Not asked yet"),
+        (("", ""), "Not asked yet"),
+        (("siglip",), "Yes."),
+        (("siglip", "open"), "As far as it is decided, yes."),
+        (("clip", "clip"), "No, CLIP is the steadier one."),
+        (("clip", "equal"), "As far as it is decided, no, CLIP is the steadier one."),
+        (("clip", "siglip", "open"), "It depends on what is asked."),
+        (("equal",), "No: they are equal within the margins."),
+        (("equal", "open"), "No difference that matters is shown."),
+        (("open",), "Not decided."),
+    ],
+)
+def test_the_answer_is_drawn_from_the_leanings(words, head):
+    found = [{"leaning": word, "study": f"study-{place}"} for place, word in enumerate(words)]
+    said = answer(found)
+    assert said.startswith(head)
+    for entry in found:
+        assert (entry["study"] in said) == bool(entry["leaning"])
+
+
+def test_the_page_says_answer_rule_and_every_claim(tmp_path):
+    published(tmp_path, "lower")
+    text = publish([], tmp_path).read_text()
+    for words in (
+        "Yes. The one primary claim",
+        "How this answer is made",
+        "a page: &#39;steadier&#39;",
+        "0.8×",
+        "SigLIP",
+    ):
+        assert words in text
+    assert "<b>is</b>" not in text
+
+
+def test_broken_findings_are_named(tmp_path):
+    published(tmp_path, "a")
+    (tmp_path / "a" / "findings.json").write_text("{}")
+    with pytest.raises(InputError, match=r"a/findings\.json: not the findings of a report"):
+        entries(tmp_path)
