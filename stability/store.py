@@ -7,9 +7,11 @@ Files are written under a temporary name, flushed to disk and renamed, so a file
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,17 +35,62 @@ MANIFEST = "manifest.json"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write *content* so that *path* holds either all of it or what it held before, even if the power fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        # On a full disk the half that was written would stay in the way.
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def disk_fault(error: OSError, run_dir: Path) -> str:
+    """Return one sentence if *error* says that nothing can be written to a disk (full, read-only, broken), or nothing.
+
+    >>> disk_fault(OSError(errno.ENOSPC, "No space left on device"), Path("runs/a"))
+    'runs/a: cannot be written (no space left on device); finished groups are kept, and the same command goes on ...'
+    >>> disk_fault(OSError(errno.EISDIR, "Is a directory"), Path("runs/a"))
+    ''
+    """
+    # Arrow puts its own words around the number of the system's error.
+    number = error.errno or next((each for each in DISK_FAULTS if f"[errno {each}]" in str(error).lower()), None)
+    if number not in DISK_FAULTS:
+        return ""
+    return (
+        f"{error.filename or run_dir}: cannot be written ({os.strerror(number).lower()}); finished groups are kept, "
+        "and the same command goes on from there"
+    )
+
+
+@contextmanager
+def disk_faults_named(run_dir: Path) -> Iterator[None]:
+    """Turn an error of the disk into an `InputError` of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if sentence := disk_fault(error, run_dir):
+            raise InputError(sentence) from error
+        raise
+
+
+def quarantine(run_dir: Path, path: Path) -> Path:
+    """Move a damaged file aside, into ``damaged/``, where no reader of the run directory takes it for a result."""
+    aside = run_dir / "damaged" / path.name
+    aside.parent.mkdir(exist_ok=True)
+    path.replace(aside)
+    return aside
 
 
 def checksum(path: Path) -> str:
@@ -147,7 +194,8 @@ class GroupLog:
 
     def __init__(self, path: Path, runs: list[str], measures: Mapping[str, Measure]) -> None:
         self.path, self.runs, self.schema = path, runs, schema_of(measures)
-        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.arrows")
+        # Process ids repeat from machine to machine.
+        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.arrows")
         self._writer = pa.ipc.new_stream(str(self.partial), self.schema)
 
     def write(self, steps: np.ndarray, columns: Mapping[str, Any]) -> None:
