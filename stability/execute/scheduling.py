@@ -13,7 +13,7 @@ from functools import partial
 from threading import Event
 
 from stability.execute.pool import WorkerPool
-from stability.execute.worker import HEARTBEAT, Outcome, Sign, Task, read_sign, sign_path, train_elsewhere, train_here
+from stability.execute.worker import HEARTBEAT, Outcome, Sign, Task, read_sign, train_elsewhere, train_here
 from stability.grid import Group
 from stability.registry import InputError
 
@@ -182,9 +182,11 @@ class _Crew:
                 )
 
     def _count(self, task: Task) -> None:
+        """Note a lost try of a group, and remove what its worker left."""
         self.tried[task.group.id] += 1
         self.pulses.pop(task.group.id, None)
-        sign_path(task.where, task.group).unlink(missing_ok=True)
+        for leftover in (task.where / "groups").glob(f".{task.group.id}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
