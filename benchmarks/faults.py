@@ -2,29 +2,33 @@
 
 python benchmarks/faults.py [--kills 50] [--seed 0] [--json FILE]
 
-Each trial starts the command line in a fresh directory on one core, waits for the first sign of a phase on disk and, in
-half of the trials, up to a second more, kills the process with SIGKILL, and runs the same command again to the end. Work
-is lost if a group that the manifest called finished is trained again; a number is wrong if any group file, findings.json
-or report.json differs from the uninterrupted run's.
+Each trial starts the command line in a fresh directory on one core, waits for the first sign of a phase on disk and,
+in half of the trials, up to a second more, kills the process with SIGKILL, and runs the same command again to the end.
+Work is lost if a group that the manifest called finished is trained again; a number is wrong if any group file,
+findings.json or report.json differs from the uninterrupted run's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
+from stability import analysis, cli, report  # noqa: F401 (imported once, for every process)
 from stability.execute.machine import device_model, pick_device, versions
 from stability.store import checksum
 
@@ -110,33 +114,43 @@ class Trial:
     wrong: int
 
 
-def command(folder: Path, out: Path) -> list[str]:
-    """Return the command line under test."""
-    words = ["run", str(folder / "faults.toml"), "--device", "cpu", "--on", "local", "--out", str(out)]
-    return [sys.executable, "-m", "stability.cli", *words]
+def start(folder: Path, out: Path) -> BaseProcess:
+    """Start the command line under test: a process of its own, forked, so that it need not import torch again."""
+    process = multiprocessing.get_context("fork").Process(target=command, args=(folder, out))
+    process.start()
+    return process
+
+
+def command(folder: Path, out: Path) -> None:
+    """Run the command line, silently; the exit code is its own."""
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    sys.argv = ["stability", "run", str(folder / "faults.toml"), "--device", "cpu", "--out", str(out)]
+    cli.main()
 
 
 def trial(folder: Path, phase: str, delay: float, expected: dict[str, str]) -> Trial:
     """Kill a run *delay* seconds after the first sight of *phase*, run it again and compare."""
     out = folder / "trial"
     shutil.rmtree(out, ignore_errors=True)
-    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not PHASES[phase](out):
+    process = start(folder, out)
+    while process.is_alive() and not PHASES[phase](out):
         time.sleep(0.001)
     time.sleep(delay)
-    killed = process.poll() is None
-    if killed:
-        process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    killed = process.exitcode == -signal.SIGKILL
     manifest = out / "manifest.json"
     entries = json.loads(manifest.read_text())["groups"] if manifest.exists() else []
     done = [out / "groups" / f"{entry['id']}.parquet" for entry in entries if entry["status"] == "finished"]
     before = {path: path.stat().st_mtime_ns for path in done}
-    again = subprocess.run(command(folder, out), capture_output=True, check=False)
+    again = start(folder, out)
+    again.join()
     lost = sum(path.stat().st_mtime_ns != moment for path, moment in before.items())
-    found = results(out) if again.returncode == 0 else {}
+    found = results(out) if again.exitcode == 0 else {}
     wrong = len({path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)})
-    return Trial(phase, killed, again.returncode == 0, lost, wrong)
+    return Trial(phase, killed, again.exitcode == 0, lost, wrong)
 
 
 def table(trials: list[Trial], asked: str) -> str:
@@ -162,13 +176,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     # With one core a study trains in the process of the command itself, which the programs started here inherit.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     draw = random.Random(given.seed)
     trials: list[Trial] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "faults.toml").write_text(STUDY)
-        subprocess.run(command(folder, folder / "whole"), check=True, capture_output=True)
+        start(folder, folder / "whole").join()
         expected = results(folder / "whole")
         phases = list(PHASES)
         for number in range(given.kills):

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -162,8 +163,25 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
         raise InputError(f"{path}: written in schema {schema!r}; this version reads schema {SCHEMA}")
+    _check_shape(manifest, path)
     found: dict[str, Any] = manifest
     return found
+
+
+def _check_shape(manifest: dict[str, Any], path: Path) -> None:
+    """Raise `InputError` unless a manifest names what every reader needs, and its groups cannot lead out of it."""
+    for key, kind in {"study": str, "scale": str, "study_text": str, "device": dict, "versions": dict}.items():
+        if not isinstance(manifest.get(key), kind):
+            raise InputError(f"{path}: {key} is {manifest.get(key)!r}; was the file edited?")
+    groups = manifest.get("groups")
+    for entry in groups if isinstance(groups, list) else [groups]:
+        name = entry.get("id") if isinstance(entry, dict) else entry
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name, re.ASCII):
+            raise InputError(f"{path}: holds a group {name!r}; allowed: letters and digits. Was the file edited?")
+        if not isinstance(entry.get("runs"), list) or not isinstance(entry.get("status"), str):
+            raise InputError(f"{path}: group {name}: its runs or its status are missing; was the file edited?")
+        if entry["status"] == "finished" and not isinstance(entry.get("checksum"), str):
+            raise InputError(f"{path}: group {name}: is finished without a checksum; was the file edited?")
 
 
 def read_study(manifest: Mapping[str, Any], where: Path) -> Study:

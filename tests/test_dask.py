@@ -17,6 +17,7 @@ from stability.execute import Watch, executor_of, run
 from stability.registry import InputError
 from stability.store import checksum
 from stability.study import parse_study
+from tests.test_disk_faults import QUICK
 
 pytest.importorskip("distributed")
 
@@ -84,13 +85,9 @@ def sums(run_dir: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_study_survives_the_death_of_a_worker_and_a_late_one_to_the_same_bytes(
-    started, scheduler, tiny_text, tmp_path
-):
-    text = tiny_text.replace("batch_size = [8, 16]", "batch_size = [8, 12, 16, 20]").replace(
-        "steps = 8\n", "steps = 40\n"
-    )
-    study = parse_study(text, "tiny.toml", "tiny")
+def test_a_study_survives_the_death_of_a_worker_and_a_late_one_to_the_same_bytes(started, scheduler, tmp_path):
+    text = QUICK.replace("batch_size = [8]", "batch_size = [8, 12, 16]").replace("steps = 6\n", "steps = 300\n")
+    study = parse_study(text, "quick.toml", "quick")
     local = run(study, "cpu", out=tmp_path / "local")
     workers = [started("worker", scheduler, *WORKER) for _ in range(3)]
     workers_there(scheduler, 3)
@@ -113,7 +110,8 @@ def test_a_study_survives_the_death_of_a_worker_and_a_late_one_to_the_same_bytes
 
 
 @pytest.mark.slow
-def test_what_no_worker_declares_is_refused_at_once_and_so_are_too_many_threads(started, scheduler, tiny, tmp_path):
+def test_what_no_worker_declares_is_refused_at_once_and_so_are_too_many_threads(started, scheduler, tmp_path):
+    quick = parse_study(QUICK, "quick.toml", "quick")
     started("worker", scheduler, "--nthreads", "2", "--no-dashboard", "--no-nanny", "--resources", "MEMORY=1000")
     workers_there(scheduler, 1)
     with (
@@ -125,12 +123,12 @@ def test_what_no_worker_declares_is_refused_at_once_and_so_are_too_many_threads(
         executor_of(f"dask:{scheduler}", "cpu") as executor,
         pytest.raises(InputError, match="bytes of memory, and no worker declares more than 1,000 of MEMORY"),
     ):
-        run(tiny, "cpu", executor=executor, out=tmp_path / "r")
+        run(quick, "cpu", executor=executor, out=tmp_path / "r")
     with (
         executor_of(f"dask:{scheduler}?MEMORY=1", "cpu") as executor,
         pytest.raises(InputError, match="has 2 threads; start it with --nthreads 1"),
     ):
-        run(tiny, "cpu", executor=executor, out=tmp_path / "r")
+        run(quick, "cpu", executor=executor, out=tmp_path / "r")
 
 
 def test_an_address_where_nobody_answers_is_one_sentence(monkeypatch):

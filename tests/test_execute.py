@@ -77,10 +77,13 @@ def test_a_damaged_group_file_is_named_and_computed_again(tiny, tiny_run, tmp_pa
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
+    harm = bytes(content)
     said, trained = [], []
     run(tiny, "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, seconds: trained.append(group.id)))
     assert [victim.name in sentence for sentence in said] == [True]
     assert trained == [victim.stem]
+    assert (copied / "damaged" / victim.name).read_bytes() == harm
+    assert "kept as" in said[0]
     assert group_sums(copied) == group_sums(tiny_run)
 
 
