@@ -176,7 +176,7 @@ def _check_shape(manifest: dict[str, Any], path: Path) -> None:
     groups = manifest.get("groups")
     for entry in groups if isinstance(groups, list) else [groups]:
         name = entry.get("id") if isinstance(entry, dict) else entry
-        if not isinstance(name, str) or not re.fullmatch(r"\w+", name, re.ASCII):
+        if not isinstance(entry, dict) or not re.fullmatch(r"\w+", str(name), re.ASCII):
             raise InputError(f"{path}: holds a group {name!r}; allowed: letters and digits. Was the file edited?")
         if not isinstance(entry.get("runs"), list) or not isinstance(entry.get("status"), str):
             raise InputError(f"{path}: group {name}: its runs or its status are missing; was the file edited?")

@@ -86,7 +86,7 @@ def sums(run_dir: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_study_survives_the_death_of_a_worker_and_a_late_one_to_the_same_bytes(started, scheduler, tmp_path):
-    text = QUICK.replace("batch_size = [8]", "batch_size = [8, 12, 16]").replace("steps = 6\n", "steps = 300\n")
+    text = QUICK.replace("batch_size = [8]", "batch_size = [8, 16]").replace("steps = 6\n", "steps = 200\n")
     study = parse_study(text, "quick.toml", "quick")
     local = run(study, "cpu", out=tmp_path / "local")
     workers = [started("worker", scheduler, *WORKER) for _ in range(3)]
