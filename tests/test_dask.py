@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from test_disk_faults import QUICK
 
 from stability.execute import Watch, executor_of, run
 from stability.registry import InputError
 from stability.store import checksum
 from stability.study import parse_study
-from tests.test_disk_faults import QUICK
 
 pytest.importorskip("distributed")
 

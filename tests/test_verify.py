@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_disk_faults import QUICK
 
 from stability import cli
 from stability.execute import run
@@ -17,7 +18,6 @@ from stability.execute.verifying import TOLERANCE, _difference, _timed, verify
 from stability.registry import InputError
 from stability.store import checksum
 from stability.study import parse_study
-from tests.test_disk_faults import QUICK
 
 
 @pytest.fixture(scope="module")
