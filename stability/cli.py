@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,7 @@ app = typer.Typer(
 StudyName = Annotated[str, typer.Argument(help="A study file, or the name of a predefined one (see `stability list`).")]
 Scale = Annotated[str, typer.Option(help="smoke (seconds), small (minutes on two cores) or full (a GPU).")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-On = Annotated[str, typer.Option(help="Where groups of runs are trained: local, or processes:N.")]
+On = Annotated[str, typer.Option(help="Where groups are trained: local, processes:N or dask:tcp://HOST:PORT.")]
 Out = Annotated[Path | None, typer.Option(help="Directory of the run [default: runs/<study>-<scale>].")]
 Encoders = Annotated[
     list[str] | None,
@@ -245,6 +246,8 @@ def run(
     until_settled: Annotated[
         int | None, typer.Option(help="Add seeds up to MAX, at registered looks, until settled.", metavar="MAX")
     ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train only what has failed before.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no group after one that fails.")] = False,
     encoders: Encoders = None,
 ) -> None:
     """Train what is missing of a study, test its claims and write the report."""
@@ -252,7 +255,20 @@ def run(
 
     loaded, plugins = _study_with(encoders, study, scale)
     where = out or default_out(loaded)
-    raise typer.Exit(_run(loaded, device, on, where, plugins, save_params=save_params, most=until_settled))
+    if until_settled is not None and (retry_failed or fail_fast):
+        raise InputError("--until-settled: cannot be joined with --retry-failed or --fail-fast")
+    code = _run(
+        loaded,
+        device,
+        on,
+        where,
+        plugins,
+        most=until_settled,
+        save_params=save_params,
+        only_failed=retry_failed,
+        fail_fast=fail_fast,
+    )
+    raise typer.Exit(code)
 
 
 def _run(
@@ -262,28 +278,34 @@ def _run(
     where: Path,
     plugins: Sequence[Plugin] = (),
     *,
-    save_params: bool = False,
     most: int | None = None,
+    save_params: bool = False,
+    only_failed: bool = False,
+    fail_fast: bool = False,
 ) -> int:
     """Train what is missing (with seeds added up to *most*), write the report, and return the exit code."""
     from stability.execute import executor_of
     from stability.execute import run as train
     from stability.sequential import run_until_settled
-    from stability.store import read_manifest
+    from stability.store import disk_faults_named, read_manifest
 
     try:
         with executor_of(on, device, plugins) as executor, _progress(study) as watch:
             if most is None:
-                train(study, device, executor, where, watch, save_params)
+                train(study, device, executor, where, watch, save_params, only_failed=only_failed, fail_fast=fail_fast)
             else:
                 run_until_settled(study, most, device, executor, where, watch, save_params)
     except KeyboardInterrupt:
-        _complain(f"interrupted; every finished group is kept in {where}, and the same command goes on from there")
+        _complain(
+            f"interrupted; every finished group is kept in {where}, and the same command goes on from there: "
+            f"stability {shlex.join(sys.argv[1:])}"
+        )
         return 130
     if read_manifest(where).get("tuning"):
-        _complain(f"{where}: groups of the search failed, so there is nothing to report; see {where / 'manifest.json'}")
+        _complain(f"{where}: the search is not finished, so there is nothing to report; see {where / 'manifest.json'}")
         return 1
-    return _report(where)
+    with disk_faults_named(where):
+        return _report(where)
 
 
 @app.command()
@@ -468,6 +490,26 @@ def publish(
     from stability.report import publish as copy
 
     _console().print(str(copy(run_dirs, into)), soft_wrap=True)
+
+
+@app.command()
+def verify(
+    run_dir: RunDir,
+    sample: Annotated[int, typer.Option(help="How many groups to train again, picked evenly; 0: all.")] = 3,
+    loss: Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")] = "",
+) -> None:
+    """Train a sample of groups again and compare with what is stored; exit code 1 if they differ."""
+    from stability.execute.verifying import verify as check_again
+    from stability.plugins import load_plugin, read_plugin
+
+    if loss:
+        load_plugin(read_plugin(loss))
+    with _bar("training groups again") as progress:
+        verification = check_again(run_dir, sample, progress)
+    for sentence in verification.differences:
+        _complain(sentence)
+    _console().print(verification.sentence, soft_wrap=True, markup=False)
+    raise typer.Exit(1 if verification.differences else 0)
 
 
 @app.command()

@@ -176,6 +176,13 @@ def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[G
     return tuple(Group(digest([run.id for run in group]), group) for group in groups)
 
 
+def halves(group: Group) -> tuple[Group, Group]:
+    """Return the first and the second half of a group's runs, as groups."""
+    middle = -(-len(group.runs) // 2)
+    first, second = group.runs[:middle], group.runs[middle:]
+    return Group(digest([run.id for run in first]), first), Group(digest([run.id for run in second]), second)
+
+
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return one plain row per run, for a data frame; what few runs have (options, a stream...) only where they do."""
     rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]

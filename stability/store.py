@@ -7,9 +7,12 @@ Files are written under a temporary name, flushed to disk and renamed, so a file
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,17 +36,62 @@ MANIFEST = "manifest.json"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write *content* so that *path* holds either all of it or what it held before, even if the power fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        # On a full disk the half that was written would stay in the way.
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def disk_fault(error: OSError, run_dir: Path) -> str:
+    """Return one sentence if *error* says that nothing can be written to a disk (full, read-only, broken), or nothing.
+
+    >>> disk_fault(OSError(errno.ENOSPC, "No space left on device"), Path("runs/a"))
+    'runs/a: cannot be written (no space left on device); finished groups are kept, and the same command goes on ...'
+    >>> disk_fault(OSError(errno.EISDIR, "Is a directory"), Path("runs/a"))
+    ''
+    """
+    # Arrow puts its own words around the number of the system's error.
+    number = error.errno or next((each for each in DISK_FAULTS if f"[errno {each}]" in str(error).lower()), None)
+    if number not in DISK_FAULTS:
+        return ""
+    return (
+        f"{error.filename or run_dir}: cannot be written ({os.strerror(number).lower()}); finished groups are kept, "
+        "and the same command goes on from there"
+    )
+
+
+@contextmanager
+def disk_faults_named(run_dir: Path) -> Iterator[None]:
+    """Turn an error of the disk into an `InputError` of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if sentence := disk_fault(error, run_dir):
+            raise InputError(sentence) from error
+        raise
+
+
+def quarantine(run_dir: Path, path: Path) -> Path:
+    """Move a damaged file aside, into ``damaged/``, where no reader of the run directory takes it for a result."""
+    aside = run_dir / "damaged" / path.name
+    aside.parent.mkdir(exist_ok=True)
+    path.replace(aside)
+    return aside
 
 
 def checksum(path: Path) -> str:
@@ -115,8 +163,25 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
         raise InputError(f"{path}: written in schema {schema!r}; this version reads schema {SCHEMA}")
+    _check_shape(manifest, path)
     found: dict[str, Any] = manifest
     return found
+
+
+def _check_shape(manifest: dict[str, Any], path: Path) -> None:
+    """Raise `InputError` unless a manifest names what every reader needs, and its groups cannot lead out of it."""
+    for key, kind in {"study": str, "scale": str, "study_text": str, "device": dict, "versions": dict}.items():
+        if not isinstance(manifest.get(key), kind):
+            raise InputError(f"{path}: {key} is {manifest.get(key)!r}; was the file edited?")
+    groups = manifest.get("groups")
+    for entry in groups if isinstance(groups, list) else [groups]:
+        name = entry.get("id") if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or not re.fullmatch(r"\w+", str(name), re.ASCII):
+            raise InputError(f"{path}: holds a group {name!r}; allowed: letters and digits. Was the file edited?")
+        if not isinstance(entry.get("runs"), list) or not isinstance(entry.get("status"), str):
+            raise InputError(f"{path}: group {name}: its runs or its status are missing; was the file edited?")
+        if entry["status"] == "finished" and not isinstance(entry.get("checksum"), str):
+            raise InputError(f"{path}: group {name}: is finished without a checksum; was the file edited?")
 
 
 def read_study(manifest: Mapping[str, Any], where: Path) -> Study:
@@ -147,7 +212,8 @@ class GroupLog:
 
     def __init__(self, path: Path, runs: list[str], measures: Mapping[str, Measure]) -> None:
         self.path, self.runs, self.schema = path, runs, schema_of(measures)
-        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.arrows")
+        # Process ids repeat from machine to machine.
+        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.arrows")
         self._writer = pa.ipc.new_stream(str(self.partial), self.schema)
 
     def write(self, steps: np.ndarray, columns: Mapping[str, Any]) -> None:

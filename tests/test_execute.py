@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -80,10 +77,13 @@ def test_a_damaged_group_file_is_named_and_computed_again(tiny, tiny_run, tmp_pa
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
+    harm = bytes(content)
     said, trained = [], []
     run(tiny, "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, seconds: trained.append(group.id)))
     assert [victim.name in sentence for sentence in said] == [True]
     assert trained == [victim.stem]
+    assert (copied / "damaged" / victim.name).read_bytes() == harm
+    assert "kept as" in said[0]
     assert group_sums(copied) == group_sums(tiny_run)
 
 
@@ -155,23 +155,6 @@ def with_sound(open_run, sound, broken, monkeypatch):
     return opened
 
 
-def killed_in_the_first_step(study, group, where, device, save_params):
-    (where / "groups" / f".{group.id}.step").write_text("0")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_worker_that_dies_fails_its_own_group_and_the_others_are_trained(tiny, tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "_train_elsewhere", killed_in_the_first_step)
-    said = []
-    with ProcessPoolExecutor(1, get_context("fork")) as pool:
-        out = run(tiny, "cpu", executor=pool, out=tmp_path / "r", watch=Watch(say=said.append))
-    assert sorted(statuses(out)) == ["failed", "finished", "finished", "finished"]
-    assert ["the worker process died" in sentence for sentence in said] == [True]
-    monkeypatch.undo()
-    run(tiny, "cpu", out=out)
-    assert group_sums(out) == group_sums(tiny_run)
-
-
 def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path, tiny_text):
     (tmp_path / "tiny.toml").write_text(tiny_text.replace("steps = 8\n", "steps = 100000\n"))
     command = [sys.executable, "-m", "stability.cli", "run", "tiny.toml", "--on", "processes:2", "--device", "cpu"]
@@ -201,9 +184,14 @@ def test_groups_once_planned_keep_their_runs_when_a_run_goes_on(tiny, tmp_path, 
     assert {entry["id"] for entry in again["groups"]} == {entry["id"] for entry in manifest["groups"]}
 
 
-@pytest.mark.parametrize("on", ["", "process:2", "processes:", "processes:0", "processes:-1", "local:2"])
+@pytest.mark.parametrize(
+    "on", ["", "process:2", "processes:", "processes:0", "processes:-1", "local:2", "processes:²", "dask:", "dask"]
+)
 def test_an_executor_that_does_not_exist_is_one_sentence(on):
-    with pytest.raises(InputError, match="allowed: local, or processes:N with N at least 1"), executor_of(on):
+    with (
+        pytest.raises(InputError, match="allowed: local, or processes:N with N at least 1, or dask:tcp://HOST:PORT"),
+        executor_of(on),
+    ):
         pass
 
 

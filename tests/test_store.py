@@ -109,7 +109,27 @@ def test_a_manifest_that_cannot_be_read_is_one_sentence(tmp_path, content, sente
         read_manifest(tmp_path)
 
 
+SOUND = {"schema": 1, "study": "s", "scale": "small", "study_text": "", "device": {}, "versions": {}, "groups": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"study_text": None}, "study_text is None; was the file edited"),
+        ({"device": "cpu"}, "device is 'cpu'; was the file edited"),
+        ({"groups": None}, "holds a group None"),
+        ({"groups": [{"id": "../../etc/passwd", "runs": [], "status": "planned"}]}, "holds a group '../../etc/passwd'"),
+        ({"groups": [{"id": "a"}]}, "its runs or its status are missing"),
+        ({"groups": [{"id": "a", "runs": [], "status": "finished"}]}, "finished without a checksum"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_one_sentence_and_leads_nowhere_else(tmp_path, change, sentence):
+    write_manifest(tmp_path, SOUND | change)
+    with pytest.raises(InputError, match=sentence):
+        read_manifest(tmp_path)
+
+
 def test_a_manifest_comes_back_as_it_was_written(tmp_path):
-    manifest = {"schema": 1, "groups": [{"id": "x", "runs": ["é"]}]}
+    manifest = {**SOUND, "groups": [{"id": "x", "runs": ["é"], "status": "planned"}]}
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest

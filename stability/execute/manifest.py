@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from stability.store import (
     group_path,
     make_writable,
     parameters_path,
+    quarantine,
     read_manifest,
     write_manifest,
 )
@@ -27,6 +29,8 @@ from stability.study import Study
 from stability.tuning import known_runs
 
 Say = Callable[[str], None]
+
+NONE: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
 
 def open_run(
@@ -65,7 +69,8 @@ def open_run(
     plan = plan_groups(study, device, [run for run in runs.values() if run.id not in covered], kept)
     manifest["bytes_per_replica"] = plan.bytes
     commit = git_commit()
-    manifest["groups"] = finished + [_entry(group, commit) for group in plan.groups] + waiting
+    failures = {entry["id"]: entry for entry in old if entry["status"] == "failed"}
+    manifest["groups"] = finished + [_entry(group, commit, failures) for group in plan.groups] + waiting
     if study.tune:
         manifest["tuning"] = tuning
     write_manifest(where, manifest)
@@ -117,18 +122,30 @@ def _is_intact(where: Path, entry: dict[str, Any], say: Say, save_params: bool) 
         files[parameters_path(where, entry["id"])] = entry.get("params_checksum")
     for path, written in files.items():
         if not path.is_file() or checksum(path) != written:
-            say(f"{path}: missing or damaged; its {len(entry['runs'])} runs are computed again")
+            kept = f", kept as {quarantine(where, path)}" if path.is_file() else ""
+            say(f"{path}: {'damaged' if kept else 'missing'}{kept}; its {len(entry['runs'])} runs are computed again")
             return False
     return True
 
 
-def _entry(group: Group, commit: str) -> dict[str, Any]:
+def narrowed(where: Path, manifest: dict[str, Any], group: Group, parts: Sequence[Group]) -> None:
+    """Plan *parts* in place of *group*, in the manifest and on disk."""
+    place = next(place for place, entry in enumerate(manifest["groups"]) if entry["id"] == group.id)
+    commit = manifest["groups"][place]["git_commit"]
+    manifest["groups"][place : place + 1] = [_entry(part, commit) for part in parts]
+    write_manifest(where, manifest)
+
+
+def _entry(group: Group, commit: str, failures: Mapping[str, dict[str, Any]] = NONE) -> dict[str, Any]:
+    """Return a group as it is planned; one that has failed stays failed until it is tried again."""
+    before = failures.get(group.id, {})
     return {
         "id": group.id,
         "arm": group.arm,
         "batch_size": group.batch_size,
         "runs": [run.id for run in group.runs],
         "status": "planned",
+        **{key: before[key] for key in ("status", "error", "seconds") if key in before},
         "git_commit": commit,
         **({"tuning": True} if group.tuning else {}),
     }

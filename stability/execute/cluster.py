@@ -1,0 +1,157 @@
+"""The workers of a Dask cluster as an executor of groups: the same numbers on more than one machine.
+
+A worker must have this machine's versions and model of device, and one thread. What it declares is respected: a group
+on a GPU takes one ``GPU``; where workers declare ``MEMORY``, a group takes the bytes that it needs; further resources
+are named in the address, as ``dask:tcp://HOST:PORT?BIG=1``. Dask pickles what it sends between machines: a scheduler
+belongs on a network of your own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import torch
+
+from stability.execute.worker import Outcome, Task, environment, sign_path, train_elsewhere
+from stability.extras import optional
+from stability.plugins import Plugin, load_plugins
+from stability.registry import InputError
+
+TOPIC = "stability"
+"""Of the events by which workers without our disk show signs of life."""
+
+PATIENCE = 10.0
+"""Seconds in which a scheduler must answer."""
+
+
+@contextmanager
+def cluster_of(address: str, device: torch.device, plugins: Sequence[Plugin] = ()) -> Iterator[Cluster]:
+    """Yield the workers of the scheduler at *address* (``tcp://HOST:PORT``, with ``?NAME=AMOUNT`` for resources).
+
+    Raises `InputError` if no scheduler answers, if a worker has other versions or another device than this machine, or
+    if a resource is asked for that no worker declares. Workers may join later; a scheduler that has none yet is waited
+    for.
+    """
+    distributed = optional("distributed", f"--on dask:{address}", "dask")
+    place, _, query = address.partition("?")
+    needs = _resources(query, address) | ({"GPU": 1.0} if device.type == "cuda" else {})
+    try:
+        client = distributed.Client(place, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"--on dask:{address}: no scheduler answers there ({reason})") from error
+    with client:
+        declared = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+        _check_declared(needs, declared, address)
+        _check_alike(client.run(environment, device, on_error="return"), environment(device))
+        cluster = Cluster(client, plugins, needs)
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown(wait=False)
+
+
+def _resources(query: str, address: str) -> dict[str, float]:
+    """Return the resources that an address asks for.
+
+    >>> _resources("GPU=1&MEMORY=8e9", "")
+    {'GPU': 1.0, 'MEMORY': 8000000000.0}
+    """
+    found = {}
+    for name, amount in parse_qsl(query, keep_blank_values=True):
+        try:
+            found[name] = float(amount)
+        except ValueError:
+            raise InputError(f"--on dask:{address}: {name} is {amount!r}; allowed: a number, as {name}=1") from None
+    return found
+
+
+def _check_declared(needs: Mapping[str, float], declared: Sequence[Mapping[str, float]], address: str) -> None:
+    """Raise `InputError` for a resource of which no worker has enough; without workers there is nothing to check."""
+    for name, amount in needs.items():
+        most = max((worker.get(name, 0.0) for worker in declared), default=amount)
+        if most < amount:
+            raise InputError(
+                f"--on dask:{address}: {amount:g} of the resource {name} is needed, and no worker declares more than "
+                f"{most:g}; start workers with --resources {name}={amount:g}"
+            )
+
+
+def _check_alike(found: Mapping[str, Any], ours: Mapping[str, str]) -> None:
+    """Raise `InputError` naming the first worker whose versions or device are not those of this machine."""
+    for worker, theirs in found.items():
+        if isinstance(theirs, BaseException):
+            raise InputError(f"worker {worker}: cannot be asked for its versions ({type(theirs).__name__}: {theirs})")
+        for name, here in ours.items():
+            if (there := theirs.get(name, "unknown")) != here:
+                raise InputError(f"worker {worker}: has {name} {there}, this machine {here}; results could differ")
+
+
+class Cluster(Executor):
+    """An `Executor` over a `distributed.Client` that declares what each group needs and ships *plugins* along."""
+
+    def __init__(self, client: Any, plugins: Sequence[Plugin], needs: Mapping[str, float]) -> None:
+        self._client, self._plugins, self._needs = client, tuple(plugins), dict(needs)
+        # Pure keys would make a group that is sent again wait for its lost first try.
+        self._executor = client.get_executor(pure=False)
+        self._homes: dict[str, Path] = {}
+        client.subscribe_topic(TOPIC, self._heard)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Schedule the training of a task (see `worker.train_elsewhere`, which is what *function* is)."""
+        (task,) = args
+        self._homes[task.group.id] = sign_path(task.where, task.group)
+        ours = environment(task.device)
+        return self._executor.submit(
+            _train_on_node, task, self._plugins, ours, str(Path.cwd()), resources=self._needs | self._memory(task)
+        )
+
+    def _memory(self, task: Task) -> dict[str, float]:
+        """Return the memory that a task takes, where workers declare theirs."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        declared = [worker["resources"]["MEMORY"] for worker in workers if "MEMORY" in worker["resources"]]
+        if not declared or "MEMORY" in self._needs:
+            return {}
+        if task.bytes > max(declared):
+            raise InputError(
+                f"group {task.group.id} takes {task.bytes:,} bytes of memory, and no worker declares more than "
+                f"{max(declared):,.0f} of MEMORY"
+            )
+        return {"MEMORY": float(task.bytes)}
+
+    def _heard(self, event: tuple[float, Mapping[str, str]]) -> None:
+        """Write the sign of life of a worker without our disk where those of the others are."""
+        _, message = event
+        if home := self._homes.get(message["group"]):
+            with contextlib.suppress(FileNotFoundError):  # A directory removed meanwhile needs no signs.
+                home.write_text(message["sign"])
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for what is under way, or cancel it."""
+        self._client.unsubscribe_topic(TOPIC)
+        self._executor.shutdown(wait=wait and not cancel_futures)
+
+
+def _train_on_node(task: Task, plugins: tuple[Plugin, ...], ours: Mapping[str, str], folder: str) -> Outcome:
+    """Train a group on a worker of a cluster, in the directory that the study was started in, where there is one."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    _check_alike({worker.address: environment(task.device)}, ours)
+    if worker.state.nthreads != 1:
+        raise InputError(f"worker {worker.address}: has {worker.state.nthreads} threads; start it with --nthreads 1")
+    _load_once(plugins)
+    with contextlib.chdir(folder) if Path(folder).is_dir() else contextlib.nullcontext():
+        return train_elsewhere(task, lambda sign: worker.log_event(TOPIC, {"group": task.group.id, "sign": sign}))
+
+
+@cache
+def _load_once(plugins: tuple[Plugin, ...]) -> None:
+    load_plugins(plugins)

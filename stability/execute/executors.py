@@ -1,0 +1,46 @@
+"""The executor that ``--on`` names: this process, worker processes here, or the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+
+from stability.execute.machine import pick_device
+from stability.execute.planning import worker_count
+from stability.execute.pool import WorkerPool
+from stability.plugins import Plugin
+from stability.registry import InputError
+
+
+@contextmanager
+def executor_of(on: str, device: str = "auto", plugins: Sequence[Plugin] = ()) -> Iterator[Executor | None]:
+    """Yield the executor that ``--on`` names.
+
+    ``local`` is one worker process a core on a CPU, and this process on a GPU; ``processes:N`` is N worker processes;
+    ``dask:ADDRESS`` the workers of a Dask scheduler (see `stability.execute.cluster`). Each worker loads *plugins*
+    first. Leaving by an exception, as an interruption is, stops the workers of this machine at once.
+    """
+    kind, _, rest = on.partition(":")
+    if kind == "dask" and rest:
+        from stability.execute.cluster import cluster_of
+
+        with cluster_of(rest, pick_device(device), plugins) as cluster:
+            yield cluster
+        return
+    if on == "local":
+        workers = worker_count(pick_device(device))
+    elif kind == "processes" and rest.isdecimal() and rest.isascii() and int(rest):
+        workers = int(rest)
+    else:
+        raise InputError(f"--on: got {on!r}; allowed: local, or processes:N with N at least 1, or dask:tcp://HOST:PORT")
+    if on == "local" and workers == 1:
+        yield None
+        return
+    pool = WorkerPool(workers, plugins)
+    try:
+        yield pool
+    except BaseException:
+        pool.abandon()
+        raise
+    pool.shutdown()

@@ -1,0 +1,155 @@
+"""A sample of a directory's groups, trained again elsewhere and compared with what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability.execute.machine import device_model, pick_device, versions
+from stability.execute.worker import Task, train_here
+from stability.grid import Group
+from stability.probes import probe
+from stability.registry import InputError
+from stability.store import checksum, group_path, read_group, read_manifest, read_study
+from stability.tuning import known_runs
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of training groups again: the ids compared, on what terms, and a sentence for each that differs."""
+
+    groups: tuple[str, ...]
+    finished: int
+    terms: str
+    differences: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """Return the result in one sentence."""
+        found = f"{len(self.differences)} differ" if self.differences else "all agree"
+        return f"{len(self.groups)} of {self.finished} finished groups trained again, compared {self.terms}: {found}"
+
+
+def verify(
+    run_dir: str | Path, sample: int = 3, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Verification:
+    """Return how *sample* finished groups of *run_dir* (0: all), picked evenly, compare with themselves trained again.
+
+    On the machine and versions that ran them, on a CPU, every value must be bit-identical; elsewhere the final value of
+    every measure must agree to its tolerance (see `TOLERANCE`). Probes that measure time are exempt. Nothing in
+    *run_dir* is touched. Raises `InputError` if it holds no finished group, or this machine lacks the device.
+    """
+    if sample < 0:
+        raise InputError(f"--sample: got {sample}; allowed: 0 (all groups) or more")
+    where = Path(run_dir)
+    manifest = read_manifest(where)
+    study = read_study(manifest, where)
+    finished = [entry for entry in manifest["groups"] if entry["status"] == "finished"]
+    if not finished:
+        raise InputError(f"{where}: holds no finished group; `stability run` goes on with it")
+    device = pick_device(manifest["device"]["type"])
+    exact = device.type == "cpu" and _changed(manifest, device_model(device)) == ""
+    runs = {run.id: run for run in known_runs(study, where, finished)[0]}
+    differences: list[str] = []
+    chosen = _evenly(finished, sample or len(finished))
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "groups").mkdir()
+        for number, entry in enumerate(chosen):
+            progress(number, len(chosen))
+            if not set(entry["runs"]) <= set(runs):
+                raise InputError(f"{where}: group {entry['id']} holds runs that its study does not have")
+            group = Group(entry["id"], tuple(runs[run] for run in entry["runs"]))
+            stored, again = group_path(where, group.id), group_path(Path(folder), group.id)
+            if not stored.is_file() or checksum(stored) != entry["checksum"]:
+                differences.append(f"{stored}: missing or damaged; `stability run` will compute it again")
+                continue
+            outcome = train_here(Task(study, group, Path(folder), device), lambda step: None)
+            if outcome.failure:
+                differences.append(f"group {group.id}: fails now: {outcome.failure.strip().splitlines()[-1]}")
+            elif said := _difference(read_group(stored), read_group(again), exact):
+                differences.append(f"group {group.id}: {said}")
+    terms = "bit for bit" if exact else f"within tolerance ({_changed(manifest, device_model(device)) or 'on a GPU'})"
+    return Verification(tuple(entry["id"] for entry in chosen), len(finished), terms, tuple(differences))
+
+
+def _changed(manifest: dict[str, Any], model: str) -> str:
+    """Return what of machine and versions is not as it was, in words, or nothing."""
+    if (was := manifest["device"]["model"]) != model:
+        return f"run on {was}, this is {model}"
+    for name, version in versions().items():
+        if (before := manifest["versions"].get(name)) != version:
+            return f"run with {name} {before}, this is {version}"
+    return ""
+
+
+def _evenly(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return *count* of the entries, evenly spread: the same ones each time.
+
+    >>> [entry["id"] for entry in _evenly([{"id": number} for number in range(7)], 3)]
+    [0, 3, 6]
+    """
+    count = min(count, len(entries))
+    return [entries[place] for place in np.linspace(0, len(entries) - 1, count).round().astype(int)]
+
+
+def _timed() -> set[str]:
+    """Return the measures of probes that measure time."""
+    return {
+        measure.name
+        for variant in probe.values()
+        if variant.traits.get("timed")
+        for measure in variant.traits["measures"]
+    }
+
+
+def _difference(stored: pd.DataFrame, again: pd.DataFrame, exact: bool) -> str:
+    """Return where two tables of a group differ first, in words, or nothing."""
+    if list(stored.columns) != list(again.columns) or not stored[["run", "step"]].equals(again[["run", "step"]]):
+        return "holds other columns, runs or steps than the same group trained again"
+    for name in stored.columns.drop(["run", "step", *(_timed() & set(stored.columns))]):
+        if said := (_unequal if exact else _far)(name, stored, again):
+            return said
+    return ""
+
+
+def _unequal(name: str, stored: pd.DataFrame, again: pd.DataFrame) -> str:
+    ours, theirs = ([_bytes(value) for value in frame[name]] for frame in (again, stored))
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one != other:
+            return _said(name, stored, again, place)
+    return ""
+
+
+def _bytes(value: Any) -> bytes | None:
+    return None if value is None else np.asarray(value, np.float32).tobytes()
+
+
+def _said(name: str, stored: pd.DataFrame, again: pd.DataFrame, place: int) -> str:
+    row = stored.iloc[place]
+    return f"{name} of run {row['run']} at step {row['step']} is {again[name].iloc[place]}, stored is {row[name]}"
+
+
+TOLERANCE = 0.05
+"""Largest difference of a measure's mean over a group's runs, across machines: a share of its largest such mean, at any
+step. Rounding is amplified by training, run by run; a mean is what claims rest on."""
+
+
+def _far(name: str, stored: pd.DataFrame, again: pd.DataFrame) -> str:
+    """Return where the mean over runs of one number per step differs by more than its tolerance, or nothing."""
+    if stored[name].dtype == object:
+        return ""  # Lists: the nodes of a density have no order that survives rounding.
+    was, now = (frame.groupby("step")[name].mean() for frame in (stored, again))
+    size = float(was.abs().max())
+    off = (now - was).abs().to_numpy() > TOLERANCE * (size or 1.0)
+    differ = off | (now.isna() != was.isna()).to_numpy()
+    if not differ.any():
+        return ""
+    place = int(differ.argmax())
+    means = f"{now.iloc[place]:.6g}, stored is {was.iloc[place]:.6g}"
+    return f"the mean of {name} at step {was.index[place]} is {means}: more than {TOLERANCE:.0%} off"
