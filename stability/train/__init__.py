@@ -141,12 +141,16 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
             "clipped": clipped,
             **{name: params[f"loss.{name}"].clone() for name in population.scalars if name in ("log_scale", "bias")},
         }
-        before = population.theta.clone()
         rates = [run.lr * schedule(train, population.step) for run in population.runs]
-        adamw(population.theta, gradient, population.moments, rates, population.blocks, train)
-        if some_dead:
-            torch.where(dead[:, None], before, population.theta, out=population.theta)
-        measures["update_norm"] = torch.linalg.vector_norm(before.sub_(population.theta), dim=-1)
+        measures["update_norm"] = adamw(
+            population.theta,
+            gradient,
+            population.moments,
+            rates,
+            population.blocks,
+            train,
+            frozen=dead if some_dead else None,
+        )
         population.state = {name: value.detach() for name, value in state.items()}
         for name in plan.reprojected:
             rows = plan.layout.unflatten(population.theta)[name]

@@ -65,37 +65,60 @@ def schedule(train: Train, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
 
 
+CACHE = 2**19
+"""Floats of parameters that are updated at a time on a CPU: few enough for its cache, enough to be worth the calls."""
+
+
 def adamw(
-    theta: Tensor, gradient: Tensor, moments: Moments, rates: Sequence[float], blocks: Sequence[Block], train: Train
-) -> None:
-    """Update *theta* (R, P) and *moments* in place by one step of AdamW at each replica's learning rate.
+    theta: Tensor,
+    gradient: Tensor,
+    moments: Moments,
+    rates: Sequence[float],
+    blocks: Sequence[Block],
+    train: Train,
+    frozen: Tensor | None = None,
+) -> Tensor:
+    """Update *theta* (R, P) and *moments* in place by one step of AdamW; return the norm of each replica's update, (R,).
 
     Decay is decoupled: theta <- theta - rate (m_hat / (sqrt(v_hat) + eps) + decay theta). Loshchilov and Hutter (2019),
     arXiv:1711.05101, Alg. 2, by torch's fused kernel: one pass over parameters, gradients and moments, row by row, so
-    that a replica's bits do not depend on the others.
+    that a replica's bits do not depend on the others. Replicas that are *frozen* (R,) keep their parameters.
+
+    On a CPU a few rows at a time are copied, updated and compared with the copy, while they are in the cache.
     """
     moments.count += 1
     count = torch.tensor(float(moments.count), device=theta.device)
-    for block in blocks:
-        rows = [x[:, block.start : block.stop].unbind() for x in (theta, gradient, moments.first, moments.second)]
-        for rate in dict.fromkeys(rates):
-            alike = [place for place, own in enumerate(rates) if own == rate]
-            parameters, gradients, first, second = ([part[place] for place in alike] for part in rows)
-            torch._fused_adamw_(
-                parameters,
-                gradients,
-                first,
-                second,
-                [],
-                [count] * len(alike),
-                lr=rate * block.multiplier,
-                beta1=train.betas[0],
-                beta2=train.betas[1],
-                weight_decay=block.decay,
-                eps=train.eps,
-                amsgrad=False,
-                maximize=False,
-            )
+    buffers = (theta, gradient, moments.first, moments.second)
+    views = [[x[:, block.start : block.stop].unbind() for x in buffers] for block in blocks]
+    width = len(theta) if theta.is_cuda else max(1, CACHE // theta.shape[1])
+    norms = theta.new_empty(len(theta))
+    for start in range(0, len(theta), width):
+        places = range(start, min(start + width, len(theta)))
+        part = theta[start : start + width]
+        before = part.clone()
+        for block, rows in zip(blocks, views, strict=True):
+            for rate in dict.fromkeys(rates[place] for place in places):
+                alike = [place for place in places if rates[place] == rate]
+                parameters, gradients, first, second = ([own[place] for place in alike] for own in rows)
+                torch._fused_adamw_(
+                    parameters,
+                    gradients,
+                    first,
+                    second,
+                    [],
+                    [count] * len(alike),
+                    lr=rate * block.multiplier,
+                    beta1=train.betas[0],
+                    beta2=train.betas[1],
+                    weight_decay=block.decay,
+                    eps=train.eps,
+                    amsgrad=False,
+                    maximize=False,
+                )
+        if frozen is not None:
+            torch.where(frozen[start : start + width, None], before, part, out=part)
+        norms[start : start + width] = torch.linalg.vector_norm(before.sub_(part), dim=-1)
+    return norms
 
 
 def preconditioner(moments: Moments, train: Train) -> Tensor:

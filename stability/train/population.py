@@ -26,10 +26,13 @@ from stability.study import Arm, Options, Study, modalities
 class Layout:
     """Names and shapes of all parameters, and where they lie in one flat vector of P numbers.
 
-    Matrices lie first, then vectors, then the loss's scalars: what the optimizer treats alike lies side by side.
+    Matrices lie first, then vectors, then the loss's scalars: what the optimizer treats alike lies side by side. The
+    weights of linear maps, (out, in), are *turned*: they lie as (in, out), which is how their gradient is computed, so
+    that nothing is transposed in memory on the way to the optimizer.
     """
 
     shapes: dict[str, tuple[int, ...]]
+    turned: frozenset[str] = frozenset()
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -41,7 +44,16 @@ class Layout:
         """Return the parameters as views of *flat* (..., P)."""
         parts = dict(zip(self.sizes, flat.split(list(self.sizes.values()), -1), strict=True))
         lead = flat.shape[:-1]
-        return {name: parts[name].view((*lead, *shape)) for name, shape in self.shapes.items()}
+        return {
+            name: parts[name].view((*lead, *shape[::-1])).mT
+            if name in self.turned
+            else parts[name].view((*lead, *shape))
+            for name, shape in self.shapes.items()
+        }
+
+    def apart(self, flat: Tensor) -> Params:
+        """Return the parameters of *flat* (..., P), each contiguous in memory, for those who compute with them."""
+        return {name: value.contiguous() for name, value in self.unflatten(flat).items()}
 
     def flatten(self, params: Params) -> Tensor:
         """Return one tensor (..., P) of all parameters, with the axes that lead each of them."""
@@ -152,10 +164,17 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
     named = [(f"{side}.{name}", value) for side, tower in built.items() for name, value in tower.named_parameters()]
     locked = {name for name, value in named if not value.requires_grad}
     constant = {f"loss.{name}" for name, scalar in plan.scalars.items() if not scalar.trained}
+    linear = {
+        ".".join(filter(None, (side, place, "weight")))
+        for side, tower in built.items()
+        for place, module in tower.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    shapes = {**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}
     return Blueprint(
         towers=built,
         loss=plan,
-        layout=Layout({**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}),
+        layout=Layout(shapes, frozenset(linear & shapes.keys())),
         initial_scalars={name: scalar.at(batch_size) for name, scalar in plan.scalars.items()},
         fixed=frozenset(locked | constant),
         reprojected=tuple(

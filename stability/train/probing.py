@@ -110,8 +110,8 @@ def _read_some(
     rows = torch.tensor(padded, device=device)
     moments = replace(snapshot.moments, second=snapshot.moments.second[rows], first=snapshot.moments.first[rows])
     tensors: dict[str, Any] = {
-        "params": plan.layout.unflatten(snapshot.theta[rows]),
-        "preconditioner": plan.layout.unflatten(preconditioner(moments, study.train)),
+        "params": plan.layout.apart(snapshot.theta[rows]),
+        "preconditioner": plan.layout.apart(preconditioner(moments, study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
     }
