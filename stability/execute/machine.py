@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +47,33 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def peak_of(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Yield a function that returns by how many bytes memory has grown at most since here; None where none can tell.
+
+    On a CPU this is the memory of the process as Linux counts it, whoever asked for it.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
+        yield lambda: torch.cuda.max_memory_reserved(device) - before
+        return
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        forget.write_text("5")  # the peak begins anew: proc(5)
+        resident = _kibibytes(status, "VmRSS")
+    except OSError:
+        yield lambda: None
+        return
+    yield lambda: 1024 * (_kibibytes(status, "VmHWM") - resident)
+
+
+def _kibibytes(status: Path, key: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
 
 
 def versions() -> dict[str, str]:

@@ -29,12 +29,12 @@ from stability.train.probing import Reading, Snapshot, asked_of, held_out, read
 __all__ = [
     "Population",
     "Replay",
+    "Timing",
     "Trainer",
     "diverged_at",
     "population_of",
     "replay",
-    "time_probes",
-    "time_steps",
+    "time_group",
     "train_group",
     "train_step",
 ]
@@ -223,19 +223,45 @@ def train_group(
         log.finish()
 
 
-def time_steps(trainer: Trainer, steps: int) -> float:
-    """Return the seconds that all steps of a group will take, from a few real ones."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a group: to get ready, of all its steps, of all readings of its probes."""
+
+    ready: float
+    steps: float
+    probes: float
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.ready + self.steps + self.probes
+
+
+def time_group(
+    study: Study, group: Group, pairs: Pairs, device: torch.device, steps: int, with_probes: bool = True
+) -> Timing:
+    """Return the seconds that *group* will take, from a few real steps (their median) and readings of its probes.
+
+    Without probes (*with_probes*) these count as none.
+    """
+    start = time.perf_counter()
+    trainer = Trainer(study, group, pairs, device)
     trainer.step()
-    return _seconds(lambda: [trainer.step() for _ in range(steps)], trainer.device) / steps * trainer.study.train.steps
+    ready = time.perf_counter() - start
+    each = sorted(_seconds(trainer.step, device) for _ in range(steps))[steps // 2]
+    probes = 0.0
+    for name, when in study.probes.items() if with_probes else ():
+        reading = _seconds(partial(trainer.read, name), device)
+        if reading < REPEATED:
+            probes += reading
+            reading = _seconds(partial(trainer.read, name), device)
+            probes -= reading
+        probes += reading * len(when.steps(study.train.steps))
+    return Timing(ready, each * study.train.steps, probes)
 
 
-def time_probes(trainer: Trainer) -> float:
-    """Return the seconds that all readings of a group's probes will take, from one real reading of each."""
-    study = trainer.study
-    return sum(
-        _seconds(partial(trainer.read, name), trainer.device) * len(when.steps(study.train.steps))
-        for name, when in study.probes.items()
-    )
+REPEATED = 0.5
+"""Seconds: a reading that took less is timed again, since the first one may have loaded what it needs."""
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -78,7 +78,7 @@ def adamw(
     train: Train,
     frozen: Tensor | None = None,
 ) -> Tensor:
-    """Update *theta* (R, P) and *moments* in place by one step of AdamW; return the norm of each replica's update, (R,).
+    """Update *theta* (R, P) and *moments* in place by a step of AdamW; return the norm of each replica's update, (R,).
 
     Decay is decoupled: theta <- theta - rate (m_hat / (sqrt(v_hat) + eps) + decay theta). Loshchilov and Hutter (2019),
     arXiv:1711.05101, Alg. 2, by torch's fused kernel: one pass over parameters, gradients and moments, row by row, so
