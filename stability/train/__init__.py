@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.nn.functional import normalize
 
 from stability.datasets import Pairs
@@ -122,7 +121,7 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
     asked = asked_of(plan, population.runs, population.draws, population.state, population.step, index.shape[1:-1])
     # Each parameter is a leaf of its own: the backward pass writes no gradient twice.
     params = {name: value.requires_grad_() for name, value in plan.layout.unflatten(population.theta).items()}
-    losses, state = vmap(plan.training_objective)(params, batch | asked)
+    losses, state = plan.losses(params, batch | asked)
     gradients = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         gradient = plan.layout.flatten(dict(zip(params, gradients, strict=True)))

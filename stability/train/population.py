@@ -20,6 +20,7 @@ from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
+from stability.train.chains import Chain, chain_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Blueprint:
     initial_scalars: dict[str, float]
     fixed: frozenset[str]
     reprojected: tuple[str, ...]
+    chains: dict[str, Chain]
 
     def embed(self, modality: str, params: Params, samples: Tensor) -> Tensor:
         """Return unit rows (B, D) for the samples of one modality and one replica."""
@@ -123,8 +125,30 @@ class Blueprint:
         With k towers it is the sum of the pair losses over the k (k - 1) / 2 pairs of modalities, divided by their
         number: the scalars, the random numbers and the chance level are those of one pair.
         """
-        params = {name: value.detach() if name in self.fixed else value for name, value in params.items()}
-        towers = [self.embed(name, params, batch[name]) for name in self.towers]
+        params = self._without_fixed(params)
+        return self._loss([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
+
+    def losses(self, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the `training_objective` of all replicas, (R,), from parameters and a batch with that axis in front.
+
+        The same numbers as ``vmap(training_objective)``, sooner where towers are chains of known layers.
+        """
+        params = self._without_fixed(params)
+        towers = [self._embed_all(name, params, batch[name]) for name in self.towers]
+        given = {name: value for name, value in params.items() if name.startswith("loss.")}
+        asked = {name: batch[name] for name in self.loss.reserved}
+        return vmap(self._loss)(towers, given, asked)
+
+    def _without_fixed(self, params: Params) -> Params:
+        return {name: value.detach() if name in self.fixed else value for name, value in params.items()}
+
+    def _embed_all(self, modality: str, params: Params, samples: Tensor) -> Tensor:
+        own = {name: value for name, value in params.items() if name.startswith(f"{modality}.")}
+        if modality not in self.chains:
+            return vmap(partial(self.embed, modality))(own, samples)
+        return F.normalize(self.chains[modality](_within(f"{modality}.", own), samples), dim=-1)
+
+    def _loss(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         given = _within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
             stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
@@ -170,6 +194,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
         for place, module in tower.named_modules()
         if isinstance(module, nn.Linear)
     }
+    chains = {name: chain for name, tower in built.items() if (chain := chain_of(tower)) is not None}
     shapes = {**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}
     return Blueprint(
         towers=built,
@@ -183,6 +208,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
             for place, module in tower.named_modules()
             for name in getattr(module, "reprojected", ())
         ),
+        chains=chains,
     )
 
 
