@@ -224,7 +224,7 @@ def plan(study: StudyName, scale: Scale = "small", device: Device = "auto", on: 
                 "time",
                 f"about {_minutes(cost.seconds)} (from {cost.measured_steps} steps a group and the probes)",
             ),
-            ("memory", f"about {_gibibytes(cost.bytes)} at the peak, beside what PyTorch itself takes{too_much}"),
+            ("memory", f"about {_gibibytes(cost.bytes)} at the peak, Python and PyTorch included{too_much}"),
         ]
     )
 

@@ -51,25 +51,22 @@ def device_memory(device: torch.device) -> int:
 
 @contextmanager
 def peak_of(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """Yield a function that returns by how many bytes memory has grown at most since here; None where none can tell.
+    """Yield a function that returns the most bytes taken at once since here; None where the system does not tell.
 
-    On a CPU this is the memory of the process as Linux counts it, whoever asked for it.
+    On a GPU, of its memory; on a CPU, of the memory of this process, Python and PyTorch included, as Linux counts it.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_reserved(device)
-        yield lambda: torch.cuda.max_memory_reserved(device) - before
+        yield lambda: torch.cuda.max_memory_reserved(device)
         return
-    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        forget.write_text("5")  # the peak begins anew: proc(5)
-        resident = _kibibytes(status, "VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
     except OSError:
         yield lambda: None
-        return
-    yield lambda: 1024 * (_kibibytes(status, "VmHWM") - resident)
+    else:
+        yield lambda: 1024 * _kibibytes(Path("/proc/self/status"), "VmHWM")
 
 
 def _kibibytes(status: Path, key: str) -> int:

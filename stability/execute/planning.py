@@ -75,8 +75,8 @@ class Cost:
     """What a study takes on one machine: counts, seconds of training and probes, bytes while the widest train.
 
     *runs* are those of the test, *tuning_runs* those of the search before it, *groups* both. Where the test is also run
-    without tuning, runs that tuning leaves as they are count twice here and are trained once. *bytes* are of all
-    workers, each with its copy of the data, beside what Python and PyTorch take.
+    without tuning, runs that tuning leaves as they are count twice here and are trained once. *bytes* are those of the
+    GPU, or of all worker processes with what Python and PyTorch take (where the system tells no peak, without).
     """
 
     runs: int
@@ -111,8 +111,7 @@ def measure(
     with reproducible_arithmetic(), peak_of(device) as grown:
         timing = time_group(study_of(study, group), group, pairs, device, steps, with_probes)
         peak = grown()
-    data = sum(samples.nbytes for samples in pairs.modalities.values())
-    return Sample(began, timing, data + (bytes_expected if peak is None else peak))
+    return Sample(began, timing, bytes_expected if peak is None else peak)
 
 
 def estimate(
