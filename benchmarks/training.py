@@ -4,11 +4,13 @@ python benchmarks/training.py --json benchmarks/training.json --figure benchmark
 
 Every engine lives in processes of its own and rests while another is timed; rounds alternate between engines, and the
 best round counts, since other programs may use the machine. An engine whose losses differ from the loop's is void.
+The file is written anew after every part, so that a run that is killed leaves what it has measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -17,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workload import Work, agree, share
 
 from stability.execute.machine import core_count, device_model
+from stability.store import write_atomically
 from stability.train.population import blueprint, initial_parameters
 
 CASES = {f"{towers}-{size}": (towers, size) for towers in ("mlp", "transformer") for size in (32, 128, 512, 2048)}
@@ -162,74 +165,97 @@ def demand(work: Work) -> tuple[float, float]:
     return counter.get_total_flops(), 28 * theta.numel()
 
 
-def measure(case: str, replicas: Sequence[int], rounds: int, engines: Sequence[Engine], device: str) -> list[Row]:
-    """Return one row for each engine and number of replicas."""
-    towers, size = CASES[case]
-    jobs = [(engine, count) for engine in engines for count in (replicas if engine.scales else (2,))]
-    work = {count: Work(towers, size, count, 0, count, device) for _, count in jobs}
-    times: dict[tuple[str, int], float] = {}
-    about: dict[tuple[str, int], tuple[float, float]] = {}
+Job = tuple[Engine, int]
+"""An engine and how many replicas it trains."""
+
+
+@dataclass
+class Case:
+    """What is known of one case so far: times in milliseconds per replica and step (NaN: void), memory, first calls."""
+
+    name: str
+    device: str
+    times: dict[tuple[str, int], float] = field(default_factory=dict)
+    about: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
     reference: np.ndarray | None = None
-    # One number of replicas at a time: the engines that are timed against each other rest side by side in memory.
-    for count in dict.fromkeys(count for _, count in jobs):
-        with ExitStack() as stack:
-            teams = {e.name: stack.enter_context(team(e, work[count])) for e, n in jobs if n == count}
-            steps = {}
-            for name, group in teams.items():
-                losses, first = group.advance(CHECKED)
-                reference = losses if reference is None else reference
-                if not agree(losses, reference):
-                    print(f"{case}, {name}: other losses than the loop's: {losses[:, 0]} for {reference[:, 0]}")
-                    times[name, count] = math.nan
-                _, seconds = group.advance(CHECKED)
-                steps[name] = CHECKED if name == "jax" else max(2, min(64, int(0.5 * CHECKED / seconds)))
-                about[name, count] = (0.0, first)
-            for _ in range(rounds):
-                for name, group in teams.items():
-                    _, seconds = group.advance(steps[name])
-                    each = 1000 * seconds / steps[name] / count
-                    times[name, count] = min(times.get((name, count), math.inf), each)
-            for name, group in teams.items():
-                about[name, count] = (group.megabytes, about[name, count][1])
-    return _rows(case, replicas, jobs, times, about, demand(work[jobs[0][1]]))
+
+    def work(self, replicas: int) -> Work:
+        """Return what an engine has to do."""
+        return Work(*CASES[self.name], replicas, 0, replicas, self.device)
 
 
-def _rows(
-    case: str,
+def measure(case: Case, jobs: Sequence[Job], rounds: int) -> None:
+    """Time some engines against each other: they rest side by side in memory, and take turns."""
+    with ExitStack() as stack:
+        teams = {(e.name, count): stack.enter_context(team(e, case.work(count))) for e, count in jobs}
+        steps = {}
+        for (name, count), group in teams.items():
+            losses, first = group.advance(CHECKED)
+            case.reference = losses if case.reference is None else case.reference
+            if not agree(losses, case.reference):
+                print(f"{case.name}, {name}: other losses than the loop's: {losses[:, 0]} for {case.reference[:, 0]}")
+                case.times[name, count] = math.nan
+            _, seconds = group.advance(CHECKED)
+            steps[name, count] = CHECKED if name == "jax" else max(2, min(64, int(0.5 * CHECKED / seconds)))
+            case.about[name, count] = (0.0, first)
+        for _ in range(rounds):
+            for (name, count), group in teams.items():
+                _, seconds = group.advance(steps[name, count])
+                each = 1000 * seconds / steps[name, count] / count
+                case.times[name, count] = min(case.times.get((name, count), math.inf), each)
+        for key, group in teams.items():
+            case.about[key] = (group.megabytes, case.about[key][1])
+
+
+def agenda(replicas: Sequence[int], engines: Sequence[Engine]) -> list[list[Job]]:
+    """Return what to measure of a case, the most telling first: loops and the scaling engines at about 32 replicas.
+
+    Then the other numbers of replicas; what takes a minute to compile comes last.
+    """
+    middle = min(replicas, key=lambda count: abs(count - 32))
+    loops = [(engine, 2) for engine in engines if not engine.scales]
+    slow = [job for job in loops if job[0].name == "loop, compiled"]
+    scaling = [[(engine, count) for engine in engines if engine.scales] for count in replicas if count != middle]
+    first = [job for job in loops if job not in slow] + [(engine, middle) for engine in engines if engine.scales]
+    return [jobs for jobs in (first, *scaling, slow) if jobs]
+
+
+def rows_of(
+    case: Case,
     replicas: Sequence[int],
-    jobs: Sequence[tuple[Engine, int]],
-    times: dict[tuple[str, int], float],
-    about: dict[tuple[str, int], tuple[float, float]],
+    engines: Sequence[Engine],
+    limits: tuple[float, float],
     needs: tuple[float, float],
 ) -> list[Row]:
-    flops, copied = ceilings()
+    """Return a row for each engine and number of replicas measured so far."""
 
     def time_of(name: str, count: int) -> float | None:
-        found = times.get((name, count), times.get((name, 2)))
+        found = case.times.get((name, count), case.times.get((name, 2)))
         return None if found is None or math.isnan(found) else found
 
     def over(peer: float | None, own: float | None) -> float | None:
         return None if peer is None or own is None else round(peer / own, 3)
 
     rows = []
-    for engine in dict.fromkeys(engine for engine, _ in jobs):
-        for count in replicas:
-            own = time_of(engine.name, count)
-            megabytes, first = about.get((engine.name, count)) or about[engine.name, 2]
-            rows.append(
-                Row(
-                    case=case,
-                    engine=engine.name,
-                    replicas=count,
-                    ms_per_replica_step=None if own is None else round(own, 4),
-                    ratio_to_loop=over(min(filter(None, (time_of(name, count) for name in LOOPS)), default=None), own),
-                    ratio_to_jax=over(time_of("jax", count), own),
-                    matmul_share=None if own is None else round(needs[0] / flops * 1000 / own, 3),
-                    copy_share=None if own is None else round(needs[1] / copied * 1000 / own, 3),
-                    megabytes=round(megabytes),
-                    first_call_seconds=round(first, 2),
-                )
+    for engine, count in itertools.product(engines, replicas):
+        about = case.about.get((engine.name, count if engine.scales else 2))
+        if about is None:
+            continue
+        own = time_of(engine.name, count)
+        rows.append(
+            Row(
+                case=case.name,
+                engine=engine.name,
+                replicas=count,
+                ms_per_replica_step=None if own is None else round(own, 4),
+                ratio_to_loop=over(min(filter(None, (time_of(name, count) for name in LOOPS)), default=None), own),
+                ratio_to_jax=over(time_of("jax", count), own),
+                matmul_share=None if own is None else round(needs[0] / limits[0] * 1000 / own, 3),
+                copy_share=None if own is None else round(needs[1] / limits[1] * 1000 / own, 3),
+                megabytes=round(about[0]),
+                first_call_seconds=round(about[1], 2),
             )
+        )
     return rows
 
 
@@ -279,6 +305,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--replicas", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--engines", nargs="+", choices=[engine.name for engine in ENGINES])
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing new after this time")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
@@ -286,12 +313,23 @@ def main(arguments: Sequence[str]) -> None:
     engines = [engine for engine in ENGINES if asked.engines is None or engine.name in asked.engines]
     cases = list(CASES) if "all" in asked.cases else asked.cases
     print(f"{device_model(torch.device(asked.device))}, {core_count()} cores, torch {torch.__version__}")
-    rows = []
-    for case in cases:
-        rows += measure(case, asked.replicas, asked.rounds, engines, asked.device)
-        show([row for row in rows if row.case == case])
-        if asked.json:
-            asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    known = {name: Case(name, asked.device) for name in cases}
+    needs = {name: demand(case.work(2)) for name, case in known.items()}
+    limits = ceilings()
+    start, rows = time.monotonic(), []
+    # First the most telling part of every case, then the second, and so on.
+    for part in itertools.zip_longest(*([(name, jobs) for jobs in agenda(asked.replicas, engines)] for name in cases)):
+        for name, jobs in part:
+            if time.monotonic() - start > 60 * asked.minutes:
+                print(f"{name}: no time left for {', '.join(f'{engine.name} ({count})' for engine, count in jobs)}")
+                continue
+            measure(known[name], jobs, asked.rounds)
+            rows = [row for n in cases for row in rows_of(known[n], asked.replicas, engines, limits, needs[n])]
+            if asked.json:
+                write_atomically(asked.json, (json.dumps([asdict(row) for row in rows], indent=1) + "\n").encode())
+            measured = {(engine.name, count) for engine, count in jobs}
+            print(f"{name}: {', '.join(f'{e} {known[name].times[e, n]:.3g} ms ({n})' for e, n in measured)}")
+    show(rows)
     if asked.figure:
         figure(rows, asked.figure)
 

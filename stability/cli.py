@@ -210,12 +210,24 @@ def _study_with(encoders: Sequence[str] | None, study: str, scale: str) -> tuple
 
 
 @app.command()
-def plan(study: StudyName, scale: Scale = "small", device: Device = "auto", encoders: Encoders = None) -> None:
+def plan(
+    study: StudyName,
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    encoders: Encoders = None,
+) -> None:
     """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
-    from stability.execute import estimate, pick_device
+    from stability.execute import estimate, executor_of, pick_device
+    from stability.execute.machine import device_memory
+    from stability.execute.planning import workers_on
 
-    loaded, _ = _study_with(encoders, study, scale)
-    cost = estimate(loaded, pick_device(device))
+    loaded, plugins = _study_with(encoders, study, scale)
+    chosen = pick_device(device)
+    workers, memory = workers_on(on, chosen), device_memory(chosen)
+    with executor_of(on, device, plugins) as executor:
+        cost = estimate(loaded, chosen, workers=workers, executor=executor)
+    too_much = f"; here are only {_gibibytes(memory)}, so give fewer workers" if cost.bytes > memory else ""
     _print_rows(
         [
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
@@ -224,11 +236,15 @@ def plan(study: StudyName, scale: Scale = "small", device: Device = "auto", enco
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
                 "time",
-                f"about {_minutes(cost.seconds)} (from {cost.measured_steps} steps a group, one reading a probe)",
+                f"about {_minutes(cost.seconds)} (from {cost.measured_steps} steps a group and the probes)",
             ),
-            ("memory", f"about {cost.bytes / 2**30:.1f} GiB for training, beside what PyTorch itself takes"),
+            ("memory", f"about {_gibibytes(cost.bytes)} at the peak, Python and PyTorch included{too_much}"),
         ]
     )
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
 
 
 def _minutes(seconds: float) -> str:

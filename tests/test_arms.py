@@ -20,7 +20,7 @@ from stability.registry import InputError
 from stability.report.method import method
 from stability.study import Train, parse_study
 from stability.train import Trainer
-from stability.train.optimizer import Moments, blocks_of, preconditioner, sgd
+from stability.train.optimizer import Moments, blocks_of, preconditioner
 
 
 def study_of(tiny_text, old="", new=""):
@@ -61,7 +61,7 @@ def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replic
     ]
     for _ in range(20):
         gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-        sgd(ours, gradient, moments, rates, blocks, train)
+        take_step(ours, gradient, moments, rates, blocks, train)
         for row, (decayed, bare), optimizer in zip(gradient, theirs, optimizers, strict=True):
             decayed.grad, bare.grad = row[:4].clone(), row[4:].clone()
             optimizer.step()
@@ -77,7 +77,7 @@ def test_heavy_ball_on_a_parabola_converges_just_below_the_threshold_and_explode
         place = torch.ones(2, 1, dtype=torch.float64)
         moments = Moments.zeros_like(place)
         for _ in range(4000):
-            sgd(place, sharpness * place, moments, [0.1, 0.1], blocks_of([(1, 0.0, 1.0)]), train)
+            take_step(place, sharpness * place, moments, [0.1, 0.1], blocks_of([(1, 0.0, 1.0)]), train)
         ends.append(float(place.abs().max()))
     assert ends[0] < 1e-3
     assert ends[1] > 1e3

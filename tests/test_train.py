@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -21,8 +22,9 @@ from stability.losses import clip, loss
 from stability.registry import InputError, Variant
 from stability.study import Study, Train, load_study, parse_study
 from stability.train import Trainer, diverged_at, population_of, train_step
+from stability.train.chains import chain_of
 from stability.train.feed import batch_indices, duplicate_share, feed_of, identity, independent_indices
-from stability.train.optimizer import Clip, Moments, adamw, blocks_of, schedule
+from stability.train.optimizer import Clip, Moments, blocks_of, schedule, take_step
 from stability.train.population import Layout, towers
 
 CPU = torch.device("cpu")
@@ -54,7 +56,7 @@ def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own
     ]
     for _ in range(20):
         gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-        adamw(ours, gradient, moments, lrs.tolist(), blocks, train)
+        take_step(ours, gradient, moments, lrs.tolist(), blocks, train)
         for row, (decayed, bare), optimizer in zip(gradient, theirs, optimizers, strict=True):
             decayed.grad, bare.grad = row[:4].clone(), row[4:].clone()
             optimizer.step()
@@ -101,6 +103,37 @@ def test_parameters_lie_flat_and_come_back_with_what_the_optimizer_treats_alike_
     transposed = params | {"a.weight": params["a.weight"].mT.contiguous().mT}
     assert torch.equal(layout.flatten(transposed), flat)
     assert torch.equal(layout.flatten({name: value[1] for name, value in params.items()}), flat[1])
+
+
+def test_turned_matrices_lie_transposed_and_come_back_the_same():
+    layout = Layout({"a.weight": (2, 3), "b.weight": (2, 2), "a.bias": (2,)}, turned=frozenset({"a.weight"}))
+    weight = torch.arange(12.0).view(2, 2, 3)
+    params = {"a.weight": weight, "b.weight": torch.ones(2, 2, 2), "a.bias": torch.zeros(2, 2)}
+    flat = layout.flatten(params)
+    assert flat[0, :6].tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
+    views, copies = layout.unflatten(flat), layout.apart(flat)
+    assert views["a.weight"].data_ptr() == flat.data_ptr()
+    for name, value in params.items():
+        assert torch.equal(views[name], value)
+        assert torch.equal(copies[name], value)
+        assert copies[name].is_contiguous()
+
+
+def test_the_optimizer_returns_the_norms_of_the_updates_and_leaves_frozen_replicas_whatever_its_parts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(2, 5, 7, generator=generator)
+    blocks, frozen = blocks_of([(4, 0.1, 1.0), (3, 0.0, 2.0)]), torch.tensor([False, True, False, False, True])
+    found = []
+    for cache in (1, 14, 10**6):
+        monkeypatch.setattr("stability.train.optimizer.CACHE", cache)
+        theta, moments = start.clone(), Moments.zeros_like(start)
+        taken = take_step(theta, gradient, moments, [0.1, 0.1, 0.2, 0.1, 0.2], blocks, Train(steps=3), frozen=frozen)
+        norms = taken["update_norm"]
+        assert_close(norms, (theta - start).norm(dim=-1))
+        assert torch.equal(norms == 0, frozen)
+        assert torch.equal((theta == start).all(-1), frozen)
+        found.append((theta, norms))
+    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
@@ -209,6 +242,65 @@ def test_a_replica_that_turns_nan_is_frozen_and_its_neighbours_do_not_notice(tin
             assert torch.isnan(ill[name][1]) == (step >= 2)
     assert torch.equal(healthy.theta[[0, 2]], sick.theta[[0, 2]])
     assert torch.equal(sick.theta[1].nan_to_num(7.0), frozen.nan_to_num(7.0))
+
+
+class Doubled(nn.Linear):
+    """A linear map that is not one: nothing is known of a subclass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def of_shared_layers() -> nn.Module:
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer)
+
+
+def with_a_hook() -> nn.Module:
+    tower = nn.Sequential(nn.Flatten(), nn.Linear(6, 6))
+    tower[1].register_forward_hook(lambda module, args, output: 2 * output)
+    return tower
+
+
+@pytest.mark.parametrize(
+    ("build", "known"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)), True),
+        (lambda: nn.Sequential(nn.Flatten(1, -1), nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU())), True),
+        (lambda: nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Flatten(-2), nn.Linear(16, 4)), True),
+        (lambda: nn.Sequential(nn.Flatten(), *[nn.Tanh()] * 2, nn.Linear(6, 4)), True),
+        (of_shared_layers, False),
+        (lambda: nn.Sequential(nn.Flatten(), Doubled(6, 4)), False),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(6)), False),
+        (with_a_hook, False),
+    ],
+)
+def test_a_chain_of_known_layers_gives_all_replicas_the_bits_that_vmap_gives_each(build, known):
+    torch.manual_seed(0)
+    tower = build()
+    chain = chain_of(tower)
+    assert (chain is not None) == known
+    if chain is None:
+        return
+    samples = torch.randn(3, 5, 2, 3)
+    params = {name: torch.randn(3, *value.shape, requires_grad=True) for name, value in tower.named_parameters()}
+    slow = vmap(lambda own, x: functional_call(tower, own, x))(params, samples)
+    fast = chain(params, samples)
+    assert torch.equal(fast, slow)
+    slopes = [torch.autograd.grad(out.square().sum(), list(params.values())) for out in (fast, slow)]
+    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
+
+
+def test_losses_of_a_population_have_the_bits_of_the_objective_under_vmap(tiny):
+    population = population_of(tiny, some_runs(tiny, "siglip-log-b"), tiny.pairs(), CPU)
+    plan = population.plan
+    assert plan.chains.keys() == {"image"}
+    batch = population.feed.batch(torch.arange(8).repeat(6, 1), population.generators)
+    params = {name: value.requires_grad_() for name, value in plan.layout.unflatten(population.theta).items()}
+    ours, theirs = plan.losses(params, batch)[0], vmap(plan.objective)(params, batch)
+    assert torch.equal(ours, theirs)
+    slopes = [torch.autograd.grad(losses.sum(), list(params.values())) for losses in (ours, theirs)]
+    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
 
 
 def test_losses_share_weights_batches_and_noise_at_one_seed(tiny):

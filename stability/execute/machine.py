@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +47,30 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def peak_of(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Yield a function that returns the most bytes taken at once since here; None where the system does not tell.
+
+    On a GPU, of its memory; on a CPU, of the memory of this process, Python and PyTorch included, as Linux counts it.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_reserved(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+    except OSError:
+        yield lambda: None
+    else:
+        yield lambda: 1024 * _kibibytes(Path("/proc/self/status"), "VmHWM")
+
+
+def _kibibytes(status: Path, key: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
 
 
 def versions() -> dict[str, str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from stability.execute.machine import core_count, device_memory, device_model, reproducible_arithmetic
+from stability.execute.machine import core_count, device_memory, device_model, peak_of, reproducible_arithmetic
 from stability.grid import Group, Run, groups_of, runs_of, study_of, tuning_runs_of
+from stability.registry import InputError
 from stability.study import Study
-from stability.train import Trainer, time_probes, time_steps
+from stability.train import Timing, time_group
 from stability.train.memory import bytes_per_replica
+from stability.train.probing import selects
 
 WIDEST = {"cpu": 32, "cuda": 1024}
 """Replicas side by side: beyond this a CPU only leaves its caches, and a GPU is busy."""
@@ -31,6 +36,20 @@ def worker_count(device: torch.device) -> int:
     One thread each, because the arithmetic of a small model is too short to share: two threads wait for each other.
     """
     return 1 if device.type == "cuda" else core_count()
+
+
+def workers_on(on: str, device: torch.device) -> int:
+    """Return how many processes train side by side for ``--on``: ``local``, or ``processes:N``.
+
+    >>> workers_on("processes:3", torch.device("cpu")), workers_on("local", torch.device("cuda"))
+    (3, 1)
+    """
+    kind, _, count = on.partition(":")
+    if on == "local":
+        return worker_count(device)
+    if kind != "processes" or not (count.isdecimal() and count.isascii() and int(count)):
+        raise InputError(f"--on: got {on!r}; allowed where a study is planned: local, or processes:N with N at least 1")
+    return int(count)
 
 
 def plan_groups(study: Study, device: torch.device, runs: Sequence[Run], kept: Sequence[Group] = ()) -> Plan:
@@ -56,7 +75,8 @@ class Cost:
     """What a study takes on one machine: counts, seconds of training and probes, bytes while the widest train.
 
     *runs* are those of the test, *tuning_runs* those of the search before it, *groups* both. Where the test is also run
-    without tuning, runs that tuning leaves as they are count twice here and are trained once.
+    without tuning, runs that tuning leaves as they are count twice here and are trained once. *bytes* are those of the
+    GPU, or of all worker processes with what Python and PyTorch take (where the system tells no peak, without).
     """
 
     runs: int
@@ -70,32 +90,57 @@ class Cost:
     bytes: int
 
 
-def estimate(study: Study, device: torch.device, steps: int = 3) -> Cost:
-    """Return the cost of *study*, from a few real steps of every arm and one reading of every probe per batch size.
+@dataclass(frozen=True)
+class Sample:
+    """What a few steps of one group took: when they began (seconds since 1970), times, and the bytes at their peak."""
 
-    What a probe costs hangs on the towers and the batch, hardly on the loss.
+    began: float
+    timing: Timing
+    bytes: int
+
+
+def measure(
+    study: Study, group: Group, device: torch.device, bytes_expected: int, steps: int, with_probes: bool
+) -> Sample:
+    """Return what *group* takes, from a few real steps and, *with_probes*, readings of each of its probes.
+
+    *bytes_expected* stand in for the peak of memory where the system does not tell it.
+    """
+    began = time.time()
+    pairs = study.pairs()
+    with reproducible_arithmetic(), peak_of(device) as grown:
+        timing = time_group(study_of(study, group), group, pairs, device, steps, with_probes)
+        peak = grown()
+    return Sample(began, timing, bytes_expected if peak is None else peak)
+
+
+def estimate(
+    study: Study,
+    device: torch.device,
+    steps: int = 5,
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+) -> Cost:
+    """Return the cost of *study*, from a few real steps and readings of one group of every shape.
+
+    What a probe takes hangs on the towers and the batch, hardly on the loss: it is read for one arm of each batch size.
+    The measurements are taken on *executor*, side by side as the groups will train, or one by one in this process.
+    *workers* is the number of processes that will train side by side (None: `worker_count`); more workers take more
+    memory in all, but the groups stay the same.
     """
     test = runs_of(study)
     plan = plan_groups(study, device, (*tuning_runs_of(study), *test))
-    pairs = study.pairs()
-    training: dict[tuple[str, int, int, bool], float] = {}
-    probing: dict[tuple[int, int, bool], float] = {}
-    with reproducible_arithmetic():
-        for group in plan.groups:
-            shape = (group.batch_size, len(group.runs), group.tuning)
-            if (group.arm, *shape) not in training:
-                trainer = Trainer(study_of(study, group), group, pairs, device)
-                training[group.arm, *shape] = time_steps(trainer, steps)
-                if shape not in probing:
-                    probing[shape] = time_probes(trainer)
+    workers = min(workers or worker_count(device), max(1, len(plan.groups)))
+    samples, start = _measured(study, plan, device, steps, workers, executor)
     # Without tuning as well, the test is trained twice over.
     copies = 2 if study.tune and study.tune.untuned else 1
     seconds: dict[bool, list[float]] = {True: [], False: []}
+    needs = []
     for group in plan.groups:
-        shape = (group.batch_size, len(group.runs), group.tuning)
-        seconds[group.tuning] += [training[group.arm, *shape] + probing[shape]] * (1 if group.tuning else copies)
-    needs = [plan.bytes[f"{group.arm} {group.batch_size}"] * len(group.runs) for group in plan.groups]
-    workers = min(worker_count(device), max(1, len(plan.groups)))
+        sample = samples[group.arm, _shape(study, group)]
+        seconds[group.tuning] += [sample.timing.seconds] * (1 if group.tuning else copies)
+        needs.append(sample.bytes)
     return Cost(
         runs=len(test) * copies,
         tuning_runs=sum(len(group.runs) for group in plan.groups if group.tuning),
@@ -104,10 +149,56 @@ def estimate(study: Study, device: torch.device, steps: int = 3) -> Cost:
         device=device_model(device),
         workers=workers,
         # Nothing of the test can begin before the last of the search is done.
-        seconds=sum(_makespan(each, workers) for each in seconds.values()),
+        seconds=start + sum(_makespan(each, workers) for each in seconds.values()),
         measured_steps=steps,
         bytes=sum(sorted(needs)[-workers:]),
     )
+
+
+Shape = tuple[int, bool, int, tuple[int, ...]]
+
+
+def _shape(study: Study, group: Group) -> Shape:
+    """Return what the cost of a group hangs on beside its arm: batch size, part of the study, width, runs probed."""
+    probes = study_of(study, group).probes.values()
+    probed = tuple(sum(selects(when, run) for run in group.runs) for when in probes)
+    return group.batch_size, group.tuning, len(group.runs), probed
+
+
+def _measured(
+    study: Study, plan: Plan, device: torch.device, steps: int, workers: int, executor: Executor | None
+) -> tuple[dict[tuple[str, Shape], Sample], float]:
+    """Return a sample of the groups of every arm and shape, and the seconds until a worker was ready for the first."""
+    groups = {(group.arm, _shape(study, group)): group for group in reversed(plan.groups)}
+    probed = {shape: arm for arm, shape in groups}
+    work = {
+        (arm, shape): partial(
+            measure,
+            study,
+            group,
+            device,
+            bytes_expected=plan.bytes[f"{arm} {group.batch_size}"] * max(2, len(group.runs)),
+            steps=steps,
+            with_probes=probed[shape] == arm,
+        )
+        for (arm, shape), group in groups.items()
+    }
+    submitted = time.time()
+    if executor is None:
+        samples = {key: each() for key, each in work.items()}
+    else:
+        # A worker with nothing to do would leave its share of the machine to the others.
+        copies = -(-workers // max(1, len(work)))
+        jobs = [(key, executor.submit(each)) for key, each in work.items() for _ in range(copies)]
+        samples = {key: job.result() for key, job in jobs}
+    start = min((sample.began for sample in samples.values()), default=submitted) - submitted
+    whole = {key: _with_probes(sample, samples[probed[key[1]], key[1]]) for key, sample in samples.items()}
+    return whole, start
+
+
+def _with_probes(sample: Sample, probed: Sample) -> Sample:
+    timing = replace(sample.timing, probes=probed.timing.probes)
+    return replace(sample, timing=timing, bytes=max(sample.bytes, probed.bytes))
 
 
 def _makespan(seconds: Sequence[float], workers: int) -> float:

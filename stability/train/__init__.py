@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.nn.functional import normalize
 
 from stability.datasets import Pairs
@@ -22,19 +21,19 @@ from stability.streams import stream
 from stability.study import Study
 from stability.train.divergence import diverged_at
 from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
-from stability.train.optimizer import UPDATES, Block, Clip, Moments, blocks_of, schedule
+from stability.train.optimizer import Block, Clip, Moments, blocks_of, norms, schedule, take_step
 from stability.train.population import Blueprint, blueprint, initial_parameters
 from stability.train.probing import Reading, Snapshot, asked_of, held_out, read
 
 __all__ = [
     "Population",
     "Replay",
+    "Timing",
     "Trainer",
     "diverged_at",
     "population_of",
     "replay",
-    "time_probes",
-    "time_steps",
+    "time_group",
     "train_group",
     "train_step",
 ]
@@ -122,7 +121,7 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
     asked = asked_of(plan, population.runs, population.draws, population.state, population.step, index.shape[1:-1])
     # Each parameter is a leaf of its own: the backward pass writes no gradient twice.
     params = {name: value.requires_grad_() for name, value in plan.layout.unflatten(population.theta).items()}
-    losses, state = vmap(plan.training_objective)(params, batch | asked)
+    losses, state = plan.losses(params, batch | asked)
     gradients = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         gradient = plan.layout.flatten(dict(zip(params, gradients, strict=True)))
@@ -141,15 +140,17 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
             "clipped": clipped,
             **{name: params[f"loss.{name}"].clone() for name in population.scalars if name in ("log_scale", "bias")},
         }
-        before = population.theta.clone()
         rates = [run.lr * schedule(train, population.step) for run in population.runs]
-        update = UPDATES[train.optimizer]
-        update(population.theta, gradient, population.moments, rates, population.blocks, train)
-        if some_dead:
-            torch.where(dead[:, None], before, population.theta, out=population.theta)
-        taken = before.sub_(population.theta)
-        measures["update_norm"] = torch.linalg.vector_norm(taken, dim=-1)
-        measures["update_rms"] = plan.rms_of_matrices(taken)
+        measures |= take_step(
+            population.theta,
+            gradient,
+            population.moments,
+            rates,
+            population.blocks,
+            train,
+            sizes=lambda taken: norms(taken) | {"update_rms": plan.rms_of_matrices(taken)},
+            frozen=dead if some_dead else None,
+        )
         population.state = {name: value.detach() for name, value in state.items()}
         for name in plan.reprojected:
             rows = plan.layout.unflatten(population.theta)[name]
@@ -222,19 +223,47 @@ def train_group(
         log.finish()
 
 
-def time_steps(trainer: Trainer, steps: int) -> float:
-    """Return the seconds that all steps of a group will take, from a few real ones."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a group: to get ready, of all its steps, of all readings of its probes."""
+
+    ready: float
+    steps: float
+    probes: float
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.ready + self.steps + self.probes
+
+
+def time_group(
+    study: Study, group: Group, pairs: Pairs, device: torch.device, steps: int, with_probes: bool = True
+) -> Timing:
+    """Return the seconds that *group* will take, from a few real steps (their median) and readings of its probes.
+
+    Without probes (*with_probes*) these count as none.
+    """
+    # What a first step loads, it loads once for all groups.
+    Trainer(study, group, pairs, device).step()
+    start = time.perf_counter()
+    trainer = Trainer(study, group, pairs, device)
     trainer.step()
-    return _seconds(lambda: [trainer.step() for _ in range(steps)], trainer.device) / steps * trainer.study.train.steps
+    ready = time.perf_counter() - start
+    each = sorted(_seconds(trainer.step, device) for _ in range(steps))[steps // 2]
+    probes = 0.0
+    for name, when in study.probes.items() if with_probes else ():
+        reading = _seconds(partial(trainer.read, name), device)
+        if reading < REPEATED:
+            probes += reading
+            reading = _seconds(partial(trainer.read, name), device)
+            probes -= reading
+        probes += reading * len(when.steps(study.train.steps))
+    return Timing(ready, each * study.train.steps, probes)
 
 
-def time_probes(trainer: Trainer) -> float:
-    """Return the seconds that all readings of a group's probes will take, from one real reading of each."""
-    study = trainer.study
-    return sum(
-        _seconds(partial(trainer.read, name), trainer.device) * len(when.steps(study.train.steps))
-        for name, when in study.probes.items()
-    )
+REPEATED = 3.0
+"""Seconds: a reading that took less is timed again, since the first one may have loaded what it needs."""
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

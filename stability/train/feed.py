@@ -119,10 +119,13 @@ class Feed:
 
 
 def _gather(values: Tensor, index: Tensor, shared: bool) -> Tensor:
-    if shared:
-        return values[index]
-    rows = torch.arange(len(index), device=index.device)[:, None]
-    return values[rows, index.flatten(1)].unflatten(1, index.shape[1:])
+    """Return the samples at *index* (R, ..., B) of values (n, ...), or (R, n, ...) where replicas do not share them."""
+    if not shared:
+        first = torch.arange(len(index), device=index.device) * values.shape[1]
+        index = index + first.view(-1, *(1,) * (index.dim() - 1))
+        values = values.flatten(0, 1)
+    # Whole samples are copied: several times faster than indexing, which takes number by number.
+    return values.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,69 +65,112 @@ def schedule(train: Train, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
 
 
-def adamw(
-    theta: Tensor, gradient: Tensor, moments: Moments, rates: Sequence[float], blocks: Sequence[Block], train: Train
-) -> None:
-    """Update *theta* (R, P) and *moments* in place by one step of AdamW at each replica's learning rate.
+def norms(taken: Tensor) -> dict[str, Tensor]:
+    """Return the Euclidean norm (R,) of each replica's step (R, P)."""
+    return {"update_norm": torch.linalg.vector_norm(taken, dim=-1)}
 
-    Decay is decoupled: theta <- theta - rate (m_hat / (sqrt(v_hat) + eps) + decay theta). Loshchilov and Hutter (2019),
-    arXiv:1711.05101, Alg. 2, by torch's fused kernel: one pass over parameters, gradients and moments, row by row, so
-    that a replica's bits do not depend on the others.
+
+CACHE = 2**19
+"""Floats of parameters that are updated at a time on a CPU: few enough for its cache, enough to be worth the calls."""
+
+
+def take_step(
+    theta: Tensor,
+    gradient: Tensor,
+    moments: Moments,
+    rates: Sequence[float],
+    blocks: Sequence[Block],
+    train: Train,
+    *,
+    sizes: Callable[[Tensor], dict[str, Tensor]] = norms,
+    frozen: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Update *theta* (R, P) and *moments* in place by one step of the study's optimizer; return *sizes* of the step.
+
+    Each replica steps at its own of the *rates*; those that are *frozen* (R,) keep their parameters. The kernels are
+    torch's fused ones, one pass over parameters, gradients and moments, row by row, so that a replica's bits do not
+    depend on the others. On a CPU a few rows at a time are copied, updated and compared with the copy, while they are
+    in the cache; *sizes* maps the step (r, P) of r rows to measures by name, each (r,).
     """
     moments.count += 1
     count = torch.tensor(float(moments.count), device=theta.device)
-    for block in blocks:
-        rows = [x[:, block.start : block.stop].unbind() for x in (theta, gradient, moments.first, moments.second)]
-        for rate in dict.fromkeys(rates):
-            alike = [place for place, own in enumerate(rates) if own == rate]
-            parameters, gradients, first, second = ([part[place] for place in alike] for part in rows)
-            torch._fused_adamw_(
-                parameters,
-                gradients,
-                first,
-                second,
-                [],
-                [count] * len(alike),
-                lr=rate * block.multiplier,
-                beta1=train.betas[0],
-                beta2=train.betas[1],
-                weight_decay=block.decay,
-                eps=train.eps,
-                amsgrad=False,
-                maximize=False,
-            )
+    width = len(theta) if theta.is_cuda else max(1, CACHE // theta.shape[1])
+    parts = []
+    for start in range(0, len(theta), width):
+        rows = slice(start, start + width)
+        part = theta[rows]
+        before = part.clone()
+        for block in blocks:
+            lying = [
+                x[rows, block.start : block.stop].unbind() for x in (theta, gradient, moments.first, moments.second)
+            ]
+            for rate in dict.fromkeys(rates[rows]):
+                alike = [place for place, own in enumerate(rates[rows]) if own == rate]
+                step = Step(
+                    [[own[place] for place in alike] for own in lying], count, rate * block.multiplier, block.decay
+                )
+                KERNELS[train.optimizer](step, train)
+        if frozen is not None:
+            torch.where(frozen[rows, None], before, part, out=part)
+        parts.append(sizes(before.sub_(part)))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def sgd(
-    theta: Tensor, gradient: Tensor, moments: Moments, rates: Sequence[float], blocks: Sequence[Block], train: Train
-) -> None:
-    """Update *theta* (R, P) and *moments* in place by one step of SGD with momentum at each replica's learning rate.
+@dataclass(frozen=True)
+class Step:
+    """What one call of a kernel works on: parameters, gradients and both moments of some replicas, at one rate."""
 
-    Heavy ball without dampening: m <- momentum m + g + decay theta, theta <- theta - rate m. Polyak (1964), USSR
-    Computational Mathematics 4:1. By torch's fused kernel, row by row, as `adamw`.
+    rows: list[list[Tensor]]
+    count: Tensor
+    rate: float
+    decay: float
+
+
+def adamw(step: Step, train: Train) -> None:
+    """Update rows in place by AdamW: theta <- theta - rate (m_hat / (sqrt(v_hat) + eps) + decay theta).
+
+    Loshchilov and Hutter (2019), arXiv:1711.05101, Alg. 2.
     """
-    moments.count += 1
-    for block in blocks:
-        rows = [x[:, block.start : block.stop].unbind() for x in (theta, gradient, moments.first)]
-        for rate in dict.fromkeys(rates):
-            alike = [place for place, own in enumerate(rates) if own == rate]
-            parameters, gradients, first = ([part[place] for place in alike] for part in rows)
-            torch._fused_sgd_(
-                parameters,
-                gradients,
-                first if train.momentum else [],
-                weight_decay=block.decay,
-                momentum=train.momentum,
-                lr=rate * block.multiplier,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-            )
+    parameters, gradients, first, second = step.rows
+    torch._fused_adamw_(
+        parameters,
+        gradients,
+        first,
+        second,
+        [],
+        [step.count] * len(parameters),
+        lr=step.rate,
+        beta1=train.betas[0],
+        beta2=train.betas[1],
+        weight_decay=step.decay,
+        eps=train.eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
-UPDATES = {"adamw": adamw, "sgd": sgd}
-"""The step of each optimizer, by its name in a study."""
+def sgd(step: Step, train: Train) -> None:
+    """Update rows in place by SGD: m <- momentum m + g + decay theta, theta <- theta - rate m.
+
+    Heavy ball without dampening, Polyak (1964), USSR Computational Mathematics 4:1.
+    """
+    parameters, gradients, first, _ = step.rows
+    torch._fused_sgd_(
+        parameters,
+        gradients,
+        first if train.momentum else [],
+        weight_decay=step.decay,
+        momentum=train.momentum,
+        lr=step.rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+
+
+KERNELS = {"adamw": adamw, "sgd": sgd}
+"""The update of each optimizer, by its name in a study."""
 
 
 def preconditioner(moments: Moments, train: Train) -> Tensor:

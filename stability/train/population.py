@@ -21,16 +21,20 @@ from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
+from stability.train.chains import Chain, chain_of
 
 
 @dataclass(frozen=True)
 class Layout:
     """Names and shapes of all parameters, and where they lie in one flat vector of P numbers.
 
-    Matrices lie first, then vectors, then the loss's scalars: what the optimizer treats alike lies side by side.
+    Matrices lie first, then vectors, then the loss's scalars: what the optimizer treats alike lies side by side. The
+    weights of linear maps, (out, in), are *turned*: they lie as (in, out), which is how their gradient is computed, so
+    that nothing is transposed in memory on the way to the optimizer.
     """
 
     shapes: dict[str, tuple[int, ...]]
+    turned: frozenset[str] = frozenset()
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -42,7 +46,16 @@ class Layout:
         """Return the parameters as views of *flat* (..., P)."""
         parts = dict(zip(self.sizes, flat.split(list(self.sizes.values()), -1), strict=True))
         lead = flat.shape[:-1]
-        return {name: parts[name].view((*lead, *shape)) for name, shape in self.shapes.items()}
+        return {
+            name: parts[name].view((*lead, *shape[::-1])).mT
+            if name in self.turned
+            else parts[name].view((*lead, *shape))
+            for name, shape in self.shapes.items()
+        }
+
+    def apart(self, flat: Tensor) -> Params:
+        """Return the parameters of *flat* (..., P), each contiguous in memory, for those who compute with them."""
+        return {name: value.contiguous() for name, value in self.unflatten(flat).items()}
 
     def flatten(self, params: Params) -> Tensor:
         """Return one tensor (..., P) of all parameters, with the axes that lead each of them."""
@@ -84,6 +97,7 @@ class Blueprint:
     initial_scalars: dict[str, float]
     fixed: frozenset[str]
     reprojected: tuple[str, ...]
+    chains: dict[str, Chain]
 
     def rms_of_matrices(self, flat: Tensor) -> Tensor:
         """Return the root mean square (...,) of *flat* (..., P) over the weight matrices that are trained.
@@ -125,8 +139,30 @@ class Blueprint:
         With k towers it is the sum of the pair losses over the k (k - 1) / 2 pairs of modalities, divided by their
         number: the scalars, the random numbers and the chance level are those of one pair.
         """
-        params = {name: value.detach() if name in self.fixed else value for name, value in params.items()}
-        towers = [self.embed(name, params, batch[name]) for name in self.towers]
+        params = self._without_fixed(params)
+        return self._loss([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
+
+    def losses(self, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the `training_objective` of all replicas, (R,), from parameters and a batch with that axis in front.
+
+        The same numbers as ``vmap(training_objective)``, sooner where towers are chains of known layers.
+        """
+        params = self._without_fixed(params)
+        towers = [self._embed_all(name, params, batch[name]) for name in self.towers]
+        given = {name: value for name, value in params.items() if name.startswith("loss.")}
+        asked = {name: batch[name] for name in self.loss.reserved}
+        return vmap(self._loss)(towers, given, asked)
+
+    def _without_fixed(self, params: Params) -> Params:
+        return {name: value.detach() if name in self.fixed else value for name, value in params.items()}
+
+    def _embed_all(self, modality: str, params: Params, samples: Tensor) -> Tensor:
+        own = {name: value for name, value in params.items() if name.startswith(f"{modality}.")}
+        if modality not in self.chains:
+            return vmap(partial(self.embed, modality))(own, samples)
+        return F.normalize(self.chains[modality](_within(f"{modality}.", own), samples), dim=-1)
+
+    def _loss(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         given = _within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
             stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
@@ -165,10 +201,18 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
     named = [(f"{side}.{name}", value) for side, tower in built.items() for name, value in tower.named_parameters()]
     locked = {name for name, value in named if not value.requires_grad}
     constant = {f"loss.{name}" for name, scalar in plan.scalars.items() if not scalar.trained}
+    linear = {
+        ".".join(filter(None, (side, place, "weight")))
+        for side, tower in built.items()
+        for place, module in tower.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    chains = {name: chain for name, tower in built.items() if (chain := chain_of(tower)) is not None}
+    shapes = {**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}
     return Blueprint(
         towers=built,
         loss=plan,
-        layout=Layout({**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}),
+        layout=Layout(shapes, frozenset(linear & shapes.keys())),
         initial_scalars={name: scalar.at(batch_size) for name, scalar in plan.scalars.items()},
         fixed=frozenset(locked | constant),
         reprojected=tuple(
@@ -177,6 +221,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
             for place, module in tower.named_modules()
             for name in getattr(module, "reprojected", ())
         ),
+        chains=chains,
     )
 
 

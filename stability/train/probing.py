@@ -80,7 +80,7 @@ def asked_of(
 def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot) -> Reading:
     """Return what probe *name* measures on the runs that its schedule selects."""
     when = study.probes[name]
-    chosen = [place for place, run in enumerate(feed.runs) if _selects(when, run)]
+    chosen = [place for place, run in enumerate(feed.runs) if selects(when, run)]
     if not chosen:
         return Reading([], {})
     widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
@@ -88,7 +88,8 @@ def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, sn
     return Reading(chosen, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
 
-def _selects(when: Schedule, run: Run) -> bool:
+def selects(when: Schedule, run: Run) -> bool:
+    """Return whether a probe measures this run."""
     return (
         (when.seeds is None or run.seed < when.seeds)
         and (when.noise is None or run.noise in when.noise)
@@ -113,8 +114,8 @@ def _read_some(
     rows = torch.tensor(padded, device=device)
     moments = replace(snapshot.moments, second=snapshot.moments.second[rows], first=snapshot.moments.first[rows])
     tensors: dict[str, Any] = {
-        "params": plan.layout.unflatten(snapshot.theta[rows]),
-        "preconditioner": plan.layout.unflatten(preconditioner(moments, study.train)),
+        "params": plan.layout.apart(snapshot.theta[rows]),
+        "preconditioner": plan.layout.apart(preconditioner(moments, study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
     }

@@ -120,7 +120,7 @@ def replay(
 
 
 def _params(population: Population, place: int) -> Params:
-    return population.plan.layout.unflatten(population.theta[place].detach().clone())
+    return population.plan.layout.apart(population.theta[place].detach().clone())
 
 
 def _fixed_batches(study: Study, population: Population, place: int) -> Batch:
