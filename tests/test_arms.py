@@ -20,7 +20,7 @@ from stability.registry import InputError
 from stability.report.method import method
 from stability.study import Train, parse_study
 from stability.train import Trainer
-from stability.train.optimizer import Moments, blocks_of, preconditioner
+from stability.train.optimizer import Moments, blocks_of, preconditioner, take_step
 
 
 def study_of(tiny_text, old="", new=""):

@@ -93,6 +93,7 @@ def take_step(
     in the cache; *sizes* maps the step (r, P) of r rows to measures by name, each (r,).
     """
     moments.count += 1
+    buffers = (theta, gradient, moments.first, moments.second)
     count = torch.tensor(float(moments.count), device=theta.device)
     width = len(theta) if theta.is_cuda else max(1, CACHE // theta.shape[1])
     parts = []
@@ -101,15 +102,11 @@ def take_step(
         part = theta[rows]
         before = part.clone()
         for block in blocks:
-            lying = [
-                x[rows, block.start : block.stop].unbind() for x in (theta, gradient, moments.first, moments.second)
-            ]
+            lying = [buffer[rows, block.start : block.stop].unbind() for buffer in buffers]
             for rate in dict.fromkeys(rates[rows]):
                 alike = [place for place, own in enumerate(rates[rows]) if own == rate]
-                step = Step(
-                    [[own[place] for place in alike] for own in lying], count, rate * block.multiplier, block.decay
-                )
-                KERNELS[train.optimizer](step, train)
+                chosen = [[own[place] for place in alike] for own in lying]
+                KERNELS[train.optimizer](Step(chosen, count, rate * block.multiplier, block.decay), train)
         if frozen is not None:
             torch.where(frozen[rows, None], before, part, out=part)
         parts.append(sizes(before.sub_(part)))
