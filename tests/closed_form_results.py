@@ -64,6 +64,19 @@ TITLE = "<b>Bold</b> & #strong[typst] $x$"
 PROBES = "[probes.gradient-noise]\nevery = 20\n[probes.geometry]\nevery = 20"
 
 
+def manifest_of(study):
+    """Return as much of a manifest as its readers need, of a run without groups."""
+    return {
+        "schema": 1,
+        "study": study,
+        "scale": "small",
+        "study_text": STUDY,
+        "device": {"type": "cpu", "model": "chip"},
+        "versions": {"python": "3"},
+        "groups": [],
+    }
+
+
 def curves(study):
     """Closed-form results: recall saturates as 1 - exp(-step), loses a fixed share with noise, and varies by seed."""
     manifest = {

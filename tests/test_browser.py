@@ -7,6 +7,7 @@ import shutil
 from urllib.parse import unquote
 
 import pytest
+from closed_form_results import manifest_of
 
 from stability.report import comparison, publish
 
@@ -34,7 +35,7 @@ def pages(closed_form, closed_form_report, tmp_path_factory):
     page = closed_form_report["html"]
     run_dir = tmp_path_factory.mktemp("run")
     shutil.copytree(page.parent, run_dir / "report")
-    (run_dir / "manifest.json").write_text(json.dumps({"schema": 1, "study": "test"}))
+    (run_dir / "manifest.json").write_text(json.dumps(manifest_of("test")))
     beside = run_dir / "comparison.html"
     beside.write_text(comparison.page(comparison.compare(closed_form, closed_form)))
     return {"report": page, "comparison": beside, "ledger": publish([run_dir], run_dir / "reports")}

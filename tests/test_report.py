@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from closed_form_results import results_of
+from closed_form_results import manifest_of, results_of
 from pypdf import PdfReader
 
 from stability.analysis import analyse, findings_text
@@ -242,7 +242,7 @@ def test_a_table_as_csv_quotes_what_needs_it():
 
 def test_published_reports_are_listed_with_their_primary_verdict(written, findings, tmp_path):
     run_dir = written["html"].parent.parent
-    (run_dir / "manifest.json").write_text(json.dumps({"schema": 1, "study": "test"}))
+    (run_dir / "manifest.json").write_text(json.dumps(manifest_of("test")))
     index = publish([run_dir], tmp_path / "reports")
     assert index == tmp_path / "reports" / "index.html"
     names = ("index.html", "report.pdf", "findings.json", "report.json")
@@ -261,7 +261,7 @@ def test_publishing_what_has_no_report_or_an_unsafe_name_is_refused(written, tmp
     with pytest.raises(InputError, match=r"index\.html is missing; write it with `stability report"):
         publish([tmp_path], tmp_path / "reports")
     run_dir = written["html"].parent.parent
-    (run_dir / "manifest.json").write_text(json.dumps({"schema": 1, "study": "../elsewhere"}))
+    (run_dir / "manifest.json").write_text(json.dumps(manifest_of("../elsewhere")))
     with pytest.raises(InputError, match=r"'\.\./elsewhere' cannot name a directory"):
         publish([run_dir], tmp_path / "reports")
 
