@@ -134,7 +134,7 @@ def admit(variant: Variant) -> None:
         call(variant, inputs_of(variant))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{where} can't be called: {_told(error)}") from error
 
 
@@ -154,12 +154,12 @@ Judge = Callable[[Variant], tuple[bool, str]]
 def _outcome(variant: Variant, name: str, required: bool, judge: Judge) -> Outcome:
     try:
         passed, reason = judge(variant)
-    except Exception as error:  # noqa: BLE001  (a loss may raise anything: what it raises is the outcome)
+    except (Exception, SystemExit) as error:  # (a loss may raise anything: what it raises is the outcome)
         return Outcome(name, required, False, _told(error))
     return Outcome(name, required, passed, reason)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 

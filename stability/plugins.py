@@ -79,7 +79,7 @@ def read_plugin(named: str, kind: str = "loss") -> Plugin:
     if not colon or not path.endswith(".py"):
         path, name = named, ""
     try:
-        return Plugin(path, name, Path(path).read_text(encoding="utf-8"), kind)
+        return Plugin(path, name, Path(path).read_text(encoding="utf-8-sig"), kind)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot be read: {reason}") from error
@@ -145,17 +145,17 @@ def _run(plugin: Plugin, module: types.ModuleType) -> None:
     try:
         code = compile(plugin.source, plugin.path, "exec")
     except (SyntaxError, ValueError) as error:
-        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
+        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
         raise InputError(f"{plugin.path}: {line}{getattr(error, 'msg', error)}") from error
     try:
         exec(code, module.__dict__)  # noqa: S102 (the one file that the user named to be run)
     except InputError as error:
         raise InputError(f"{plugin.path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{plugin.path}: {_place(error, plugin.path)}{type(error).__name__}: {error}") from error
 
 
-def _place(error: Exception, path: str) -> str:
+def _place(error: BaseException, path: str) -> str:
     """Return the last line of the file that the error passed through."""
     lines = []
     trace = error.__traceback__

@@ -70,6 +70,12 @@ def test_a_file_is_loaded_once_or_twice_and_its_source_is_part_of_a_run_s_identi
         ("def f(:\n", r"my_loss\.py: line 1: invalid syntax"),
         ("x = 1\n", r"my_loss\.py: defines no loss; decorate a function with @stability\.loss\(\.\.\.\)"),
         ("import math\n1 / 0\n", r"my_loss\.py: line 2: ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit(0)\n", r"my_loss\.py: line 2: SystemExit: 0"),
+        (
+            LOSS.replace("    match =", "    raise SystemExit(3)\n    match ="),
+            r"my_loss\.py: loss 'margin-sigmoid' can't be called: SystemExit: 3",
+        ),
+        ("x = 1\0", r"my_loss\.py: source code string cannot contain null bytes"),
         (
             "import nowhere_to_be_found\n",
             r"my_loss\.py: line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'",
@@ -152,3 +158,8 @@ def test_a_loss_that_is_in_no_catalogue_goes_through_compare_to_a_report(file, t
     refused = stability("report", str(run_dir), cwd=tmp_path)
     assert (refused.returncode, "--loss" in refused.stderr) == (2, True), refused.stderr
     assert stability("report", str(run_dir), "--loss", file(), cwd=tmp_path).returncode == 0
+
+
+def test_a_byte_order_mark_before_the_source_is_no_part_of_it(catalogue, tmp_path):
+    (tmp_path / "my_loss.py").write_bytes(b"\xef\xbb\xbf" + LOSS.encode())
+    assert load_plugin(read_plugin(str(tmp_path / "my_loss.py"))).name == "margin-sigmoid"
