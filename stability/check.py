@@ -154,7 +154,7 @@ Judge = Callable[[Variant], tuple[bool, str]]
 def _outcome(variant: Variant, name: str, required: bool, judge: Judge) -> Outcome:
     try:
         passed, reason = judge(variant)
-    except (Exception, SystemExit) as error:  # (a loss may raise anything: what it raises is the outcome)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a loss may raise anything: that is the outcome)
         return Outcome(name, required, False, _told(error))
     return Outcome(name, required, passed, reason)
 
