@@ -59,7 +59,7 @@ def test_importing_the_package_does_not_import_torch_and_offers_the_promised_nam
 def test_every_catalogue_is_listed_with_a_line_for_each_entry(monkeypatch, capsys, what):
     code, out, _ = called(monkeypatch, capsys, "list", what)
     assert code == 0
-    entries = study_files() if what == "studies" else cli._catalogue(what)
+    entries = study_files() if what == "studies" else cli.catalogue(what)
     assert entries
     for name in entries:
         assert any(line.startswith(name) and len(line) > len(name) + 10 for line in out.splitlines()), name

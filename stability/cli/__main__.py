@@ -1,0 +1,6 @@
+"""``python -m stability.cli``."""
+
+from stability.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Verbs that begin with a run directory: report, export, publish, verify, landscape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stability.cli.app import app
+from stability.cli.options import Encoders, LossFile, RunDir
+from stability.cli.reporting import load_own, write_report
+from stability.cli.terminal import bar, complain, console_to
+from stability.registry import InputError
+
+
+@app.command()
+def report(
+    run_dir: RunDir,
+    against: Annotated[Path | None, typer.Argument(help="A second run of the same study, to set beside it.")] = None,
+    loss: LossFile = "",
+    encoders: Encoders = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings.json, or the comparison, instead.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="With two runs: folder of the page [default: beside the second].")
+    ] = None,
+) -> None:
+    """Test the claims and write the report of a run again, without running; or set two runs side by side."""
+    load_own(loss, encoders)
+    if against is None:
+        if out is not None:
+            raise InputError("--out: only with two runs; the report of one is written to RUN_DIR/report")
+        raise typer.Exit(write_report(run_dir, as_json))
+    from stability.report import write_comparison
+
+    paths = write_comparison(run_dir, against, out)
+    if as_json:
+        print(paths["json"].read_text(encoding="utf-8"), end="")  # noqa: T201
+    else:
+        console_to().print(f"comparison: {paths['html']}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",  # noqa: A002 (the word of the option)
+    to: Annotated[str, typer.Option(help="A tracker instead: tensorboard, wandb or mlflow.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder [default: RUN_DIR/export].")] = None,
+    loss: LossFile = "",
+    encoders: Encoders = None,
+) -> None:
+    """Write a run's tables (runs, curves, findings, and what their columns mean) for other programs."""
+    from stability.exports import export as write
+    from stability.sinks import send
+
+    load_own(loss, encoders)
+    console = console_to()
+
+    def warn(sentence: str) -> None:
+        console.print(sentence, style="yellow", soft_wrap=True, markup=False)
+
+    lines = [send(run_dir, to, out, warn)] if to else map(str, write(run_dir, format, out, warn).values())
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
+def publish(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Directories that `stability run` wrote.")],
+    into: Annotated[Path, typer.Option(help="Directory of published reports.")] = Path("reports"),
+) -> None:
+    """Copy reports to reports/<study>/ and rebuild the list of all of them."""
+    from stability.report import publish as copy
+
+    console_to().print(str(copy(run_dirs, into)), soft_wrap=True)
+
+
+@app.command()
+def verify(
+    run_dir: RunDir,
+    sample: Annotated[int, typer.Option(help="How many groups to train again, picked evenly; 0: all.")] = 3,
+    loss: Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")] = "",
+) -> None:
+    """Train a sample of groups again and compare with what is stored; exit code 1 if they differ."""
+    from stability.execute.verifying import verify as check_again
+    from stability.plugins import load_plugin, read_plugin
+
+    if loss:
+        load_plugin(read_plugin(loss))
+    with bar("training groups again") as progress:
+        verification = check_again(run_dir, sample, progress)
+    for sentence in verification.differences:
+        complain(sentence)
+    console_to().print(verification.sentence, soft_wrap=True, markup=False)
+    raise typer.Exit(1 if verification.differences else 0)
+
+
+@app.command()
+def landscape(
+    run_dir: RunDir,
+    run: Annotated[str, typer.Option(help="A run's id, or as much of its head as is unique.", metavar="ID")],
+    to: Annotated[str, typer.Option(help="A second run: draw the straight way between both.", metavar="ID")] = "",
+    kind: Annotated[str, typer.Option(help="Directions: filter, eigen, pca or scalars.")] = "filter",
+    points: Annotated[int, typer.Option(help="Points along each axis.")] = 21,
+    span: Annotated[
+        tuple[float, float] | None, typer.Option(help="Where each axis begins and ends [default: by kind].")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="The step to look at [default: the last].")] = None,
+    loss: LossFile = "",
+    encoders: Encoders = None,
+) -> None:
+    """Draw the loss around a run, or between two, and write picture and grid; the run is trained again by its seed."""
+    from stability.report.landscapes import write_landscape
+
+    load_own(loss, encoders)
+    with bar("training the run again") as progress:
+        paths = write_landscape(run_dir, run, to=to, kind=kind, points=points, span=span, step=step, progress=progress)
+    for path in paths.values():
+        console_to().print(str(path), soft_wrap=True, markup=False)

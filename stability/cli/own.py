@@ -1,0 +1,69 @@
+"""Verbs for a loss of one's own: check, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stability.cli.app import app
+from stability.cli.options import Device, Encoders, On, Scale
+from stability.cli.studies import study_with, train_and_report
+from stability.cli.terminal import complain, console_to
+
+
+@app.command()
+def check(
+    file: Annotated[
+        str, typer.Argument(help="A loss: FILE.py, FILE.py:NAME, or a known one's name.", metavar="FILE.py[:NAME]")
+    ],
+) -> None:
+    """Say whether a loss of your own can be trained and probed, property by property."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from stability.check import check as judge
+    from stability.plugins import find_loss
+
+    outcomes = judge(find_loss(file)[0])
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "property", "", "why"):
+        table.add_column(column)
+    for outcome in outcomes:
+        mark = Text("pass", "green") if outcome.passed else Text("FAIL", "red" if outcome.required else "yellow")
+        kind = "required" if outcome.required else "reported"
+        table.add_row(mark, Text(outcome.property), Text(kind, "dim"), Text(outcome.reason))
+    console_to().print(table)
+    failed = [outcome.property for outcome in outcomes if outcome.required and not outcome.passed]
+    if failed:
+        complain(f"{file}: {len(failed)} required properties fail: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    loss: Annotated[
+        str, typer.Option(help="A loss: FILE.py, FILE.py:NAME, or a known one's name.", metavar="FILE.py[:NAME]")
+    ],
+    against: Annotated[
+        str, typer.Option(help="Losses or arms of the study to compare with, by comma.")
+    ] = "clip,siglip",
+    study: Annotated[str, typer.Option(help="The study whose data, grid, probes and claims are used.")] = "quickstart",
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    out: Annotated[Path | None, typer.Option(help="Directory [default: runs/<study>-<scale>-<loss>].")] = None,
+    encoders: Encoders = None,
+) -> None:
+    """Compare a loss of your own with known ones, claim by claim, in a report of its own."""
+    from stability.plugins import find_loss
+    from stability.study import parse_study, with_loss
+
+    variant, plugins = find_loss(loss)
+    name = variant.name
+    base, towers = study_with(encoders, study, scale)
+    known = [each.strip() for each in against.split(",") if each.strip()]
+    derived = parse_study(with_loss(base, name, known), f"{study} with {loss}", f"{base.name}-{name}", scale)
+    where = out or Path("runs") / f"{base.name}-{scale}-{name}"
+    raise typer.Exit(train_and_report(derived, device, on, where, (*plugins, *towers)))

@@ -1,0 +1,48 @@
+"""A run directory read, its report written, its verdicts printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stability.cli.terminal import complain, console_to
+from stability.registry import InputError
+
+
+def load_own(loss: str, encoders: Sequence[str] | None) -> None:
+    """Load the files of the user's own loss and encoders, by which a finished run is read again."""
+    from stability.plugins import load_encoders, load_plugin, read_plugin
+
+    if loss:
+        load_plugin(read_plugin(loss))
+    load_encoders(encoders or ())
+
+
+def write_report(where: Path, as_json: bool = False) -> int:
+    """Write the report, print the verdicts and the path (or findings.json alone), and return the exit code."""
+    from stability.analysis import analyse, read
+    from stability.report import render
+    from stability.report.terminal import print_verdicts
+
+    console = console_to()
+    aside = console_to(stderr=as_json)
+    try:
+        results = read(where, lambda sentence: aside.print(sentence, style="yellow", soft_wrap=True, markup=False))
+    except InputError as error:
+        if "unknown loss" in str(error):
+            raise InputError(f"{error}; if it is a loss of your own, name its file again with --loss") from error
+        raise
+    findings = analyse(results)
+    with aside.status("writing the report"):
+        paths = render(results, findings, where / "report")
+    if as_json:
+        print(paths["findings"].read_text(encoding="utf-8"), end="")  # noqa: T201
+    else:
+        print_verdicts(console, findings)
+    failed = findings.provenance["failed"]
+    if failed:
+        planned = findings.provenance["planned"]
+        complain(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
+    if not as_json:
+        console.print(f"report: {paths['html']}", soft_wrap=True, markup=False)
+    return 1 if failed else 0

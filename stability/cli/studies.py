@@ -1,0 +1,244 @@
+"""Verbs that begin with a study: init, plan, run, power."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stability.cli.app import app
+from stability.cli.options import Device, Encoders, On, Out, Scale, StudyName
+from stability.cli.reporting import write_report
+from stability.cli.terminal import complain, console_to, print_rows, progress
+from stability.registry import InputError, nearest
+
+if TYPE_CHECKING:
+    from stability.plugins import Plugin
+    from stability.sample_size import Need
+    from stability.study import Study
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the study, written to studies/NAME.toml; or a path.")],
+    data: Annotated[str, typer.Option(help="folder, parquet, webdataset or embeddings.")] = "",
+    path: Annotated[str, typer.Option(help="Where the data lie.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="A further option of the data, as captions=FILE.", metavar="KEY=VALUE")
+    ] = None,
+    losses: Annotated[str, typer.Option(help="Losses by comma; the first is what the others are held against.")] = "",
+    device: Device = "auto",
+) -> None:
+    """Write a commented study of your own data, ready to run; what is not given is asked for on a terminal."""
+    from stability.execute import pick_device
+    from stability.study import kinds, parse_options, study_path, write_study
+
+    study_path(name)
+    kind = _asked("--data", data, f"What are the data ({', '.join(kinds())})?")
+    if kind not in kinds():
+        raise InputError(f"--data: unknown kind {kind!r}{nearest(kind, kinds())}")
+    where = _asked("--path", path, "Where do they lie?")
+    chosen = _asked("--losses", losses, "Which losses, by comma?", "clip,siglip")
+    options = {"path": where, **parse_options(kind, option or ())}
+    named = [each.strip() for each in chosen.split(",") if each.strip()]
+    written = write_study(name, kind, options, named, pick_device(device).type)
+    console_to().print(f"{written}\nnext: stability plan {written}", soft_wrap=True, markup=False)
+
+
+def _asked(flag: str, given: str, question: str, default: str = "") -> str:
+    """Return what was given, else what the user answers on a terminal, else the default."""
+    if given:
+        return given
+    if sys.stdin.isatty():
+        return str(typer.prompt(question, default=default or None))
+    if default:
+        return default
+    raise InputError(f"{flag}: required, but missing ({question})")
+
+
+def study_with(encoders: Sequence[str] | None, study: str, scale: str) -> tuple[Study, tuple[Plugin, ...]]:
+    """Return a study and the plugins of its user's encoders, all of which it must use."""
+    from stability.plugins import load_encoders, refuse_unused
+    from stability.study import load_study
+
+    plugins = load_encoders(encoders or ())
+    loaded = load_study(study, scale)
+    refuse_unused(plugins, loaded.encoder_sources)
+    return loaded, plugins
+
+
+@app.command()
+def plan(
+    study: StudyName,
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    encoders: Encoders = None,
+) -> None:
+    """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
+    from stability.execute import estimate, executor_of, pick_device
+    from stability.execute.machine import device_memory
+    from stability.execute.planning import workers_on
+
+    loaded, plugins = study_with(encoders, study, scale)
+    chosen = pick_device(device)
+    workers, memory = workers_on(on, chosen), device_memory(chosen)
+    with executor_of(on, device, plugins) as executor:
+        cost = estimate(loaded, chosen, workers=workers, executor=executor)
+    too_much = f"; here are only {_gibibytes(memory)}, so give fewer workers" if cost.bytes > memory else ""
+    print_rows(
+        [
+            ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
+            *([("tuning", f"{cost.tuning_runs} runs first, on seeds of their own")] if cost.tuning_runs else []),
+            ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
+            ("device", f"{cost.device}, {cost.workers} at a time"),
+            (
+                "time",
+                f"about {_minutes(cost.seconds)} (from {cost.measured_steps} steps a group and the probes)",
+            ),
+            ("memory", f"about {_gibibytes(cost.bytes)} at the peak, Python and PyTorch included{too_much}"),
+        ]
+    )
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+@app.command()
+def run(
+    study: StudyName,
+    scale: Scale = "small",
+    device: Device = "auto",
+    on: On = "local",
+    out: Out = None,
+    save_params: Annotated[bool, typer.Option("--save-params", help="Keep the final parameters of every run.")] = False,
+    until_settled: Annotated[
+        int | None, typer.Option(help="Add seeds up to MAX, at registered looks, until settled.", metavar="MAX")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train only what has failed before.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no group after one that fails.")] = False,
+    encoders: Encoders = None,
+) -> None:
+    """Train what is missing of a study, test its claims and write the report."""
+    from stability.execute import default_out
+
+    loaded, plugins = study_with(encoders, study, scale)
+    where = out or default_out(loaded)
+    if until_settled is not None and (retry_failed or fail_fast):
+        raise InputError("--until-settled: cannot be joined with --retry-failed or --fail-fast")
+    code = train_and_report(
+        loaded,
+        device,
+        on,
+        where,
+        plugins,
+        most=until_settled,
+        save_params=save_params,
+        only_failed=retry_failed,
+        fail_fast=fail_fast,
+    )
+    raise typer.Exit(code)
+
+
+def train_and_report(
+    study: Study,
+    device: str,
+    on: str,
+    where: Path,
+    plugins: Sequence[Plugin] = (),
+    *,
+    most: int | None = None,
+    save_params: bool = False,
+    only_failed: bool = False,
+    fail_fast: bool = False,
+) -> int:
+    """Train what is missing (with seeds added up to *most*), write the report, and return the exit code."""
+    from stability.execute import executor_of
+    from stability.execute import run as train
+    from stability.sequential import run_until_settled
+    from stability.store import disk_faults_named, read_manifest
+
+    try:
+        with executor_of(on, device, plugins) as executor, progress(study) as watch:
+            if most is None:
+                train(study, device, executor, where, watch, save_params, only_failed=only_failed, fail_fast=fail_fast)
+            else:
+                run_until_settled(study, most, device, executor, where, watch, save_params)
+    except KeyboardInterrupt:
+        complain(
+            f"interrupted; every finished group is kept in {where}, and the same command goes on from there: "
+            f"stability {shlex.join(sys.argv[1:])}"
+        )
+        return 130
+    if read_manifest(where).get("tuning"):
+        complain(f"{where}: the search is not finished, so there is nothing to report; see {where / 'manifest.json'}")
+        return 1
+    with disk_faults_named(where):
+        return write_report(where)
+
+
+@app.command()
+def power(
+    study: StudyName,
+    run_dir: Annotated[
+        Path | None, typer.Argument(help="Pilot data [default: runs/<study>-<scale>, if there].")
+    ] = None,
+    scale: Scale = "small",
+    sd: Annotated[float, typer.Option(help="Without pilot data: the assumed SD of differences, in margins.")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Directory of the figure [default: that of the run].")] = None,
+    encoders: Encoders = None,
+) -> None:
+    """Say how many seeds each claim needs for 80% power at its margin, as a table and a figure."""
+    from stability.execute import default_out
+    from stability.report.figures.power import write_power
+    from stability.sample_size import pilot_of, power_curves, seeds_by_claim
+    from stability.store import MANIFEST
+
+    loaded, _ = study_with(encoders, study, scale)
+    home = run_dir or default_out(loaded)
+    pilot = pilot_of(loaded, home) if run_dir or (home / MANIFEST).is_file() else None
+    needs = seeds_by_claim(loaded, pilot, sd)
+    _print_needs(needs, f"{home}" if pilot else "", sd)
+    if any(need.safe for need in needs):
+        paths = write_power(out or home, power_curves(needs), needs)
+        console_to().print(f"figure: {paths['svg']}, {paths['png']}", soft_wrap=True, markup=False)
+
+
+def _print_needs(needs: Sequence[Need], pilot: str, assumed: float) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from stability.stats.wording import number
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("claim", "margin", "SD", "upper bound", "seeds", "seeds, safely", ""):
+        table.add_column(head, justify="left" if head in ("claim", "") else "right")
+    for need in needs:
+        cells = [number(need.width), *["–"] * 4]
+        if need.likely and need.safe:
+            cells[1:] = [number(need.sd), number(need.bound), f"{need.likely:,}", f"{need.safe:,}"]
+        table.add_row(Text(need.id), *cells, Text(f"not computed: {need.why}" if need.why else need.note, "dim"))
+    console = console_to()
+    console.print(table)
+    level = f"{100 * needs[0].confidence:.4g}%"
+    source = (
+        f"SD of the seeds' differences from {pilot}, with its upper 80% bound. Seeds of a pilot are no test seeds: "
+        "adding to them until something shows errs too often, --until-settled does not."
+        if pilot
+        else f"No pilot: an SD of {assumed:g} times the margin is assumed (--sd)."
+    )
+    console.print(
+        f"80% power to find a difference of the margin and to show equality within it, intervals at {level}; margin "
+        f"and SD on the scale of the test (logs of ratios). {source}",
+        style="dim",
+        markup=False,
+    )
