@@ -79,14 +79,13 @@ def publish(
 def verify(
     run_dir: RunDir,
     sample: Annotated[int, typer.Option(help="How many groups to train again, picked evenly; 0: all.")] = 3,
-    loss: Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")] = "",
+    loss: LossFile = "",
+    encoders: Encoders = None,
 ) -> None:
     """Train a sample of groups again and compare with what is stored; exit code 1 if they differ."""
     from stability.execute.verifying import verify as check_again
-    from stability.plugins import load_plugin, read_plugin
 
-    if loss:
-        load_plugin(read_plugin(loss))
+    load_own(loss, encoders)
     with bar("training groups again") as progress:
         verification = check_again(run_dir, sample, progress)
     for sentence in verification.differences:

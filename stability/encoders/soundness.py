@@ -22,7 +22,7 @@ def refuse_coupling(tower: nn.Module) -> None:
     >>> refuse_coupling(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
     Traceback (most recent call last):
     stability.registry.InputError: layer '1' is a BatchNorm, which couples the samples of a batch, as in a contrastive
-    study only the loss may; use LayerNorm or GroupNorm, or eval() with the stored statistics of a trained model
+    study only the loss may; use LayerNorm or GroupNorm, or .eval() with the stored statistics of a trained model
     >>> refuse_coupling(nn.BatchNorm1d(2).eval())
     """
     for name, module in tower.named_modules():
@@ -30,7 +30,7 @@ def refuse_coupling(tower: nn.Module) -> None:
         if norm and (module.training or module.running_mean is None):
             raise InputError(
                 f"layer {name!r} is a BatchNorm, which couples the samples of a batch, as in a contrastive study only "
-                "the loss may; use LayerNorm or GroupNorm, or eval() with the stored statistics of a trained model"
+                "the loss may; use LayerNorm or GroupNorm, or .eval() with the stored statistics of a trained model"
             )
 
 
