@@ -121,7 +121,7 @@ def truth_of(model: DualEncoder) -> Truth:
         long = st.curvature.spectrum(objective, params, steps=200, trace_probes=64, seed=1)
         z = {name: torch.randint(2, (64, *value.shape)).float() * 2 - 1 for name, value in params.items()}
         images = st.curvature.hvp(objective, params, z)
-        frobenius = sum((value**2).flatten(1).sum(1) for value in images.values()).mean().sqrt()
+        frobenius = sum((value**2).reshape(len(value), -1).sum(1) for value in images.values()).mean().sqrt()
         return Truth(*map(float, (long.eigenvalues_high, long.eigenvalues_low, long.trace, frobenius)), None)
     objective, params = objective_of(copy.deepcopy(model).double())
     shapes = {name: value.shape for name, value in params.items()}
