@@ -18,6 +18,7 @@ from stability.contrasts import contrast
 from stability.grid import Run, runs_of
 from stability.probes import Measure
 from stability.registry import InputError
+from stability.reproductions import Reproduction, reproduce
 from stability.results import (
     AXES,
     FLOOR,
@@ -124,6 +125,7 @@ class Findings:
     claims: tuple[Finding, ...]
     untuned: tuple[Finding, ...] = ()
     rankings: tuple[Ranked, ...] = ()
+    published: tuple[Reproduction, ...] = ()
     looks: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -131,8 +133,10 @@ class Findings:
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
         found = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
         plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found}
-        plain |= {"rankings": [_plain(one) for one in self.rankings], "looks": self.looks}
-        return {key: value for key, value in plain.items() if value or key not in ("untuned", "rankings", "looks")}
+        optional = ("untuned", "rankings", "published", "looks")
+        plain |= {name: [_plain(one) for one in getattr(self, name)] for name in ("rankings", "published")}
+        plain |= {"looks": self.looks}
+        return {key: value for key, value in plain.items() if value or key not in optional}
 
     def _repr_html_(self) -> str:
         """Return a table of the claims and what came of each, for a notebook."""
@@ -211,6 +215,7 @@ def analyse(results: Results, checks: bool = True) -> Findings:
         claims=findings,
         untuned=untuned,
         rankings=tuple(_ranked(results, asked) for asked in study.rankings),
+        published=tuple(reproduce(results, asked) for asked in study.published),
         looks=_looks(study),
     )
 

@@ -37,5 +37,7 @@ def test_a_larger_batch_holds_more_and_memory_is_the_same_in_every_seed():
 
     small, large = read(8), read(16)
     assert len(set(small["step_megabytes"].tolist())) == 1
+    alone = Trainer(study, Group("g", runs_of(study)[:1]), pairs, CPU).read("cost").values
+    assert alone["step_megabytes"][0] == small["step_megabytes"][0]  # whatever the width of the group
     assert 1.3 < large["step_megabytes"][0] / small["step_megabytes"][0] < 3
     assert (small["step_milliseconds"] > 0).all()

@@ -59,6 +59,7 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
             "Median time of one replica's loss and gradient on one batch, alone, on the machine that ran the study.",
             "ms",
             scale="log",
+            better="lower",
         ),
         Measure(
             "step_megabytes",
@@ -66,6 +67,7 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
             "What automatic differentiation holds between the forward and the backward pass of one replica.",
             "MB",
             scale="log",
+            better="lower",
         ),
     ),
 )
@@ -79,7 +81,7 @@ def cost(replica: Replica, *, batches: int = 1, repeats: int = 20) -> dict[str, 
     for place in range(len(replica.learning_rate)):
 
         def at(tree: Any, place: int = place) -> Any:
-            return pytree.tree_map(lambda leaf: leaf[place], tree)
+            return pytree.tree_map(lambda leaf: leaf[place].clone(), tree)  # a view would hold all replicas' memory
 
         params: Params = {name: value.detach().requires_grad_() for name, value in at(replica.params).items()}
         batch: Batch = pytree.tree_map(lambda leaf: leaf[0], at(replica.batches))

@@ -14,6 +14,7 @@ from stability.report.appendix import appendix
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
+from stability.report.reproduced import reproduced
 from stability.report.tables import Json, cell_table, crosscheck_table, minus, missing_table, plain_table, tuning_table
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
@@ -95,6 +96,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "looks": look_sentence(findings.looks) or None,
         "tuning": tuning_table(results),
         "sections": _sections(drawn, bool(answers)),
+        "published": reproduced(findings),
         "crosscheck": crosscheck_table(results),
         "cells": cell_table(results, findings),
         "sensitivity": appendix(findings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from stability.encoders.soundness import refuse_unsound
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
+from stability.study.schema import DOUBLING, OVER, Arm, Claim, Published, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import Locate, check_tuning
 
 
@@ -34,6 +35,8 @@ def check(study: Study, locate: Locate) -> None:
     _check_ids(study, locate)
     for place, ranking in enumerate(study.rankings):
         _check_ranking(study, ranking, lambda *keys, place=place: locate("rankings", place, *keys))
+    for place, published in enumerate(study.published):
+        _check_published(study, published, lambda *keys, place=place: locate("published", place, *keys))
     if study.tune:
         check_tuning(study, study.tune, locate)
 
@@ -226,6 +229,34 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
             raise InputError(f"{locate('losses', place)}: {name!r} is not in grid.loss{nearest(name, study.grid.loss)}")
     if len({*arms}) < max(2, len(arms)):
         raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
+
+
+def _check_published(study: Study, published: Published, locate: Locate) -> None:
+    known = [name for name, measure in study.measures.items() if not measure.listed]
+    if published.measure not in known:
+        where, hint = locate("measure"), nearest(published.measure, known)
+        raise InputError(f"{where}: got {published.measure!r}; allowed: a measure of this study{hint}")
+    if bool(published.over) != bool(published.compare):
+        raise InputError(f"{locate('over')}: over and compare are given together, or neither")
+    if published.over and (published.over not in OVER or published.statistic == "sd"):
+        where = locate("over")
+        raise InputError(f'{where}: got {published.over!r}; allowed: {", ".join(OVER)}, with statistic = "mean"')
+    if published.over and len(set(study.grid.values(published.over))) < 2:
+        raise InputError(f"{locate('over')}: grid.{published.over} has one value; a slope needs two or more")
+    for arm in published.compare or published.values:
+        if arm not in study.grid.loss:
+            raise InputError(f"{locate('values')}: {arm!r} is not in grid.loss{nearest(arm, study.grid.loss)}")
+    for level in published.values if published.over else ():
+        if not _is_level(level, above_zero=published.over in DOUBLING):
+            raise InputError(f"{locate('values')}: got {level!r}; allowed: values of {published.over}, as numbers")
+
+
+def _is_level(text: str, above_zero: bool) -> bool:
+    try:
+        level = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(level) and (level > 0 if above_zero else level >= 0)
 
 
 def _check_scale(asked: Claim | Ranking, known: Mapping[str, Measure], locate: Locate) -> None:

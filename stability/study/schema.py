@@ -213,6 +213,28 @@ class Ranking(_Frozen):
     scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
 
 
+class Published(_Frozen):
+    """Figures that a paper reports, which stand beside ours in the report: a table, no verdict.
+
+    *values* are the published figures by arm. With *over* and *compare* they are differences, first arm minus second,
+    by the value of that axis, which need not be values of our grid. *statistic* is what they are over the seeds: a
+    mean, or a standard deviation between them. *factor* turns our measure into the published one, *unit* is theirs;
+    *transfers* says what may be expected to agree here, and what not.
+    """
+
+    text: Text
+    source: Text
+    transfers: Text
+    measure: Name
+    values: Annotated[dict[str, Annotated[float, Field(strict=False)]], Field(min_length=2)]
+    statistic: Literal["mean", "sd"] = "mean"
+    reduction: Literal["final", "best", "area", "late"] = "late"
+    factor: float = 1.0
+    unit: str = ""
+    compare: tuple[Name, Name] | None = None
+    over: str = ""
+
+
 class Tune(_Open):
     """What is searched for each loss and batch size before the test runs, on seeds that the test never uses.
 
@@ -244,6 +266,7 @@ class Study(_Frozen):
     probes: dict[str, Schedule] = {}
     claims: tuple[Claim, ...] = ()
     rankings: tuple[Ranking, ...] = ()
+    published: tuple[Published, ...] = ()
     tune: Tune | None = None
 
     looks: tuple[int, ...] = ()

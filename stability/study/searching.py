@@ -119,6 +119,7 @@ def search_of(study: Study) -> Study:
             "probes": probes,
             "claims": (),
             "rankings": (),
+            "published": (),
             "tune": None,
         }
     )

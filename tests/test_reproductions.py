@@ -1,0 +1,150 @@
+"""Published figures beside ours: known values in, their table and the words on its order out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stability.analysis import analyse, findings_text, read
+from stability.registry import InputError
+from stability.report.model import describe
+from stability.report.reproduced import reproduced
+from stability.reproductions import reproduce
+from stability.study import Published, parse_study
+
+MEANS = {"clip": 0.3, "siglip-log-b": 0.5}
+SEEDS = np.array([-0.02, 0.0, 0.02])
+OWN = np.array([0.005, -0.01, 0.005])
+SLOPES = np.array([0.11, 0.1, 0.09])
+
+
+def asked(**changes) -> Published:
+    given = {
+        "text": "Recall",
+        "source": "A paper, Table 1",
+        "transfers": "The order may transfer.",
+        "measure": "recall_at_1",
+        "values": {"clip": 10.0, "siglip-log-b": 12.0},
+    }
+    return Published(**given | changes)
+
+
+@pytest.fixture(scope="module")
+def known(tiny_run):
+    """The tiny study with recalls of an arm's mean, a seed's effect, and siglip's own effects and slopes."""
+    found = read(tiny_run)
+    runs = found.runs.set_index("run")
+    value = runs["arm"].map(MEANS) + SEEDS[runs["seed"]]
+    own = OWN[runs["seed"]] + SLOPES[runs["seed"]] * np.log2(runs["batch_size"] / 8)
+    value += own * (runs["arm"] == "siglip-log-b")
+    runs_finished = found.runs.assign(status="finished")
+    return replace(found, runs=runs_finished, steps=found.steps.assign(recall_at_1=found.steps["run"].map(value)))
+
+
+def test_means_are_those_over_cells_and_seeds_times_the_factor(known):
+    found = reproduce(known, asked(factor=100.0, unit="%"))
+    clip, siglip = found.rows
+    assert (clip.of, clip.published, clip.n) == ("clip", 10.0, 3)
+    np.testing.assert_allclose([clip.ours, siglip.ours], [30, 55], rtol=1e-12)
+    # t with two degrees of freedom, standard deviation 2 over three seeds
+    np.testing.assert_allclose(clip.interval, [30 - 4.302653 * 2 / 3**0.5, 30 + 4.302653 * 2 / 3**0.5], rtol=1e-6)
+    assert found.sentence == "Ours keeps the published order (95% interval of the pair)."
+
+
+@pytest.mark.parametrize(("published", "word"), [(12.0, "keeps"), (8.0, "reverses")])
+def test_an_order_is_kept_or_reversed(known, published, word):
+    assert f"Ours {word} " in reproduce(known, asked(values={"clip": 10.0, "siglip-log-b": published})).sentence
+
+
+def test_an_order_that_seeds_do_not_settle_is_open(known):
+    recall = known.steps["recall_at_1"].to_numpy().copy()
+    seed = known.steps["run"].map(known.runs.set_index("run")["seed"]).to_numpy()
+    arm = known.steps["run"].map(known.runs.set_index("run")["arm"]).to_numpy()
+    noisy = replace(known, steps=known.steps.assign(recall_at_1=recall + np.where(arm == "clip", 0.4 * seed, 0.0)))
+    assert "leaves open" in reproduce(noisy, asked()).sentence
+
+
+def test_a_diverged_run_has_no_value(known):
+    first = (known.runs["arm"] == "clip") & (known.runs["seed"] == 0)
+    found = reproduce(replace(known, runs=known.runs.assign(status=np.where(first, "diverged", "finished"))), asked())
+    clip, siglip = found.rows
+    assert (clip.n, siglip.n) == (2, 3)
+    np.testing.assert_allclose(clip.ours, 0.31)
+
+
+def test_standard_deviations_are_those_between_seeds(known):
+    found = reproduce(known, asked(statistic="sd", values={"clip": 0.1, "siglip-log-b": 0.2}))
+    siglip = np.sqrt((np.var(SEEDS + OWN, ddof=1) + np.var(SEEDS + OWN + SLOPES, ddof=1)) / 2)
+    np.testing.assert_allclose([row.ours for row in found.rows], [0.02, siglip], rtol=1e-6)
+    assert found.heading == "Standard deviation of Recall@1 between seeds"
+    assert "leaves open" in found.sentence
+
+
+def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
+    figures = {"512": 4.0, "1024": 3.0, "2048": 2.0}
+    found = reproduce(
+        known, asked(over="batch_size", compare=("siglip-log-b", "clip"), values=figures, factor=100.0, unit="points")
+    )
+    assert [row.of for row in found.rows] == ["8", "16", "512", "1,024", "2,048"]
+    np.testing.assert_allclose([row.ours for row in found.rows[:2]], [20, 30], rtol=1e-6)
+    assert np.isnan([row.ours for row in found.rows[2:]]).all()
+    assert np.isnan([row.published for row in found.rows[:2]]).all()
+    assert found.sentence.startswith(
+        "Published, the difference changes by -1 per doubling of the batch size; here by 10 "
+    )
+    assert found.sentence.endswith("the other sign.")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            'measure = "recal_at_1"\nvalues = { clip = 1, siglip-log-b = 2 }',
+            r"published\[0\]\.measure: got 'recal_at_1'.*",
+        ),
+        (
+            'measure = "loss"\nvalues = { clip = 1, siglip = 2 }',
+            r"published\[0\]\.values: 'siglip' is not in grid\.loss.*",
+        ),
+        ('measure = "loss"\nvalues = { clip = 1 }', r"published\[0\]\.values.*"),
+        ('measure = "loss"\nover = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*over and compare .*"),
+        (
+            'measure = "loss"\nover = "lr"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 1 = 1, 2 = 2 }',
+            r"published\[0\]\.over: grid\.lr has one value.*",
+        ),
+        (
+            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0 = 1, 2 = 2 }',
+            r"published\[0\]\.values: got '0'; allowed: values of batch_size, as numbers",
+        ),
+        (
+            'measure = "loss"\nover = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { a = 1, 2 = 2 }',
+            r"published\[0\]\.values: got 'a'.*",
+        ),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_refused_in_a_sentence(tiny_text, table, message):
+    text = f'[[published]]\ntext = "T"\nsource = "S"\ntransfers = "Nothing."\n{table}\n\n[scales.smoke]'
+    with pytest.raises(InputError, match=f"t: {message}"):
+        parse_study(tiny_text.replace("[scales.smoke]", text), "t", "t")
+
+
+def test_the_findings_and_the_report_hold_the_table_and_a_study_without_one_says_nothing_of_it(known):
+    study = known.study.model_copy(update={"published": (asked(),)})
+    findings = analyse(replace(known, study=study), checks=False)
+    (plain,) = json.loads(findings_text(findings))["published"]
+    assert plain["rows"][0]["published"] == 10.0
+    (entry,) = describe(known, findings, [])["published"]
+    assert [head["label"] for head in entry["table"]["columns"]] == [
+        "Setting",
+        "Published",
+        "Ours",
+        "95% interval",
+        "n",
+    ]
+    assert entry["table"]["rows"][0][2]["text"] == "0.3"
+    without = analyse(known, checks=False)
+    assert "published" not in json.loads(findings_text(without))
+    assert reproduced(without) == []
