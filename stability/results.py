@@ -1,4 +1,4 @@
-"""The runs of a directory as frames, and one number per run: a measure's final, best or late value, or its area."""
+"""The runs of a directory as frames, and one number per run: a measure's first, final, best or late value, or area."""
 
 from __future__ import annotations
 
@@ -92,10 +92,11 @@ def run_frame(
 
 
 def summarise(results: Results, name: str, reduction: str) -> pd.Series:
-    """Return one number per run (indexed by run) for a measure: its final, best or late value, or its area.
+    """Return one number per run (indexed by run) for a measure: its first, final, best or late value, or its area.
 
-    late: mean over the last fifth of the steps; area: that under the curve after warm-up, per step; a pooled measure
-    is the ratio of the two means. A rate of spikes is one number a run already: all steps after warm-up count.
+    first: before the first step, where it is measured there; late: mean over the last fifth of the steps; area: that
+    under the curve after warm-up, per step; a pooled measure is the ratio of the two means. A rate of spikes is one
+    number a run already: all steps after warm-up count.
     """
     measure, train = results.measures[name], results.study.train
     if measure.spikes:
@@ -110,6 +111,8 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
         rows = rows[rows["step"] >= train.warmup]
         return rows.groupby("run", sort=False)[["step", name]].apply(_area)
     by_run = rows.groupby("run", sort=False)[name]
+    if reduction == "first":
+        return by_run.first().astype(float)
     if reduction == "final":
         return by_run.last().astype(float)
     if reduction == "best":

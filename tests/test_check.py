@@ -21,6 +21,8 @@ OPTIONS = [
     ("hcl", {"beta": 0.0}),
     ("rince", {"q": 1.0}),
     ("focal-sigmoid", {"decay_steps": 10}),
+    ("clip-masked", {"keep": "hard"}),
+    ("clip-masked", {"keep": "easy", "ratio": 1.5}),
     ("siglip-masked", {"keep": "hard"}),
     ("siglip-masked", {"keep": "easy", "ratio": 1.5}),
     ("triplet", {"margin": 1.0}),

@@ -123,6 +123,8 @@ def test_each_reserved_name_is_asked_for_by_some_loss():
         ("siglip", {"reduction": "mean"}, "mean_pairs, per_image"),
         ("siglip-masked", {"keep": "hardest"}, "easy, hard, random"),
         ("siglip-masked", {"ratio": 0.0}, "a positive number"),
+        ("clip-masked", {"keep": "hardest"}, "easy, hard, random"),
+        ("clip-masked", {"ratio": -1.0}, "a positive number"),
         ("clip", {"max_scale": -1.0}, "a positive number"),
         ("clip-chunked", {"chunk": 0}, "at least 1 row"),
     ],

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from stability.losses import (
     clip,
     clip_chunked,
+    clip_masked,
     focal_sigmoid,
     global_contrastive,
     hcl,
@@ -205,6 +206,14 @@ def test_siglip_with_all_mismatches_kept_is_siglip(keep):
     uniform = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
     value = siglip_masked(image, text, log_scale=LOG_T, bias=BIAS, uniform=uniform, keep=keep, ratio=5.0)
     assert_close(value, siglip(image, text, log_scale=LOG_T, bias=BIAS))
+
+
+@pytest.mark.parametrize("keep", ["random", "hard", "easy"])
+def test_clip_with_all_mismatches_kept_is_clip(keep):
+    image, text = towers(6)
+    uniform = torch.rand(6, 6, generator=torch.Generator().manual_seed(0))
+    value = clip_masked(image, text, log_scale=LOG_T, uniform=uniform, keep=keep, ratio=5.0)
+    assert_close(value, clip(image, text, log_scale=LOG_T))
 
 
 def test_a_global_loss_that_forgets_is_infoloob_up_to_a_constant():

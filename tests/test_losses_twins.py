@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from stability.losses import (
     adaptive,
     clip,
+    clip_masked,
     cyclip,
     dcl,
     dclw,
@@ -175,6 +176,23 @@ def test_siglip_masked(keep, ratio, kept):
     chosen = sorted(cost, key=order[keep])[:kept]
     expected = (sum(softplus(-T * S[i][i] - B) for i in PAIRS) + sum(cost[pair] for pair in chosen)) / SIZE
     value = siglip_masked(IMAGE, TEXT, log_scale=LOG_T, bias=BIAS, uniform=uniform, keep=keep, ratio=ratio)
+    assert_close(value.item(), expected)
+
+
+@pytest.mark.parametrize("keep", ["random", "hard", "easy"])
+@pytest.mark.parametrize(("ratio", "kept"), [(0.01, 1), (1.6, 2), (100.0, 4)])
+def test_clip_masked(keep, ratio, kept):
+    uniform = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def row(s, draws, i):
+        order = {"random": lambda j: draws[i][j], "hard": lambda j: -s[i][j], "easy": lambda j: s[i][j]}
+        chosen = sorted(others(i), key=order[keep])[:kept]
+        return -T * s[i][i] + math.log(sum(math.exp(T * s[i][j]) for j in [i, *chosen]))
+
+    transposed = [[S[j][i] for j in PAIRS] for i in PAIRS]
+    expected = mean(row(S, uniform.tolist(), i) for i in PAIRS) / 2
+    expected += mean(row(transposed, uniform.T.tolist(), i) for i in PAIRS) / 2
+    value = clip_masked(IMAGE, TEXT, log_scale=LOG_T, uniform=uniform, keep=keep, ratio=ratio)
     assert_close(value.item(), expected)
 
 

@@ -115,7 +115,7 @@ def options_of(variant: Variant) -> dict[str, inspect.Parameter]:
 from stability.losses import chunked, decoupled, derivatives, fused, hardness, mixtures, running, sigmoid, softmax  # noqa: E402
 from stability.losses.chunked import clip_chunked, siglip_chunked  # noqa: E402
 from stability.losses.decoupled import dcl, dclw, infoloob  # noqa: E402
-from stability.losses.hardness import focal_sigmoid, hcl, siglip_masked, triplet  # noqa: E402
+from stability.losses.hardness import clip_masked, focal_sigmoid, hcl, siglip_masked, triplet  # noqa: E402
 from stability.losses.mixtures import adaptive, hybrid, hybrid_separate  # noqa: E402
 from stability.losses.running import global_contrastive  # noqa: E402
 from stability.losses.sigmoid import nt_logistic, siglip, siglip_as_published, siglip_relative_bias  # noqa: E402
@@ -128,6 +128,7 @@ __all__ = [
     "chunked",
     "clip",
     "clip_chunked",
+    "clip_masked",
     "cyclip",
     "dcl",
     "dclw",

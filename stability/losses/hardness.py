@@ -108,10 +108,57 @@ def siglip_masked(
     return (F.softplus(-torch.diagonal(logits)).sum() + F.softplus(kept).sum()) / len(image)
 
 
+def clip_masked_chance(batch_size: int, ratio: float = 4.0) -> float:
+    """Return log(1 + r), the loss of equal logits among a match and its r kept mismatches."""
+    return math.log1p(_kept_in_row(batch_size, ratio))
+
+
+@loss(log_scale=Scalar(math.log(10.0)), chance=clip_masked_chance)
+def clip_masked(
+    image: Tensor,
+    text: Tensor,
+    *,
+    log_scale: Tensor,
+    uniform: Tensor,
+    keep: Literal["random", "hard", "easy"] = "random",
+    ratio: float = 4.0,
+) -> Tensor:
+    """Pick each match out of only some of its mismatches: random, hard or easy ones; nats per pair.
+
+    L = mean over rows i, both ways, of -log(e^(l_ii) / (e^(l_ii) + sum_{j kept} e^(l_ij))), l = t <image_i, text_j>,
+    for (B, D) inputs with unit rows. Kept are round(ratio) of the B - 1 mismatches of each row (at least 1): those of
+    the smallest *uniform* (B, B), or those with the largest (hard) or the smallest logit (easy). Chance is that of the
+    default ratio; all mismatches kept is `clip`. The softmax counterpart of `siglip_masked`; the choice is made row by
+    row here, since a softmax without a mismatch says nothing. Not in the literature as such.
+    """
+    row_loss = partial(_masked_row_loss, keep=keep, ratio=ratio)
+    logits = scaled_similarities(image, text, log_scale)
+    return (row_loss(logits, uniform) + row_loss(logits.T, uniform.T)) / 2
+
+
+def _masked_row_loss(logits: Tensor, uniform: Tensor, keep: str, ratio: float) -> Tensor:
+    mismatches = off_diagonal(logits)
+    ranks = {"random": -off_diagonal(uniform), "hard": mismatches.detach(), "easy": -mismatches.detach()}
+    if keep not in ranks:
+        raise InputError(f"keep: unknown {keep!r}{nearest(keep, ranks)}")
+    kept = mismatches.gather(-1, ranks[keep].topk(_kept_in_row(len(logits), ratio), dim=-1).indices)
+    match = torch.diagonal(logits)
+    return (torch.logsumexp(torch.cat([match[:, None], kept], dim=-1), -1) - match).mean()
+
+
+def _kept_in_row(batch_size: int, ratio: float) -> int:
+    _check_ratio(ratio)
+    return min(max(round(ratio), 1), batch_size - 1)
+
+
 def _kept(batch_size: int, ratio: float) -> int:
+    _check_ratio(ratio)
+    return min(max(round(ratio * batch_size), 1), batch_size * (batch_size - 1))
+
+
+def _check_ratio(ratio: float) -> None:
     if not ratio > 0:
         raise InputError(f"ratio: got {ratio!r}; allowed: a positive number of mismatches kept for each match")
-    return min(max(round(ratio * batch_size), 1), batch_size * (batch_size - 1))
 
 
 def triplet_chance(batch_size: int, margin: float = 0.2) -> float:

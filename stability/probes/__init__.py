@@ -110,7 +110,7 @@ def in_towers(name: str) -> bool:
 def _spike_rate(column: str, name: str, of: str) -> Measure:
     return Measure(
         name,
-        f"Spikes of the {of}",
+        f"Rate of spikes of the {of}",
         f"Spikes of the {of} after warm-up: rises of 8 robust standard deviations above the 100 steps before, free of "
         "the loss's scale. Read it on runs of 5,000 steps or more.",
         unit="per 1,000 steps",
@@ -157,7 +157,17 @@ def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Meas
 
 
 # Variants register on import.
-from stability.probes import cost, downstream, embeddings, gradients, modalities, perturbations, shots, spectra  # noqa: E402
+from stability.probes import (  # noqa: E402
+    cost,
+    downstream,
+    embeddings,
+    gradients,
+    modalities,
+    perturbations,
+    scalars,
+    shots,
+    spectra,
+)
 
 __all__ = [
     "STEP_MEASURES",
@@ -173,6 +183,7 @@ __all__ = [
     "modalities",
     "perturbations",
     "probe",
+    "scalars",
     "shots",
     "spectra",
 ]

@@ -204,6 +204,7 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     if claim.reduction and known[claim.measure].spikes:
         raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
     _check_coverage(study, claim.measure, locate)
+    _check_first(study, claim, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
@@ -223,6 +224,7 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
         raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
     _check_scale(ranking, known, locate)
     _check_coverage(study, ranking.measure, locate)
+    _check_first(study, ranking, locate)
     arms = study.ranked(ranking)
     for place, name in enumerate(arms):
         if name not in study.grid.loss:
@@ -236,6 +238,7 @@ def _check_published(study: Study, published: Published, locate: Locate) -> None
     if published.measure not in known:
         where, hint = locate("measure"), nearest(published.measure, known)
         raise InputError(f"{where}: got {published.measure!r}; allowed: a measure of this study{hint}")
+    _check_first(study, published, locate)
     if bool(published.over) != bool(published.compare):
         raise InputError(f"{locate('over')}: over and compare are given together, or neither")
     if published.over and (published.over not in OVER or published.statistic == "sd"):
@@ -279,6 +282,15 @@ def _check_coverage(study: Study, asked: str, locate: Locate) -> None:
             if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
                 where = locate("measure")
                 raise InputError(f"{where}: probes.{name}.{axis} leaves out runs that a claim on {asked!r} needs")
+
+
+def _check_first(study: Study, asked: Claim | Ranking | Published, locate: Locate) -> None:
+    """What is read at its first step must be measured there: a probe that never is would answer with a later one."""
+    for name, schedule in study.probes.items() if asked.reduction == "first" else ():
+        made = {measure.name for measure in probe[name].traits["measures"]}
+        if asked.measure in made and 0 not in schedule.steps(study.train.steps):
+            where = locate("reduction")
+            raise InputError(f"{where}: probes.{name} does not measure before the first step; at = [0.0] there does")
 
 
 def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:

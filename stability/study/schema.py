@@ -179,6 +179,10 @@ class Schedule(_Open):
         return frozenset({*regular, *(round(share * total) for share in self.at), total})
 
 
+Reduction = Literal["first", "final", "best", "area", "late"]
+"""How the steps of a run become one number: see `results.summarise`."""
+
+
 class Claim(_Frozen):
     """One sentence that can turn out false, with all that decides it, written before any run.
 
@@ -196,7 +200,7 @@ class Claim(_Frozen):
     expect: Literal["higher", "lower", "equal"]
     margin: Annotated[float, Field(gt=0)]
     over: str = ""
-    reduction: Literal["final", "best", "area", "late"] | None = None
+    reduction: Reduction | None = None
     scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
     threshold: float | None = None
 
@@ -209,7 +213,7 @@ class Ranking(_Frozen):
 
     measure: Name
     losses: Literal["all"] | tuple[Name, ...] = "all"
-    reduction: Literal["final", "best", "area", "late"] | None = None
+    reduction: Reduction | None = None
     scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
 
 
@@ -228,7 +232,7 @@ class Published(_Frozen):
     measure: Name
     values: Annotated[dict[str, Annotated[float, Field(strict=False)]], Field(min_length=2)]
     statistic: Literal["mean", "sd"] = "mean"
-    reduction: Literal["final", "best", "area", "late"] = "late"
+    reduction: Reduction = "late"
     factor: float = 1.0
     unit: str = ""
     compare: tuple[Name, Name] | None = None

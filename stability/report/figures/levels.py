@@ -67,6 +67,7 @@ def decline(results: Results) -> Iterator[Drawn]:
 
 
 _REDUCTIONS = {
+    "first": "at its first measured step",
     "late": "mean over the last fifth of its steps",
     "final": "at its last measured step",
     "best": "at its best",

@@ -1,0 +1,59 @@
+"""How hard a loss pulls on its own scalars and on the encoders: gradients over independent batches of training size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import grad
+from torch.utils import _pytree as pytree
+
+from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
+
+
+@probe(
+    least={"batches": 1},
+    fixed_batches=True,
+    measures=(
+        Measure("bias_gradient", "Gradient on b", "dL/db of the mean loss over independent batches.", "nats"),
+        Measure(
+            "bias_gradient_size",
+            "Size of the gradient on b",
+            "|dL/db| of the mean loss over independent batches.",
+            "nats",
+            scale="log",
+        ),
+        Measure("log_scale_gradient", "Gradient on log t", "dL/d(log t) of the mean loss.", "nats"),
+        Measure(
+            "tower_gradient_size",
+            "Size of the gradient on the encoders",
+            "Euclidean norm of the gradient of the mean loss over all parameters of the encoders.",
+            scale="log",
+        ),
+    ),
+)
+def scalar_gradients(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
+    """Measure the gradients of the mean loss over *batches* batches: on the bias, on log t, and on the encoders.
+
+    For SigLIP at b = 0 and embeddings in random directions, dL/db = B/2 - 1 at any t: B - 1 mismatching pairs a row
+    pull with 1/2 each, the matching one with -1/2. NaN for a scalar that the loss does not have; of one that is held
+    fixed it is the gradient that would be there.
+    """
+    count = len(replica.batches["image"])
+
+    def batch(k: int) -> Batch:
+        found: Batch = pytree.tree_map(lambda leaf: leaf[k], replica.batches)
+        return found
+
+    def mean_loss(params: Params) -> Tensor:
+        return torch.stack([replica.objective(params, batch(k)) for k in range(count)]).mean()
+
+    gradients = grad(mean_loss)(replica.params)
+    absent = torch.full_like(replica.learning_rate, torch.nan)
+    bias, log_scale = (gradients.get(f"loss.{name}", absent) for name in ("bias", "log_scale"))
+    squares = [value.pow(2).sum() for name, value in gradients.items() if in_towers(name)]
+    return {
+        "bias_gradient": bias,
+        "bias_gradient_size": bias.abs(),
+        "log_scale_gradient": log_scale,
+        "tower_gradient_size": torch.stack(squares).sum().sqrt(),
+    }
