@@ -71,7 +71,7 @@ class Group:
 
 def study_of(study: Study, group: Group) -> Study:
     """Return the study by which a group's runs are trained: *study* or the search that belongs to it, as its arm."""
-    return (search_of(study) if group.tuning else study).trained_as(group.arm)
+    return (search_of(study) if group.tuning else study).trained_as(group.arm, group.batch_size)
 
 
 def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[str, Any]:
@@ -97,8 +97,9 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
         if name not in declared and value != variant.options[name].default
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
-    if arm.train:
-        kept["train"] = study.train_of(cell["arm"]).model_dump(mode="json", exclude_defaults=True)
+    trained = study.trained_as(cell["arm"], cell["batch_size"]).train
+    if trained != study.train:
+        kept["train"] = trained.model_dump(mode="json", exclude_defaults=True)
     source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
     if arm.stream:
         kept["stream"] = arm.stream

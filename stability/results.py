@@ -81,8 +81,8 @@ def run_frame(
         if row["status"] == "finished" and run.id not in losses:
             row["status"] = "planned"
         if run.id in losses:
-            logged = losses[run.id].to_numpy()[: study.train.steps]
-            step = diverged_at(logged, chance[run.arm, run.batch_size], study.train.warmup)
+            total, warmup = study.lengths(run.batch_size)
+            step = diverged_at(losses[run.id].to_numpy()[:total], chance[run.arm, run.batch_size], warmup)
             row |= {
                 "status": "finished" if step is None else "diverged",
                 "diverged_at": math.nan if step is None else step,
@@ -98,7 +98,7 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
     under the curve after warm-up, per step; a pooled measure is the ratio of the two means. A rate of spikes is one
     number a run already: all steps after warm-up count.
     """
-    measure, train = results.measures[name], results.study.train
+    measure = results.measures[name]
     if measure.spikes:
         return _spike_rates(results, measure.spikes)
     if measure.pooled:
@@ -106,9 +106,9 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
         return top / bottom
     rows = results.steps[["run", "step", name]].dropna()
     if reduction == "late":
-        rows = rows[rows["step"] >= (1 - LATE) * train.steps]
+        rows = rows[rows["step"] >= (1 - LATE) * rows["run"].map(_lengths(results)[0]).astype(float)]
     elif reduction == "area":
-        rows = rows[rows["step"] >= train.warmup]
+        rows = rows[rows["step"] >= rows["run"].map(_lengths(results)[1]).astype(float)]
         return rows.groupby("run", sort=False)[["step", name]].apply(_area)
     by_run = rows.groupby("run", sort=False)[name]
     if reduction == "first":
@@ -120,10 +120,17 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
     return by_run.agg(lambda values: float(np.mean(values.to_numpy(np.float64))))
 
 
+def _lengths(results: Results) -> tuple[pd.Series, pd.Series]:
+    """Return the steps and the warm-up steps of each run, indexed by run."""
+    lengths = results.runs["batch_size"].map(results.study.lengths)
+    total, warmup = (pd.Series([pair[k] for pair in lengths], results.runs["run"], dtype=float) for k in (0, 1))
+    return total, warmup
+
+
 def _spike_rates(results: Results, column: str) -> pd.Series:
     """Return each run's spikes per 1,000 steps after warm-up; of the logarithm where a column varies by factors."""
-    steps, train = results.steps, results.study.train
-    logged = steps[(steps["step"] >= train.warmup) & (steps["step"] < train.steps)]
+    steps, (total, warmup) = results.steps, _lengths(results)
+    logged = steps[(steps["step"] >= steps["run"].map(warmup)) & (steps["step"] < steps["run"].map(total))]
     log = results.measures[column].scale == "log"
 
     def rate(series: pd.Series) -> float:

@@ -54,10 +54,11 @@ def replay_run(
     if not path.is_file() or checksum(path) != entry["checksum"]:
         raise InputError(f"{path}: missing or damaged; `stability run` will compute it again")
     group = Group(entry["id"], tuple(known[each] for each in entry["runs"]))
-    last = study.train.steps if step is None else step
+    total = study_of(study, group).train.steps
+    last = total if step is None else step
     kept = keep(last) if callable(keep) else keep
     params_path = parameters_path(where, entry["id"])
-    if last == study.train.steps and params_path.is_file() and checksum(params_path) == entry.get("params_checksum"):
+    if last == total and params_path.is_file() and checksum(params_path) == entry.get("params_checksum"):
         saved = read_parameters(params_path, chosen.id)
     with reproducible_arithmetic():
         return replay(

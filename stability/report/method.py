@@ -58,11 +58,17 @@ def _pairing(results: Results) -> Said:
     elif train.clip_norm is not None:
         clipping = f"Gradients are clipped at a norm of {train.clip_norm:g}."
     schedule = "constant" if train.schedule == "constant" else "following a cosine"
+    length = f"{train.steps:,} steps,"
+    if train.matched == "samples":
+        length = (
+            f"{train.steps:,} steps at batch size {min(results.study.grid.batch_size)} and proportionally fewer at "
+        )
+        length += "larger ones, so that all see equally many samples,"
     yield (
         "Runs and pairing",
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
         f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training "
-        f"is {_optimizer(train)} for {train.steps:,} steps, the learning rate rising over the first {train.warmup:,}, "
+        f"is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
         f"then {schedule}; the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}"
         f"{_parts(results)}{_recipes(results)}",
     )

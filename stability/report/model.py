@@ -18,6 +18,7 @@ from stability.report.reproduced import reproduced
 from stability.report.tables import Json, cell_table, crosscheck_table, minus, missing_table, plain_table, tuning_table
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
+from stability.study import Study
 
 RATES = (("lr", "learning rates"), ("lr_factor", "multiples of the learning rate"))
 
@@ -129,7 +130,15 @@ def _facts(results: Results) -> str:
             parts.append(f"{levels} {word}")
     if results.tuning:
         parts.append(f"{len(results.tuning.tried):,} tuning runs before")
-    return " · ".join([*parts, f"{study.train.steps:,} steps each"])
+    return " · ".join([*parts, lengths_in_words(study)])
+
+
+def lengths_in_words(study: Study) -> str:
+    """Return how long the runs are: their steps, from the largest batch to the smallest where samples are matched."""
+    steps = sorted({study.lengths(size)[0] for size in study.grid.batch_size})
+    if len(steps) == 1:
+        return f"{steps[0]:,} steps each"
+    return f"{steps[0]:,} to {steps[-1]:,} steps, equal samples seen"
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------

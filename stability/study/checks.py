@@ -180,6 +180,11 @@ def _check_training(study: Study, locate: Locate) -> None:
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
+    if (fewest := min(study.lengths(size) for size in study.grid.batch_size))[1] >= fewest[0]:
+        where, size = locate("train", "steps"), max(study.grid.batch_size)
+        raise InputError(
+            f"{where}: got {train.steps}, which is {fewest[0]} at batch size {size}; allowed: more of them"
+        )
 
 
 def _check_recipe(train: Train, locate: Locate, *table: str) -> None:

@@ -86,9 +86,12 @@ class Train(_Frozen):
     """How every run is trained: its optimizer with decay on weight matrices, warm-up, then constant or cosine.
 
     AdamW reads *betas* and *eps*, its decay is decoupled; SGD reads *momentum*, its decay is part of the gradient.
+    What is *matched* between batch sizes is the number of steps, or that of the samples seen: then *steps* and *warmup*
+    are those of the smallest batch, and larger ones take proportionally fewer.
     """
 
     steps: Positive
+    matched: Literal["steps", "samples"] = "steps"
     warmup: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Optimizer = "adamw"
@@ -335,9 +338,19 @@ class Study(_Frozen):
             train = train.model_copy(update={"clip_norm": own.clip_norm, "clip_quantile": own.clip_quantile})
         return train
 
-    def trained_as(self, arm: str) -> Study:
-        """Return the study whose ``[train]`` is that of an arm."""
-        return self.model_copy(update={"train": self.train_of(arm)}) if self.arm(arm).train else self
+    def lengths(self, batch_size: int) -> tuple[int, int]:
+        """Return the steps and the warm-up steps of the runs of a batch size."""
+        if self.train.matched == "steps":
+            return self.train.steps, self.train.warmup
+        share = min(self.grid.batch_size) / batch_size
+        return max(1, round(self.train.steps * share)), round(self.train.warmup * share)
+
+    def trained_as(self, arm: str, batch_size: int) -> Study:
+        """Return the study whose ``[train]`` is that of the runs of an arm at a batch size."""
+        steps, warmup = self.lengths(batch_size)
+        own = {"steps": steps, "warmup": warmup, "matched": "steps"}
+        train = self.train_of(arm).model_copy(update=own)
+        return self if train == self.train else self.model_copy(update={"train": train})
 
     @property
     def measures(self) -> dict[str, Measure]:

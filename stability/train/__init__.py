@@ -167,7 +167,7 @@ class Trainer:
 
     def __init__(self, study: Study, group: Group, pairs: Pairs, device: torch.device) -> None:
         runs = group.runs if len(group.runs) > 1 else group.runs * 2
-        self.study, self.device = study.trained_as(group.arm), device
+        self.study, self.device = study.trained_as(group.arm, group.batch_size), device
         self.population = population_of(self.study, runs, pairs, device)
         available = self.population.feed.available
         self.streams = {run.luck: batch_indices(run.luck, available, run.batch_size) for run in runs}
