@@ -19,6 +19,7 @@ from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
 from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import Locate, check_tuning
+from stability.study.within import check_against
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -28,7 +29,7 @@ def check(study: Study, locate: Locate) -> None:
     _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
     for name, schedule in study.probes.items():
-        _check_probe(study, name, schedule, locate)
+        _check_probe(study, name, schedule, pairs, locate)
     for place, claim in enumerate(study.claims):
         _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
     _check_ids(study, locate)
@@ -158,7 +159,7 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
             raise InputError(f"{locate('arms', name, key)}: {error}") from error
 
 
-def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) -> None:
+def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, locate: Locate) -> None:
     where = locate("probes", name)
     probe.get_or_explain(name, where).check_options(schedule.options, where)
     for axis in ("noise", "batch_size", "pairs"):
@@ -167,6 +168,21 @@ def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) ->
             if value not in grid:
                 allowed = ", ".join(map(str, grid)) or "none"
                 raise InputError(f"{where}.{axis}: got {value}; allowed: values of grid.{axis} ({allowed})")
+    if probe[name].traits.get("held_out_batches"):
+        _check_held_out_batches(study, schedule, pairs, where)
+
+
+def _check_held_out_batches(study: Study, schedule: Schedule, pairs: Pairs, where: str) -> None:
+    """A probe that fits on one batch what it measures on another must have pairs that training never sees."""
+    data, held = study.data.name, pairs.held_out
+    if torch.isin(held, pairs.train).any():
+        raise InputError(f"{where}: needs held-out pairs, and {data!r} has none apart from those trained on")
+    largest = max(schedule.batch_size or study.grid.batch_size)
+    if largest > len(held):
+        raise InputError(
+            f"{where}: needs batches of {largest} held-out pairs, and {data!r} holds {len(held)} out; allowed: a "
+            "larger share of data.held_out, or smaller batches (the probe's batch_size)"
+        )
 
 
 def _check_training(study: Study, locate: Locate) -> None:
@@ -191,25 +207,32 @@ def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     known = {name: measure for name, measure in study.measures.items() if not measure.listed}
-    if claim.measure not in known:
-        hint = nearest(claim.measure, known)
-        raise InputError(f"{locate('measure')}: no probe of this study makes {claim.measure!r}{hint}")
+    named = {"measure": claim.measure} | ({"against": claim.against} if claim.against else {})
+    for key, name in named.items():
+        if name not in known:
+            raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, known)}")
     found = contrast.get_or_explain(claim.contrast, locate("contrast"))
-    if claim.compare[0] == claim.compare[1]:
-        raise InputError(f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ")
-    _check_scale(claim, known, locate)
-    if claim.reduction and known[claim.measure].spikes:
-        raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
-    _check_coverage(study, claim.measure, locate)
+    if claim.against:
+        check_against(claim, found, known, locate)
+    elif claim.compare[0] == claim.compare[1]:
+        raise InputError(
+            f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ, or one arm and two "
+            "measures (against)"
+        )
+    for key, name in named.items():
+        _check_scale(claim.scale, name, known, locate)
+        if claim.reduction and known[name].spikes:
+            raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
+        _check_coverage(study, name, key, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
             raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
     asked = "better" in found.options or claim.reduction == "best" or found.traits["on"] == "times"
-    if asked and not known[claim.measure].better:
-        directed = [name for name, measure in known.items() if measure.better]
-        hint = nearest(claim.measure, directed)
-        raise InputError(f"{locate('measure')}: {claim.measure!r} has no better direction{hint}")
+    for key, name in named.items():
+        if asked and not known[name].better:
+            hint = nearest(name, [other for other, measure in known.items() if measure.better])
+            raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
     _check_needs(study, claim, found, locate)
 
 
@@ -218,8 +241,8 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     if ranking.measure not in known:
         where, hint = locate("measure"), nearest(ranking.measure, known)
         raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
-    _check_scale(ranking, known, locate)
-    _check_coverage(study, ranking.measure, locate)
+    _check_scale(ranking.scale, ranking.measure, known, locate)
+    _check_coverage(study, ranking.measure, "measure", locate)
     arms = study.ranked(ranking)
     for place, name in enumerate(arms):
         if name not in study.grid.loss:
@@ -228,17 +251,15 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
         raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
 
 
-def _check_scale(asked: Claim | Ranking, known: Mapping[str, Measure], locate: Locate) -> None:
-    if asked.scale == "chance-log" and not known[asked.measure].chance:
+def _check_scale(scale: str | None, asked: str, known: Mapping[str, Measure], locate: Locate) -> None:
+    if scale == "chance-log" and not known[asked].chance:
         bounded = ", ".join(name for name, measure in known.items() if measure.chance)
-        raise InputError(f"{locate('scale')}: {asked.measure!r} has no chance level (measures that have: {bounded})")
-    if asked.scale == "of-chance" and asked.measure != "loss":
-        raise InputError(
-            f"{locate('scale')}: {asked.measure!r} is no loss with a chance level; allowed: of 'loss' only"
-        )
+        raise InputError(f"{locate('scale')}: {asked!r} has no chance level (measures that have: {bounded})")
+    if scale == "of-chance" and asked != "loss":
+        raise InputError(f"{locate('scale')}: {asked!r} is no loss with a chance level; allowed: of 'loss' only")
 
 
-def _check_coverage(study: Study, asked: str, locate: Locate) -> None:
+def _check_coverage(study: Study, asked: str, key: str, locate: Locate) -> None:
     """A claim pairs every seed over every cell, so the probe that makes its measure must read all of them."""
     for name, schedule in study.probes.items():
         if asked not in {measure.name for measure in probe[name].traits["measures"]}:
@@ -246,7 +267,7 @@ def _check_coverage(study: Study, asked: str, locate: Locate) -> None:
         for axis in ("seeds", "noise", "batch_size", "pairs"):
             kept, grid = getattr(schedule, axis), getattr(study.grid, axis)
             if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
-                where = locate("measure")
+                where = locate(key)
                 raise InputError(f"{where}: probes.{name}.{axis} leaves out runs that a claim on {asked!r} needs")
 
 
