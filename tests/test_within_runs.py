@@ -91,15 +91,13 @@ def test_two_measures_are_subtracted_within_the_run_and_tested_over_the_seeds(st
     assert found.sentence.startswith(f"Supported: clip's {LABELS[0]} is 4")
     assert f"% lower than its {LABELS[1]} (ratio 0." in found.sentence
     assert_allclose(found.p_adjusted, stats.adjust([claim.p_value for claim in findings.claims])[2])
-    assert {check.name for check in found.sensitivity.checks if check.verdict == "supported"} >= {
-        "mixed-model",
-        "leave-one-seed-out",
-    }
+    agreed = {check.name for check in found.sensitivity.checks if check.verdict == "supported"}
+    assert agreed >= {"mixed-model", "leave-one-seed-out"}
 
 
 def test_swapping_the_measures_inverts_the_ratio_and_exchanges_the_verdicts(results, findings):
     swapped = CLAIM.replace(OWN, "x").replace(OTHER, OWN).replace('"x"', f'"{OTHER}"')
-    other = analyse(replace(results, study=study_of(PLAIN + swapped))).claims[2]
+    other = analyse(replace(results, study=study_of(PLAIN + swapped)), checks=False).claims[2]
     assert_allclose(other.effect, 1 / findings.claims[2].effect)
     assert_allclose(other.interval, [1 / end for end in reversed(findings.claims[2].interval)])
     assert other.verdict == "contradicted"
@@ -129,12 +127,12 @@ MISTAKES = [
     (
         OTHER,
         "gradient_noise_fraction_as_clipp",
-        f"against: no probe of this study makes '{OTHER}p'; did you mean '{OTHER}'",
+        f"against: no probe of this study makes '{OTHER}p'; did you",
     ),
     (
         f'against = "{OTHER}"',
         f'against = "{OWN}"',
-        f"against: '{OWN}' is the claim's own measure; allowed: another one",
+        f"against: '{OWN}' is the claim's own measure; allowed: another",
     ),
     ('["clip", "clip"]', '["clip", "siglip"]', "compare: got ['clip', 'siglip']; allowed with against, which compares"),
     ('["clip", "clip"]', '["clap", "clap"]', "compare[0]: 'clap' is not in grid.loss; did you mean 'clip'?"),
@@ -145,7 +143,7 @@ MISTAKES = [
     (
         OTHER,
         "sharpness_ratio",
-        "against: probes.curvature.seeds leaves out runs that a claim on 'sharpness_ratio' needs",
+        "against: probes.curvature.seeds leaves out runs that a claim on",
     ),
     ('"difference"', '"sensitivity"\nover = "batch_size"', f"measure: '{OWN}' has no better direction"),
     (f'against = "{OTHER}"', f'against = ["{OTHER}"]', "against: got ["),
@@ -218,13 +216,12 @@ def test_seeds_are_planned_from_the_differences_of_the_measures(study, results, 
 
 
 def test_either_measure_too_close_to_chance_makes_a_bounded_claim_not_testable():
-    data = PLAIN.replace('name = "digits"', 'name = "digits"', 1)
     claim = CLAIM.replace(OWN, "recall_at_1").replace(OTHER, "zero_shot_accuracy")
-    made = curves(study_of(data + claim))
+    made = curves(study_of(PLAIN + claim))
     good = made.steps.assign(zero_shot_accuracy=made.steps["recall_at_1"], zero_shot_accuracy_chance=0.01)
     low = good.assign(zero_shot_accuracy=good["recall_at_1"].where(good["recall_at_1"].isna(), 0.02))
-    assert analyse(replace(made, steps=good)).claims[2].verdict != "not-testable"
-    found = analyse(replace(made, steps=low)).claims[2]
+    assert analyse(replace(made, steps=good), checks=False).claims[2].verdict != "not-testable"
+    found = analyse(replace(made, steps=low), checks=False).claims[2]
     assert found.verdict == "not-testable"
     assert "clip at batch size 8 reaches only 2.0 times the chance level of Zero-shot accuracy" in found.reason
 
@@ -235,7 +232,7 @@ def test_sides_at_the_ceiling_of_their_measure_are_a_limitation(study):
     for own, other in ((0.99, 0.995), (0.9, 0.995)):
         logs = np.log(np.tile([own, other], (runs, 1))) + np.random.default_rng(0).normal(0, 1e-4, (runs, 2))
         made = results_with(study, logs)
-        said[own] = {limit["title"]: limit["text"] for limit in limitations(made, analyse(made))}
+        said[own] = {limit["title"]: limit["text"] for limit in limitations(made, analyse(made, checks=False))}
     title = "Gradient noise fraction (towers as siglip) saturated"
     assert "above 98% of the highest value that there is, 1, at batch 8 (0.99 and 0.995)" in said[0.99][title]
     assert "at batch 16 (0.99 and 0.995)" in said[0.99][title]
@@ -245,13 +242,10 @@ def test_sides_at_the_ceiling_of_their_measure_are_a_limitation(study):
 @pytest.fixture(scope="module")
 def many():
     """Results of 300 studies of ten seeds as one: a run has both measures once, at the end."""
-    plain = (
-        PLAIN.split("[[claims]]")[0].replace("seeds = 6", "seeds = 3000").replace("noise = [0.0, 0.4]", "noise = [0.0]")
-    )
-    plain = plain.replace("batch_size = [8, 16]", "batch_size = [8]").replace("seeds = 1\n", "")
-    study = study_of(
-        plain.replace("[probes.curvature]\nseeds = 1", "") + CLAIM.replace("text =", "primary = true\ntext =")
-    )
+    plain = PLAIN.split("[[claims]]")[0] + CLAIM.replace("text =", "primary = true\ntext =")
+    for old, new in (("seeds = 6", "seeds = 3000"), ("noise = [0.0, 0.4]", "noise = [0.0]"), ("[8, 16]", "[8]")):
+        plain = plain.replace(old, new)
+    study = study_of(plain)
     runs = pd.DataFrame(
         [{"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}} for run in runs_of(study)]
     )
