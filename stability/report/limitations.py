@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -147,8 +148,8 @@ def _full(results: Results) -> Said:
     """Name the claims of which both sides lie at the highest value that their measure can have."""
     runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
     for claim in results.study.claims:
-        traits, own = contrast[claim.contrast].traits, results.measures[claim.measure]
-        if traits["on"] not in ("scale", "raw") or own.scale == "chance-log":
+        traits, measure = contrast[claim.contrast].traits, results.measures[claim.measure]
+        if traits["on"] not in ("scale", "raw") or math.isinf(measure.ceiling):
             continue
         reduction = claim.reduction or traits["reduction"]
         sides = []
@@ -156,14 +157,17 @@ def _full(results: Results) -> Said:
             share = summarise(results, name, reduction) / results.measures[name].ceiling
             of_arm = runs[runs["arm"] == arm]
             sides.append(share.reindex(of_arm["run"]).groupby(of_arm["batch_size"].to_numpy(), sort=False).mean())
-        lower, higher = np.minimum(*sides), np.maximum(*sides)
-        if places := [
-            f"at batch {size} ({number(lower[size])} and {number(higher[size])})" for size in lower[lower > FULL].index
-        ]:
+        both = pd.concat(sides, axis=1)
+        full = both[(both > FULL).all(axis=1)]
+        if len(full):
+            rows = zip(full.index, full.to_numpy().tolist(), strict=True)
+            places = ", ".join(
+                f"at batch {size} ({number(own)} and {number(other)} of it)" for size, (own, other) in rows
+            )
             yield (
-                f"{own.label} saturated",
+                f"{measure.label} saturated",
                 f"“{claim.text}”: both sides lie above {percent(FULL)} of the highest value that there is, "
-                f"{own.ceiling:g}, {', '.join(places)}. Whatever they differ in has no room to show there.",
+                f"{measure.ceiling:g}, {places}. Whatever they differ in has no room to show there.",
             )
 
 
