@@ -95,6 +95,12 @@ class Finding:
     method: str
     assumptions: str
     sensitivity: Sensitivity
+    against: str = ""
+
+    @property
+    def measures(self) -> tuple[str, str]:
+        """Return the measures of both sides, which differ only where one is held against another."""
+        return self.measure, self.against or self.measure
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class Findings:
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in vars(finding).items()}
+    return {key: _plain(value) for key, value in vars(finding).items() if key != "against" or value}
 
 
 def _plain(value: Any) -> Any:
@@ -291,9 +297,12 @@ def _asked(results: Results, claim: Claim, confidence: float) -> tuple[list[np.n
     measure = results.measures[claim.measure]
     reduction, scale = _reading(claim, measure)
     arms = [
-        _array(results, claim, arm, _numbers(results, claim, variant.traits["on"], reduction, scale))
-        for arm in claim.compare
+        _array(results, claim, arm, _numbers(results, claim, name, variant.traits["on"], reduction, scale))
+        for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
+    names = claim.compare
+    if claim.against:
+        names = (claim.compare[0], stats.wording.another(_in_words(claim, results.measures[claim.against], scale)))
     supplied = {
         "confidence": confidence,
         "levels": _levels(results.study, claim.over),
@@ -301,7 +310,7 @@ def _asked(results: Results, claim: Claim, confidence: float) -> tuple[list[np.n
         "better": measure.better,
         "log": scale in LOGARITHMS,
         "budget": float(results.study.train.steps),
-        "names": claim.compare,
+        "names": names,
         "measure": _in_words(claim, measure, scale),
     }
     return arms, supplied
@@ -324,7 +333,7 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
     arms, supplied = _asked(results, claim, confidence)
     comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
     decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
-    if why := _near_chance(results, claim, measure, contrast[claim.contrast].traits["on"], scale, reduction):
+    if why := _near_chance(results, claim, contrast[claim.contrast].traits["on"], scale, reduction):
         decided = stats.Verdict("not-testable", why, f"Not testable: {why}.")
     question = Question(claim.contrast, supplied, claim.expect, claim.margin)
     return Finding(
@@ -353,6 +362,7 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
         method=comparison.method,
         assumptions=comparison.assumptions,
         sensitivity=sensitivity(comparison, decided.verdict, arms, question) if checks else NOTHING,
+        against=claim.against,
     )
 
 
@@ -365,23 +375,23 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     return f"log chance-corrected {label}" if scale == "chance-log" and claim.over else label
 
 
-def _numbers(results: Results, claim: Claim, on: str, reduction: str, scale: str) -> pd.Series:
-    """Return one number per run, as the contrast takes it, with diverged runs as the claim's measure has them."""
+def _numbers(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:
+    """Return one number per run of a measure, as the contrast takes it, with diverged runs as the measure has them."""
     runs = results.runs.set_index("run")
     diverged = runs["status"] == "diverged"
     if on == "diverged":
         return diverged.astype(float).where(runs["status"].isin(["finished", "diverged"]))
     if on == "times":
         assert claim.threshold is not None
-        times = times_to(results, claim.measure, claim.threshold)
+        times = times_to(results, name, claim.threshold)
         return times.where(~diverged, math.inf).where(runs["status"].isin(["finished", "diverged"]))
-    values = summarise(results, claim.measure, reduction).reindex(runs.index)
-    chance = results.measures[claim.measure].chance
+    values = summarise(results, name, reduction).reindex(runs.index)
+    chance = results.measures[name].chance
     # A diverged run has learnt nothing: chance where a measure is bounded; elsewhere there is no such level.
     level = summarise(results, chance, "final").reindex(runs.index) if chance else math.nan
     level = chance_losses(results) if scale == "of-chance" else level
     values = values.where(~diverged, level)
-    return values if on == "raw" else on_scale(results, claim.measure, values, scale)
+    return values if on == "raw" else on_scale(results, name, values, scale)
 
 
 def _array(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.ndarray:
@@ -414,19 +424,24 @@ def _ranked(results: Results, asked: Ranking) -> Ranked:
         scale=asked.scale,
     )
     reduction, scale = _reading(claim, measure)
-    numbers = _numbers(results, claim, "scale", reduction, scale)
+    numbers = _numbers(results, claim, measure.name, "scale", reduction, scale)
     values = np.stack([_array(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
     confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
     found = stats.ranking(values, names, better=measure.better, confidence=confidence)
     return Ranked(measure.name, measure.label, reduction, scale, measure.better, found)
 
 
-def _near_chance(results: Results, claim: Claim, measure: Measure, on: str, scale: str, reduction: str) -> str:
+def _near_chance(results: Results, claim: Claim, on: str, scale: str, reduction: str) -> str:
     """Return why a bounded measure cannot be compared: an arm's clean level is too close to chance; else nothing."""
     if scale != "chance-log" or on != "scale":
         return ""
+    found = (_too_low(results, claim, results.measures[name], reduction) for name in dict.fromkeys(claim.measures))
+    return next(filter(None, found), "")
+
+
+def _too_low(results: Results, claim: Claim, measure: Measure, reduction: str) -> str:
     values, chance = (
-        summarise(results, name, how) for name, how in ((claim.measure, reduction), (measure.chance, "final"))
+        summarise(results, name, how) for name, how in ((measure.name, reduction), (measure.chance, "final"))
     )
     runs = results.runs
     clean = runs[(runs["noise"] == runs["noise"].min()) & runs["arm"].isin(claim.compare)]

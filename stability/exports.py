@@ -35,6 +35,7 @@ OF_A_FINDING = {
     "text": "The claim.",
     "source": "Where the claim is made.",
     "measure": "What is compared.",
+    "against": "Another measure of the same runs that it is compared with, where the claim names one.",
     "contrast": "How it is compared.",
     "compare_first": "The arm that the claim is about.",
     "compare_second": "The arm that it is compared with.",

@@ -209,23 +209,27 @@ def test_a_scalar_without_a_minimum_is_nan():
 
 
 def test_losses_at_matched_parameters_differ_by_the_loss_alone():
-    params, batches = params_of(), batches_of(5)
+    params, batches, unseen = params_of(), batches_of(5), batches_of(3, seed=8)
     bare = {name: value for name, value in params.items() if name != "loss.bias"}
     noise = matched_noise(
         {"same": lambda p, x: contrastive({**p, "loss.bias": params["loss.bias"]}, x), "refitted": contrastive},
         bare,
         batches,
         refit={"refitted": "loss.bias"},
+        held_out=unseen,
     )
     trace, square = textbook(rows(params, batches, list(bare)))
     assert_close(noise["same"].trace_cov, trace)
-    b = fitted_scalar(contrastive, bare, batches, "loss.bias")
+    b = fitted_scalar(contrastive, bare, unseen, "loss.bias")
+    assert abs(b - fitted_scalar(contrastive, bare, batches, "loss.bias")) > 1e-3  # not fitted on what is measured
     trace, square = textbook(rows({**bare, "loss.bias": b}, batches, list(bare)))
     assert_close(noise["refitted"].trace_cov, trace)
     assert_close(noise["refitted"].mean_sq_norm, square)
     for refit, message in (({"other": "b"}, "'other' is no objective"), ({"same": "loss.log_scale"}, "hold")):
         with pytest.raises(InputError, match=message):
-            matched_noise({"same": contrastive}, bare, batches, refit=refit)
+            matched_noise({"same": contrastive}, bare, batches, refit=refit, held_out=unseen)
+    with pytest.raises(InputError, match="needs held_out, batches of samples that the measured ones do not have"):
+        matched_noise({"same": contrastive}, bare, batches, refit={"same": "loss.bias"})
 
 
 def test_a_batch_is_one_sample_not_its_rows():

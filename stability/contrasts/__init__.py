@@ -39,7 +39,7 @@ SUPPLIED: Mapping[str, str] = {
     "better": "which way the measure is good: higher, lower or nothing",
     "log": "whether the values are logarithms",
     "budget": "the number of steps that a run had to cross the threshold",
-    "names": "the arms' names",
+    "names": 'the arms\' names (of two measures of one arm: its name, and "its" other measure)',
     "measure": "the measure's name in a sentence (for times, the threshold in words)",
 }
 

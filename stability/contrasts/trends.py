@@ -9,7 +9,7 @@ from stability.contrasts import contrast
 from stability.registry import InputError
 from stability.stats import Comparison, paired_difference, slope_difference
 from stability.stats.comparison import Array
-from stability.stats.wording import Names
+from stability.stats.wording import Names, of_each
 
 
 @contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="slope")
@@ -58,7 +58,7 @@ def interaction(
         )
     low, high = int(np.argmin(x)), int(np.argmax(x))
     changes = [_change(arm, low, high) for arm in (a, b)]
-    change = f"change of {measure} from the lowest to the highest level"
+    names, change = of_each("change of {} from the lowest to the highest level", names, measure)
     return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=change)
 
 
@@ -89,7 +89,7 @@ def sensitivity(
             f"arms of shapes {np.shape(a)} and {np.shape(b)}; allowed: equal shapes with an axis of levels"
         )
     losses = [_lost(arm, 1.0 if better == "higher" else -1.0) for arm in (a, b)]
-    lost = f"loss of {measure} from its best to its mean level"
+    names, lost = of_each("loss of {} from its best to its mean level", names, measure)
     return paired_difference(*losses, confidence=confidence, names=names, measure=lost)
 
 

@@ -4,14 +4,15 @@ A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per d
 replica: the trainer calls it under ``vmap``. One that hands its work to a kernel with a replica axis of its own
 declares ``stacked=True`` and receives every tensor with a leading replica axis; ``alone=True`` says that it takes
 replicas one by one, so that one need not be padded to two. ``fixed_batches=True`` asks for the same batches at every
-step, and ``least={"batches": 2}`` bounds options from below.
+step, ``held_out_batches=True`` for as many batches of held-out pairs, and ``least={"batches": 2}`` bounds options from
+below.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -34,8 +35,9 @@ class Measure:
     log((x - chance) / (1 - chance)) with *chance* the column that holds its chance level. A *pooled* measure is the
     ratio of the means of two columns over a window of steps, never a mean of ratios. A measure of *spikes* is the rate
     of spikes of the column it names, one number a run. A *listed* one is a list per step. *better* says which way is
-    good, where one is: it decides what "best" and "reaching a threshold" mean. *needs* is what the data must offer for
-    it (see `stability.datasets`): a run on data that do not makes no such measure.
+    good, where one is: it decides what "best" and "reaching a threshold" mean. *ceiling* is the highest value that it
+    can have: where both sides of a claim lie at it, a report says that no difference could show. *needs* is what the
+    data must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Measure:
     listed: bool = False
     better: Literal["higher", "lower", ""] = ""
     needs: str = ""
+    ceiling: float = math.inf
 
     @property
     def stored(self) -> bool:
@@ -79,11 +82,12 @@ class Replica:
     params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``); objective(params, batch) -> loss;
     embed_image and embed_text (params, input) -> unit rows; embed_further (params, inputs) -> unit rows of each
     modality beyond these two; batches: independent training batches, stacked along a leading axis, of the size that the
-    run trains with (as many as the probe's option ``batches`` says); preconditioner: Adam's bias-corrected
-    sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step, before per-parameter
-    multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on; momentum: that of
-    SGD, None under AdamW (whose betas are *betas*); fixed: the names of parameters that are not trained; chance: the
-    loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN.
+    run trains with (as many as the probe's option ``batches`` says); held_out_batches: as many of held-out pairs, the
+    samples of their modalities alone, for a probe that declares ``held_out_batches=True``; preconditioner: Adam's
+    bias-corrected sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step, before
+    per-parameter multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on;
+    momentum: that of SGD, None under AdamW (whose betas are *betas*); fixed: the names of parameters that are not
+    trained; chance: the loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN.
     """
 
     params: Params
@@ -100,6 +104,7 @@ class Replica:
     momentum: float | None = None
     fixed: frozenset[str] = frozenset()
     chance: float = math.nan
+    held_out_batches: Batch = field(default_factory=dict)
 
 
 def in_towers(name: str) -> bool:

@@ -15,7 +15,7 @@ KINDS = ("noise_trace", "sq_norm", "second_moment")
 
 def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
     trace, sq_norm, second = (f"gradient_{part}_{block}" for part in KINDS)
-    note = f" ({block.replace('_', ', ')})"
+    note = f" ({block.replace('_as_', ' as ').replace('_', ', ')})"
     return (
         Measure(
             f"gradient_noise_fraction{suffix}",
@@ -23,6 +23,7 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
             f"tr Sigma / (tr Sigma + |G|^2) of a batch gradient over {words}, each averaged over a window first.",
             scale="log",
             pooled=(trace, second),
+            ceiling=1.0,
         ),
         Measure(
             trace,
@@ -57,6 +58,7 @@ def _columns(block: str, noise: GradientNoise) -> dict[str, Tensor]:
             "Cosine of batch gradients (towers)",
             "Mean cosine between the gradients of two independent batches over the encoders, unbiased over all pairs "
             "of batches.",
+            ceiling=1.0,
         ),
     ),
 )
@@ -94,13 +96,15 @@ def _as(role: str, words: str) -> tuple[Measure, ...]:
 
 @probe(
     least={"batches": 2},
+    held_out_batches=True,
     measures=(
         *_as("clip", "CLIP's loss"),
         *_as("siglip", "SigLIP's loss"),
         Measure(
             "matched_bias",
             "Bias b at matched parameters",
-            "The b under which SigLIP's loss was taken: the run's own, or the one that minimises it over the batches.",
+            "The b under which SigLIP's loss was taken: the run's own, or the one that minimises it over batches of "
+            "held-out pairs.",
         ),
     ),
 )
@@ -109,7 +113,9 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
 
     So both losses can be compared at each other's checkpoints, whichever trained the run: the pair is fixed. Both
     take the run's t. SigLIP takes the run's b, or, where its loss has none, the b that minimises SigLIP's mean loss
-    over the same batches. NaN for a run whose loss has no t (``log_scale``). See `stability.probes.matched`.
+    over as many batches of held-out pairs, drawn by a stream of their own and corrupted as the run's are: never over
+    the batches whose noise is measured, towards which a fitted b would lean. NaN for a run whose loss has no t
+    (``log_scale``). See `stability.probes.matched`.
     """
     towers = {name: value for name, value in replica.params.items() if in_towers(name)}
     log_scale, bias = (replica.params.get(f"loss.{name}") for name in ("log_scale", "bias"))
@@ -117,7 +123,9 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
         absent = torch.full_like(replica.learning_rate, torch.nan)
         return {m.name: absent for m in probe["matched-noise"].traits["measures"] if m.pooled is None}
     if bias is None:
-        bias = fitted_scalar(_siglip_of_embeddings, {"log_scale": log_scale}, _embedded(replica), "bias")
+        bias = fitted_scalar(
+            _siglip_of_embeddings, {"log_scale": log_scale}, _embedded(replica, replica.held_out_batches), "bias"
+        )
 
     def as_clip(params: Params, batch: Batch) -> Tensor:
         return clip(*_embed(replica, params, batch), log_scale=log_scale)
@@ -138,11 +146,10 @@ def _embed(replica: Replica, params: Params, batch: Batch) -> tuple[Tensor, Tens
     return replica.embed_image(params, batch["image"]), replica.embed_text(params, batch["text"])
 
 
-def _embedded(replica: Replica) -> Batch:
-    """Return all batches as embeddings (K, B, D): b is fitted on these, not through the encoders again and again."""
-    count = len(replica.batches["image"])
+def _embedded(replica: Replica, batches: Batch) -> Batch:
+    """Return batches as embeddings (K, B, D): b is fitted on these, not through the encoders again and again."""
     each = [
-        _embed(replica, replica.params, {side: replica.batches[side][k] for side in ("image", "text")})
-        for k in range(count)
+        _embed(replica, replica.params, {side: batches[side][k] for side in ("image", "text")})
+        for k in range(len(batches["image"]))
     ]
     return {"image": torch.stack([image for image, _ in each]), "text": torch.stack([text for _, text in each])}

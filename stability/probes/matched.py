@@ -19,6 +19,7 @@ def matched_noise(
     batches: Any,
     *,
     refit: Mapping[str, str] | None = None,
+    held_out: Any = None,
     blocks: Mapping[str, Block] | None = None,
 ) -> dict[str, GradientNoise]:
     """Return the gradient noise of each of *objectives* at the same *params* over the same *batches*, by name.
@@ -26,13 +27,15 @@ def matched_noise(
     Noise along two training runs mixes what a loss does with where it led; here only the loss differs. Each
     objective is ``(params, batch) -> scalar``, and *batches* and *blocks* are those of `gradient_noise`.
     *refit* names, for an objective, a trained scalar that *params* lack: it is set to the value that minimises
-    the objective's mean over the batches (see `fitted_scalar`; SigLIP's bias at a checkpoint of CLIP, say) and
-    held fixed, so that all noises are over the same *params*. Raises `InputError` if a *refit* names no
-    objective or a scalar that *params* hold.
+    the objective's mean over *held_out* (see `fitted_scalar`; SigLIP's bias at a checkpoint of CLIP, say) and
+    held fixed, so that all noises are over the same *params*. *held_out* are further batches, like *batches* but of
+    samples that none of these has: a scalar fitted on the batches that are measured would lean towards them. Raises
+    `InputError` if a *refit* names no objective or a scalar that *params* hold, or comes without *held_out*.
 
     >>> params, batches = {"w": torch.tensor(1.0)}, torch.tensor([1.0, 2.0, 6.0])
     >>> pull = lambda p, x: (p["w"] * x - p["b"]) ** 2 / 2
-    >>> noise = matched_noise({"plain": lambda p, x: p["w"] * x, "pull": pull}, params, batches, refit={"pull": "b"})
+    >>> both = {"plain": lambda p, x: p["w"] * x, "pull": pull}
+    >>> noise = matched_noise(both, params, batches, refit={"pull": "b"}, held_out=torch.tensor([2.0, 4.0]))
     >>> noise["plain"].trace_cov, noise["pull"].second_moment  # b = 3: slopes (x - 3) x = -2, -2, 18
     (tensor(7.), tensor(110.6667))
     """
@@ -42,7 +45,9 @@ def matched_noise(
             raise InputError(f"refit: {role!r} is no objective (known: {', '.join(objectives)})")
         if name in params:
             raise InputError(f"refit.{role}: the parameters hold {name!r} already; allowed: a scalar that they lack")
-        fitted[role] = {name: fitted_scalar(objectives[role], params, batches, name)}
+        if held_out is None:
+            raise InputError(f"refit.{role}: needs held_out, batches of samples that the measured ones do not have")
+        fitted[role] = {name: fitted_scalar(objectives[role], params, held_out, name)}
     return {
         role: gradient_noise(_with(objective, fitted.get(role, {})), params, batches, blocks=blocks)
         for role, objective in objectives.items()

@@ -119,7 +119,7 @@ def _runs(first: Results, second: Results) -> Json:
     """
     done = [results.runs[results.runs["status"].isin(["finished", "diverged"])] for results in (first, second)]
     shared = [run for run in done[0]["run"] if run in set(done[1]["run"])]
-    names = dict.fromkeys(["loss", *(claim.measure for claim in second.study.claims)])
+    names = dict.fromkeys(["loss", *(name for claim in second.study.claims for name in claim.measures)])
     apart = [_apart(first, second, name, shared) for name in names if _number(first, name) and _number(second, name)]
     status = [rows.set_index("run")["status"].reindex(shared) for rows in done]
     return {

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from stability.analysis import CLEAR, Findings, Results, summarise
+from stability.contrasts import contrast
 from stability.stats.wording import number, percent
 from stability.tuning import edges
 
 SATURATED = 0.95
 """A bounded measure above this leaves too little room for a difference to show."""
+
+FULL = 0.98
+"""A claim whose two sides both reach this share of their measure's ceiling compares what is left of a thing used up."""
 
 CONVERGED = 0.05
 """An eigenvalue counts as converged if its residual is at most this share of it."""
@@ -29,6 +34,7 @@ def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
         _untuned(results),
         _at_the_edge(results),
         _bounded(results),
+        _full(results),
         _false_negatives(results),
         _slow_scalars(results),
         _loose_eigenvalues(results),
@@ -136,6 +142,33 @@ def _bounded(results: Results) -> Said:
             )
         if high := _places(level[level["value"] > SATURATED]):
             yield f"{label} near its ceiling", f"Without noise, {label} ends above {percent(SATURATED)} for {high}."
+
+
+def _full(results: Results) -> Said:
+    """Name the claims of which both sides lie at the highest value that their measure can have."""
+    runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
+    for claim in results.study.claims:
+        traits, measure = contrast[claim.contrast].traits, results.measures[claim.measure]
+        if traits["on"] not in ("scale", "raw") or math.isinf(measure.ceiling):
+            continue
+        reduction = claim.reduction or traits["reduction"]
+        sides = []
+        for arm, name in zip(claim.compare, claim.measures, strict=True):
+            share = summarise(results, name, reduction) / results.measures[name].ceiling
+            of_arm = runs[runs["arm"] == arm]
+            sides.append(share.reindex(of_arm["run"]).groupby(of_arm["batch_size"].to_numpy(), sort=False).mean())
+        both = pd.concat(sides, axis=1)
+        full = both[(both > FULL).all(axis=1)]
+        if len(full):
+            rows = zip(full.index, full.to_numpy().tolist(), strict=True)
+            places = ", ".join(
+                f"at batch {size} ({number(own)} and {number(other)} of it)" for size, (own, other) in rows
+            )
+            yield (
+                f"{measure.label} saturated",
+                f"“{claim.text}”: both sides lie above {percent(FULL)} of the highest value that there is, "
+                f"{measure.ceiling:g}, {places}. Whatever they differ in has no room to show there.",
+            )
 
 
 def _places(level: pd.DataFrame) -> str:

@@ -194,9 +194,16 @@ def _inference(results: Results, findings: Findings) -> Said:
     )
     for claim in findings.claims:
         expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
+        measured = results.measures[claim.measure].label
+        if claim.against:
+            expected = claim.expect
+            measured += (
+                f", against {results.measures[claim.against].label} of the same runs of {claim.compare[0]}: the two "
+                "numbers of a run are subtracted, not those of two arms"
+            )
         yield (
             f"The claim {claim.id}",
-            f"Measure: {results.measures[claim.measure].label}; "
+            f"Measure: {measured}; "
             f"contrast {claim.contrast}, expected {expected}, margin {claim.margin:g}. "
             f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}",
         )
@@ -260,6 +267,14 @@ def _measures(results: Results, findings: Findings) -> Said:
             "window of steps before they are divided, because |G|² alone may come out negative. Towers and the loss's "
             "scalars are apart.",
             "noise",
+        )
+    if "matched_bias" in columns:
+        yield (
+            "Both losses at the same parameters",
+            "The gradient noise of CLIP's loss and of SigLIP's is taken over the same batches at one checkpoint, "
+            "whichever loss trained it, at the checkpoint's own t. Where it has no b, SigLIP's is the one that "
+            "minimises its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
+            "training set, of which the batches that are measured are drawn.",
         )
     if scales and any(contrast[claim.contrast].traits["on"] == "scale" for claim in findings.claims):
         yield (

@@ -154,7 +154,7 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         "word": word,
         "shape": SHAPES[claim["verdict"]],
         "told": claim["sentence"].removeprefix(f"{word.capitalize()}: "),
-        "arms": " against ".join(claim["compare"]),
+        "arms": _sides(claim),
         "effect": effect_in_words(claim["effect"], claim["ratio"]) if tested else None,
         "interval": _interval(claim["interval"], claim["ratio"]) if tested else None,
         "within": _interval(margin_region(claim["margin"], claim["ratio"]), claim["ratio"]),
@@ -162,6 +162,14 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         "n": claim["n_pairs"],
         "p_adjusted": number(claim["p_adjusted"]) if tested and claim["p_adjusted"] is not None else None,
     }
+
+
+def _sides(claim: Mapping[str, Any]) -> str:
+    """Return what was compared with what: two arms, or two measures of one."""
+    if "against" not in claim:
+        return " against ".join(claim["compare"])
+    own, other = (claim[key].replace("_", " ") for key in ("measure", "against"))
+    return f"{own} against {other}, both of {claim['compare'][0]}"
 
 
 def effect_in_words(effect: float, ratio: bool) -> str:

@@ -74,7 +74,8 @@ def cell_table(results: Results, findings: Findings) -> Json:
     runs = results.runs
     axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
     chosen = dict(CELL_MEASURES)
-    chosen |= {claim.measure: "late" for claim in findings.claims if claim.measure not in chosen}
+    asked = (name for claim in findings.claims for name in claim.measures)
+    chosen |= {name: "late" for name in asked if name not in chosen}
     made = {name: _known(results, name, how) for name, how in chosen.items()}
     numbers = {name: values for name, values in made.items() if values is not None}
     columns = [*axes, "runs", *(["diverged"] if (runs["status"] == "diverged").any() else [])]

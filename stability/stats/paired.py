@@ -115,7 +115,7 @@ def slope_difference(
         "paired t over seeds' slopes",
         INDEPENDENT + "; a straight line sums up each run",
         "difference of slopes",
-        wording.of_difference(names, f"slope of {measure}{per}"),
+        wording.of_difference(*wording.of_each("slope of {}" + per, names, measure)),
         ratio=False,
     )
     resolution = size_of(left, right) * float(np.abs(weights).sum())

@@ -6,7 +6,11 @@ import math
 from collections.abc import Callable
 
 Names = tuple[str, str]
+"""The names of two arms; the second may be `another` measure of the first arm instead."""
+
 Clause = Callable[[float], str]
+
+ITS = "its "
 
 
 def number(x: float) -> str:
@@ -60,44 +64,65 @@ def relative(factor: float, more: str, less: str) -> str:
     return f"{percent(abs(factor - 1))} {more if factor > 1 else less} than"
 
 
+def another(measure: str) -> str:
+    """Return the name of a second side that is no arm but another measure of the first one: *"its ..."*."""
+    return ITS + measure
+
+
+def of_each(form: str, names: Names, measure: str) -> tuple[Names, str]:
+    """Return names and measure where what is compared is made of the measure, such as ``"slope of {}"``.
+
+    >>> of_each("slope of {}", ("siglip", "clip"), "recall")
+    (('siglip', 'clip'), 'slope of recall')
+    >>> of_each("slope of {}", ("clip", another("accuracy")), "recall")
+    (('clip', 'its slope of accuracy'), 'slope of recall')
+    """
+    a, b = names
+    return (a, another(form.format(b.removeprefix(ITS))) if b.startswith(ITS) else b), form.format(measure)
+
+
+def _theirs(name: str) -> str:
+    return name if name.startswith(ITS) else f"{name}'s"
+
+
 def of_ratio(names: Names, measure: str) -> Clause:
     """Return the clause for a ratio of levels: *"siglip's gradient noise is 12% lower than clip's"*."""
-    a, b = names
+    a, theirs = names[0], _theirs(names[1])
 
     def clause(ratio: float) -> str:
         if ratio == 1:
-            return f"{a}'s {measure} equals {b}'s"
+            return f"{a}'s {measure} equals {theirs}"
         if ratio >= 2:
-            return f"{a}'s {measure} is {number(ratio)} times {b}'s"
-        return f"{a}'s {measure} is {relative(ratio, 'higher', 'lower')} {b}'s"
+            return f"{a}'s {measure} is {number(ratio)} times {theirs}"
+        return f"{a}'s {measure} is {relative(ratio, 'higher', 'lower')} {theirs}"
 
     return clause
 
 
 def of_difference(names: Names, measure: str) -> Clause:
     """Return the clause for a difference of levels: *"siglip's recall is 0.12 higher than clip's"*."""
-    a, b = names
+    a, theirs = names[0], _theirs(names[1])
 
     def clause(difference: float) -> str:
         if difference == 0:
-            return f"{a}'s {measure} equals {b}'s"
+            return f"{a}'s {measure} equals {theirs}"
         word = "higher" if difference > 0 else "lower"
-        return f"{a}'s {measure} is {number(abs(difference))} {word} than {b}'s"
+        return f"{a}'s {measure} is {number(abs(difference))} {word} than {theirs}"
 
     return clause
 
 
 def of_spread(names: Names, measure: str) -> Clause:
     """Return the clause for a ratio of spreads: *"siglip's recall varies 33% less across seeds than ..."*."""
-    a, b = names
+    a, theirs = names[0], _theirs(names[1])
 
     def clause(ratio: float) -> str:
         if ratio == 1:
-            return f"{a}'s {measure} varies across seeds as much as {b}'s"
+            return f"{a}'s {measure} varies across seeds as much as {theirs}"
         if ratio >= 2:
-            return f"{a}'s {measure} varies {number(ratio)} times as much across seeds as {b}'s"
+            return f"{a}'s {measure} varies {number(ratio)} times as much across seeds as {theirs}"
         word = "more" if ratio > 1 else "less"
-        return f"{a}'s {measure} varies {percent(abs(ratio - 1))} {word} across seeds than {b}'s"
+        return f"{a}'s {measure} varies {percent(abs(ratio - 1))} {word} across seeds than {theirs}"
 
     return clause
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,8 +17,11 @@ from stability.encoders.soundness import refuse_unsound
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import DOUBLING, OVER, Arm, Claim, Published, Ranking, Schedule, Study, Train, modalities
+from stability.study.coverage import check_coverage, check_first
+from stability.study.published import check_published
+from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import Locate, check_tuning
+from stability.study.within import check_against
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -29,14 +31,14 @@ def check(study: Study, locate: Locate) -> None:
     _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
     for name, schedule in study.probes.items():
-        _check_probe(study, name, schedule, locate)
+        _check_probe(study, name, schedule, pairs, locate)
     for place, claim in enumerate(study.claims):
         _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
     _check_ids(study, locate)
     for place, ranking in enumerate(study.rankings):
         _check_ranking(study, ranking, lambda *keys, place=place: locate("rankings", place, *keys))
     for place, published in enumerate(study.published):
-        _check_published(study, published, lambda *keys, place=place: locate("published", place, *keys))
+        check_published(study, published, lambda *keys, place=place: locate("published", place, *keys))
     if study.tune:
         check_tuning(study, study.tune, locate)
 
@@ -161,7 +163,7 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
             raise InputError(f"{locate('arms', name, key)}: {error}") from error
 
 
-def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) -> None:
+def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, locate: Locate) -> None:
     where = locate("probes", name)
     probe.get_or_explain(name, where).check_options(schedule.options, where)
     for axis in ("noise", "batch_size", "pairs"):
@@ -170,6 +172,21 @@ def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) ->
             if value not in grid:
                 allowed = ", ".join(map(str, grid)) or "none"
                 raise InputError(f"{where}.{axis}: got {value}; allowed: values of grid.{axis} ({allowed})")
+    if probe[name].traits.get("held_out_batches"):
+        _check_held_out_batches(study, schedule, pairs, where)
+
+
+def _check_held_out_batches(study: Study, schedule: Schedule, pairs: Pairs, where: str) -> None:
+    """A probe that fits on one batch what it measures on another must have pairs that training never sees."""
+    data, held = study.data.name, pairs.held_out
+    if torch.isin(held, pairs.train).any():
+        raise InputError(f"{where}: needs held-out pairs, and {data!r} has none apart from those trained on")
+    largest = max(schedule.batch_size or study.grid.batch_size)
+    if largest > len(held):
+        raise InputError(
+            f"{where}: needs batches of {largest} held-out pairs, and {data!r} holds {len(held)} out; allowed: a "
+            "larger share of data.held_out, or smaller batches (the probe's batch_size)"
+        )
 
 
 def _check_training(study: Study, locate: Locate) -> None:
@@ -199,26 +216,33 @@ def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     known = {name: measure for name, measure in study.measures.items() if not measure.listed}
-    if claim.measure not in known:
-        hint = nearest(claim.measure, known)
-        raise InputError(f"{locate('measure')}: no probe of this study makes {claim.measure!r}{hint}")
+    named = {"measure": claim.measure} | ({"against": claim.against} if claim.against else {})
+    for key, name in named.items():
+        if name not in known:
+            raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, known)}")
     found = contrast.get_or_explain(claim.contrast, locate("contrast"))
-    if claim.compare[0] == claim.compare[1]:
-        raise InputError(f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ")
-    _check_scale(claim, known, locate)
-    if claim.reduction and known[claim.measure].spikes:
-        raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
-    _check_coverage(study, claim.measure, locate)
-    _check_first(study, claim, locate)
+    if claim.against:
+        check_against(claim, found, known, locate)
+    elif claim.compare[0] == claim.compare[1]:
+        raise InputError(
+            f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ, or one arm and two "
+            "measures (against)"
+        )
+    for key, name in named.items():
+        _check_scale(claim.scale, name, known, locate)
+        if claim.reduction and known[name].spikes:
+            raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
+        check_coverage(study, name, key, locate)
+        check_first(study, name, claim.reduction, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
             raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
     asked = "better" in found.options or claim.reduction == "best" or found.traits["on"] == "times"
-    if asked and not known[claim.measure].better:
-        directed = [name for name, measure in known.items() if measure.better]
-        hint = nearest(claim.measure, directed)
-        raise InputError(f"{locate('measure')}: {claim.measure!r} has no better direction{hint}")
+    for key, name in named.items():
+        if asked and not known[name].better:
+            hint = nearest(name, [other for other, measure in known.items() if measure.better])
+            raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
     _check_needs(study, claim, found, locate)
 
 
@@ -227,9 +251,9 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     if ranking.measure not in known:
         where, hint = locate("measure"), nearest(ranking.measure, known)
         raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
-    _check_scale(ranking, known, locate)
-    _check_coverage(study, ranking.measure, locate)
-    _check_first(study, ranking, locate)
+    _check_scale(ranking.scale, ranking.measure, known, locate)
+    check_coverage(study, ranking.measure, "measure", locate)
+    check_first(study, ranking.measure, ranking.reduction, locate)
     arms = study.ranked(ranking)
     for place, name in enumerate(arms):
         if name not in study.grid.loss:
@@ -238,64 +262,12 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
         raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
 
 
-def _check_published(study: Study, published: Published, locate: Locate) -> None:
-    known = [name for name, measure in study.measures.items() if not measure.listed]
-    if published.measure not in known:
-        where, hint = locate("measure"), nearest(published.measure, known)
-        raise InputError(f"{where}: got {published.measure!r}; allowed: a measure of this study{hint}")
-    _check_first(study, published, locate)
-    if bool(published.over) != bool(published.compare):
-        raise InputError(f"{locate('over')}: over and compare are given together, or neither")
-    if published.over and (published.over not in OVER or published.statistic == "sd"):
-        where = locate("over")
-        raise InputError(f'{where}: got {published.over!r}; allowed: {", ".join(OVER)}, with statistic = "mean"')
-    if published.over and len(set(study.grid.values(published.over))) < 2:
-        raise InputError(f"{locate('over')}: grid.{published.over} has one value; a slope needs two or more")
-    for arm in published.compare or published.values:
-        if arm not in study.grid.loss:
-            raise InputError(f"{locate('values')}: {arm!r} is not in grid.loss{nearest(arm, study.grid.loss)}")
-    for level in published.values if published.over else ():
-        if not _is_level(level, above_zero=published.over in DOUBLING):
-            raise InputError(f"{locate('values')}: got {level!r}; allowed: values of {published.over}, as numbers")
-
-
-def _is_level(text: str, above_zero: bool) -> bool:
-    try:
-        level = float(text)
-    except ValueError:
-        return False
-    return math.isfinite(level) and (level > 0 if above_zero else level >= 0)
-
-
-def _check_scale(asked: Claim | Ranking, known: Mapping[str, Measure], locate: Locate) -> None:
-    if asked.scale == "chance-log" and not known[asked.measure].chance:
+def _check_scale(scale: str | None, asked: str, known: Mapping[str, Measure], locate: Locate) -> None:
+    if scale == "chance-log" and not known[asked].chance:
         bounded = ", ".join(name for name, measure in known.items() if measure.chance)
-        raise InputError(f"{locate('scale')}: {asked.measure!r} has no chance level (measures that have: {bounded})")
-    if asked.scale == "of-chance" and asked.measure != "loss":
-        raise InputError(
-            f"{locate('scale')}: {asked.measure!r} is no loss with a chance level; allowed: of 'loss' only"
-        )
-
-
-def _check_coverage(study: Study, asked: str, locate: Locate) -> None:
-    """A claim pairs every seed over every cell, so the probe that makes its measure must read all of them."""
-    for name, schedule in study.probes.items():
-        if asked not in {measure.name for measure in probe[name].traits["measures"]}:
-            continue
-        for axis in ("seeds", "noise", "batch_size", "pairs"):
-            kept, grid = getattr(schedule, axis), getattr(study.grid, axis)
-            if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
-                where = locate("measure")
-                raise InputError(f"{where}: probes.{name}.{axis} leaves out runs that a claim on {asked!r} needs")
-
-
-def _check_first(study: Study, asked: Claim | Ranking | Published, locate: Locate) -> None:
-    """What is read at its first step must be measured there: a probe that never is would answer with a later one."""
-    for name, schedule in study.probes.items() if asked.reduction == "first" else ():
-        made = {measure.name for measure in probe[name].traits["measures"]}
-        if asked.measure in made and 0 not in schedule.steps(study.train.steps):
-            where = locate("reduction")
-            raise InputError(f"{where}: probes.{name} does not measure before the first step; at = [0.0] there does")
+        raise InputError(f"{locate('scale')}: {asked!r} has no chance level (measures that have: {bounded})")
+    if scale == "of-chance" and asked != "loss":
+        raise InputError(f"{locate('scale')}: {asked!r} is no loss with a chance level; allowed: of 'loss' only")
 
 
 def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:

@@ -45,18 +45,30 @@ def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, ag
     measures = study.measures
     asked: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for claim in sorted(claims, key=lambda claim: not claim.get("primary", False)):
-        asked.setdefault((claim["measure"], claim["contrast"], claim.get("over", "")), claim)
+        key = (claim["measure"], claim["contrast"], claim.get("over", ""), claim.get("against", ""))
+        asked.setdefault(key, claim)
     made: list[dict[str, Any]] = []
     for claim in asked.values():
         what = f"{claim['contrast']} of {measures[claim['measure']].label}"
+        if "against" in claim:
+            # Two measures of one arm's runs: asked of the newcomer, and of nobody else.
+            other = measures[claim["against"]].label
+            text = f"{newcomer} {VERBS[claim['expect']]} {what} {_than(claim)} its {other}"
+            made.append(_asked(claim, f"{claim['id']}-{newcomer}", text, (newcomer, newcomer), not made))
+            continue
         for other in against:
-            text = (
-                f"{newcomer} {VERBS[claim['expect']]} {what} {'as' if claim['expect'] == 'equal' else 'than'} {other}"
-            )
-            new = {key: value for key, value in claim.items() if key not in ("source", "primary")}
-            new |= {"id": f"{claim['id']}-{other}", "text": text, "compare": [newcomer, other]}
-            made.append(new | ({"primary": True} if not made else {}))
+            text = f"{newcomer} {VERBS[claim['expect']]} {what} {_than(claim)} {other}"
+            made.append(_asked(claim, f"{claim['id']}-{other}", text, (newcomer, other), not made))
     return made
+
+
+def _than(claim: Mapping[str, Any]) -> str:
+    return "as" if claim["expect"] == "equal" else "than"
+
+
+def _asked(claim: Mapping[str, Any], name: str, text: str, compare: Sequence[str], primary: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in claim.items() if key not in ("source", "primary")}
+    return kept | {"id": name, "text": text, "compare": [*compare]} | ({"primary": True} if primary else {})
 
 
 def toml(plain: Mapping[str, Any]) -> str:

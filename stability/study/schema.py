@@ -189,6 +189,9 @@ Reduction = Literal["first", "final", "best", "area", "late"]
 class Claim(_Frozen):
     """One sentence that can turn out false, with all that decides it, written before any run.
 
+    Two arms are compared by one *measure*; with *against*, another measure, one arm (named twice) is compared with
+    itself: what each of its runs has of the one and of the other.
+
     *scale* replaces the measure's own; ``of-chance`` is the training loss divided by its chance level, at most 1, which
     is what a diverged run has: free of the loss's scale.
     """
@@ -206,6 +209,12 @@ class Claim(_Frozen):
     reduction: Reduction | None = None
     scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
     threshold: float | None = None
+    against: str = ""
+
+    @property
+    def measures(self) -> tuple[str, str]:
+        """Return the measures of both sides, which differ only where one is held against another."""
+        return self.measure, self.against or self.measure
 
 
 class Ranking(_Frozen):

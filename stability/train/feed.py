@@ -175,6 +175,30 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
     )
 
 
+def held_out_feed(
+    feed: Feed, image: Tensor, text: Tensor, further: Sequence[Tensor], caption: Tensor, use: str
+) -> Feed:
+    """Return the feed of held-out pairs for the runs of *feed*, corrupted as their training pairs are.
+
+    With *fresh* corruption each batch is, with *fixed* the pairs are once, by each run's stream for this *use*.
+    """
+    clean = replace(
+        feed,
+        image=image,
+        text=text,
+        further={f"modality-{place}": samples for place, samples in enumerate(further, start=3)},
+        caption=caption.cpu(),
+        shared_image=True,
+        shared_text=True,
+        part=False,
+    )
+    if feed.fresh or not any(run.noise for run in feed.runs):
+        return clean
+    everything = torch.arange(len(image), device=image.device).expand(len(feed.runs), 1, -1)
+    noisy = replace(clean, fresh=True).batch(everything, feed.generators(use))
+    return replace(clean, image=noisy["image"][:, 0], text=noisy["text"][:, 0], shared_image=False, shared_text=False)
+
+
 def uniform_numbers(runs: Sequence[Run], generators: Mapping[int | str, torch.Generator], lead: torch.Size) -> Tensor:
     """Return numbers in [0, 1) for losses that draw, (R, *lead, B, B): the same for replicas of one seed."""
     size = runs[0].batch_size

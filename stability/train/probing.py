@@ -18,7 +18,7 @@ from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
 from stability.study import Schedule, Study
-from stability.train.feed import Feed, independent_indices, uniform_numbers
+from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
 from stability.train.optimizer import Moments, preconditioner, schedule
 from stability.train.population import Blueprint
 
@@ -118,7 +118,10 @@ def _read_some(
         "preconditioner": plan.layout.apart(preconditioner(moments, study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
+        "held_out_batches": {},
     }
+    if variant.traits.get("held_out_batches"):
+        tensors["held_out_batches"] = held_out_batches(name, options["batches"], feed.select(padded), held, snapshot)
     chance = math.nan
     if variant.traits.get("chance"):
         chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size)
@@ -171,3 +174,20 @@ def probe_batches(
     state = {key: value[chosen] for key, value in snapshot.state.items()}
     asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1])
     return some.batch(index, some.generators(use)) | asked
+
+
+def held_out_batches(name: str, count: int, feed: Feed, held: HeldOut, snapshot: Snapshot) -> dict[str, Tensor]:
+    """Return *count* independent batches (R, count, B, ...) of held-out pairs, new at every step.
+
+    Their stream is their own, so that no other batch changes where they are drawn. As training pairs are, they are
+    corrupted at the level of the run, and at one seed the same for all losses.
+    """
+    use = f"probe/{name}/held-out"
+    unseen = held_out_feed(feed, held.image, held.text, held.further, held.caption, use)
+    here, size = f"{use}/{snapshot.step}", feed.batch_size
+    by_seed = {
+        seed: independent_indices(seed, here, count, unseen.available, size)
+        for seed in dict.fromkeys(run.luck for run in feed.runs)
+    }
+    index = torch.stack([by_seed[run.luck] for run in feed.runs]).to(snapshot.theta.device)
+    return unseen.batch(index, unseen.generators(here))

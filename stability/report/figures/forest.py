@@ -20,7 +20,7 @@ from stability.report.figures.drawn import Drawn
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
-from stability.study import DOUBLING, Study
+from stability.study import DOUBLING, Claim, Study
 
 ROW = 0.62
 """Inches that a claim takes."""
@@ -54,7 +54,8 @@ def forest_plot(results: Results, findings: Findings) -> Drawn | None:
 
 def _words(claim: Finding) -> str:
     region = between(margin_region(claim.margin, claim.ratio), claim.ratio)
-    what = f"{'ratio' if claim.ratio else 'difference'} {claim.compare[0]} to {claim.compare[1]}"
+    sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against) if claim.against else claim.compare
+    what = f"{'ratio' if claim.ratio else 'difference'} {' to '.join(sides)}"
     if not _testable(claim):
         return f"{claim.id}: not testable."
     return (
@@ -94,7 +95,7 @@ def _kinds(claims: Sequence[Finding]) -> list[list[Finding]]:
     """Return the claims in panels of one scale: all ratios together, differences by contrast and measure."""
     kinds: dict[Any, list[Finding]] = {}
     for claim in claims:
-        kinds.setdefault("ratio" if claim.ratio else (claim.contrast, claim.measure), []).append(claim)
+        kinds.setdefault("ratio" if claim.ratio else (claim.contrast, *claim.measures), []).append(claim)
     return list(kinds.values())
 
 
@@ -133,6 +134,8 @@ def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
         _row(axes, place, claim)
     pairs = {claim.compare for claim in claims}
     a, b = next(iter(pairs)) if len(pairs) == 1 else ("the first arm", "the second")
+    if any(claim.against for claim in claims):
+        a, b = "the first", "the second"
     quantity = f"{a} / {b}" if ratio else quantity
     for end, side, words, colour in (
         (0.0, "left", f"← {a} lower", "muted"),
@@ -154,8 +157,17 @@ def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
 
 def _quantity(finding: Finding, study: Study, measures: Mapping[str, Measure]) -> str:
     """Return what a difference is a difference of, in words."""
-    measure = measures[finding.measure]
     claim = next(claim for claim in study.claims if claim.id == finding.id)
+    own, other = (_scaled(finding, claim, measures[name]) for name in finding.measures)
+    unit = "per doubling of" if finding.contrast == "slope" and claim.over in DOUBLING else "over"
+    over = f"{finding.contrast} {unit} {claim.over.replace('_', ' ')} of " if claim.over else ""
+    if finding.against:
+        return f"{finding.compare[0]}: {over}{own} − {other}"
+    return f"{' − '.join(finding.compare)}: {over}{own}"
+
+
+def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
+    """Return a measure as its claim takes it, in words."""
     label = measure.label[:1].lower() + measure.label[1:]
     scales = {
         "chance-log": f"log {label} above chance",
@@ -163,12 +175,9 @@ def _quantity(finding: Finding, study: Study, measures: Mapping[str, Measure]) -
         "linear": label,
         "of-chance": f"{label} / chance",
     }
-    scaled = scales[claim.scale or measure.scale] if contrast[claim.contrast].traits["on"] == "scale" else label
     if finding.contrast == "divergence":
-        scaled = "share of diverged runs"
-    unit = "per doubling of" if finding.contrast == "slope" and claim.over in DOUBLING else "over"
-    over = f"{finding.contrast} {unit} {claim.over.replace('_', ' ')} of " if claim.over else ""
-    return f"{' − '.join(finding.compare)}: {over}{scaled}"
+        return "share of diverged runs"
+    return scales[claim.scale or measure.scale] if contrast[claim.contrast].traits["on"] == "scale" else label
 
 
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:

@@ -126,7 +126,11 @@ def along_axes(results: Results) -> Iterator[Drawn]:
     """Yield each measure that a claim follows over batch size, number of pairs or learning rate, against it."""
     grid = results.study.grid
     asked = [claim for claim in results.study.claims if grid.column(claim.over) in LOGARITHMIC]
-    shown = {(claim.measure, grid.column(claim.over)): claim.reduction or "late" for claim in reversed(asked)}
+    shown = {
+        (name, grid.column(claim.over)): claim.reduction or "late"
+        for claim in reversed(asked)
+        for name in reversed(claim.measures)
+    }
     for place, ((name, axis), reduction) in enumerate(reversed(shown.items())):
         measure = results.measures[name]
         values, label = summarise(results, name, reduction), measure.label[:1].lower() + measure.label[1:]

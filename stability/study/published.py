@@ -1,0 +1,40 @@
+"""Published figures that a study puts beside its own: what they can be of."""
+
+from __future__ import annotations
+
+import math
+
+from stability.registry import InputError, nearest
+from stability.study.coverage import check_first
+from stability.study.schema import DOUBLING, OVER, Published, Study
+from stability.study.searching import Locate
+
+
+def check_published(study: Study, published: Published, locate: Locate) -> None:
+    """Raise `InputError` unless the study makes the measure, and has the arms or the axis, of the published figures."""
+    known = [name for name, measure in study.measures.items() if not measure.listed]
+    if published.measure not in known:
+        where, hint = locate("measure"), nearest(published.measure, known)
+        raise InputError(f"{where}: got {published.measure!r}; allowed: a measure of this study{hint}")
+    check_first(study, published.measure, published.reduction, locate)
+    if bool(published.over) != bool(published.compare):
+        raise InputError(f"{locate('over')}: over and compare are given together, or neither")
+    if published.over and (published.over not in OVER or published.statistic == "sd"):
+        where = locate("over")
+        raise InputError(f'{where}: got {published.over!r}; allowed: {", ".join(OVER)}, with statistic = "mean"')
+    if published.over and len(set(study.grid.values(published.over))) < 2:
+        raise InputError(f"{locate('over')}: grid.{published.over} has one value; a slope needs two or more")
+    for arm in published.compare or published.values:
+        if arm not in study.grid.loss:
+            raise InputError(f"{locate('values')}: {arm!r} is not in grid.loss{nearest(arm, study.grid.loss)}")
+    for level in published.values if published.over else ():
+        if not _is_level(level, above_zero=published.over in DOUBLING):
+            raise InputError(f"{locate('values')}: got {level!r}; allowed: values of {published.over}, as numbers")
+
+
+def _is_level(text: str, above_zero: bool) -> bool:
+    try:
+        level = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(level) and (level > 0 if above_zero else level >= 0)
