@@ -185,7 +185,6 @@ def begin(plugins: Sequence[Plugin]) -> None:
     An interruption at the terminal, which reaches every process, is its parent's to handle.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    load_plugins(plugins)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -194,6 +193,7 @@ def begin(plugins: Sequence[Plugin]) -> None:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
+    load_plugins(plugins)
 
 
 def environment(device: torch.device) -> dict[str, str]:
