@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import sys
@@ -29,8 +30,9 @@ def main() -> None:
     with interruptions() as interrupted:
         code = _exit_code(interrupted)
         if interrupted():
-            # What is left of the interpreter's own ending could only complain, and Python, where the interruption has
-            # come through `exec`, as in the import of a library, would strike itself with SIGINT in place of the code.
+            # Where the interruption has come through `exec`, as in the import of a library, Python would in the end
+            # strike itself with SIGINT in place of the code.
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
