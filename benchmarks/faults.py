@@ -4,6 +4,7 @@ python benchmarks/faults.py [--kills 50] [--seed 0] [--json FILE]
 
 Each trial starts the command line in a fresh directory on one core, waits for the first sign of a phase on disk and,
 in half of the trials, up to a second more, kills the process with SIGKILL, and runs the same command again to the end.
+Trials go on side by side, one a core; which moments are tried hangs on the seed alone.
 Work is lost if a group that the manifest called finished is trained again; a number is wrong if any group file,
 findings.json or report.json differs from the uninterrupted run's.
 """
@@ -22,8 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import torch
@@ -104,6 +108,15 @@ def results(out: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When a trial kills: so many seconds after the first sign of a phase."""
+
+    number: int
+    phase: str
+    delay: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """One kill: in which phase, whether it came before the end, and what it cost."""
 
@@ -130,14 +143,32 @@ def command(folder: Path, out: Path) -> None:
     cli.main()
 
 
-def trial(folder: Path, phase: str, delay: float, expected: dict[str, str]) -> Trial:
-    """Kill a run *delay* seconds after the first sight of *phase*, run it again and compare."""
-    out = folder / "trial"
-    shutil.rmtree(out, ignore_errors=True)
+def moments(kills: int, seed: int) -> list[Moment]:
+    """Return the moments to be tried: every phase in turn, half of them at its first sign."""
+    draw = random.Random(seed)
+    phases = list(PHASES)
+    return [
+        Moment(number, phases[number % len(phases)], draw.choice([0.0, draw.uniform(0.0, 1.0)]))
+        for number in range(kills)
+    ]
+
+
+def take_core(cores: Queue[int]) -> None:
+    """Give this process a core of its own: there a study trains in the process of the command itself.
+
+    Nothing is computed here: what is forked from a process whose libraries have begun threads can hang.
+    """
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {cores.get()})
+
+
+def trial(folder: Path, moment: Moment, expected: dict[str, str]) -> Trial:
+    """Kill a run at *moment*, run it again and compare."""
+    out = folder / f"trial-{moment.number}"
     process = start(folder, out)
-    while process.is_alive() and not PHASES[phase](out):
+    while process.is_alive() and not PHASES[moment.phase](out):
         time.sleep(0.001)
-    time.sleep(delay)
+    time.sleep(moment.delay)
     process.kill()
     process.join()
     killed = process.exitcode == -signal.SIGKILL
@@ -150,7 +181,16 @@ def trial(folder: Path, phase: str, delay: float, expected: dict[str, str]) -> T
     lost = sum(path.stat().st_mtime_ns != moment for path, moment in before.items())
     found = results(out) if again.exitcode == 0 else {}
     wrong = len({path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)})
-    return Trial(phase, killed, again.exitcode == 0, lost, wrong)
+    shutil.rmtree(out)
+    return Trial(moment.phase, killed, again.exitcode == 0, lost, wrong)
+
+
+def whole(folder: Path, core: int) -> None:
+    """Run the study once without a fault, on one core as every trial."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    start(folder, folder / "whole").join()
+    os.sched_setaffinity(0, everywhere)
 
 
 def table(trials: list[Trial], asked: str) -> str:
@@ -175,24 +215,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    # With one core a study trains in the process of the command itself, which the programs started here inherit.
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    draw = random.Random(given.seed)
+    fork = multiprocessing.get_context("fork")
+    cores = sorted(os.sched_getaffinity(0))
+    queue: Queue[int] = fork.Queue()
+    for core in cores:
+        queue.put(core)
     trials: list[Trial] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "faults.toml").write_text(STUDY)
-        start(folder, folder / "whole").join()
+        whole(folder, cores[0])
         expected = results(folder / "whole")
-        phases = list(PHASES)
-        for number in range(given.kills):
-            trials.append(
-                trial(folder, phases[number % len(phases)], draw.choice([0.0, draw.uniform(0.0, 1.0)]), expected)
-            )
-            print(number + 1, trials[-1], file=sys.stderr, flush=True)
-            if given.json:
-                given.json.write_text(json.dumps([vars(each) for each in trials], indent=1))
+        begun = time.perf_counter()
+        with ProcessPoolExecutor(len(cores), fork, take_core, (queue,)) as lanes:
+            chosen = moments(given.kills, given.seed)
+            for done in lanes.map(partial(trial, folder, expected=expected), chosen):
+                trials.append(done)
+                print(len(trials), done, file=sys.stderr, flush=True)
+                if given.json:
+                    given.json.write_text(json.dumps([vars(each) for each in trials], indent=1))
+        print(f"{len(trials)} kills in {time.perf_counter() - begun:.0f} s on {len(cores)} cores", file=sys.stderr)
     print(table(trials, f"python benchmarks/faults.py --kills {given.kills} --seed {given.seed}"))
 
 

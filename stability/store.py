@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -135,18 +136,21 @@ def make_writable(run_dir: Path) -> None:
     """Create a run directory, or raise `InputError` if nothing can be written there."""
     try:
         (run_dir / "groups").mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir / "groups" / ".writable", b"")
-        (run_dir / "groups" / ".writable").unlink()
+        # A file without a name: whoever is at work there neither sees nor removes it.
+        TemporaryFile(dir=run_dir / "groups").close()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"--out {run_dir}: cannot be written ({reason}); name a directory that can") from error
 
 
 def drop_leftovers(run_dir: Path) -> None:
-    """Remove what a killed process left unfinished: hidden files beside what is finished."""
-    for folder in ("groups", "params"):
-        for leftover in (run_dir / folder).glob(".*"):
-            leftover.unlink()
+    """Remove what a killed process left unfinished: hidden files beside what is finished.
+
+    Its workers, which die a moment later, may take theirs away meanwhile.
+    """
+    unfinished = {"groups": ".*", "params": ".*", "report": ".*.tmp", ".": ".*.tmp"}
+    for leftover in [path for folder, names in unfinished.items() for path in (run_dir / folder).glob(names)]:
+        leftover.unlink(missing_ok=True)
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

@@ -159,3 +159,37 @@ def test_other_versions_are_refused_in_words():
         _check_alike({"tcp://w": {**ours, "torch": "2.12"}}, ours)
     with pytest.raises(InputError, match="cannot be asked for its versions"):
         _check_alike({"tcp://w": ModuleNotFoundError("No module named 'stability'")}, ours)
+
+
+@pytest.mark.slow
+def test_a_worker_with_another_version_is_refused_in_words(scheduler, tmp_path):
+    other = tmp_path / "other/contrastive_stability-99.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: contrastive-stability\nVersion: 99.0\n")
+    root = str(Path(__file__).parent.parent)
+    paths = [str(other.parent), root]
+    script = f"import sys; sys.path[:0] = {paths}; from distributed.cli.dask_worker import main; main()"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script, scheduler, *WORKER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        workers_there(scheduler, 1)
+        with (
+            pytest.raises(InputError, match=r"has contrastive-stability 99\.0, this machine .*; results could differ"),
+            executor_of(f"dask:{scheduler}", "cpu"),
+        ):
+            pass
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_the_source_is_part_of_what_must_be_equal():
+    import torch
+
+    from stability.execute.cluster import _check_alike
+    from stability.execute.worker import environment
+
+    ours = environment(torch.device("cpu"))
+    with pytest.raises(InputError, match="has a source of stability 0123, this machine "):
+        _check_alike({"tcp://w": {**ours, "a source of stability": "0123"}}, ours)

@@ -346,3 +346,71 @@ def test_durations_and_ages_stay_positive_when_the_clock_goes_backwards(quick, t
     from stability.execute.lock import _described
 
     assert _described(out / ".owner.json") == "process 1 on here, for 0 minutes"
+
+
+def test_what_a_killed_run_leaves_is_dropped_and_what_is_not_ours_is_kept(quick, quick_run, tmp_path):
+    import shutil
+
+    out = Path(shutil.copytree(quick_run, tmp_path / "r"))
+    left = [".manifest.json.7.ab.tmp", "report/.index.html.7.ab.tmp", "groups/.shared-ab", "groups/.g.7.ab.arrows"]
+    kept = [".lock", ".gitignore", "report/.htaccess"]
+    (out / "report").mkdir()
+    for name in (*left, *kept):
+        (out / name).touch()
+    run(quick, "cpu", out=out)
+    assert [name for name in left if (out / name).exists()] == []
+    assert [name for name in kept if not (out / name).exists()] == []
+
+
+def test_a_leftover_that_its_dying_worker_takes_away_meanwhile_is_no_error(tmp_path, monkeypatch):
+    from stability.store import drop_leftovers
+
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups/.g.7.ab.arrows").touch()
+    unlink = Path.unlink
+
+    def raced(path: Path, missing_ok: bool = False) -> None:
+        unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", raced)
+    drop_leftovers(tmp_path)
+    assert list((tmp_path / "groups").iterdir()) == []
+
+
+def test_asking_whether_a_directory_can_be_written_leaves_the_files_of_its_owner_alone(tmp_path, monkeypatch):
+    from stability import store
+
+    monkeypatch.setattr(store, "write_atomically", lambda path, content: pytest.fail("a file with a name"))
+    store.make_writable(tmp_path / "r")
+    assert [path.name for path in (tmp_path / "r").rglob("*")] == ["groups"]
+
+
+def test_a_worker_ends_a_group_that_nobody_waits_for_any_more(quick, tmp_path, monkeypatch):
+    from stability.execute import worker
+
+    monkeypatch.setattr(worker, "HEARTBEAT", 0.0)
+    (group, *_) = groups_of(runs_of(quick), {(arm, 8): 32 for arm in ("clip", "siglip")})
+    (tmp_path / "groups").mkdir()
+    token = tmp_path / "groups/.shared-7"
+    task = Task(quick, group, tmp_path, torch.device("cpu"), token=token.name)
+    steps: list[int] = []
+    token.touch()
+    told = worker._while_wanted(task, steps.append)
+    told(1)
+    token.unlink()
+    with pytest.raises(RuntimeError, match="nobody waits for it any more"):
+        told(2)
+    assert steps == [1]
+    token.touch()
+    assert train_elsewhere(task).failure == ""
+
+
+def test_a_sign_of_life_that_cannot_be_written_leaves_the_disk_to_the_training(quick):
+    from stability.execute.worker import _signs_of_life
+
+    def full(sign: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with _signs_of_life(full) as progress:
+        progress(1)

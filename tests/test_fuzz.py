@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from stability import cli
@@ -193,3 +196,55 @@ def test_a_name_in_a_study_cannot_lead_out_of_the_directory(tiny_text, name):
 
     groups = groups_of(runs_of(study), {(arm, size): 32 for arm in study.grid.loss for size in study.grid.batch_size})
     assert all(re.fullmatch(r"[0-9a-f]+", group.id) for group in groups)
+
+
+def as_processes(folder: Path, lines: list[tuple[str, str, list[str]]]) -> None:
+    """Run command lines as a user does, two at a time: each ends with 2 and one sentence, and writes nothing."""
+
+    def ended(line: tuple[str, str, list[str]]) -> subprocess.CompletedProcess[str]:
+        verb, first, rest = line
+        words = [word for word in (verb, first, *rest) if word]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "stability", *words],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=180,
+            text=True,
+            check=False,
+        )
+
+    with ThreadPoolExecutor(2) as threads:
+        for line, process in zip(lines, threads.map(ended, lines), strict=True):
+            assert process.returncode == 2, (line, process)
+            assert process.stderr.startswith("stability: "), (line, process.stderr)
+            assert len(process.stderr.strip().split("\n")) == 1, (line, process.stderr)
+    assert list(folder.iterdir()) == []
+
+
+def drawn(count: int) -> list[tuple[str, str, list[str]]]:
+    """Return *count* command lines of the grammar that cannot work whatever their words are: every verb takes part."""
+    verbs = [verb for verb in VERBS if verb]
+    plain = WORDS.filter(lambda word: word != "--")
+    lines = st.tuples(st.just("no/such"), st.lists(plain, max_size=3))
+    found: list[tuple[str, list[str]]] = []
+
+    @seed(8)
+    @settings(max_examples=count, phases=[Phase.generate], **QUIET)
+    @given(line=lines)
+    def collect(line):
+        found.append(line)
+
+    collect()
+    return [(verbs[place % len(verbs)], *found[place % len(found)]) for place in range(count)]
+
+
+def test_three_command_lines_as_processes(tmp_path):
+    as_processes(tmp_path, drawn(3))
+
+
+@pytest.mark.slow
+def test_twenty_command_lines_as_processes(tmp_path):
+    as_processes(tmp_path, drawn(20))

@@ -62,3 +62,14 @@ def test_the_directory_is_free_again_after_an_error(tmp_path):
     start = time.monotonic()
     with owned(tmp_path):
         assert time.monotonic() - start < 1
+
+
+def test_nobody_owns_the_directory_after_an_error(tmp_path):
+    def torn() -> None:
+        with owned(tmp_path):
+            assert (tmp_path / ".owner.json").exists()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        torn()
+    assert not (tmp_path / ".owner.json").exists()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import signal
+import atexit
+import os
+import shlex
 import sys
+from collections.abc import Callable
 
 import typer
 
+from stability.cli.interruption import Interrupted, interruptions
 from stability.cli.terminal import complain
 from stability.registry import InputError
 
@@ -22,19 +26,36 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; wrong input is one plain sentence and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    try:
-        code = app(standalone_mode=False)
-    except InputError as error:
-        complain(str(error))
-        code = 2
-    except UsageError as error:
-        complain(getattr(error, "format_message", error.__str__)())
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
+    """Run the command line; wrong input is one plain sentence and exit code 2, an interruption is 130."""
+    with interruptions() as interrupted:
+        code = _exit_code(interrupted)
+        if interrupted():
+            # Where the interruption has come through `exec`, as in the import of a library, Python would in the end
+            # strike itself with SIGINT in place of the code.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
+
+
+def _exit_code(interrupted: Callable[[], bool]) -> int:
+    kept = "what is finished is kept"
+    try:
+        code: int = app(standalone_mode=False) or 0
+        if not interrupted() or code != 130:
+            return code
+    except BaseException as error:
+        if isinstance(error, Interrupted):
+            kept = str(error)
+        # A library whose import is interrupted may turn that into an error of its own.
+        elif not interrupted() and not isinstance(error, KeyboardInterrupt | typer.Abort):
+            if not isinstance(error, InputError | UsageError):
+                raise
+            complain(getattr(error, "format_message", error.__str__)())
+            return 2
+    complain(f"interrupted; {kept}, and the same command goes on from there: stability {shlex.join(sys.argv[1:])}")
+    return 130
 
 
 @app.callback(invoke_without_command=True)

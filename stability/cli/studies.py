@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stability.cli.app import app
+from stability.cli.interruption import Interrupted
 from stability.cli.options import Device, Encoders, On, Out, Scale, StudyName
 from stability.cli.reporting import write_report
 from stability.cli.terminal import complain, console_to, print_rows, progress
@@ -173,17 +173,14 @@ def train_and_report(
                 train(study, device, executor, where, watch, save_params, only_failed=only_failed, fail_fast=fail_fast)
             else:
                 run_until_settled(study, most, device, executor, where, watch, save_params)
-    except KeyboardInterrupt:
-        complain(
-            f"interrupted; every finished group is kept in {where}, and the same command goes on from there: "
-            f"stability {shlex.join(sys.argv[1:])}"
-        )
-        return 130
-    if read_manifest(where).get("tuning"):
-        complain(f"{where}: the search is not finished, so there is nothing to report; see {where / 'manifest.json'}")
-        return 1
-    with disk_faults_named(where):
-        return write_report(where)
+        if read_manifest(where).get("tuning"):
+            unfinished = f"{where}: the search is not finished, so there is nothing to report"
+            complain(f"{unfinished}; see {where / 'manifest.json'}")
+            return 1
+        with disk_faults_named(where):
+            return write_report(where)
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"every finished group is kept in {where}") from error
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -34,8 +35,9 @@ def owned(run_dir: Path) -> Iterator[None]:
         who = {"process": os.getpid(), "host": platform.node(), "since": time.time()}
         write_atomically(owner, json.dumps(who).encode())
         yield
-        owner.unlink(missing_ok=True)
     finally:
+        with contextlib.suppress(OSError):  # Where nothing can be written, nothing can be removed either.
+            owner.unlink(missing_ok=True)
         lock.release()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from stability.execute.worker import begin
@@ -26,7 +27,8 @@ class WorkerPool(Executor):
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule a call; raises `BrokenExecutor` after a worker's death, until `rebuild`."""
-        return self._pool.submit(function, *args, **kwargs)
+        with _interruptions_held():  # A call may start a worker.
+            return self._pool.submit(function, *args, **kwargs)
 
     def rebuild(self) -> None:
         """Replace a broken pool."""
@@ -48,3 +50,19 @@ class WorkerPool(Executor):
         self._pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.kill()
+
+
+@contextmanager
+def _interruptions_held() -> Iterator[None]:
+    """Hold back an interruption of this thread; processes begun in here never see one.
+
+    At a terminal it reaches every process, and a worker that is still importing what `begin` is in would complain.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

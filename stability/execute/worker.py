@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from stability.execute.machine import device_model, reproducible_arithmetic, versions
+from stability.execute.machine import device_model, reproducible_arithmetic, source_hash, versions
 from stability.grid import Group, study_of
 from stability.plugins import Plugin, load_plugins
 from stability.store import disk_fault, group_path, parameters_path
@@ -90,7 +91,7 @@ def train_elsewhere(task: Task, report: Callable[[str], None] | None = None) -> 
     if task.token and (task.where / "groups" / task.token).is_file():
         path = sign_path(task.where, task.group)
         with _taken_along(path), _signs_of_life(path.write_text) as progress:
-            outcome = train_here(task, progress)
+            outcome = train_here(task, _while_wanted(task, progress))
         path.unlink(missing_ok=True)
         return outcome
     with TemporaryDirectory() as folder, _signs_of_life(report or (lambda sign: None)) as progress:
@@ -101,6 +102,24 @@ def train_elsewhere(task: Task, report: Callable[[str], None] | None = None) -> 
         return replace(
             outcome, files={path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(written)}
         )
+
+
+def _while_wanted(task: Task, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Return *progress*, which raises once nobody waits for the group any more: its token is gone from the shared disk.
+
+    A worker of a cluster outlives the process that gave it the group; that one may be interrupted and begun again.
+    """
+    token, asked = task.where / "groups" / task.token, time.monotonic()
+
+    def told(step: int) -> None:
+        nonlocal asked
+        if time.monotonic() - asked > HEARTBEAT:
+            asked = time.monotonic()
+            if not token.is_file():
+                raise RuntimeError(f"group {task.group.id}: nobody waits for it any more")
+        progress(step)
+
+    return told
 
 
 @dataclass(frozen=True)
@@ -133,23 +152,25 @@ def _signs_of_life(send: Callable[[str], object]) -> Iterator[Callable[[int], No
 
     A thread, since a step may take long: a worker whose beats go on without steps computes, or turns in circles.
     """
-    step, ended = 0, threading.Event()
-    send(f"0 0 {os.getpid()}")
+    step, beats, ended = 0, 0, threading.Event()
 
     def beat() -> None:
-        beats = 0
+        nonlocal beats
+        # A disk that is full or gone: the training itself will meet that, and say so.
+        with contextlib.suppress(OSError):
+            send(f"{step} {beats} {os.getpid()}")
+        beats += 1
+
+    def keep_beating() -> None:
         while not ended.wait(HEARTBEAT):
-            beats += 1
-            try:
-                send(f"{step} {beats} {os.getpid()}")
-            except OSError:
-                return  # The disk is full or gone: the training itself will meet that, and say so.
+            beat()
 
     def progress(now: int) -> None:
         nonlocal step
         step = now
 
-    thread = threading.Thread(target=beat, daemon=True)
+    beat()
+    thread = threading.Thread(target=keep_beating, daemon=True)
     thread.start()
     try:
         yield progress
@@ -185,7 +206,6 @@ def begin(plugins: Sequence[Plugin]) -> None:
     An interruption at the terminal, which reaches every process, is its parent's to handle.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    load_plugins(plugins)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -194,8 +214,9 @@ def begin(plugins: Sequence[Plugin]) -> None:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
+    load_plugins(plugins)
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Return what must be equal on every machine of a study: versions, and the model of the device."""
-    return {**versions(), f"model of the {device.type}": device_model(device)}
+    """Return what must be equal on every machine of a study: versions, our source, and the model of the device."""
+    return {**versions(), "a source of stability": source_hash(), f"model of the {device.type}": device_model(device)}
