@@ -72,7 +72,7 @@ def milliseconds(step: Callable[[], object]) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     print(f"{device_model(torch.device('cpu'))}, one thread, {REPLICAS} replicas, batch {BATCH}, {torch.__version__}")
-    print("| locked | table built, s | computed, ms | read, ms | ratio |\n|---|--:|--:|--:|--:|")
+    print("| locked | ready, s | computed, ms | read, ms | ratio |\n|---|--:|--:|--:|--:|")
     for name, image in TOWERS.items():
         for both in (False, True):
             study = study_of(image, both)
