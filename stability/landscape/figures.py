@@ -145,7 +145,7 @@ def small_type() -> AbstractContextManager[None]:
     """Return a context with type that fits a figure of this width, the rest being as the reader has set it."""
     sizes = dict.fromkeys(("font.size", "axes.labelsize", "legend.fontsize"), 8)
     ticks = dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7)
-    bare = dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False)
+    bare = dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False)
     settings: Any = {**sizes, **ticks, **bare, "svg.hashsalt": "stability"}
     return mpl.rc_context(settings)
 
