@@ -161,6 +161,9 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
                 level=run.noise,
                 generator=stream(run.luck, f"corruption/{run.corruption}"),
             )
+            # At level 0 nothing is struck: the side stays the tensor that all share, maybe mapped from disk.
+            if run.noise
+            else (own_image, own_text)
             for run, (own_image, own_text, own_caption) in zip(runs, clean, strict=True)
         ]
     shared_image = all(pair[0] is image for pair in noisy)
