@@ -1,6 +1,6 @@
 """Data several times as large as the memory they may take: prepared, mapped, trained on, run through a locked tower.
 
-Without noise in what is large, since a side that is struck is held in memory, once for each run of a group; and with few
+Without noise in what is large, since a side that is struck is held in memory, once for each run of a group; with few
 held-out pairs, since retrieval compares each with each.
 """
 
