@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import sys
 import tarfile
 from pathlib import Path
@@ -304,6 +307,29 @@ def test_a_shard_that_breaks_off_is_refused_by_name(tmp_path):
     broken.write_bytes(b"no tar at all" * 100)
     with pytest.raises(InputError, match=r"shard-0001.tar: cannot be read after its first member"):
         dataset["webdataset"](**given)
+
+
+@pytest.mark.parametrize("kept", ["between two members", "within a header"])
+def test_a_shard_that_breaks_off_where_its_reader_does_not_notice_is_refused_too(tmp_path, kept):
+    given = write_webdataset(tmp_path / "data", SAMPLES)
+    broken = tmp_path / "data" / "shard-0001.tar"
+    with tarfile.open(broken) as shard:
+        third = shard.getmembers()[2].offset
+    broken.write_bytes(broken.read_bytes()[: third + (0 if kept == "between two members" else 100)])
+    with pytest.raises(InputError, match=r"shard-0001.tar: cannot be read after the sample \d+: it ends without"):
+        dataset["webdataset"](**given, tolerate=0.9)
+
+
+@pytest.mark.parametrize("library", [gzip, bz2, lzma], ids=["gzip", "bz2", "xz"])
+def test_compressed_shards_are_read_and_refused_where_they_break_off(tmp_path, library):
+    given = write_webdataset(tmp_path / "data", SAMPLES)
+    whole = dataset["webdataset"](**given)
+    for shard in (tmp_path / "data").glob("*.tar"):
+        shard.write_bytes(library.compress(shard.read_bytes()))
+    assert torch.equal(dataset["webdataset"](**given).image, whole.image)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"{shard.name}: cannot be read after "):
+        dataset["webdataset"](**given, tolerate=0.9)
 
 
 def test_an_address_that_would_run_a_command_is_just_a_missing_file(tmp_path):

@@ -124,6 +124,11 @@ BROKEN[7, 2] = np.nan
         (changed(audio=BROKEN), {}, r"1 of 80 samples cannot be used: 1 with a number that is not finite .* row 7\)"),
         (changed(audio=0 * AUDIO), {}, "the image embeddings have a root mean square of 0"),
         (changed(audio=AUDIO.astype(str)), {}, "holds <U32; allowed: real numbers"),
+        (
+            changed(audio=AUDIO.astype(float) * 1e300),
+            {},
+            "80 of 80 samples cannot be used: 80 with a number that is not",
+        ),
         (ALL, {"label": "label"}, r"data\.label and data\.prompts go together"),
         (ALL, {"label": "label", "prompts": "audio"}, r"'audio' has shape \(80, 6\); allowed: finite numbers of shape"),
         (changed(label=LABEL + 1), {"label": "label", "prompts": "prompts"}, "must hold whole numbers from 0 to 4"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from stability.analysis import read
 from stability.encoders import Modality, encoder
@@ -155,17 +157,68 @@ class Branching(nn.Linear):
         return super().forward(x) if self.weight.sum() > 0 else super().forward(-x)
 
 
+class After(nn.Linear):
+    """Does something to the embeddings of a linear map."""
+
+    def __init__(self, change):
+        super().__init__(5, 4)
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+class InPlace(nn.Linear):
+    """Works on the batch itself."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
+class Masked(nn.Linear):
+    """Asks for more than a batch."""
+
+    def forward(self, x, mask):
+        return super().forward(x * mask)
+
+
 @pytest.mark.parametrize(
     ("tower", "sentence"),
     [
         (Centred(5, 4), "a sample's embedding hangs on the others"),
         (Branching(5, 4), "does not run under torch.func.vmap over its weights"),
         (nn.Flatten(), "it has no parameters"),
+        (nn.LazyLinear(4), "parameter 'weight' has no shape yet"),
+        (nn.Linear(5, 4).double(), r"parameter 'weight' holds torch\.float64; allowed: torch\.float32"),
+        (nn.Linear(5, 4, dtype=torch.complex64), r"parameter 'weight' holds torch\.complex64"),
+        (After(lambda y: None), r"it maps 3 samples to NoneType; allowed: reals of shape \(3, 4\)"),
+        (After(lambda y: {"embedding": y}), "it maps 3 samples to dict"),
+        (After(torch.fft.fft), r"it maps 3 samples to \(3, 4\) of torch\.complex64"),
+        (After(lambda y: y / 0), "numbers that are not finite"),
+        (After(lambda y: y * math.nan), "numbers that are not finite"),
+        (After(lambda y: y * 0), "to zeros, which have no direction"),
+        (After(functional.dropout), "called again it gives other values; a tower may draw no random numbers"),
+        (After(torch.Tensor.detach), "no gradient reaches its parameters"),
+        (After(lambda y: y * (1 if y.sum().item() > 0 else 2)), r"it does not run under torch\.func\.vmap"),
+        (InPlace(5, 4), "it changes its input in place"),
+        (Masked(5, 4), r"it cannot be called: TypeError: .*missing 1 required positional argument: 'mask'"),
     ],
 )
 def test_what_shows_only_when_it_is_called_is_refused_too(tower, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=sentence) as caught:
         refuse_unsound(tower, Modality((5,)), 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_buffers_of_whole_numbers_and_a_counter_are_no_harm():
+    tower = After(lambda y: y[:, tower.order] if tower.seen.add_(1) else y)
+    tower.register_buffer("order", torch.tensor([2, 0, 1, 3]))
+    tower.register_buffer("seen", torch.tensor(0))
+    refuse_unsound(tower, Modality((5,)), 4)
+
+
+def test_a_locked_tower_needs_no_gradient():
+    refuse_unsound(After(torch.Tensor.detach).requires_grad_(False), Modality((5,)), 4)
 
 
 @pytest.mark.parametrize("name", sorted(encoder))

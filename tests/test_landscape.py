@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
+from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch.testing import assert_close
 from stability import curvature, landscape
 from stability.curvature.products import flatten, unflatten
 from stability.landscape.evaluation import points_at_once
+from stability.landscape.figures import as_html
 from stability.landscape.filters import as_filters
 from stability.registry import InputError
 
@@ -367,3 +371,79 @@ def test_a_valley_between_two_points_has_no_barrier_and_nan_on_the_way_is_neithe
     assert math.isnan(broken.barrier)
     assert math.isnan(broken.instability)
     assert not broken.stable
+
+
+# --- in a notebook ---------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """The tags of a piece of HTML, which must close in the order in which they open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.words, self.images = [], "", []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.images.append(dict(attrs))
+        else:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def picture(image: dict[str, str]) -> ElementTree.Element:
+    kind, _, data = image["src"].partition(";base64,")
+    assert kind == "data:image/svg+xml"
+    return ElementTree.fromstring(base64.b64decode(data))
+
+
+def sliced(axes, function=lambda p: (p["x"] - 0.5) ** 2 + p["y"] ** 2):
+    zero, one = torch.tensor(0.0), torch.tensor(1.0)
+    directions = [{"x": one, "y": zero}, {"x": zero, "y": one}]
+    point = {"x": zero, "y": zero}
+    if axes == 1:
+        return landscape.slice1d(function, point, directions[0], points=5)
+    return landscape.slice2d(function, point, directions, points=5)
+
+
+@pytest.mark.parametrize(("axes", "lowest"), [(1, "lowest 0 at 0.5"), (2, "lowest 0 at (0.5, 0)")])
+def test_a_slice_shows_itself_in_a_notebook_as_one_self_contained_figure(axes, lowest):
+    (image,) = Page(sliced(axes)._repr_html_()).images
+    assert picture(image).tag.endswith("svg")
+    words = Page(sliced(axes)._repr_html_()).words
+    assert words == image["alt"]
+    assert "0.25 at the centre" in words
+    assert lowest in words
+    assert sliced(axes)._repr_html_() == sliced(axes)._repr_html_()
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_slice_says_how_many_points_are_not_finite_even_if_all_are(axes):
+    def broken(p):
+        return p["x"].sqrt() * (1 + p["y"] ** 2)
+
+    assert f"{2 * 5 ** (axes - 1)} not finite" in Page(sliced(axes, broken)._repr_html_()).words
+    nothing = Page(sliced(axes, lambda p: p["x"] * math.nan)._repr_html_())
+    assert "nan at the centre" in nothing.words
+    assert "lowest" not in nothing.words
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_words_of_one_s_own_in_a_figure_are_shown_as_they_were_written(axes):
+    odd = "<b>$x_1$</b> & more"
+    figure = sliced(axes).figure(odd if axes == 1 else (odd, "y"), title="<i>")
+    page = as_html(lambda: figure, odd, f'"{odd}')
+    assert "<b>" not in page
+    (image,) = Page(page).images
+    assert image["alt"] == f'"{odd}'
+    assert Page(page).words == odd
+    assert picture(image).tag.endswith("svg")
+    assert figure.axes[0].get_xlabel() == odd

@@ -13,7 +13,7 @@ import torch
 from stability import landscape
 from stability.execute import replay_run, run
 from stability.grid import runs_of
-from stability.report.figures.landscape import Place, bands, connectivity_figure, line_figure, plane_figure
+from stability.landscape.figures import Place, bands, connectivity_figure, line_figure, plane_figure
 from stability.study import parse_study
 from tests.test_cli import called
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import tarfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from stability.datasets import Pairs, dataset, disk
 from stability.datasets.disk import Recipe, Sample, existing
@@ -39,6 +44,36 @@ def shard_files(path: str) -> list[Path]:
     return files
 
 
+COMPRESSED: dict[bytes, Callable[[Path, str], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+"""What opens a compressed shard, by its first bytes; unlike tarfile's own streams, these notice where it breaks off."""
+
+BROKEN = (OSError, EOFError, tarfile.TarError, ValueError, zlib.error, lzma.LZMAError)
+
+
+@dataclass
+class Watched:
+    """A stream of bytes that remembers the *last* block read: zeros where a tar file is whole."""
+
+    stream: IO[bytes]
+    last: bytes = b""
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, up to *size* of them."""
+        piece = self.stream.read(size)
+        self.last = (self.last + piece[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
+        return piece
+
+
+def _plain(file: Path) -> IO[bytes]:
+    """Return the open shard, its bytes decompressed."""
+    with file.open("rb") as stream:
+        head = stream.read(6)
+    for magic, opener in COMPRESSED.items():
+        if head.startswith(magic):
+            return cast(IO[bytes], opener(file, "rb"))
+    return file.open("rb")
+
+
 def members(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the samples of one shard, each a dict of bytes by ending, with its name under ``__key__``.
 
@@ -47,12 +82,18 @@ def members(file: Path) -> Iterator[dict[str, Any]]:
     tariterators = optional("webdataset.tariterators", "the dataset 'webdataset'", EXTRA)
     last = "its first member"
     try:
-        with file.open("rb") as stream:
+        with _plain(file) as plain:
+            stream = Watched(plain)
             contents = ({**member, "__url__": file.name} for member in tariterators.tar_file_iterator(stream))
             for sample in tariterators.group_by_keys(contents):
                 yield sample
                 last = f"the sample {sample['__key__']}"
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+            while stream.read(1 << 20):
+                pass
+            # A file that breaks off between two members, or in a header, is to its reader one that ends there.
+            if any(stream.last):
+                raise EOFError("it ends without the mark of a whole tar file")
+    except BROKEN as error:
         reason = str(error.args[0]) if error.args else type(error).__name__
         raise InputError(f"path: {file}: cannot be read after {last}: {reason.split(' @ ')[0]}") from error
 

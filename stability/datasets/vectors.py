@@ -228,5 +228,7 @@ def _write(target: Path, side: np.ndarray, places: np.ndarray, train: int, what:
 
 def _chunks(sides: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     for start in range(0, len(sides[0]), ROWS):
-        first, second = (np.asarray(side[start : start + ROWS], dtype=np.float32) for side in sides)
+        # A number beyond float32 is not finite there, and is counted as such.
+        with np.errstate(over="ignore"):
+            first, second = (np.asarray(side[start : start + ROWS], dtype=np.float32) for side in sides)
         yield start, first, second

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.parameter import UninitializedParameter
 
 from stability.encoders import Modality
 from stability.registry import InputError
@@ -37,9 +38,10 @@ def refuse_coupling(tower: nn.Module) -> None:
 def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
     """Raise `InputError` with one sentence on a tower that a population cannot train.
 
-    It has to be a module; to map a batch to (B, embed_dim) reals; to treat each sample alone (no BatchNorm, nothing
-    else that couples them); to draw no random numbers of its own, since those of a run are named streams; and to run
-    under ``vmap`` over its weights to the values of a loop.
+    It has to be a module of float32 parameters; to map a batch to (B, embed_dim) finite reals that are not all zero; to
+    treat each sample alone (no BatchNorm, nothing else that couples them); to give the same values when it is called
+    again, drawing no random numbers of its own, since those of a run are named streams; to run under ``vmap`` over its
+    weights to the values of a loop; and to let gradients reach them, unless they are locked.
     """
     if not isinstance(tower, nn.Module):
         raise InputError(f"it returns a value of type {type(tower).__name__}; allowed: a torch.nn.Module")
@@ -49,10 +51,8 @@ def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
             raise InputError(
                 f"layer {name!r} is a Dropout, which draws random numbers beside the run's own; give it p = 0"
             )
+    params = {name: value.detach() for name, value in _parameters(tower).items()}
     batch = _samples(modality)
-    params = {name: value.detach() for name, value in tower.named_parameters()}
-    if not params:
-        raise InputError("it has no parameters; a tower needs at least one, though it may be locked")
 
     def embed(weights: dict[str, Tensor], samples: Tensor = batch) -> Tensor:
         embedded: Tensor = functional_call(tower, weights, samples)
@@ -60,9 +60,14 @@ def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
 
     with torch.no_grad():
         whole = _called(lambda: embed(params), "it cannot be called")
-        if not isinstance(whole, Tensor) or tuple(whole.shape) != (SIZE, embed_dim) or not whole.is_floating_point():
-            told = f"{tuple(whole.shape)} of {whole.dtype}" if isinstance(whole, Tensor) else type(whole).__name__
-            raise InputError(f"it maps {SIZE} samples to {told}; allowed: reals of shape ({SIZE}, {embed_dim})")
+        _refuse_output(whole, embed_dim)
+        if not torch.equal(batch, _samples(modality)):
+            raise InputError("it changes its input in place, which other towers and later steps read")
+        if not _close(_called(lambda: embed(params), "it cannot be called twice"), whole):
+            raise InputError(
+                "called again it gives other values; a tower may draw no random numbers beside the run's own (give a "
+                "dropout p = 0) and may keep no state"
+            )
         alone = _called(lambda: embed(params, batch[:1]), "it cannot be called on one sample")
         if not _close(alone, whole[:1]):
             raise InputError("a sample's embedding hangs on the others in its batch; in a tower samples may not meet")
@@ -71,6 +76,34 @@ def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
         apart = [embed({name: value[place] for name, value in stacked.items()}) for place in range(2)]
     if not _close(together, torch.stack(apart)):
         raise InputError("under torch.func.vmap over its weights it gives other values than in a loop")
+    if any(value.requires_grad for value in tower.parameters()) and not tower(batch).requires_grad:
+        raise InputError("no gradient reaches its parameters (is there a detach or a no_grad?); lock them, or let it")
+
+
+def _parameters(tower: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters by name, or raise `InputError` for what the flat vector of a population cannot hold."""
+    params = dict(tower.named_parameters())
+    if not params:
+        raise InputError("it has no parameters; a tower needs at least one, though it may be locked")
+    for name, value in params.items():
+        if isinstance(value, UninitializedParameter):
+            raise InputError(f"parameter {name!r} has no shape yet; a lazy layer has to be called once by its builder")
+        if value.dtype != torch.float32:
+            raise InputError(f"parameter {name!r} holds {value.dtype}; allowed: torch.float32")
+    return params
+
+
+def _refuse_output(embedded: object, embed_dim: int) -> None:
+    """Raise `InputError` for what is no batch of embeddings that have a direction."""
+    wanted = f"allowed: reals of shape ({SIZE}, {embed_dim})"
+    if not isinstance(embedded, Tensor):
+        raise InputError(f"it maps {SIZE} samples to {type(embedded).__name__}; {wanted}")
+    if tuple(embedded.shape) != (SIZE, embed_dim) or not embedded.is_floating_point():
+        raise InputError(f"it maps {SIZE} samples to {tuple(embedded.shape)} of {embedded.dtype}; {wanted}")
+    if not embedded.isfinite().all():
+        raise InputError("it maps samples of ordinary size to numbers that are not finite")
+    if not embedded.any(-1).all():
+        raise InputError("it maps samples to zeros, which have no direction (does its last layer start at zero?)")
 
 
 def _samples(modality: Modality) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from torch import Tensor
 from stability.curvature.products import Objective
 from stability.landscape.evaluation import check_axes, evaluate, taylor
 from stability.registry import InputError
+from stability.stats.wording import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Point = Mapping[str, Tensor]
 Span = tuple[float, float]
@@ -46,6 +51,24 @@ class Slice1D:
         columns = {"first": self.coordinates, "value": self.values, "model": self.model(self.coordinates)}
         return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
 
+    def figure(self, label: str = "steps along the direction", value: str = "objective", title: str = "") -> Figure:
+        """Return the values with the second-order model at the centre, drawn in matplotlib's present settings."""
+        from stability.landscape.figures import Place, line_figure
+
+        centre = Place((0.0,), self.centre, (self.curvature,), "centre")
+        return line_figure(self.table(), label, value, title, centre)
+
+    def _repr_html_(self) -> str:
+        """Return the figure with what it shows in words, for a notebook."""
+        from stability.landscape.figures import as_html
+
+        low, high = float(self.coordinates[0]), float(self.coordinates[-1])
+        caption = (
+            f"An objective at {len(self.values)} points of a line, {number(low)} to {number(high)}: "
+            f"{_centre_and_lowest(self.centre, self.table())}; dashed: the parabola of slope and curvature at 0."
+        )
+        return as_html(self.figure, caption, caption)
+
 
 @dataclass(frozen=True, eq=False)
 class Slice2D:
@@ -72,6 +95,29 @@ class Slice2D:
         first, second = torch.meshgrid(self.first, self.second, indexing="ij")
         columns = {"first": first, "second": second, "value": self.values}
         return pd.DataFrame({name: column.flatten().numpy() for name, column in columns.items()})
+
+    def figure(
+        self,
+        labels: tuple[str, str] = ("steps along direction 1", "steps along direction 2"),
+        value: str = "objective",
+        title: str = "",
+    ) -> Figure:
+        """Return the contours with the centre and the lowest point, drawn in matplotlib's present settings."""
+        from stability.landscape.figures import Place, plane_figure
+
+        centre = Place((0.0, 0.0), self.centre, tuple(self.curvature.diagonal().tolist()), "centre")
+        return plane_figure(self.table(), labels, value, title, centre)
+
+    def _repr_html_(self) -> str:
+        """Return the figure with what it shows in words, for a notebook."""
+        from stability.landscape.figures import as_html
+
+        rows, columns = self.values.shape
+        caption = (
+            f"An objective at {rows} × {columns} points of a plane: {_centre_and_lowest(self.centre, self.table())}"
+            f"{' (hatched)' if self.not_finite else ''}."
+        )
+        return as_html(self.figure, caption, caption)
 
 
 def slice1d(
@@ -148,6 +194,18 @@ def grid_of(span: Span, points: int) -> Tensor:
         raise InputError(f"points is {points}; allowed: a whole number of at least 2")
     steps = torch.linspace(low, high, points, dtype=torch.float64)
     return torch.where(steps.abs() < 1e-12 * (high - low), 0.0, steps)
+
+
+def _centre_and_lowest(centre: float, table: pd.DataFrame) -> str:
+    """Return in words the value at the centre, the lowest value and where it lies, and how many are not finite."""
+    words = f"{number(centre)} at the centre"
+    finite = table[np.isfinite(table["value"])]
+    if len(finite):
+        row = finite.loc[finite["value"].idxmin()]
+        place = ", ".join(number(float(row[axis])) for axis in ("first", "second") if axis in table)
+        words += f", lowest {number(float(row['value']))} at {f'({place})' if ', ' in place else place}"
+    broken = len(table) - len(finite)
+    return words + (f", {broken} not finite" if broken else "")
 
 
 def _with_centre(

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from stability import landscape
 from stability.execute import replay_run
 from stability.execute.machine import reproducible_arithmetic
+from stability.landscape.figures import Place, connectivity_figure, line_figure, plane_figure
 from stability.landscape.slices import Span
 from stability.probes import STEP_MEASURES, in_towers
 from stability.registry import InputError, nearest
-from stability.report.figures.landscape import Place, connectivity_figure, line_figure, plane_figure
 from stability.report.style import LIGHT, styled
 from stability.store import write_atomically
 from stability.train import Replay
@@ -32,6 +34,9 @@ REACH = {"log_scale": 2.0, "bias": 10.0}
 """How far to look to either side of a trained scalar of the loss."""
 
 DPI = 300
+
+ARMS: Any = cycler(color=[LIGHT["arm-1"], LIGHT["arm-2"]])
+"""Colours of lines, in order."""
 
 Progress = Callable[[int, int], None]
 
@@ -72,7 +77,7 @@ def write_landscape(
     keep = _along if kind == "pca" and not to else ()
     first = replay_run(run_dir, run, step=step, keep=keep, progress=progress)
     at = f"-step-{first.step}" if first.step < first.study.train.steps else ""
-    with reproducible_arithmetic():
+    with reproducible_arithmetic(), styled(), mpl.rc_context({"axes.prop_cycle": ARMS}):
         if to:
             second = replay_run(run_dir, to, step=step, progress=progress)
             name, (table, figure) = f"{first.run.id}-{second.run.id}-connectivity", _way(first, second, points)

@@ -20,6 +20,7 @@ from stability.store import GroupLog, group_log, write_parameters
 from stability.streams import stream
 from stability.study import Study
 from stability.train.divergence import diverged_at
+from stability.train.features import Features, kept_features
 from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
 from stability.train.optimizer import Block, Clip, Moments, blocks_of, norms, schedule, take_step
 from stability.train.population import Blueprint, blueprint, initial_parameters
@@ -59,6 +60,7 @@ class Population:
     salt: Tensor
     generators: Sequence[torch.Generator]
     draws: Mapping[int | str, torch.Generator]
+    features: Mapping[str, Features]
     state: dict[str, Tensor]
     step: int = 0
     scalars: tuple[str, ...] = field(default=())
@@ -73,6 +75,8 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
     plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
     theta = initial_parameters(study, plan, pairs, [run.luck for run in runs]).to(device)
     feed = feed_of(runs, pairs, study.data.corruption, device)
+    for tower in plan.towers.values():
+        tower.to(device)  # for their buffers
     odd = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
     return Population(
         study=study,
@@ -91,6 +95,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         salt=odd.to(device),
         generators=feed.generators("train"),
         draws={run.luck: stream(run.luck, "loss") for run in runs},
+        features=kept_features(study, plan, theta, feed, pairs),
         state={
             name: value.expand(len(runs), *value.shape).clone().to(device)
             for name, value in plan.loss.initial_state(feed.available).items()
@@ -117,11 +122,13 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
     notices, since nothing in the step reduces over replicas.
     """
     plan, train = population.plan, population.study.train
-    batch = population.feed.batch(index, population.generators)
+    features = {name: kept.rows(index) for name, kept in population.features.items()}
+    # Texts are looked at for duplicates as well.
+    batch = population.feed.batch(index, population.generators, without=features.keys() - {"text"})
     asked = asked_of(plan, population.runs, population.draws, population.state, population.step, index.shape[1:-1])
     # Each parameter is a leaf of its own: the backward pass writes no gradient twice.
     params = {name: value.requires_grad_() for name, value in plan.layout.unflatten(population.theta).items()}
-    losses, state = plan.losses(params, batch | asked)
+    losses, state = plan.losses(params, batch | asked, features)
     gradients = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         gradient = plan.layout.flatten(dict(zip(params, gradients, strict=True)))

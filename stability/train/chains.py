@@ -23,7 +23,7 @@ def chain_of(tower: nn.Module) -> Chain | None:
     steps = list(_steps(tower))
     named = {name for name, _ in tower.named_parameters()}
     read = {f"{place}{name}" for place, module in steps for name, _ in module.named_parameters()}
-    if not all(type(module) in LAYERS and not _is_hooked(module) for _, module in steps) or read != named:
+    if not all(type(module) in LAYERS and not is_hooked(module) for _, module in steps) or read != named:
         return None
 
     def chain(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def chain_of(tower: nn.Module) -> Chain | None:
 
 
 def _steps(module: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]]:
-    if type(module) is nn.Sequential and not _is_hooked(module):
+    if type(module) is nn.Sequential and not is_hooked(module):
         # Not `named_children`, which tells of a layer that is used twice only once.
         for name, part in module._modules.items():
             assert part is not None
@@ -45,7 +45,8 @@ def _steps(module: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]
         yield place, module
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether something beside the module's own ``forward`` runs when it is called."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

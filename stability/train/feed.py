@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,14 +87,22 @@ class Feed:
         """Return each replica's random stream for the fresh corruption of one *use*."""
         return tuple(stream(run.luck, f"corruption/{run.corruption}/{use}") for run in self.runs)
 
-    def batch(self, index: Tensor, generators: Sequence[torch.Generator]) -> Batch:
-        """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself."""
-        image = _gather(self.image, index, self.shared_image)
-        text = _gather(self.text, index, self.shared_text)
+    def side(self, modality: str) -> tuple[Tensor, bool]:
+        """Return the samples of one modality, and whether all replicas share them."""
+        sides = {"image": (self.image, self.shared_image), "text": (self.text, self.shared_text)}
+        return sides[modality] if modality in sides else (self.further[modality], not self.part)
+
+    def batch(self, index: Tensor, generators: Sequence[torch.Generator], without: Collection[str] = ()) -> Batch:
+        """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself.
+
+        Modalities that are not needed, *without*, are left out; under fresh corruption all are needed.
+        """
+        batch = {
+            name: _gather(*self.side(name), index) for name in ("image", "text", *self.further) if name not in without
+        }
         if self.fresh:
-            image, text = self._corrupt(image, text, index, generators)
-        further = {name: _gather(samples, index, not self.part) for name, samples in self.further.items()}
-        return {"image": image, "text": text, **further, "index": index}
+            batch["image"], batch["text"] = self._corrupt(batch["image"], batch["text"], index, generators)
+        return {**batch, "index": index}
 
     def _corrupt(
         self, image: Tensor, text: Tensor, index: Tensor, generators: Sequence[torch.Generator]
@@ -118,7 +126,7 @@ class Feed:
         return tuple(torch.stack(part).unflatten(0, lead) for part in zip(*noisy, strict=True))
 
 
-def _gather(values: Tensor, index: Tensor, shared: bool) -> Tensor:
+def _gather(values: Tensor, shared: bool, index: Tensor) -> Tensor:
     """Return the samples at *index* (R, ..., B) of values (n, ...), or (R, n, ...) where replicas do not share them."""
     if not shared:
         first = torch.arange(len(index), device=index.device) * values.shape[1]
@@ -153,6 +161,9 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
                 level=run.noise,
                 generator=stream(run.luck, f"corruption/{run.corruption}"),
             )
+            # At level 0 nothing is struck: the side stays the tensor that all share, maybe mapped from disk.
+            if run.noise
+            else (own_image, own_text)
             for run, (own_image, own_text, own_caption) in zip(runs, clean, strict=True)
         ]
     shared_image = all(pair[0] is image for pair in noisy)

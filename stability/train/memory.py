@@ -7,6 +7,7 @@ from torch import Tensor
 
 from stability.datasets import Pairs
 from stability.study import Study
+from stability.train.features import bytes_kept
 from stability.train.population import blueprint, initial_parameters
 
 STATE_COPIES = 8
@@ -19,7 +20,8 @@ SLACK = 2.0
 def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> int:
     """Return an estimate of the bytes that one replica needs for a training step.
 
-    Counts what autograd saves in one forward pass of one replica (each storage once), so it depends on the study alone.
+    Counts what autograd saves in one forward pass of one replica (each storage once) and the features of locked towers
+    (those of all its pairs, though replicas may share them), so it depends on the study alone.
     """
     plan = blueprint(study, arm, batch_size, pairs)
     theta = initial_parameters(study, plan, pairs, [0])[0].requires_grad_()
@@ -41,4 +43,7 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss = plan.objective(plan.layout.unflatten(theta), batch)
     del loss
-    return int(SLACK * sum(saved.values())) + STATE_COPIES * theta.numel() * theta.element_size()
+    features = sum(bytes_kept(cut, len(pairs.train)) for cut in plan.cuts.values())
+    features *= study.data.corruption == "fixed"
+    state = STATE_COPIES * theta.numel() * theta.element_size()
+    return int(SLACK * sum(saved.values())) + state + features

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,6 +22,7 @@ from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
 from stability.train.chains import Chain, chain_of
+from stability.train.cuts import Cut, cut_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Blueprint:
     fixed: frozenset[str]
     reprojected: tuple[str, ...]
     chains: dict[str, Chain]
+    cuts: dict[str, Cut]
 
     def rms_of_matrices(self, flat: Tensor) -> Tensor:
         """Return the root mean square (...,) of *flat* (..., P) over the weight matrices that are trained.
@@ -114,7 +116,7 @@ class Blueprint:
 
     def embed(self, modality: str, params: Params, samples: Tensor) -> Tensor:
         """Return unit rows (B, D) for the samples of one modality and one replica."""
-        return F.normalize(functional_call(self.towers[modality], _within(f"{modality}.", params), samples), dim=-1)
+        return F.normalize(functional_call(self.towers[modality], within(f"{modality}.", params), samples), dim=-1)
 
     def embed_image(self, params: Params, image: Tensor) -> Tensor:
         """Return unit rows (B, D) for the images of one replica."""
@@ -142,13 +144,21 @@ class Blueprint:
         params = self._without_fixed(params)
         return self._loss([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
 
-    def losses(self, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self, params: Params, batch: Batch, features: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the `training_objective` of all replicas, (R,), from parameters and a batch with that axis in front.
 
-        The same numbers as ``vmap(training_objective)``, sooner where towers are chains of known layers.
+        The same numbers as ``vmap(training_objective)``, sooner where towers are chains of known layers. Of a tower
+        whose *features* (R, B, ...) are given, by modality, only what follows its cut is run.
         """
         params = self._without_fixed(params)
-        towers = [self._embed_all(name, params, batch[name]) for name in self.towers]
+        towers = [
+            self._embed_rest(name, params, features[name])
+            if features and name in features
+            else self._embed_all(name, params, batch[name])
+            for name in self.towers
+        ]
         given = {name: value for name, value in params.items() if name.startswith("loss.")}
         asked = {name: batch[name] for name in self.loss.reserved}
         return vmap(self._loss)(towers, given, asked)
@@ -160,10 +170,16 @@ class Blueprint:
         own = {name: value for name, value in params.items() if name.startswith(f"{modality}.")}
         if modality not in self.chains:
             return vmap(partial(self.embed, modality))(own, samples)
-        return F.normalize(self.chains[modality](_within(f"{modality}.", own), samples), dim=-1)
+        return F.normalize(self.chains[modality](within(f"{modality}.", own), samples), dim=-1)
+
+    def _embed_rest(self, modality: str, params: Params, features: Tensor) -> Tensor:
+        cut = self.cuts[modality]
+        own = {name: value for name, value in within(f"{modality}.", params).items() if name not in cut.names}
+        rest = cut.chain or vmap(partial(functional_call, cut.rest))
+        return F.normalize(rest(own, features), dim=-1)
 
     def _loss(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        given = _within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
+        given = within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
             stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
             pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(
@@ -174,7 +190,8 @@ class Blueprint:
         return result if "state" in self.loss.reserved else (result, {})
 
 
-def _within(prefix: str, params: Params) -> Params:
+def within(prefix: str, params: Params) -> Params:
+    """Return the parameters whose names begin with *prefix*, without it."""
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
@@ -208,6 +225,11 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
         if isinstance(module, nn.Linear)
     }
     chains = {name: chain for name, tower in built.items() if (chain := chain_of(tower)) is not None}
+    cuts = {
+        name: cut
+        for name, tower in built.items()
+        if (cut := cut_of(tower, pairs.modalities[name][pairs.train[:2]])) is not None
+    }
     shapes = {**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}
     return Blueprint(
         towers=built,
@@ -222,6 +244,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
             for name in getattr(module, "reprojected", ())
         ),
         chains=chains,
+        cuts=cuts,
     )
 
 

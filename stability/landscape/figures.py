@@ -1,8 +1,15 @@
-"""Landscapes: a plane as labelled contours, a line with its parabola, the way between two runs."""
+"""Figures of landscapes: a plane as labelled contours, a line with its parabola, the way between two runs.
+
+Colours and sizes are those of matplotlib's settings, so that a report and a notebook each have their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +17,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm
+from matplotlib.colors import BoundaryNorm, to_hex
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from stability.report.style import LIGHT, styled
 from stability.stats.wording import number
 
 COLUMN = 3.5
@@ -31,11 +37,12 @@ STEEP = 20.0
 
 @dataclass(frozen=True)
 class Place:
-    """What is known at the centre: where it is drawn, its value, and the curvature d'Hd along each axis."""
+    """What is known at the centre: where it is drawn, its value, the curvature d'Hd along each axis, and its name."""
 
     at: tuple[float, ...]
     value: float
     curvature: tuple[float, ...]
+    name: str = "the run"
 
 
 def plane_figure(
@@ -49,50 +56,55 @@ def plane_figure(
     grid = table.pivot_table(index="second", columns="first", values="value", dropna=False)
     x, y = grid.columns.to_numpy(float), grid.index.to_numpy(float)
     z = np.ma.masked_invalid(grid.to_numpy(float))
-    with styled():
-        figure, axes = _canvas(COLUMN * 0.98, title, _notes(centre, table))
-        axes.grid(False)
-        axes.patch.set(hatch="////", edgecolor=LIGHT["rule"], facecolor="none")
-        if z.count():
-            bar = figure.colorbar(_contours(axes, x, y, z), ax=axes, pad=0.03, aspect=28)
-            bar.set_label(value)
-            bar.outline.set_linewidth(0.4)
-            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda level, _: number(level)))
-            bar.ax.yaxis.set_minor_locator(NullLocator())
-        axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=labels[0], ylabel=labels[1])
-        if path is not None:
-            edge = [withStroke(linewidth=1.8, foreground="black")]
-            way: dict[str, Any] = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
-            axes.plot(*path.T, color="white", label="training, from its first step", **way)
-        _mark(axes, "lowest on the grid", "o", _lowest(table))
-        _mark(axes, "the run", "+", (*centre.at, centre.value))
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.15),
-            ncols=2,
-            columnspacing=1.0,
-            handletextpad=0.4,
-            handlelength=1.6,
-            fontsize=7,
-        )
+    figure, axes = _canvas(COLUMN * 0.98, title, _notes(centre, table))
+    axes.grid(False)
+    axes.patch.set(hatch="////", edgecolor=mpl.rcParams["grid.color"], facecolor="none")
+    if z.count():
+        bar = figure.colorbar(_contours(axes, x, y, z), ax=axes, pad=0.03, aspect=28)
+        bar.set_label(value)
+        bar.outline.set_linewidth(0.4)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda level, _: number(level)))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=labels[0], ylabel=labels[1])
+    if path is not None:
+        edge = [withStroke(linewidth=1.8, foreground="black")]
+        way: dict[str, Any] = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
+        axes.plot(*path.T, color="white", label="training, from its first step", **way)
+    _mark(axes, "lowest on the grid", "o", _lowest(table))
+    _mark(axes, centre.name, "+", (*centre.at, centre.value))
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),
+        ncols=2,
+        columnspacing=1.0,
+        handletextpad=0.4,
+        handlelength=1.6,
+        fontsize=7,
+    )
     return figure
 
 
 def line_figure(table: pd.DataFrame, label: str, value: str, title: str, centre: Place) -> Figure:
     """Return the value along a line, a *table* with columns first, value and model, and the parabola at its centre."""
     finite = table[np.isfinite(table["value"])]
-    with styled():
-        figure, axes = _canvas(COLUMN * 0.7, title, _notes(centre, table))
-        axes.plot(table["first"], table["value"], color=LIGHT["arm-1"], marker=".", label=value)
-        axes.plot(table["first"], table["model"], color=LIGHT["muted"], linestyle="--", linewidth=1, label="parabola")
-        if len(finite):
-            low, high = finite["value"].min(), finite["value"].max()
-            margin = 0.08 * (high - low) or 1.0
-            axes.set_ylim(low - margin, high + margin)
-        _cross_out(axes, table)
-        _mark(axes, "the run", "+", (*centre.at, centre.value))
-        axes.set(xlabel=label, ylabel=value)
-        axes.legend(handlelength=1.6)
+    figure, axes = _canvas(COLUMN * 0.7, title, _notes(centre, table))
+    axes.plot(table["first"], table["value"], color=_line_colour(0), marker=".", label=value)
+    axes.plot(
+        table["first"],
+        table["model"],
+        color=mpl.rcParams["axes.edgecolor"],
+        linestyle="--",
+        linewidth=1,
+        label="parabola",
+    )
+    if len(finite):
+        low, high = finite["value"].min(), finite["value"].max()
+        margin = 0.08 * (high - low) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+    _cross_out(axes, table)
+    _mark(axes, centre.name, "+", (*centre.at, centre.value))
+    axes.set(xlabel=label, ylabel=value)
+    axes.legend(handlelength=1.6)
     return figure
 
 
@@ -102,31 +114,57 @@ def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, 
     Both tables have columns first, value and chord; *errors* are 1 - recall.
     """
     recall = errors.assign(value=1 - errors["value"], chord=1 - errors["chord"])
-    with styled():
-        figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")
-        rows = figure.subplots(2, 1, sharex=True)
-        figure.suptitle(f"{title}\n{note}", x=0.02, ha="left", fontsize=7)
-        names = (value, "recall@1, held out")
-        shown = ((losses, 1, "arm-1"), (recall, -1, "arm-2"))
-        for axes, name, (table, sign, role) in zip(rows, names, shown, strict=True):
-            axes.plot(table["first"], table["chord"], color=LIGHT["muted"], linestyle="--", linewidth=1)
-            axes.plot(table["first"], table["value"], color=LIGHT[role], marker=".")
-            gap = (sign * (table["value"] - table["chord"])).replace([np.inf, -np.inf], np.nan)
-            if gap.max() > 0:
-                widest = table.iloc[int(gap.argmax())]
-                axes.vlines(widest["first"], widest["chord"], widest["value"], color=LIGHT["ink"], linewidth=1)
-                words, middle = f" {number(gap.max())}", (widest["chord"] + widest["value"]) / 2
-                axes.annotate(words, (widest["first"], middle), (2, 0), textcoords="offset points", va="center")
-            _cross_out(axes, table)
-            axes.set_ylabel(name)
-        rows[1].set(xlabel="share of the way from the first run to the second", xlim=(-0.02, 1.02))
-        rows[1].yaxis.set_major_locator(MaxNLocator(5))
+    figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")
+    rows = figure.subplots(2, 1, sharex=True)
+    figure.suptitle(f"{title}\n{note}", x=0.02, ha="left", fontsize=7)
+    names = (value, "recall@1, held out")
+    shown = ((losses, 1, 0), (recall, -1, 1))
+    for axes, name, (table, sign, place) in zip(rows, names, shown, strict=True):
+        axes.plot(table["first"], table["chord"], color=mpl.rcParams["axes.edgecolor"], linestyle="--", linewidth=1)
+        axes.plot(table["first"], table["value"], color=_line_colour(place), marker=".")
+        gap = (sign * (table["value"] - table["chord"])).replace([np.inf, -np.inf], np.nan)
+        if gap.max() > 0:
+            widest = table.iloc[int(gap.argmax())]
+            axes.vlines(
+                widest["first"], widest["chord"], widest["value"], color=mpl.rcParams["text.color"], linewidth=1
+            )
+            words, middle = f" {number(gap.max())}", (widest["chord"] + widest["value"]) / 2
+            axes.annotate(words, (widest["first"], middle), (2, 0), textcoords="offset points", va="center")
+        _cross_out(axes, table)
+        axes.set_ylabel(name)
+    rows[1].set(xlabel="share of the way from the first run to the second", xlim=(-0.02, 1.02))
+    rows[1].yaxis.set_major_locator(MaxNLocator(5))
     return figure
+
+
+def _line_colour(place: int) -> str:
+    return to_hex(mpl.rcParams["axes.prop_cycle"].by_key()["color"][place])
+
+
+def small_type() -> AbstractContextManager[None]:
+    """Return a context with type that fits a figure of this width, the rest being as the reader has set it."""
+    sizes = dict.fromkeys(("font.size", "axes.labelsize", "legend.fontsize"), 8)
+    ticks = dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7)
+    bare = dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False)
+    settings: Any = {**sizes, **ticks, **bare, "svg.hashsalt": "stability"}
+    return mpl.rc_context(settings)
+
+
+def as_html(draw: Callable[[], Figure], caption: str, alt: str) -> str:
+    """Return a self-contained HTML figure with its caption: the drawing as SVG inside an ``img``, on white."""
+    file = io.BytesIO()
+    with small_type():
+        draw().savefig(file, format="svg", facecolor="white", metadata={"Date": None})
+    source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return (
+        f'<figure style="margin:0"><img src="{source}" alt="{html.escape(alt)}" style="max-width:100%">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
 
 
 def _canvas(height: float, title: str, note: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(COLUMN, height), layout="constrained")
-    figure.suptitle(f"{title}\n{note}", x=0.02, ha="left", fontsize=7)
+    figure.suptitle(f"{title}\n{note}".lstrip(), x=0.02, ha="left", fontsize=7)
     return figure, figure.subplots()
 
 
@@ -197,4 +235,4 @@ def _cross_out(axes: Axes, table: pd.DataFrame) -> None:
     broken = table.loc[~np.isfinite(table["value"]), "first"]
     where = axes.get_xaxis_transform()
     if len(broken):
-        axes.plot(broken, np.zeros(len(broken)), "x", color=LIGHT["ink"], transform=where, clip_on=False)
+        axes.plot(broken, np.zeros(len(broken)), "x", color=mpl.rcParams["text.color"], transform=where, clip_on=False)
