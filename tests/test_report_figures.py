@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stability.analysis import AXES, Results, analyse
 from stability.grid import runs_of
-from stability.report.figures import SECTIONS, draw, svg
+from stability.report import render
+from stability.report.figures import SECTIONS, draw, svg, tables
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import convergence, decline, share_reached, sharpness
@@ -94,7 +95,7 @@ margin = 0.25
 LEVEL = {"clip": 0.6, "siglip": 0.35, "siglip-log-b": 0.45}
 
 
-def made(text: str = STUDY + SLOPE, diverge: int = 2) -> Results:
+def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = False) -> Results:
     """Results of a study as closed-form curves: recall a (1 - noise) s / (s + 60), log t and b straight lines."""
     study = parse_study(text, "made.toml", "made", "small")
     rng = np.random.default_rng(0)
@@ -130,7 +131,7 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2) -> Results:
             frame[f"gradient_second_moment_{block}"] = np.where(every50, 3.0, math.nan)
         for name, value in (("margin_trimmed", -0.2), ("relative_bias_trimmed", 0.3), ("modality_gap", 0.9)):
             frame[name] = np.where(every100, value + level * step / total, math.nan)
-        curved = (step == total) & (run.seed < 2) & (run.noise == 0)
+        curved = (step == total) & (curved_at_all or (run.seed < 2 and run.noise == 0))
         high = 100.0 * LEVEL.get(run.arm, 0.5) * math.exp(rng.normal(0, 0.2))
         nodes = np.sort(np.concatenate([[-high / 20], np.geomspace(1e-3, high, 9), -np.geomspace(1e-3, high / 30, 6)]))
         weights = np.exp(-np.abs(np.arcsinh(nodes * 50)))
@@ -401,3 +402,30 @@ def test_thin_lines_are_thinned_only_where_there_are_too_many_points():
     by_run = kept.groupby("run")["step"]
     assert set(by_run.min()) == {0}
     assert set(by_run.max()) == {100}
+
+
+# --- many panels -----------------------------------------------------------------------------------------------------
+
+
+def test_many_seeds_become_a_band_from_the_lowest_to_the_highest(results, monkeypatch):
+    monkeypatch.setattr(tables, "LINES", 20)
+    shown = {figure.id: figure for figure in draw(results, analyse(results))}
+    for name, median in (("recall", "the median of the seeds"), ("loss", "the median of the seeds")):
+        assert f"Band: from the lowest seed to the highest; bold: {median}." in shown[name].caption
+    low, high = (shown["recall"].table[name] for name in ("lowest", "highest"))
+    collections = [band for axes in shown["recall"].figure.axes for band in axes.collections]
+    assert len(collections) == 3 * 4
+    drawn = np.concatenate([band.get_paths()[0].vertices[:, 1] for band in collections])
+    assert drawn.min() == pytest.approx(low.min(), abs=1e-4)
+    assert drawn.max() == pytest.approx(high.max(), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_page_of_thirty_panels_and_1800_runs_stays_under_a_megabyte_and_a_half(tmp_path):
+    sizes, noise = "batch_size = [8, 16, 32, 64, 128]", "noise = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]"
+    text = (STUDY + SLOPE).replace("batch_size = [32, 128]", sizes).replace("noise = [0.0, 0.4]", noise)
+    text = text.replace("seeds = 3", "seeds = 20").replace("seeds = 2, noise = [0.0]", "batches = 2")
+    results = made(text, curved_at_all=True)
+    assert len(results.runs) == 1800
+    page = render(results, analyse(results, checks=False), tmp_path, ["html"])["html"]
+    assert page.stat().st_size < 1_500_000
