@@ -19,7 +19,7 @@ from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import convergence, decline, share_reached, sharpness
 from stability.report.figures.markup import pair_of_tenths, relative_path
-from stability.report.figures.panels import log_ticks
+from stability.report.figures.panels import CELL, log_ticks
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
 from stability.report.style import DARK, LIGHT, looks, theme_css
@@ -359,6 +359,8 @@ def test_windows_keep_the_mean_of_a_run(results):
 def test_only_measures_of_every_step_are_averaged(every, window):
     steps = np.arange(0, 300, every)
     table = pd.DataFrame({"run": np.repeat(np.arange(2000), len(steps)), "step": np.tile(steps, 2000), "value": 0.0})
+    # 250 cells of 8 seeds: two edges of a band and a median each.
+    table = table.assign(**dict.fromkeys(CELL, 0)).assign(batch_size=table["run"] // 8)
     assert window_of(table) == window
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from stability.analysis import Findings, Results, look_sentence
 from stability.report.appendix import appendix
+from stability.report.failures import failures
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
@@ -100,6 +101,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings),
+        "failures": failures(results),
         "provenance": provenance_rows(results, findings),
         "command": findings.provenance["command"],
         "study_text": study.text,
