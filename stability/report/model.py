@@ -65,6 +65,11 @@ SECTIONS = {
         "Eigenvalues of the Hessian of the training loss. Raw eigenvalues change with the loss's scale; the sharpness "
         "that Adam sees, as a multiple of the edge of stability, does not.",
     ),
+    "landscape": (
+        "Loss landscape",
+        "How the training loss rises around the end of training. Directions are random and every filter moves in "
+        "proportion to its norm, so that a rise, as a share of the loss's chance level, can be compared between arms.",
+    ),
     "geometry": (
         "Geometry of the embeddings",
         "How far apart matching and mismatched pairs lie on the unit sphere, and images from texts, on held-out data.",

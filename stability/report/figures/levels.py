@@ -286,8 +286,13 @@ def sharpness(results: Results) -> Iterator[Drawn]:
     )
 
 
-def strip_figure(table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], label: str) -> Figure:
-    """Return a figure with one mark a seed and a bar at the median: cells side by side, arms within each."""
+def strip_figure(
+    table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], label: str, level: float | None = 1.0
+) -> Figure:
+    """Return a figure with one mark a seed and a bar at the median: cells side by side, arms within each.
+
+    With a *level* to hold them against, the axis is logarithmic; else linear from 0.
+    """
     rows, columns = panels.facets(table)
     seeds, middles = (dict(panels.grouped(part, *panels.ROW, *panels.COLUMN)) for part in (table, middle))
     cells = {
@@ -311,10 +316,14 @@ def strip_figure(table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, 
                 for level in bars.loc[bars["arm"] == arm, "median"]:
                     ends = (centre - 0.36 * room, centre + 0.36 * room)
                     axes.plot(ends, (level, level), color=look.colour, linewidth=1.6)
-        panels.reference(axes, 1.0)
+        if level is not None:
+            panels.reference(axes, level)
         axes.set_xlim(-0.6, len(cells) - 0.4)
         axes.xaxis.set_major_locator(FixedLocator(range(len(cells))))
         axes.set_xticklabels(list(cells.values()))
-        panels.value_axis(sheet, "log", [*table["value"], 1.0])
+        if level is None:
+            panels.value_axis(sheet, "linear", [*table["value"], 0.0], zero=bool(table["value"].min() >= 0))
+        else:
+            panels.value_axis(sheet, "log", [*table["value"], level])
         panels.name_axes(sheet, "", label)
     return sheet.figure
