@@ -18,7 +18,7 @@ def results():
 
 
 def grids(results, folder, width=1.0):
-    """Write a bowl 3 + steep (first^2 + second^2) for two seeds of two arms, steep 1 and 2 times chance, plus the seed."""
+    """Write bowls 3 + steep (first^2 + second^2): steep is 1 or 2 by the arm, times chance, and rises by 1 a seed."""
     folder.mkdir()
     cells = results.runs[(results.runs["batch_size"] == 8) & (results.runs["noise"] == 0) & (results.runs["seed"] < 2)]
     first, second = (part.flatten() for part in np.meshgrid(*[np.linspace(-width, width, 21)] * 2, indexing="ij"))
