@@ -17,7 +17,7 @@ from stability.report import render
 from stability.report.figures import SECTIONS, draw, svg, tables
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import embedding_geometry
-from stability.report.figures.levels import convergence, decline, share_reached, sharpness
+from stability.report.figures.levels import convergence, decline, medians, share_reached, sharpness, strip_figure
 from stability.report.figures.markup import pair_of_tenths, relative_path
 from stability.report.figures.panels import CELL, log_ticks
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
@@ -406,6 +406,18 @@ def test_thin_lines_are_thinned_only_where_there_are_too_many_points():
     by_run = kept.groupby("run")["step"]
     assert set(by_run.min()) == {0}
     assert set(by_run.max()) == {100}
+
+
+def test_a_strip_holds_its_marks_against_the_level_it_was_given():
+    marks = pd.DataFrame({"arm": ["clip"] * 3, "seed": [0, 1, 2], "value": [0.2, 0.3, 0.5]})
+    cell = {"batch_size": 8, "pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3, "lr_factor": 1.0}
+    table = marks.assign(**cell, run=["a", "b", "c"])
+    known = looks(["clip"])
+    for level, lowest in ((1.0, 0.2 / 1.15), (None, 0.0)):
+        axes = strip_figure(table, medians(table), known, "value", level).axes[0]
+        dotted = [float(line.get_ydata()[0]) for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+        assert dotted == ([level] if level else [])
+        assert axes.get_ylim()[0] == pytest.approx(lowest)
 
 
 # --- many panels -----------------------------------------------------------------------------------------------------

@@ -313,9 +313,9 @@ def strip_figure(
                 axes.plot(
                     centre + spread, values, look.marker, color=look.colour, markersize=4, markeredgewidth=0, alpha=0.8
                 )
-                for level in bars.loc[bars["arm"] == arm, "median"]:
+                for median in bars.loc[bars["arm"] == arm, "median"]:
                     ends = (centre - 0.36 * room, centre + 0.36 * room)
-                    axes.plot(ends, (level, level), color=look.colour, linewidth=1.6)
+                    axes.plot(ends, (median, median), color=look.colour, linewidth=1.6)
         if level is not None:
             panels.reference(axes, level)
         axes.set_xlim(-0.6, len(cells) - 0.4)

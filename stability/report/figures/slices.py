@@ -122,7 +122,7 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> Drawn:
                 part = lines[lines["arm"] == arm]
                 panels.bold_line(axes, part["step"], part["median"], look)
         for axes in sheet.axes.values():
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         panels.value_axis(sheet, "linear", thin["value"])
         panels.name_axes(sheet, "step along the direction, in filter norms", "rise / chance")
     ends = middle.groupby(panels.CELL, sort=False).tail(1)
