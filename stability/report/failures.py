@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from stability.analysis import Results
+from stability.report.figures.panels import grouped
 from stability.report.tables import Json
 
 LONGEST_REASON = 300
@@ -30,11 +31,8 @@ def failures(results: Results) -> list[Json]:
             "reason": reason,
             "runs": len(known["runs"]),
             "cells": ", ".join(
-                f"{arm} at batch {size}: {count}"
-                for (arm, size), count in failed.loc[known["runs"]]
-                .groupby(["arm", "batch_size"], sort=False)
-                .size()
-                .items()
+                f"{arm} at batch {size}: {len(rows)}"
+                for (arm, size), rows in grouped(failed.loc[known["runs"]], "arm", "batch_size")
             ),
             "traceback": known["traceback"],
         }

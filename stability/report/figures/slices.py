@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -84,8 +85,8 @@ def _planes(results: Results, folder: Path) -> list[pd.DataFrame]:
         run = path.name.removesuffix("-filter.parquet")
         if run in cells.index and chance[run] > 0:
             grid = _grid(path)
-            centre = grid.loc[(grid["first"].abs() + grid["second"].abs()).idxmin(), "value"]
-            cell = {name: cells.at[run, name] for name in (*panels.CELL, "seed")}
+            centre = grid["value"].iloc[int(np.abs(grid[["first", "second"]].to_numpy()).sum(axis=1).argmin())]
+            cell: dict[str, Any] = {name: cells.at[run, name] for name in (*panels.CELL, "seed")}
             found.append(grid.assign(run=run, value=(grid["value"] - centre) / chance[run], **cell))
     order = {arm: place for place, arm in enumerate(results.study.grid.loss)}
     return sorted(found, key=lambda plane: (plane["seed"][0], plane["batch_size"][0], order[plane["arm"][0]]))
@@ -108,9 +109,7 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> Drawn:
     thin = pd.concat([line(plane) for plane in planes], ignore_index=True)
     middle = (
         thin.groupby([*panels.CELL, "step"], sort=True)["value"]
-        .quantile([0.25, 0.5, 0.75])
-        .unstack()
-        .set_axis(["lowest", "median", "highest"], axis=1)
+        .agg(lowest=lambda rise: rise.quantile(0.25), median="median", highest=lambda rise: rise.quantile(0.75))
         .reset_index()
     )
     known = levels.known_looks(results, thin)
@@ -142,7 +141,7 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> Drawn:
 
 def line(plane: pd.DataFrame) -> pd.DataFrame:
     """Return the slice of a plane through its run, on `POINTS` even steps of the first direction."""
-    at = plane.loc[plane["second"].abs().idxmin(), "second"]
+    at = float(plane["second"].iloc[int(np.abs(plane["second"].to_numpy()).argmin())])
     rows = plane[(plane["second"] == at) & np.isfinite(plane["value"])].sort_values("first")
     step = np.linspace(-1.0, 1.0, POINTS)
     step = step[(step >= rows["first"].min() - 1e-9) & (step <= rows["first"].max() + 1e-9)]
