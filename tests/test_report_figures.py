@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from stability.analysis import AXES, Results, analyse
 from stability.grid import runs_of
-from stability.report.figures import SECTIONS, draw, svg
+from stability.report import render
+from stability.report.figures import SECTIONS, draw, svg, tables
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import embedding_geometry
-from stability.report.figures.levels import convergence, decline, share_reached, sharpness
+from stability.report.figures.levels import convergence, decline, medians, share_reached, sharpness, strip_figure
 from stability.report.figures.markup import pair_of_tenths, relative_path
-from stability.report.figures.panels import log_ticks
+from stability.report.figures.panels import CELL, log_ticks
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
 from stability.report.style import DARK, LIGHT, looks, theme_css
@@ -94,7 +95,7 @@ margin = 0.25
 LEVEL = {"clip": 0.6, "siglip": 0.35, "siglip-log-b": 0.45}
 
 
-def made(text: str = STUDY + SLOPE, diverge: int = 2) -> Results:
+def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = False) -> Results:
     """Results of a study as closed-form curves: recall a (1 - noise) s / (s + 60), log t and b straight lines."""
     study = parse_study(text, "made.toml", "made", "small")
     rng = np.random.default_rng(0)
@@ -130,7 +131,7 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2) -> Results:
             frame[f"gradient_second_moment_{block}"] = np.where(every50, 3.0, math.nan)
         for name, value in (("margin_trimmed", -0.2), ("relative_bias_trimmed", 0.3), ("modality_gap", 0.9)):
             frame[name] = np.where(every100, value + level * step / total, math.nan)
-        curved = (step == total) & (run.seed < 2) & (run.noise == 0)
+        curved = (step == total) & (curved_at_all or (run.seed < 2 and run.noise == 0))
         high = 100.0 * LEVEL.get(run.arm, 0.5) * math.exp(rng.normal(0, 0.2))
         nodes = np.sort(np.concatenate([[-high / 20], np.geomspace(1e-3, high, 9), -np.geomspace(1e-3, high / 30, 6)]))
         weights = np.exp(-np.abs(np.arcsinh(nodes * 50)))
@@ -165,7 +166,9 @@ def markup(drawn):
 
 
 def test_a_full_study_fills_every_section_in_reading_order(drawn):
-    asked = [name for name in SECTIONS if name not in ("ranking", "tuning")]  # which this study does not ask for
+    asked = [
+        name for name in SECTIONS if name not in ("ranking", "tuning", "landscape")
+    ]  # which this study does not ask for
     assert list(dict.fromkeys(figure.section for figure in drawn)) == asked
     assert len({figure.id for figure in drawn}) == len(drawn)
 
@@ -358,6 +361,8 @@ def test_windows_keep_the_mean_of_a_run(results):
 def test_only_measures_of_every_step_are_averaged(every, window):
     steps = np.arange(0, 300, every)
     table = pd.DataFrame({"run": np.repeat(np.arange(2000), len(steps)), "step": np.tile(steps, 2000), "value": 0.0})
+    # 250 cells of 8 seeds: two edges of a band and a median each.
+    table = table.assign(**dict.fromkeys(CELL, 0)).assign(batch_size=table["run"] // 8)
     assert window_of(table) == window
 
 
@@ -401,3 +406,42 @@ def test_thin_lines_are_thinned_only_where_there_are_too_many_points():
     by_run = kept.groupby("run")["step"]
     assert set(by_run.min()) == {0}
     assert set(by_run.max()) == {100}
+
+
+def test_a_strip_holds_its_marks_against_the_level_it_was_given():
+    marks = pd.DataFrame({"arm": ["clip"] * 3, "seed": [0, 1, 2], "value": [0.2, 0.3, 0.5]})
+    cell = {"batch_size": 8, "pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3, "lr_factor": 1.0}
+    table = marks.assign(**cell, run=["a", "b", "c"])
+    known = looks(["clip"])
+    for level, lowest in ((1.0, 0.2 / 1.15), (None, 0.0)):
+        axes = strip_figure(table, medians(table), known, "value", level).axes[0]
+        dotted = [float(line.get_ydata()[0]) for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+        assert dotted == ([level] if level else [])
+        assert axes.get_ylim()[0] == pytest.approx(lowest)
+
+
+# --- many panels -----------------------------------------------------------------------------------------------------
+
+
+def test_many_seeds_become_a_band_from_the_lowest_to_the_highest(results, monkeypatch):
+    monkeypatch.setattr(tables, "LINES", 20)
+    shown = {figure.id: figure for figure in draw(results, analyse(results))}
+    for name, median in (("recall", "the median of the seeds"), ("loss", "the median of the seeds")):
+        assert f"Band: from the lowest seed to the highest; bold: {median}." in shown[name].caption
+    low, high = (shown["recall"].table[name] for name in ("lowest", "highest"))
+    collections = [band for axes in shown["recall"].figure.axes for band in axes.collections]
+    assert len(collections) == 3 * 4
+    drawn = np.concatenate([band.get_paths()[0].vertices[:, 1] for band in collections])
+    assert drawn.min() == pytest.approx(low.min(), abs=1e-4)
+    assert drawn.max() == pytest.approx(high.max(), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_page_of_thirty_panels_and_1800_runs_stays_under_a_megabyte_and_a_half(tmp_path):
+    sizes, noise = "batch_size = [8, 16, 32, 64, 128]", "noise = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]"
+    text = (STUDY + SLOPE).replace("batch_size = [32, 128]", sizes).replace("noise = [0.0, 0.4]", noise)
+    text = text.replace("seeds = 3", "seeds = 20").replace("seeds = 2, noise = [0.0]", "batches = 2")
+    results = made(text, curved_at_all=True)
+    assert len(results.runs) == 1800
+    page = render(results, analyse(results, checks=False), tmp_path, ["html"])["html"]
+    assert page.stat().st_size < 1_500_000

@@ -4,7 +4,8 @@ import pytest
 
 from stability.registry import InputError
 from stability.report import publish
-from stability.report.ledger import answer, entries, steadier
+from stability.report.ledger import answer, coverage, entries, steadier
+from stability.study import shipped_studies
 
 CLAIM = {
     "id": "c",
@@ -136,6 +137,23 @@ def test_the_page_says_answer_rule_and_every_claim(tmp_path):
     ):
         assert words in text
     assert "<b>is</b>" not in text
+
+
+def test_the_page_counts_shipped_studies_without_a_report_and_links_html_and_pdf(tmp_path):
+    published(tmp_path, "quickstart")
+    published(tmp_path, "own")
+    (tmp_path / "quickstart" / "report.pdf").write_bytes(b"%PDF")
+    text, shipped = publish([], tmp_path).read_text(), shipped_studies()
+    assert f"1 of {len(shipped)} shipped studies has a report. None yet: " in text
+    assert coverage(entries(tmp_path), shipped)["missing"] == sorted(set(shipped) - {"quickstart"})
+    assert 'href="quickstart/index.html"' in text
+    assert 'href="quickstart/report.pdf"' in text
+    assert 'href="own/report.pdf"' not in text
+
+
+def test_a_tiny_p_value_is_told_as_tiny(tmp_path):
+    published(tmp_path, "a", p_value=1e-12)
+    assert entries(tmp_path)[0]["p_adjusted"] == "< 0.0001"
 
 
 def test_broken_findings_are_named(tmp_path):

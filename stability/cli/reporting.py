@@ -34,7 +34,7 @@ def write_report(where: Path, as_json: bool = False) -> int:
         raise
     findings = analyse(results)
     with aside.status("writing the report"):
-        paths = render(results, findings, where / "report")
+        paths = render(results, findings, where / "report", grids=where / "landscape")
     if as_json:
         print(paths["findings"].read_text(encoding="utf-8"), end="")  # noqa: T201
     else:

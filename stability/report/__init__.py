@@ -30,17 +30,26 @@ def write_report(run_dir: str | Path, formats: Collection[str] = FORMATS) -> dic
     Reads the run directory and tests its claims; nothing is run. Raises `InputError` if no run lies there.
     """
     results = analysis.read(run_dir)
-    return render(results, analysis.analyse(results), Path(run_dir) / "report", formats)
+    where = Path(run_dir)
+    return render(results, analysis.analyse(results), where / "report", formats, where / "landscape")
 
 
-def render(results: Results, findings: Findings, out_dir: Path, formats: Collection[str] = FORMATS) -> dict[str, Path]:
+def render(
+    results: Results,
+    findings: Findings,
+    out_dir: Path,
+    formats: Collection[str] = FORMATS,
+    grids: Path | None = None,
+) -> dict[str, Path]:
     """Return the paths of the files written to *out_dir*; equal input gives equal bytes.
+
+    *grids* is the folder that `stability landscape` wrote to; what it holds of filter directions is drawn too.
 
     Each file is replaced as a whole. Raises `InputError` for an unknown format or a directory that cannot be written.
     """
     if unknown := sorted(set(formats) - set(FORMATS)):
         raise InputError(f"formats: unknown format {unknown[0]!r} (known: {', '.join(FORMATS)})")
-    drawn = draw(results, findings)
+    drawn = draw(results, findings, grids)
     report = describe(results, findings, drawn)
     found = findings_text(findings)
     files = {

@@ -20,7 +20,7 @@ from stability.report.style import theme_css
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-PLAIN_CSV = 30_000
+PLAIN_CSV = 12_000
 """Bytes of a figure's table beyond which the page carries it compressed (CSV in gzip)."""
 
 LARGEST_CSV = 100_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,14 @@ def entries(reports: Path) -> list[Json]:
     primary = [entry for entry in found if entry["primary"]]
     adjusted = stats.adjust([entry["p_value"] for entry in primary], "benjamini-hochberg")
     for entry, p in zip(primary, adjusted.tolist(), strict=True):
-        entry["p_adjusted"] = None if math.isnan(entry["p_value"]) else number(p)
+        entry["p_adjusted"] = None if math.isnan(entry["p_value"]) else _small(p)
         entry["leaning"] = _leaning(entry, p)
     return found
+
+
+def _small(p: float) -> str:
+    """Return a p-value in words; how far one lies below a ten-thousandth tells a reader nothing."""
+    return number(p) if p >= 1e-4 else "< 0.0001"
 
 
 def _entry(path: Path) -> Json:
@@ -65,6 +70,7 @@ def _entry(path: Path) -> Json:
         raw = next((claim for claim in found["claims"] if claim["primary"]), None)
         return {
             "study": found["study"],
+            "title": _title(path.parent) or found["study"],
             "scale": found["scale"],
             "folder": path.parent.name,
             "primary": next((claim for claim in claims if claim["primary"]), None),
@@ -89,12 +95,20 @@ def _p_value(claim: Mapping[str, Any] | None, looks: Mapping[str, Any] | None) -
     return min(1.0, float(claim["p_value"]) * max(1, len((looks or {}).get("seeds", ()))))
 
 
+def _report(folder: Path) -> Json:
+    path = folder / "report.json"
+    found: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _title(folder: Path) -> str:
+    """Return the study's title, from its report; "" where there is none."""
+    return str(_report(folder).get("title", ""))
+
+
 def _losses(folder: Path) -> dict[str, str]:
     """Return the loss of each arm that the published study file declares; other arms are losses themselves."""
-    path = folder / "report.json"
-    if not path.is_file():
-        return {}
-    arms = tomllib.loads(json.loads(path.read_text(encoding="utf-8"))["study_text"]).get("arms", {})
+    arms = tomllib.loads(_report(folder).get("study_text", "")).get("arms", {})
     return {name: arm["loss"] for name, arm in arms.items() if "loss" in arm}
 
 
@@ -136,11 +150,25 @@ def _leaning(entry: Mapping[str, Any], p_adjusted: float) -> str:
     return entry["steadier"] or "open" if decided else "open"
 
 
+def coverage(found: Sequence[Mapping[str, Any]], shipped: Collection[str]) -> Json:
+    """Return how many of the *shipped* studies have a report among the entries, in a sentence, and which have none.
+
+    >>> coverage([{"study": "noise"}, {"study": "own"}], ["noise", "speed"])
+    {'sentence': '1 of 2 shipped studies has a report.', 'missing': ['speed']}
+    """
+    missing = sorted(set(shipped) - {entry["study"] for entry in found})
+    there = len(set(shipped)) - len(missing)
+    return {
+        "sentence": f"{there} of {len(set(shipped))} shipped studies {'has' if there == 1 else 'have'} a report.",
+        "missing": missing,
+    }
+
+
 def answer(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the answer to "is SigLIP more stable than CLIP?" by `RULE`, from the entries of a ledger.
 
     >>> answer([{"leaning": "siglip", "study": "noise"}, {"leaning": "open", "study": "speed"}])
-    'As far as it is decided, yes. Of 2 primary claims that compare them, 1 finds SigLIP steadier (noise); 1 is open
+    'As far as it is decided, yes. Of 2 primary claims that compare them, 1 finds SigLIP steadier (noise) and 1 is open
     (speed).'
     """
     groups = {word: [entry["study"] for entry in found if entry["leaning"] == word] for word in WORDS}
@@ -153,7 +181,8 @@ def answer(found: Sequence[Mapping[str, Any]]) -> str:
     }
     if total == 1:
         return f"{head} The one primary claim that compares them {next(iter(told.values()))}."
-    counted = "; ".join(f"{len(groups[word])} {words}" for word, words in told.items())
+    *first, last = [f"{len(groups[word])} {words}" for word, words in told.items()]
+    counted = f"{', '.join(first)}{',' if len(first) > 1 else ''} and {last}" if first else f"all {last}"
     return f"{head} Of {total} primary claims that compare them, {counted}."
 
 

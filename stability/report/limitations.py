@@ -10,6 +10,7 @@ import pandas as pd
 
 from stability.analysis import CLEAR, Findings, Results, summarise
 from stability.contrasts import contrast
+from stability.report.failures import failures
 from stability.stats.wording import number, percent
 from stability.tuning import edges
 
@@ -54,7 +55,17 @@ def _unfinished(results: Results) -> Said:
     ):
         if missing := int(counts.get(status, 0)):
             word = "not finished" if status == "planned" else "failed"
-            yield f"Runs {word}", f"{missing} of {len(results.runs)} runs {word}. {consequence}"
+            reasons = _reasons(results) if status == "failed" else ""
+            yield f"Runs {word}", f"{missing} of {len(results.runs)} runs {word}. {consequence}{reasons}"
+
+
+def _reasons(results: Results) -> str:
+    """Return why runs failed, each reason with its runs."""
+    told = "; ".join(
+        f"{one['reason']} ({one['runs']} {'run' if one['runs'] == 1 else 'runs'}: {one['cells']})"
+        for one in failures(results)
+    )
+    return f" Why: {told}." if told else ""
 
 
 def _open_claims(findings: Findings) -> Said:

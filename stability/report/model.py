@@ -11,6 +11,7 @@ from typing import Any
 
 from stability.analysis import Findings, Results, look_sentence
 from stability.report.appendix import appendix
+from stability.report.failures import failures
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
@@ -66,6 +67,11 @@ SECTIONS = {
         "Eigenvalues of the Hessian of the training loss. Raw eigenvalues change with the loss's scale; the sharpness "
         "that Adam sees, as a multiple of the edge of stability, does not.",
     ),
+    "landscape": (
+        "Loss landscape",
+        "How the training loss rises around the end of training. Directions are random and every filter moves in "
+        "proportion to its norm, so that a rise, as a share of the loss's chance level, can be compared between arms.",
+    ),
     "geometry": (
         "Geometry of the embeddings",
         "How far apart matching and mismatched pairs lie on the unit sphere, and images from texts, on held-out data.",
@@ -103,6 +109,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings),
+        "failures": failures(results),
         "provenance": provenance_rows(results, findings),
         "command": findings.provenance["command"],
         "study_text": study.text,

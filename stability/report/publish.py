@@ -7,8 +7,9 @@ from pathlib import Path
 
 from stability.registry import InputError
 from stability.report.html import environment
-from stability.report.ledger import RULE, answer, entries
+from stability.report.ledger import RULE, answer, coverage, entries
 from stability.store import read_manifest, write_atomically
+from stability.study import shipped_studies
 
 FILES = ("index.html", "report.pdf", "findings.json", "report.json")
 PICTURE = "answer.svg"
@@ -32,7 +33,8 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
         _copy(source, reports / name)
     found = entries(reports)
     index = reports / "index.html"
-    text = environment().get_template("index.html").render(entries=found, answer=answer(found), rule=RULE)
+    told = {"answer": answer(found), "coverage": coverage(found, shipped_studies()), "rule": RULE}
+    text = environment().get_template("index.html").render(entries=found, **told)
     _write(index, text.encode())
     return index
 

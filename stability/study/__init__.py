@@ -1,7 +1,7 @@
 """A study: one TOML file, validated into frozen data. Nothing in it can run code."""
 
 from stability.study.comparing import with_loss
-from stability.study.reading import find_study, load_study, parse_study, study_files, with_looks
+from stability.study.reading import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
 from stability.study.schema import (
     DEFAULT_SCALE,
     DOUBLING,
@@ -47,6 +47,7 @@ __all__ = [
     "parse_study",
     "search_of",
     "settings_of",
+    "shipped_studies",
     "study_files",
     "study_path",
     "tuning_measure",

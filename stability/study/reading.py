@@ -20,12 +20,20 @@ HIDDEN = ("name", "scale", "text", "looks")
 """Fields of a study that no file sets."""
 
 
-def study_files() -> dict[str, Path]:
-    """Return the predefined studies by name: those in ./studies, else those that ship with the package."""
+def shipped_studies() -> dict[str, Path]:
+    """Return the studies that ship with the package, by name."""
     shipped = Path(str(resources.files("stability"))) / "studies"
     beside = Path(__file__).resolve().parents[2] / "studies"
-    folders = [shipped if shipped.is_dir() else beside, Path("studies")]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+    return _by_name(shipped if shipped.is_dir() else beside)
+
+
+def study_files() -> dict[str, Path]:
+    """Return the predefined studies by name: those in ./studies, else those that ship with the package."""
+    return shipped_studies() | _by_name(Path("studies"))
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def find_study(name_or_path: str | Path) -> Path:

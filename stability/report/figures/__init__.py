@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stability.analysis import Findings, Results
 from stability.report.figures.drawn import Drawn
 from stability.report.figures.forest import forest_plot
@@ -9,6 +11,7 @@ from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import along_axes, convergence, decline, sharpness
 from stability.report.figures.markup import svg
 from stability.report.figures.rankings import ranking_plots
+from stability.report.figures.slices import flatness, landscapes
 from stability.report.figures.spectra import spectral_densities
 from stability.report.figures.trajectories import over_training
 from stability.report.figures.tuning import tuning_curves
@@ -23,13 +26,17 @@ SECTIONS = (
     "gradients",
     "scalars",
     "curvature",
+    "landscape",
     "geometry",
 )
 """The sections of a report that hold figures, in reading order."""
 
 
-def draw(results: Results, findings: Findings) -> tuple[Drawn, ...]:
-    """Return the figures of a study in reading order, leaving out what it has not measured."""
+def draw(results: Results, findings: Findings, grids: Path | None = None) -> tuple[Drawn, ...]:
+    """Return the figures of a study in reading order, leaving out what it has not measured.
+
+    *grids* is the folder in which `stability landscape` left what it looked at, if it did.
+    """
     first = forest_plot(results, findings)
     drawn = [
         *([first] if first else []),
@@ -41,6 +48,8 @@ def draw(results: Results, findings: Findings) -> tuple[Drawn, ...]:
         *convergence(results),
         *spectral_densities(results),
         *sharpness(results),
+        *flatness(results),
+        *(landscapes(results, grids) if grids else ()),
         *embedding_geometry(results),
     ]
     return tuple(sorted(drawn, key=lambda figure: SECTIONS.index(figure.section)))

@@ -113,7 +113,12 @@ def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> F
         for kind in kinds:
             height = ROW * len(kind)
             box = (0.15 / WIDTH, (ceiling - height) / total, 1 - 0.3 / WIDTH, height / total)
-            _panel(figure.add_axes(box), kind, "" if kind[0].ratio else quantities[kind[0].id])
+            several = len({claim.compare for claim in kind}) > 1
+            quantity = "" if kind[0].ratio else quantities[kind[0].id]
+            # Rows of several pairs of arms share what is compared, not which.
+            _panel(
+                figure.add_axes(box), kind, f"first − second: {quantity.partition(': ')[2]}" if several else quantity
+            )
             ceiling -= height + foot
     return figure
 
@@ -133,7 +138,7 @@ def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     for place, claim in enumerate(claims):
         _row(axes, place, claim)
     pairs = {claim.compare for claim in claims}
-    a, b = next(iter(pairs)) if len(pairs) == 1 else ("the first arm", "the second")
+    a, b = next(iter(pairs)) if len(pairs) == 1 else ("the first arm", "the second arm")
     if any(claim.against for claim in claims):
         a, b = "the first", "the second"
     quantity = f"{a} / {b}" if ratio else quantity

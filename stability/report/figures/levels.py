@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from stability.analysis import Results, on_scale, summarise, times_to
+from stability.analysis import AXES, Results, on_scale, summarise, times_to
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import Drawn
 from stability.report.style import Look, looks, styled
@@ -76,9 +76,18 @@ _REDUCTIONS = {
 
 
 def level_figure(
-    table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], axis: str, label: str, scale: str
+    table: pd.DataFrame,
+    middle: pd.DataFrame,
+    looks: Mapping[str, Look],
+    axis: str,
+    label: str,
+    scale: str,
+    level: float | None = None,
 ) -> Figure:
-    """Return a figure of values against an axis of the grid, a panel per batch size, all seeds thin, medians bold."""
+    """Return a figure of values against an axis of the grid, a panel per batch size, all seeds thin, medians bold.
+
+    A *level* to hold them against is dotted.
+    """
     others = [name for name in ("pairs", "lr", "lr_factor", "corruption", "noise") if name != axis]
     others = [name for name in others if table[name].nunique() > 1]
     rows = {
@@ -101,7 +110,9 @@ def level_figure(
                 axes.set_xscale("log")
                 axes.xaxis.set_minor_locator(NullLocator())
             panels.level_axis(axes, sorted(table[axis].unique()))
-        panels.value_axis(sheet, scale, table["value"])
+            if level is not None:
+                panels.reference(axes, level)
+        panels.value_axis(sheet, scale, [*table["value"], *([] if level is None else [level])])
         panels.name_axes(sheet, AXIS_NAMES[axis], label)
     return sheet.figure
 
@@ -259,22 +270,34 @@ def sharpness(results: Results) -> Iterator[Drawn]:
         return
     table = per_run(results, summarise(results, name, "final"))
     known, middle = known_looks(results, table), medians(table)
+    label, told = "sharpness / threshold", "Each mark is one seed, the bar their median."
+    if len(middle[list(AXES)].drop_duplicates()) <= panels.MANY:
+        figure = strip_figure(table, middle, known, label)
+    else:
+        axis = next(axis for axis in ("noise", "pairs", "lr_factor", "lr", "batch_size") if table[axis].nunique() > 1)
+        figure = level_figure(table, middle, known, axis, label, "log", level=1.0)
+        told = "Thin: one seed; bold: the median of the seeds."
     yield Drawn(
         id="sharpness",
         section="curvature",
         title="Sharpness against the edge of stability",
         caption="Largest eigenvalue of the encoders' Hessian as Adam's preconditioner sees it, over the threshold "
-        "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1), at the end of training. Each mark is one "
-        "seed, the bar their median.",
+        "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1), at the end of training. "
+        f"{told}",
         alt="Preconditioned sharpness over its threshold, at the end. Median over seeds: "
         f"{tables.in_words(middle, list(known), 'median')}. 1 is the edge of stability.",
-        figure=strip_figure(table, middle, known, "sharpness / threshold"),
+        figure=figure,
         table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
     )
 
 
-def strip_figure(table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], label: str) -> Figure:
-    """Return a figure with one mark a seed and a bar at the median: cells side by side, arms within each."""
+def strip_figure(
+    table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], label: str, level: float | None = 1.0
+) -> Figure:
+    """Return a figure with one mark a seed and a bar at the median: cells side by side, arms within each.
+
+    With a *level* to hold them against, the axis is logarithmic; else linear from 0.
+    """
     rows, columns = panels.facets(table)
     seeds, middles = (dict(panels.grouped(part, *panels.ROW, *panels.COLUMN)) for part in (table, middle))
     cells = {
@@ -295,13 +318,17 @@ def strip_figure(table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, 
                 axes.plot(
                     centre + spread, values, look.marker, color=look.colour, markersize=4, markeredgewidth=0, alpha=0.8
                 )
-                for level in bars.loc[bars["arm"] == arm, "median"]:
+                for median in bars.loc[bars["arm"] == arm, "median"]:
                     ends = (centre - 0.36 * room, centre + 0.36 * room)
-                    axes.plot(ends, (level, level), color=look.colour, linewidth=1.6)
-        panels.reference(axes, 1.0)
+                    axes.plot(ends, (median, median), color=look.colour, linewidth=1.6)
+        if level is not None:
+            panels.reference(axes, level)
         axes.set_xlim(-0.6, len(cells) - 0.4)
         axes.xaxis.set_major_locator(FixedLocator(range(len(cells))))
         axes.set_xticklabels(list(cells.values()))
-        panels.value_axis(sheet, "log", [*table["value"], 1.0])
+        if level is None:
+            panels.value_axis(sheet, "linear", [*table["value"], 0.0], zero=bool(table["value"].min() >= 0))
+        else:
+            panels.value_axis(sheet, "log", [*table["value"], level])
         panels.name_axes(sheet, "", label)
     return sheet.figure

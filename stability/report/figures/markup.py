@@ -16,7 +16,7 @@ SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
 GEOMETRY = ("d", "x", "y", "width", "height", "points")
 
-LONG = 600
+LONG = 120
 """Characters from which a line counts as long."""
 
 ElementTree.register_namespace("", SVG)

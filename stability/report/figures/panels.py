@@ -82,6 +82,11 @@ def sheet(
                 borderpad=0.1,
                 borderaxespad=0.1,
             )
+        if grid.size > MANY:
+            for axes in grid[:, 1:].flat:
+                axes.tick_params(left=False)
+            for axes in grid[:-1].flat:
+                axes.tick_params(bottom=False)
         for axes, words in zip(grid[0], columns.values(), strict=True):
             axes.set_title(words)
         for axes, words in zip(grid[:, -1], rows.values(), strict=True):
@@ -266,6 +271,17 @@ def thin_lines(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look
         breaks = np.flatnonzero(np.diff(seed[order])) + 1
         broken = np.insert(path[order], breaks, math.nan, axis=0)
         axes.plot(broken[:, 0], broken[:, 1], color=look.colour, linewidth=0.5, alpha=0.45)
+
+
+THIN, BANDED = "Thin: one seed", "Band: from the lowest seed to the highest"
+"""What captions say of `thin_lines` and of `bands`."""
+
+
+def bands(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
+    """Shade each arm from its lowest seed to its highest: what is read of thin lines where they are too many."""
+    for arm, look in looks.items():
+        rows = table[table["arm"] == arm]
+        axes.fill_between(rows[x], rows["lowest"], rows["highest"], color=look.colour, alpha=0.2, linewidth=0)
 
 
 def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:

@@ -54,7 +54,8 @@ def spectral_densities(results: Results) -> Iterator[Drawn]:
         section="curvature",
         title="Hessian spectra at the end of training",
         caption="Spectral density of the Hessian of the training loss over all parameters, by Lanczos quadrature, each "
-        f"node widened to {WIDTH:g} decades, on a symmetric logarithmic axis. Thin: one seed; bold: their mean; "
+        f"node widened to {WIDTH:g} decades, on a symmetric logarithmic axis. "
+        f"{panels.BANDED if tables.banded(table) else panels.THIN}; bold: their mean; "
         "triangles and numbers: the lowest and the highest eigenvalue (median of the seeds). Eigenvalues scale with "
         "the loss, so compare shapes and signs between arms, not sizes.",
         alt=f"Hessian spectral densities, one row per arm. Median over seeds of the {words}.",
@@ -110,12 +111,7 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
                 density(np.asarray(nodes, float), np.asarray(weights, float), grid, linear)
                 for nodes, weights in zip(seeds["hessian_nodes"], seeds["hessian_weights"], strict=True)
             ]
-            # One broken line instead of many: a fraction of the markup.
-            broken = np.concatenate([part for curve in curves for part in (np.maximum(curve, LOWEST / 10), [math.nan])])
-            axes.plot(np.tile([*grid, math.nan], len(curves)), broken, color=colour, linewidth=0.5, alpha=0.5)
-            mean = np.maximum(np.mean(curves, axis=0), LOWEST / 10)
-            axes.plot(grid, mean, color=colour, linewidth=1.3)
-            axes.fill_between(grid, LOWEST / 10, mean, color=colour, alpha=0.15, linewidth=0)
+            _curves(axes, grid, np.maximum(curves, LOWEST / 10), colour, tables.banded(table))
             for name, corner, side in (("hessian_low", 0.01, "left"), ("hessian_high", 0.99, "right")):
                 end = float(seeds[name].median())
                 place = float(symmetric_log(end, linear))
@@ -129,6 +125,19 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
             axes.axvline(0, color=LIGHT["rule"], linewidth=0.8, zorder=0)
         panels.name_axes(sheet, "eigenvalue", "mass per decade")
     return sheet.figure
+
+
+def _curves(axes: Axes, grid: np.ndarray, curves: np.ndarray, colour: str, banded: bool) -> None:
+    """Draw the densities of a cell's seeds, thin or as a band, and their mean."""
+    mean = curves.mean(axis=0)
+    if banded:
+        axes.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+    else:
+        # One broken line instead of many: a fraction of the markup.
+        broken = np.concatenate([part for curve in curves for part in (curve, [math.nan])])
+        axes.plot(np.tile([*grid, math.nan], len(curves)), broken, color=colour, linewidth=0.5, alpha=0.5)
+        axes.fill_between(grid, LOWEST / 10, mean, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(grid, mean, color=colour, linewidth=1.3)
 
 
 def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float) -> None:

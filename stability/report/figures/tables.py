@@ -16,6 +16,10 @@ POINTS = 6000
 """How many points the lines of one figure may have in all: beyond that a page grows and a reader sees no more."""
 
 
+LINES = 750
+"""Lines of one figure beyond which its seeds are shown as a band: they would be a blur, and a page of them slow."""
+
+
 def of_steps(results: Results, values: pd.Series) -> pd.DataFrame:
     """Return one row per run and measured step (cell, seed, run, step, value) of a series aligned with the steps."""
     rows = pd.DataFrame({"run": results.steps["run"], "step": results.steps["step"], "value": values.astype(float)})
@@ -35,8 +39,18 @@ def window_of(table: pd.DataFrame) -> int:
     return max(1, math.ceil(longest / _points_a_line(table)))
 
 
+def banded(table: pd.DataFrame) -> bool:
+    """Return whether the seeds of a table's cells are too many to be shown line by line."""
+    return int(table["run"].nunique()) > LINES
+
+
+def _lines(table: pd.DataFrame) -> int:
+    """Return how many lines show a table: one a run, or two edges and a median a cell."""
+    return 3 * len(table[CELL].drop_duplicates()) if banded(table) else int(table["run"].nunique())
+
+
 def _points_a_line(table: pd.DataFrame) -> int:
-    return min(60, max(8, POINTS // table["run"].nunique()))
+    return min(60, max(8, POINTS // _lines(table)))
 
 
 def sparse(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -45,7 +59,7 @@ def sparse(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     Where that leaves as much as there is, k is 1 and the table is returned as it is.
     """
     longest = int(table.groupby("run", sort=False).size().max())
-    k = math.ceil(longest / _points_a_line(table)) if longest * table["run"].nunique() > 2 * POINTS else 1
+    k = math.ceil(longest / _points_a_line(table)) if longest * _lines(table) > 2 * POINTS else 1
     if k == 1:
         return table, 1
     place = table.groupby("run", sort=False).cumcount()

@@ -148,8 +148,11 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
     """Return a plot with its caption, words and data."""
     window = tables.window_of(table)
     thin = tables.windowed(table, window)
-    bold = tables.across_seeds(thin)
+    bold = whole = tables.across_seeds(thin)
     thin, kept = tables.sparse(thin)
+    banded = tables.banded(table)
+    if banded:
+        bold = tables.across_seeds(thin)
     arms = [arm for arm in results.study.grid.loss if arm in set(table["arm"])]
     known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in arms}
     diverged = results.runs[results.runs["diverged_at"].notna()]
@@ -157,17 +160,19 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
     figure = trajectory_figure(thin, bold, known, plot, references, float(results.study.train.steps))
     marked = mark_divergence(figure, thin, diverged, known) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
-    averaged += f" Thin lines show one reading in {kept}." if kept > 1 else ""
+    if kept > 1:
+        averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {kept}."
+    seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
-    last = bold.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
+    last = whole.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
     return Drawn(
         id=plot.id,
         section=plot.section,
         title=plot.title,
-        caption=f"{plot.caption} Thin: one seed; bold: the median of the seeds.{averaged}{crossed}",
+        caption=f"{plot.caption} {seeds}{averaged}{crossed}",
         alt=f"{plot.title}. Median over seeds at the end: {tables.in_words(last, arms, 'median')}.",
         figure=figure.figure,
-        table=tables.shown(bold),
+        table=tables.shown(whole),
     )
 
 
@@ -194,8 +199,9 @@ def trajectory_figure(
     """Return a sheet of lines over steps: a panel per batch size and noise level, thin seeds and bold medians."""
     sheet = panels.faceted(thin, looks)
     with styled():
-        for axes, lines in panels.by_panel(sheet, thin):
-            panels.thin_lines(axes, lines, "step", looks)
+        banded = tables.banded(thin)
+        for axes, lines in panels.by_panel(sheet, bold if banded else thin):
+            (panels.bands if banded else panels.thin_lines)(axes, lines, "step", looks)
         for axes, lines in panels.by_panel(sheet, bold):
             for arm, look in looks.items():
                 line = lines[lines["arm"] == arm]
