@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Results, summarise
+from stability.landscape.figures import bands
 from stability.registry import InputError
 from stability.report.figures import levels, panels, tables
 from stability.report.figures.drawn import Drawn
-from stability.report.figures.landscape import bands
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.results import chance_losses
 from stability.stats.wording import number
