@@ -60,5 +60,5 @@ def shortened(traceback: str) -> str:
     >>> shortened('  File "/home/me/lib/stability/train/chains.py", line 3, in step')
     '  File "stability/train/chains.py", line 3, in step'
     """
-    plain = re.sub(r'File "(?:[^"\n]*[/\\])?((?:[^/\\"\n]+[/\\]){2}[^/\\"\n]+)"', r'File "\1"', traceback.strip())
+    plain = re.sub(r'File "(?:[^"\n]*[/\\])?((?:[^/\\"\n]+[/\\]){2}[^/\\"\n]+)"', r'File "\1"', traceback.strip("\n"))
     return plain if len(plain) <= LONGEST_TRACEBACK else f"…\n{plain[-LONGEST_TRACEBACK:]}"
