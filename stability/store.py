@@ -109,6 +109,16 @@ def replication_path(run_dir: Path, name: str) -> Path:
     return run_dir / "replications" / name
 
 
+def replications_in(run_dir: Path) -> list[Path]:
+    """Return the run directories of the replications that were begun, by name."""
+    return [path.parent for path in sorted(run_dir.glob(f"replications/*/{MANIFEST}"))]
+
+
+def has_finished(run_dir: Path) -> bool:
+    """Tell whether a run directory holds a finished group."""
+    return any(entry["status"] == "finished" for entry in read_manifest(run_dir)["groups"])
+
+
 def parameters_path(run_dir: Path, group_id: str) -> Path:
     """Return where the final parameters of a group lie, if they were asked for."""
     return run_dir / "params" / f"{group_id}.safetensors"

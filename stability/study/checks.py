@@ -138,7 +138,10 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
     _check_sizes(study, available, locate)
     if _seeds(study).stop > FIRST_TUNING_SEED:
         where, most = locate("grid", "seeds"), FIRST_TUNING_SEED - study.grid.first_seed
-        raise InputError(f"{where}: got {study.grid.seeds}; allowed: at most {max(0, most)}")
+        raise InputError(
+            f"{where}: got {study.grid.seeds}; allowed: at most {max(0, most)} (seeds from {FIRST_TUNING_SEED:,} on are "
+            "those of searches)"
+        )
     if study.grid.lr_factors and len(study.grid.lr) != 1:
         where = locate("grid", "lr")
         raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_factors: the one rate they multiply")
