@@ -7,13 +7,23 @@ from dataclasses import dataclass
 
 RULE = (
     "A replication tests the claims of the study again, with its own runs and its own tuning, at the same margins and "
-    "confidence. A claim held where its verdict is supported. Over the study and the replications that are finished, it "
-    "is held everywhere if it held in all of them; else held on N of M; and contradicted on those where the verdict "
-    "is contradicted. Verdicts are read side by side and nothing is pooled: there is no further p-value. To hold "
-    "everywhere, all tests must err for the word to be wrong, so it needs no correction; a single contradiction among "
-    "several replications is weaker evidence than one asked for alone."
+    "confidence. Where the study and all finished replications have the same verdict, the word is that verdict, "
+    "everywhere (for supported: held everywhere). Else the claim is held on N of M, the M being the study and its "
+    "finished replications, the N those where it is supported, and contradicted on those that are named. Verdicts are "
+    "read side by side and nothing is pooled, so there is no further p-value. A claim that is wrongly held everywhere "
+    "takes an error in every test, so that word needs no correction for their number; one contradiction among several "
+    "replications is weaker evidence than the same one alone."
 )
 """The rule in words, for the method of a report."""
+
+UNANIMOUS = {
+    "supported": "held everywhere",
+    "contradicted": "contradicted everywhere",
+    "equivalent": "equivalent everywhere",
+    "inconclusive": "inconclusive everywhere",
+    "not-testable": "tested nowhere",
+}
+"""What is said where all verdicts are the same."""
 
 STUDY = "the study itself"
 
@@ -58,12 +68,10 @@ def agreement(verdict: str, others: Mapping[str, str], missing: Sequence[str] = 
 def _word(verdicts: Mapping[str, str]) -> str:
     if len(verdicts) == 1:
         return "not replicated yet"
+    if len(different := {*verdicts.values()}) == 1:
+        return UNANIMOUS[different.pop()]
     held = [name for name, verdict in verdicts.items() if verdict == "supported"]
     against = [name for name, verdict in verdicts.items() if verdict == "contradicted"]
-    if len(held) == len(verdicts):
-        return "held everywhere"
-    if len(against) == len(verdicts):
-        return "contradicted everywhere"
     head = f"held on {len(held)} of {len(verdicts)}" if held else "" if against else "held nowhere"
     return ", ".join(filter(None, [head, f"contradicted on {_listed(against)}" if against else ""]))
 

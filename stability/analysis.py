@@ -115,11 +115,13 @@ class Ranked:
 class Replication:
     """What came of the claims in a replication of the study; none while its runs are *missing*, in words.
 
-    *data* names its dataset, *changes* what it has other than the study, as keys of the file.
+    *data* names its dataset and *other_data* tells whether the study's is another one; *changes* says what else it has
+    other than the study, as keys of the file.
     """
 
     name: str
     data: str
+    other_data: bool
     changes: str
     study_hash: str
     missing: str
@@ -276,11 +278,11 @@ def analyse(results: Results, checks: bool = True) -> Findings:
         untuned=untuned,
         rankings=tuple(_ranked(results, asked) for asked in study.rankings),
         looks=_looks(study),
-        replications=tuple(map(_replication, results.replications)),
+        replications=tuple(_replication(study, again) for again in results.replications),
     )
 
 
-def _replication(again: Replicated) -> Replication:
+def _replication(original: Study, again: Replicated) -> Replication:
     """Return what came of a replication; nothing is tested of one that is not whole."""
     study, results = again.study, again.results
     whole = results is not None and not again.missing
@@ -288,6 +290,7 @@ def _replication(again: Replicated) -> Replication:
     return Replication(
         name=study.replication,
         data=study.data.name,
+        other_data=study.data.name != original.data.name,
         changes=study.changes,
         study_hash=study.hash,
         missing=again.missing,

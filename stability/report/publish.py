@@ -26,13 +26,17 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
         missing = [name for name in FILES if not (source / name).is_file()]
         if missing:
             raise InputError(f"{source}: {missing[0]} is missing; write it with `stability report {run_dir}`")
-        name = read_manifest(run_dir)["study"]
+        manifest = read_manifest(run_dir)
+        name = manifest["study"]
+        if manifest.get("replication"):
+            raise InputError(f"{run_dir}: is a replication; publish the run of {name!r} that it lies in")
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(f"{run_dir}: the study's name {name!r} cannot name a directory")
         _copy(source, reports / name)
     found = entries(reports)
     index = reports / "index.html"
-    text = environment().get_template("index.html").render(entries=found, answer=answer(found), rule=RULE)
+    shown = {"entries": found, "answer": answer(found), "rule": RULE, "replicated": any(e["agreement"] for e in found)}
+    text = environment().get_template("index.html").render(shown)
     _write(index, text.encode())
     return index
 

@@ -9,12 +9,14 @@ from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import along_axes, convergence, decline, sharpness
 from stability.report.figures.markup import svg
 from stability.report.figures.rankings import ranking_plots
+from stability.report.figures.replications import replication_plot
 from stability.report.figures.spectra import spectral_densities
 from stability.report.figures.trajectories import over_training
 from stability.report.figures.tuning import tuning_curves
 
 SECTIONS = (
     "claims",
+    "replications",
     "ranking",
     "tuning",
     "learning",
@@ -30,9 +32,10 @@ SECTIONS = (
 
 def draw(results: Results, findings: Findings) -> tuple[Drawn, ...]:
     """Return the figures of a study in reading order, leaving out what it has not measured."""
-    first = forest_plot(results, findings)
+    first, again = forest_plot(results, findings), replication_plot(results, findings)
     drawn = [
         *([first] if first else []),
+        *([again] if again else []),
         *ranking_plots(findings, results.study.grid.loss),
         *tuning_curves(results),
         *over_training(results),
