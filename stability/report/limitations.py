@@ -55,12 +55,16 @@ def _unfinished(results: Results) -> Said:
 def _not_replicated(findings: Findings) -> Said:
     for again in findings.replications:
         if again.missing:
-            yield f"Replication {again.name} missing", f"{again.missing[:1].upper()}{again.missing[1:]}; it counts nowhere."
+            yield f"Replication {again.name} missing", f"{_capital(again.missing)}; it counts nowhere."
     for claim in findings.claims:
         differ = {each.verdict for again in findings.replications for each in again.claims if each.id == claim.id}
         if differ - {claim.verdict}:
             agreed = findings.agreement(claim.id)
-            yield "Not the same everywhere", f"{claim.id}: {claim.verdict} here; {agreed.word}. {agreed.clause}"
+            yield f"The claim {claim.id} elsewhere", f"{_capital(claim.verdict)} here; {agreed.word}. {agreed.clause}"
+
+
+def _capital(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def _open_claims(findings: Findings) -> Said:

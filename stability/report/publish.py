@@ -22,14 +22,13 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
     """
     reports = Path(reports_dir)
     for run_dir in map(Path, run_dirs):
-        source = run_dir / "report"
-        missing = [name for name in FILES if not (source / name).is_file()]
-        if missing:
-            raise InputError(f"{source}: {missing[0]} is missing; write it with `stability report {run_dir}`")
-        manifest = read_manifest(run_dir)
+        manifest, source = read_manifest(run_dir), run_dir / "report"
         name = manifest["study"]
         if manifest.get("replication"):
             raise InputError(f"{run_dir}: is a replication; publish the run of {name!r} that it lies in")
+        missing = [name for name in FILES if not (source / name).is_file()]
+        if missing:
+            raise InputError(f"{source}: {missing[0]} is missing; write it with `stability report {run_dir}`")
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(f"{run_dir}: the study's name {name!r} cannot name a directory")
         _copy(source, reports / name)

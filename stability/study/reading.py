@@ -97,7 +97,8 @@ def _replication(plain: dict[str, Any], name: str, table: dict[str, Any], where:
 
     def locate(*keys: str | int) -> str:
         place = f"{where}: replications.{name}"
-        return f"{place}{'.' if keys in changed else ': '}{_dotted(keys)}" if keys else place
+        names = tuple(key for key in keys if not isinstance(key, int))
+        return f"{place}{'.' if names in changed else ': '}{_dotted(keys)}" if keys else place
 
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"{where}: replications: got {name!r}; allowed: a name of letters, digits, spaces and . _ + -")
