@@ -184,9 +184,18 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 
 
 REPLICATED = (
-    "id", "verdict", "effect", "interval", "equivalence_interval", "confidence", "margin", "ratio", "n_pairs", "p_value",
+    "id",
+    "verdict",
+    "effect",
+    "interval",
+    "equivalence_interval",
+    "confidence",
+    "margin",
+    "ratio",
+    "n_pairs",
+    "p_value",
     "sentence",
-)  # fmt: skip
+)
 """What findings.json says of a claim in a replication; the rest is as in the study, or of the study alone."""
 
 

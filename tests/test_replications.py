@@ -78,7 +78,7 @@ def test_a_replication_is_the_study_with_its_overrides_and_leaves_the_study_as_i
     assert study.hash == parse_study(text.replace(AGAIN, ""), "t.toml", "t").hash
     assert [run.seed for run in runs_of(seeds)][:3] == [100, 101, 102]
     assert {run.id for run in runs_of(seeds)}.isdisjoint(run.id for run in runs_of(study))
-    assert latent.data.name == "latent" and latent.data.options == {"pairs": 64}
+    assert (latent.data.name, latent.data.options) == ("latent", {"pairs": 64})
     assert latent.model.text.options == {"width": 8, "depth": 1}
     assert latent.model.image == study.model.image
     assert (seeds.claims, latent.claims) == (study.claims, study.claims)
@@ -238,7 +238,8 @@ def test_findings_hold_what_the_replications_found_as_runs_of_their_own(finished
         assert again["study_hash"] == alone["study_hash"]
         assert again["counts"]["planned"] == alone["provenance"]["planned"]
         for one, other in zip(again["claims"], alone["claims"], strict=True):
-            assert one == {key: other[key] for key in one} and {"effect", "interval", "verdict", "n_pairs"} <= {*one}
+            assert one == {key: other[key] for key in one}
+            assert {*one} >= {"effect", "interval", "verdict", "n_pairs"}
 
 
 def test_findings_of_a_study_without_replications_say_nothing_of_them(tiny_run):
@@ -305,7 +306,8 @@ def test_the_report_says_where_each_claim_held(told, closed_form, tmp_path):
     assert primary["agreement"]["clause"] == "Also supported on one; contradicted on two; three is missing."
     page = paths["html"].read_text()
     assert page.index(primary["agreement"]["clause"]) < page.index('id="claims"') < page.index('id="replications"')
-    assert "data.name = &#34;&lt;digits&gt;&#34;" in page and "<strong>Missing:</strong> not begun." in page
+    assert "data.name = &#34;&lt;digits&gt;&#34;" in page
+    assert "<strong>Missing:</strong> not begun." in page
     section = next(section for section in report["sections"] if section["id"] == "replications")
     assert [row[:3] for row in section["figures"][0]["table"]["rows"]][:3] == [
         ["slope", "this study", "supported"],
@@ -329,7 +331,8 @@ def test_a_report_in_which_every_replication_is_missing_names_them(told, closed_
 
 def test_a_report_without_replications_has_no_such_section(closed_form_report):
     report = json.loads(closed_form_report["json"].read_text())
-    assert report["replications"] is None and "replications" not in [section["id"] for section in report["sections"]]
+    assert report["replications"] is None
+    assert "replications" not in [section["id"] for section in report["sections"]]
     assert "eplication" not in closed_form_report["html"].read_text()
 
 
@@ -343,7 +346,8 @@ def test_a_replication_is_published_with_its_study_alone(finished, tmp_path):
     with pytest.raises(InputError, match="latent: is a replication; publish the run of 't' that it lies in"):
         publish([again], tmp_path)
     page = publish([finished], tmp_path).read_text()
-    assert '<td data-label="Replications">' in page and "on seeds and latent." in page
+    assert '<td data-label="Replications">' in page
+    assert "on seeds and latent." in page
 
 
 def test_a_study_holds_its_replications_as_studies(study):

@@ -180,7 +180,7 @@ def train_and_report(
     fail_fast: bool = False,
     replications: bool = True,
 ) -> int:
-    """Train what is missing (with seeds added up to *most*, then the *replications*), write the report, and return the exit code."""
+    """Train what is missing (with seeds up to *most*), then *replications*; write the report, return the exit code."""
     from stability.execute import executor_of
     from stability.execute import run as train
     from stability.sequential import run_until_settled

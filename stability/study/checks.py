@@ -39,7 +39,7 @@ def check(study: Study, locate: Locate) -> None:
 
 
 def check_replication(study: Study, again: Study, where: str) -> None:
-    """Raise `InputError` if the replication *again* is *study*, or has runs of the same luck: they would count twice."""
+    """Raise `InputError` if the replication *again* is *study*, or shares runs with it: they would count twice."""
     place = f"{where}: replications.{again.replication}"
     whose = f"replications.{study.replication}" if study.replication else "the study"
     if again.hash == study.hash:
@@ -51,8 +51,8 @@ def check_replication(study: Study, again: Study, where: str) -> None:
     shared = {*_seeds(study)} & {*_seeds(again)}
     if alike and shared:
         raise InputError(
-            f"{place}: has the runs of {whose} at {len(shared)} of its {again.grid.seeds} seeds; allowed: other data, or "
-            f"grid.first_seed from {study.grid.first_seed + study.grid.seeds} on"
+            f"{place}: has the runs of {whose} at {len(shared)} of its {again.grid.seeds} seeds; allowed: other data, "
+            f"or grid.first_seed from {study.grid.first_seed + study.grid.seeds} on"
         )
 
 
@@ -139,8 +139,8 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
     if _seeds(study).stop > FIRST_TUNING_SEED:
         where, most = locate("grid", "seeds"), FIRST_TUNING_SEED - study.grid.first_seed
         raise InputError(
-            f"{where}: got {study.grid.seeds}; allowed: at most {max(0, most)} (seeds from {FIRST_TUNING_SEED:,} on are "
-            "those of searches)"
+            f"{where}: got {study.grid.seeds}; allowed: at most {max(0, most)} (seeds from {FIRST_TUNING_SEED:,} on "
+            "are those of searches)"
         )
     if study.grid.lr_factors and len(study.grid.lr) != 1:
         where = locate("grid", "lr")

@@ -1,4 +1,4 @@
-"""Tables of a study file that replace parts of it: one scale's, then one replication's. Plain data in, plain data out."""
+"""Tables of a study file that replace parts of it: one scale's, then one replication's. Plain data in and out."""
 
 from __future__ import annotations
 

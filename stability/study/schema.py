@@ -256,7 +256,7 @@ class Study(_Frozen):
     text: Annotated[str, Field(exclude=True)] = ""
 
     replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
-    """The same claims asked of other data or seeds: no part of this study's hash, since they change none of its runs."""
+    """The same claims asked of other data or seeds: no part of the hash of this study, whose runs they leave alone."""
     replication: Annotated[str, Field(exclude=True)] = ""
     """The name under which another study lists this one as its replication, and *changes* what it changes there."""
     changes: Annotated[str, Field(exclude=True)] = ""
