@@ -164,7 +164,8 @@ def test_the_ledger_says_which_decided_claims_hold_on_one_data_set_only(tmp_path
         "open": "elsewhere",
     }
     assert answer(found).endswith(
-        " Of the decided, shown on more than one data set: both; on one data set only: one; not asked on other data: late."
+        " Of the decided, shown on more than one data set: both; on one data set only: one; "
+        "not asked on other data: late."
     )
 
 

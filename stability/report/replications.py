@@ -8,7 +8,7 @@ from stability.report.figures.replications import replicated_rows
 from stability.report.tables import Json, effect_in_words, interval_in_words, plain
 
 TITLE = "Replications"
-LEAD = "The same claims asked again, at the same margins, of other data or other seeds, each with runs and tuning of its own."
+LEAD = "The same claims asked again, at the same margins, of other data or seeds, each with runs and tuning of its own."
 
 
 def replications(findings: Findings) -> Json | None:
