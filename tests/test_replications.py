@@ -23,6 +23,7 @@ from stability.report import describe, publish, render
 from stability.store import read_manifest, read_study, replications_in
 from stability.study import Study, load_study, parse_study, with_loss
 from stability.study.searching import FIRST_TUNING_SEED
+from stability.train.probing import selects
 
 BRIEF = """
 [probes.retrieval]
@@ -116,6 +117,13 @@ def test_the_search_of_a_replication_has_seeds_of_its_own(text):
     assert searched == [{0, 1}, {100, 101}, {0, 1}]
 
 
+def test_a_probe_of_the_first_seeds_reads_those_of_the_replication(text):
+    first = text.replace("every = 4\n", "every = 4\n[probes.geometry]\nseeds = 1\n")
+    seeds = parse_study(first, "t.toml", "t").replications[0]
+    assert {run.seed for run in runs_of(seeds) if selects(seeds, "geometry", run)} == {100}
+    assert {run.seed for run in runs_of(seeds) if selects(seeds, "retrieval", run)} == {100, 101, 102}
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
@@ -194,6 +202,7 @@ def test_without_replications_none_is_begun_and_they_can_follow(study, finished,
     assert files(where) == files(finished)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_a_replication_goes_on_to_the_same_bytes(text, study, finished, tmp_path):
     file, where = tmp_path / "t.toml", tmp_path / "out"
     file.write_text(text)
@@ -242,8 +251,8 @@ def test_findings_hold_what_the_replications_found_as_runs_of_their_own(finished
             assert {*one} >= {"effect", "interval", "verdict", "n_pairs"}
 
 
-def test_findings_of_a_study_without_replications_say_nothing_of_them(tiny_run):
-    assert not {"replications", "agreement"} & {*analysis.analyse(analysis.read(tiny_run)).to_json()}
+def test_findings_of_a_study_without_replications_say_nothing_of_them(closed_form):
+    assert not {"replications", "agreement"} & {*analysis.analyse(closed_form).to_json()}
 
 
 VERDICTS = ("supported", "contradicted", "equivalent", "inconclusive", "not-testable")

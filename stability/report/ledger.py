@@ -46,6 +46,14 @@ WORDS = {
 """What each leaning is called, for one claim and for several."""
 
 
+REACH = {
+    "elsewhere": "shown on more than one data set",
+    "here alone": "on one data set only",
+    None: "not asked on other data",
+}
+"""What is said of decided claims by what other data gave (see `_replicated`)."""
+
+
 def entries(reports: Path) -> list[Json]:
     """Return what the ledger shows of each report under *reports*, by name, p-values adjusted over all of them.
 
@@ -179,11 +187,9 @@ def _reach(found: Sequence[Mapping[str, Any]]) -> str:
     ' Of the decided, shown on more than one data set: noise; on one data set only: speed.'
     """
     decided = [entry for entry in found if entry["leaning"] in ("siglip", "clip", "equal")]
-    kinds = (("shown on more than one data set", "elsewhere"), ("on one data set only", "here alone"))
-    kinds += (("not asked on other data", None),)
     parts = []
-    for words, kind in kinds:
-        if names := [entry["study"] for entry in decided if entry.get("replicated") == kind]:
+    for found_there, words in REACH.items():
+        if names := [entry["study"] for entry in decided if entry.get("replicated") == found_there]:
             parts.append(f"{words}: {', '.join(names)}")
     asked = any(entry.get("replicated") for entry in decided)
     return f" Of the decided, {'; '.join(parts)}." if asked else ""
