@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stability import contrasts, stats
+from stability.agreement import Agreement, agreement
 from stability.contrasts import contrast
 from stability.grid import Run, runs_of
 from stability.probes import Measure
@@ -24,6 +25,7 @@ from stability.results import (
     FLOOR,
     LATE,
     LOGARITHMS,
+    Replicated,
     Results,
     Tuning,
     chance_losses,
@@ -33,7 +35,7 @@ from stability.results import (
     times_to,
 )
 from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
-from stability.store import read_groups, read_manifest, read_study
+from stability.store import MANIFEST, read_groups, read_manifest, read_study, replication_path
 from stability.study import DOUBLING, Claim, Ranking, Study
 from stability.tuning import search
 
@@ -44,6 +46,7 @@ __all__ = [
     "LATE",
     "Finding",
     "Findings",
+    "Replication",
     "Results",
     "Tuning",
     "analyse",
@@ -116,11 +119,29 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Replication:
+    """What came of the claims in a replication of the study; none while its runs are *missing*, in words.
+
+    *data* names its dataset and *other_data* tells whether the study's is another one; *changes* says what else it has
+    other than the study, as keys of the file.
+    """
+
+    name: str
+    data: str
+    other_data: bool
+    changes: str
+    study_hash: str
+    missing: str
+    counts: dict[str, int]
+    claims: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
 class Findings:
     """All findings of a study, its verdict (the primary claim's), and where they come from.
 
-    *untuned* holds the same claims tested without tuning, where the study asks for that: no part of the verdict.
-    *looks* says which registered look this is, where there are any.
+    *untuned* holds the same claims tested without tuning, where the study asks for that: no part of the verdict, as
+    *replications* are none. *looks* says which registered look this is, where there are any.
     """
 
     study: str
@@ -133,15 +154,26 @@ class Findings:
     rankings: tuple[Ranked, ...] = ()
     published: tuple[Reproduction, ...] = ()
     looks: dict[str, Any] = field(default_factory=dict)
+    replications: tuple[Replication, ...] = ()
+
+    def agreement(self, claim: str) -> Agreement:
+        """Return what the replications make of the claim with this id."""
+        verdicts = {
+            each.name: finding.verdict for each in self.replications for finding in each.claims if finding.id == claim
+        }
+        own = next(finding.verdict for finding in self.claims if finding.id == claim)
+        return agreement(own, verdicts, [each.name for each in self.replications if each.missing])
 
     def to_json(self) -> dict[str, Any]:
         """Return what findings.json holds: plain data without NaN or infinity (null instead)."""
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
         found = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
         plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found}
-        optional = ("untuned", "rankings", "published", "looks")
+        optional = ("untuned", "rankings", "published", "looks", "replications")
         plain |= {name: [_plain(one) for one in getattr(self, name)] for name in ("rankings", "published")}
-        plain |= {"looks": self.looks}
+        plain |= {"looks": self.looks, "replications": [_replication_as_json(each) for each in self.replications]}
+        if self.replications:
+            plain["agreement"] = {claim.id: vars(self.agreement(claim.id)) for claim in self.claims}
         return {key: value for key, value in plain.items() if value or key not in optional}
 
     def _repr_html_(self) -> str:
@@ -157,6 +189,27 @@ class Findings:
 
 def _as_json(finding: Finding) -> dict[str, Any]:
     return {key: _plain(value) for key, value in vars(finding).items() if key != "against" or value}
+
+
+REPLICATED = (
+    "id",
+    "verdict",
+    "effect",
+    "interval",
+    "equivalence_interval",
+    "confidence",
+    "margin",
+    "ratio",
+    "n_pairs",
+    "p_value",
+    "sentence",
+)
+"""What findings.json says of a claim in a replication; the rest is as in the study, or of the study alone."""
+
+
+def _replication_as_json(again: Replication) -> dict[str, Any]:
+    claims = [{key: value for key, value in _as_json(claim).items() if key in REPLICATED} for claim in again.claims]
+    return {key: value for key, value in vars(again).items() if key != "claims"} | {"claims": claims}
 
 
 def _plain(value: Any) -> Any:
@@ -178,15 +231,35 @@ def read(run_dir: str | Path, warn: Callable[[str], None] = lambda sentence: Non
     where = Path(run_dir)
     manifest = read_manifest(where)
     study = read_study(manifest, where)
+    found = _read(study, manifest, where, warn)
+    if found is None:
+        raise InputError(
+            f"{where}: the tuning runs are not all finished, so no setting is chosen and nothing is tested; "
+            "`stability run` goes on with them"
+        )
+    return replace(found, replications=tuple(_read_again(again, where, warn) for again in study.replications))
+
+
+def _read_again(study: Study, where: Path, warn: Callable[[str], None]) -> Replicated:
+    """Return what the directory *where* of a study holds of one of its replications, and what is missing of it."""
+    place = replication_path(where, study.replication)
+    if not (place / MANIFEST).is_file():
+        return Replicated(study, None, "not begun")
+    found = _read(study, read_manifest(place), place, warn)
+    if found is None:
+        return Replicated(study, None, "its tuning is not finished")
+    missing = int((found.runs["status"] == "planned").sum())
+    return Replicated(study, found, f"{missing:,} of {len(found.runs):,} runs are not finished" if missing else "")
+
+
+def _read(study: Study, manifest: dict[str, Any], where: Path, warn: Callable[[str], None]) -> Results | None:
+    """Return the results of one study in its directory; None while its tuning is not finished."""
     steps = read_groups(where, manifest["groups"], warn)
     if study.tune is None:
         return _results(study, manifest, steps, runs_of(study))
     tuning = search(study, manifest, steps)
     if tuning is None:
-        raise InputError(
-            f"{where}: the tuning runs are not all finished, so no setting is chosen and nothing is tested; "
-            "`stability run` goes on with them"
-        )
+        return None
     untuned = _results(study, manifest, steps, runs_of(study)) if study.tune.untuned else None
     found = _results(study, manifest, steps, runs_of(study, tuning.chosen))
     return replace(found, tuning=tuning, untuned=untuned)
@@ -223,6 +296,24 @@ def analyse(results: Results, checks: bool = True) -> Findings:
         rankings=tuple(_ranked(results, asked) for asked in study.rankings),
         published=tuple(reproduce(results, asked) for asked in study.published),
         looks=_looks(study),
+        replications=tuple(_replication(study, again) for again in results.replications),
+    )
+
+
+def _replication(original: Study, again: Replicated) -> Replication:
+    """Return what came of a replication; nothing is tested of one that is not whole."""
+    study, results = again.study, again.results
+    whole = results is not None and not again.missing
+    counts = provenance(results) if results else {}
+    return Replication(
+        name=study.replication,
+        data=study.data.name,
+        other_data=study.data.name != original.data.name,
+        changes=study.changes,
+        study_hash=study.hash,
+        missing=again.missing,
+        counts={key: counts[key] for key in ("seeds", "planned", "finished", "diverged", "failed") if counts},
+        claims=_family(results, checks=False) if results and whole else (),
     )
 
 

@@ -113,7 +113,7 @@ def runs_of(study: Study, chosen: Chosen | None = None) -> tuple[Run, ...]:
         (arm, size): [chosen[arm, size]] if chosen else [Setting(lr) for lr in grid.lr]
         for arm, size in itertools.product(grid.loss, grid.batch_size)
     }
-    return _unrolled(study, settings, 0)
+    return _unrolled(study, settings, study.grid.first_seed)
 
 
 def tuning_runs_of(study: Study) -> tuple[Run, ...]:
@@ -121,7 +121,7 @@ def tuning_runs_of(study: Study) -> tuple[Run, ...]:
     if study.tune is None:
         return ()
     settings = {(arm, size): settings_of(study, arm) for arm in study.grid.loss for size in study.grid.batch_size}
-    return _unrolled(search_of(study), settings, FIRST_TUNING_SEED)
+    return _unrolled(search_of(study), settings, FIRST_TUNING_SEED + study.grid.first_seed)
 
 
 def _unrolled(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int) -> tuple[Run, ...]:

@@ -42,6 +42,16 @@ class Results:
     measures: dict[str, Measure]
     tuning: Tuning | None = None
     untuned: Results | None = None
+    replications: tuple[Replicated, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """A replication of the study: its results as far as there are any, and what is missing of it, in words."""
+
+    study: Study
+    results: Results | None
+    missing: str
 
 
 @dataclass(frozen=True)

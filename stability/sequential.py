@@ -42,13 +42,15 @@ def run_until_settled(
     out: str | Path | None = None,
     watch: Watch = SILENT,
     save_params: bool = False,
+    replications: bool = True,
 ) -> Path:
     """Return the directory of *study*, trained with 5, 10, 20, ... seeds until its primary claim is settled.
 
     With *most* seeds it ends in any case. Each look tests at an equal share of the study's alpha (Bonferroni), so
     looking often does not err more often. The looks stand in the manifest before the first step and belong to the
     study's hash; a directory begun with other looks is refused. Seeds once trained are kept, and a run that was
-    interrupted goes on at the look that it was at. Raises `InputError` for a study without claims.
+    interrupted goes on at the look that it was at. The study's *replications* are trained at the end, with as many
+    seeds as they say. Raises `InputError` for a study without claims.
     """
     if study.primary is None:
         raise InputError(f"--until-settled: the study {study.name!r} has no claim that could be settled")
@@ -59,7 +61,8 @@ def run_until_settled(
         # Looks before this one left the claim open, or it would not have been reached.
         if seeds < reached and seeds != looks[-1]:
             continue
-        execute.run(with_looks(study, looks, seeds), device, executor, where, watch, save_params)
+        at_look = with_looks(study, looks, seeds)
+        execute.run(at_look, device, executor, where, watch, save_params, replications=False)
         if not _complete(where):
             break
         findings = analysis.analyse(analysis.read(where, watch.say))
@@ -67,6 +70,8 @@ def run_until_settled(
             break
         if seeds < looks[-1]:
             watch.say(f"{seeds} seeds: the primary claim is {findings.verdict}; going on")
+    if replications:
+        execute.run_replications(study, device, executor, where, watch, save_params)
     return where
 
 

@@ -105,6 +105,21 @@ def group_path(run_dir: Path, group_id: str) -> Path:
     return run_dir / "groups" / f"{group_id}.parquet"
 
 
+def replication_path(run_dir: Path, name: str) -> Path:
+    """Return the run directory of a replication: one like any other, inside that of its study."""
+    return run_dir / "replications" / name
+
+
+def replications_in(run_dir: Path) -> list[Path]:
+    """Return the run directories of the replications that were begun, by name."""
+    return [path.parent for path in sorted(run_dir.glob(f"replications/*/{MANIFEST}"))]
+
+
+def has_finished(run_dir: Path) -> bool:
+    """Tell whether a run directory holds a finished group."""
+    return any(entry["status"] == "finished" for entry in read_manifest(run_dir)["groups"])
+
+
 def parameters_path(run_dir: Path, group_id: str) -> Path:
     """Return where the final parameters of a group lie, if they were asked for."""
     return run_dir / "params" / f"{group_id}.safetensors"
@@ -190,7 +205,8 @@ def _check_shape(manifest: dict[str, Any], path: Path) -> None:
 
 def read_study(manifest: Mapping[str, Any], where: Path) -> Study:
     """Return the study as it was run: its text at its scale, with the looks registered and the seeds they led to."""
-    study = parse_study(manifest["study_text"], str(where / "manifest.json"), manifest["study"], manifest["scale"])
+    source, replication = str(where / MANIFEST), manifest.get("replication", "")
+    study = parse_study(manifest["study_text"], source, manifest["study"], manifest["scale"], replication)
     if "looks" not in manifest:
         return study
     return with_looks(study, manifest["looks"], manifest["seeds"])

@@ -22,6 +22,10 @@ def test_a_published_report_is_of_the_study_as_it_stands(name):
     findings = json.loads((REPORTS / name / "findings.json").read_text())
     study = load_study(REPORTS.parent / "studies" / f"{name}.toml", findings["scale"])
     assert findings["study_hash"] == study.hash
+    if again := findings.get("replications"):
+        assert {each["name"]: each["study_hash"] for each in again} == {
+            each.replication: each.hash for each in study.replications
+        }
     assert [claim["id"] for claim in findings["claims"]] == [claim.id for claim in study.claims]
     assert f'href="{name}/index.html"' in (REPORTS / "index.html").read_text()
     assert all((REPORTS / name / file).stat().st_size < 1.5e6 for file in ("index.html", "report.pdf", "report.json"))

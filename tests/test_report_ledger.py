@@ -30,11 +30,12 @@ CLAIM = {
 }
 
 
-def published(reports, name, study_text="", looks=None, finished=4, **claim):
+def published(reports, name, study_text="", looks=None, finished=4, replications=(), agreement=None, **claim):
     folder = reports / name
     folder.mkdir(parents=True)
     origin = {"planned": 4, "finished": finished, "failed": 0, "seeds": 2, "device": {"model": "chip"}}
     found = {"study": name, "scale": "small", "provenance": origin, "claims": [CLAIM | claim], "looks": looks or {}}
+    found |= {"replications": list(replications), "agreement": agreement or {}}
     (folder / "findings.json").write_text(json.dumps(found))
     (folder / "report.json").write_text(json.dumps({"study_text": study_text}))
 
@@ -161,3 +162,36 @@ def test_broken_findings_are_named(tmp_path):
     (tmp_path / "a" / "findings.json").write_text("{}")
     with pytest.raises(InputError, match=r"a/findings\.json: not the findings of a report"):
         entries(tmp_path)
+
+
+def asked_again(verdict, other_data=True, missing=""):
+    claims = [] if missing else [{"id": "c", "verdict": verdict}]
+    return {"name": "digits", "other_data": other_data, "missing": missing, "claims": claims}
+
+
+def test_the_ledger_says_which_decided_claims_hold_on_one_data_set_only(tmp_path):
+    published(tmp_path, "both", replications=[asked_again("inconclusive"), asked_again("supported")])
+    published(tmp_path, "one", replications=[asked_again("contradicted"), asked_again("supported", other_data=False)])
+    published(tmp_path, "late", replications=[asked_again("", missing="not begun")])
+    published(tmp_path, "open", verdict="inconclusive", replications=[asked_again("inconclusive")])
+    found = entries(tmp_path)
+    assert {entry["study"]: entry["replicated"] for entry in found} == {
+        "both": "elsewhere",
+        "one": "here alone",
+        "late": None,
+        "open": "elsewhere",
+    }
+    assert answer(found).endswith(
+        " Of the decided, shown on more than one data set: both; on one data set only: one; "
+        "not asked on other data: late."
+    )
+
+
+def test_the_ledger_has_a_column_of_replications_where_there_are_any(tmp_path):
+    published(tmp_path, "plain")
+    assert "Replications" not in publish([], tmp_path).read_text()
+    published(tmp_path, "again", agreement={"c": {"word": "held on 1 of 2", "clause": "Contradicted on <x>."}})
+    page = publish([], tmp_path).read_text()
+    assert '<td data-label="Replications">held on 1 of 2</td>' in page
+    assert '<td data-label="Replications">–</td>' in page
+    assert "Replications: Contradicted on &lt;x&gt;." in page

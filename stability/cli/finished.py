@@ -84,14 +84,20 @@ def verify(
 ) -> None:
     """Train a sample of groups again and compare with what is stored; exit code 1 if they differ."""
     from stability.execute.verifying import verify as check_again
+    from stability.store import has_finished, replications_in
 
     load_own(loss, encoders)
-    with bar("training groups again") as progress:
-        verification = check_again(run_dir, sample, progress)
-    for sentence in verification.differences:
-        complain(sentence)
-    console_to().print(verification.sentence, soft_wrap=True, markup=False)
-    raise typer.Exit(1 if verification.differences else 0)
+    differ = False
+    begun = [place for place in replications_in(run_dir) if has_finished(place)]
+    for place in (run_dir, *begun):
+        with bar("training groups again") as progress:
+            verification = check_again(place, sample, progress)
+        for sentence in verification.differences:
+            complain(sentence)
+        head = "" if place == run_dir else f"replication {place.name}: "
+        console_to().print(f"{head}{verification.sentence}", soft_wrap=True, markup=False)
+        differ = differ or bool(verification.differences)
+    raise typer.Exit(1 if differ else 0)
 
 
 @app.command()

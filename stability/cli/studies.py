@@ -17,6 +17,7 @@ from stability.cli.terminal import complain, console_to, print_rows, progress
 from stability.registry import InputError, nearest
 
 if TYPE_CHECKING:
+    from stability.execute.planning import Cost
     from stability.plugins import Plugin
     from stability.sample_size import Need
     from stability.study import Study
@@ -89,7 +90,12 @@ def plan(
     workers, memory = workers_on(on, chosen), device_memory(chosen)
     with executor_of(on, device, plugins) as executor:
         cost = estimate(loaded, chosen, workers=workers, executor=executor)
-    too_much = f"; here are only {_gibibytes(memory)}, so give fewer workers" if cost.bytes > memory else ""
+        again = {
+            each.replication: estimate(each, chosen, workers=workers, executor=executor) for each in loaded.replications
+        }
+    whole = [cost, *again.values()]
+    peak = max(each.bytes for each in whole)
+    too_much = f"; here are only {_gibibytes(memory)}, so give fewer workers" if peak > memory else ""
     print_rows(
         [
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
@@ -100,9 +106,17 @@ def plan(
                 "time",
                 f"about {_minutes(cost.seconds)} (from {cost.measured_steps} steps a group and the probes)",
             ),
-            ("memory", f"about {_gibibytes(cost.bytes)} at the peak, Python and PyTorch included{too_much}"),
+            *((f"replication {name}", _in_short(each)) for name, each in again.items()),
+            *([("in all", f"about {_minutes(sum(each.seconds for each in whole))}")] if again else []),
+            ("memory", f"about {_gibibytes(peak)} at the peak, Python and PyTorch included{too_much}"),
         ]
     )
+
+
+def _in_short(cost: Cost) -> str:
+    """Return what a replication costs, in one line."""
+    search = f"{cost.tuning_runs} tuning runs and " if cost.tuning_runs else ""
+    return f"{search}{cost.runs} runs, in {cost.groups} groups, {cost.steps} steps each: about {_minutes(cost.seconds)}"
 
 
 def _gibibytes(count: int) -> str:
@@ -126,6 +140,9 @@ def run(
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train only what has failed before.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no group after one that fails.")] = False,
+    replications: Annotated[
+        bool, typer.Option("--replications/--no-replications", help="Train the study's replications after it.")
+    ] = True,
     encoders: Encoders = None,
 ) -> None:
     """Train what is missing of a study, test its claims and write the report."""
@@ -145,6 +162,7 @@ def run(
         save_params=save_params,
         only_failed=retry_failed,
         fail_fast=fail_fast,
+        replications=replications,
     )
     raise typer.Exit(code)
 
@@ -160,8 +178,9 @@ def train_and_report(
     save_params: bool = False,
     only_failed: bool = False,
     fail_fast: bool = False,
+    replications: bool = True,
 ) -> int:
-    """Train what is missing (with seeds added up to *most*), write the report, and return the exit code."""
+    """Train what is missing (with seeds up to *most*), then *replications*; write the report, return the exit code."""
     from stability.execute import executor_of
     from stability.execute import run as train
     from stability.sequential import run_until_settled
@@ -170,9 +189,10 @@ def train_and_report(
     try:
         with executor_of(on, device, plugins) as executor, progress(study) as watch:
             if most is None:
-                train(study, device, executor, where, watch, save_params, only_failed=only_failed, fail_fast=fail_fast)
+                only = {"only_failed": only_failed, "fail_fast": fail_fast, "replications": replications}
+                train(study, device, executor, where, watch, save_params, **only)
             else:
-                run_until_settled(study, most, device, executor, where, watch, save_params)
+                run_until_settled(study, most, device, executor, where, watch, save_params, replications)
         if read_manifest(where).get("tuning"):
             unfinished = f"{where}: the search is not finished, so there is nothing to report"
             complain(f"{unfinished}; see {where / 'manifest.json'}")

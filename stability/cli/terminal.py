@@ -75,6 +75,10 @@ def progress(study: Study) -> Iterator[Watch]:
     with Progress(*columns, console=console_to(), transient=True) as bars:
         whole = bars.add_task("groups", total=None)
         current: dict[str, Any] = {}
+        opened = [study]
+
+        def enter(study: Study) -> None:
+            opened[:] = [study]
 
         def begin(groups: int) -> None:
             # What follows a search, or a look at the claims, comes on top.
@@ -82,8 +86,9 @@ def progress(study: Study) -> Iterator[Watch]:
 
         def step(group: Group, done: int) -> None:
             if group.id not in current:
+                again = f"{opened[0].replication}: " * bool(opened[0].replication)
                 label = f"{group.arm}, batch {group.batch_size}, {len(group.runs)} {'tuning ' * group.tuning}runs"
-                current[group.id] = bars.add_task(label, total=study_of(study, group).train.steps)
+                current[group.id] = bars.add_task(f"{again}{label}", total=study_of(opened[0], group).train.steps)
             bars.update(current[group.id], completed=done)
 
         def done(group: Group, seconds: float) -> None:
@@ -91,4 +96,7 @@ def progress(study: Study) -> Iterator[Watch]:
                 bars.remove_task(current.pop(group.id))
             bars.advance(whole)
 
-        yield Watch(say=lambda sentence: bars.console.print(sentence, markup=False), begin=begin, step=step, done=done)
+        def say(sentence: str) -> None:
+            bars.console.print(sentence, markup=False)
+
+        yield Watch(open=enter, say=say, begin=begin, step=step, done=done)

@@ -27,12 +27,15 @@ from stability.store import (
     group_path,
     make_writable,
     parameters_path,
+    read_manifest,
+    replication_path,
+    replications_in,
     write_atomically,
     write_manifest,
 )
 from stability.study import Study, load_study
 
-__all__ = ["Watch", "default_out", "estimate", "executor_of", "pick_device", "replay_run", "run"]
+__all__ = ["Watch", "default_out", "estimate", "executor_of", "pick_device", "replay_run", "run", "run_replications"]
 
 
 def default_out(study: Study) -> Path:
@@ -50,8 +53,11 @@ def run(
     *,
     only_failed: bool = False,
     fail_fast: bool = False,
+    replications: bool = True,
 ) -> Path:
     """Train every run of *study* that the directory *out* does not hold yet, and return the directory.
+
+    Its *replications* follow, each a run of its own in ``replications/<name>`` of that directory.
 
     Groups run one after the other in this process, or on *executor*; workers that do not see *out* send their files. A
     run interrupted or killed goes on where it stopped: finished groups are kept. A group that raises is noted as
@@ -66,9 +72,36 @@ def run(
     chosen = pick_device(device)
     make_writable(where)
     with disk_faults_named(where), owned(where):
+        watch.open(study)
         while _train_what_is_known(study, chosen, executor, where, watch, save_params, only_failed, fail_fast):
             pass
+        if replications:
+            run_replications(study, device, executor, where, watch, save_params, only_failed, fail_fast)
     return where
+
+
+def run_replications(
+    study: Study,
+    device: str,
+    executor: Executor | None,
+    where: Path,
+    watch: Watch,
+    save_params: bool,
+    only_failed: bool = False,
+    fail_fast: bool = False,
+) -> None:
+    """Train what is missing of the replications of *study*, each in a run directory of its own inside *where*."""
+    for again in study.replications:
+        if fail_fast and _has_failed(where):
+            break
+        place = replication_path(where, again.replication)
+        run(again, device, executor, place, watch, save_params, only_failed=only_failed, fail_fast=fail_fast)
+
+
+def _has_failed(where: Path) -> bool:
+    """Tell whether a group of a run directory, or of a replication in it, has failed."""
+    places = (where, *replications_in(where))
+    return any(entry["status"] == "failed" for place in places for entry in read_manifest(place)["groups"])
 
 
 def _train_what_is_known(

@@ -82,6 +82,7 @@ def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
         "schema": SCHEMA,
         "study": study.name,
         "scale": study.scale,
+        **({"replication": study.replication} if study.replication else {}),
         "study_hash": study.hash,
         "study_text": study.text,
         "versions": versions(),
@@ -94,9 +95,9 @@ def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
 
 
 def _refuse_strangers(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
-    for key in ("study", "scale"):
-        if old[key] != new[key]:
-            raise InputError(f"{where}: holds {key} {old[key]!r}, not {new[key]!r}; give another --out")
+    for key in ("study", "scale", "replication"):
+        if (was := old.get(key)) != (now := new.get(key)):
+            raise InputError(f"{where}: holds {key} {was!r}, not {now!r}; give another --out")
     if old.get("looks") != new.get("looks"):
         was, now = (_registered(entry.get("looks")) for entry in (old, new))
         raise InputError(f"{where}: was begun with {was} registered, not {now}; give another --out")

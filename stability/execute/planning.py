@@ -160,8 +160,8 @@ Shape = tuple[int, bool, int, tuple[int, ...]]
 
 def _shape(study: Study, group: Group) -> Shape:
     """Return what the cost of a group hangs on beside its arm: batch size, part of the study, width, runs probed."""
-    probes = study_of(study, group).probes.values()
-    probed = tuple(sum(selects(when, run) for run in group.runs) for when in probes)
+    trained = study_of(study, group)
+    probed = tuple(sum(selects(trained, name, run) for run in group.runs) for name in trained.probes)
     return group.batch_size, group.tuning, len(group.runs), probed
 
 

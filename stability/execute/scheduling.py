@@ -16,6 +16,7 @@ from stability.execute.pool import WorkerPool
 from stability.execute.worker import HEARTBEAT, Outcome, Sign, Task, read_sign, train_elsewhere, train_here
 from stability.grid import Group
 from stability.registry import InputError
+from stability.study import Study
 
 SILENT = 60.0
 """Seconds without a sign of life after which a worker hangs: it is frozen, or its machine is lost."""
@@ -31,10 +32,11 @@ TRIES = 3
 class Watch:
     """Who is told how a run goes on.
 
-    *say* gets a sentence, *begin* the number of groups to train, *step* a group and its steps done, *done* a
-    finished group and its seconds.
+    *open* gets the study or replication whose groups come next, *say* a sentence, *begin* the number of groups to
+    train, *step* a group and its steps done, *done* a finished group and its seconds.
     """
 
+    open: Callable[[Study], None] = lambda study: None
     say: Callable[[str], None] = lambda sentence: None
     begin: Callable[[int], None] = lambda groups: None
     step: Callable[[Group, int], None] = lambda group, step: None

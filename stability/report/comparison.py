@@ -15,8 +15,8 @@ from stability import analysis
 from stability.analysis import Findings, Results, summarise
 from stability.registry import InputError
 from stability.report.html import environment
-from stability.report.model import answer_of, effect_in_words, interim, provenance_rows
-from stability.report.tables import Json
+from stability.report.model import answer_of, interim, provenance_rows
+from stability.report.tables import Json, effect_in_words
 from stability.stats.wording import number, percent
 from stability.store import write_atomically
 

@@ -25,7 +25,9 @@ RULE = (
     f"{number(ALPHA)}; for neither if it is equivalent within its own margin; otherwise, or while runs are missing, it "
     "is open. Steadier is more of a measure of success (such as recall, also under noise), and less of gradient noise, "
     "sharpness, negative curvature, spikes, spread over seeds, time to a threshold or divergence. A claim on another "
-    "measure is left out; so is the level of a loss, which says nothing across losses."
+    "measure is left out; so is the level of a loss, which says nothing across losses. Where a study was replicated, "
+    "its decided claim is on more than one data set if its verdict is the same in a replication on other data; a "
+    "replication decides nothing by itself."
 )
 """The rule in words, printed under the answer."""
 
@@ -42,6 +44,14 @@ WORDS = {
     "open": ("is open", "are open"),
 }
 """What each leaning is called, for one claim and for several."""
+
+
+REACH = {
+    "elsewhere": "shown on more than one data set",
+    "here alone": "on one data set only",
+    None: "not asked on other data",
+}
+"""What is said of decided claims by what other data gave (see `_replicated`)."""
 
 
 def entries(reports: Path) -> list[Json]:
@@ -83,9 +93,20 @@ def _entry(path: Path) -> Json:
             "p_value": _p_value(raw, found.get("looks")),
             "steadier": steadier(raw, _losses(path.parent)) if raw else None,
             "leaning": "",
+            "agreement": found.get("agreement", {}).get(raw["id"]) if raw else None,
+            "replicated": _replicated(raw, found.get("replications", ())) if raw else None,
         }
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the findings of a report ({type(error).__name__}: {error})") from error
+
+
+def _replicated(claim: Mapping[str, Any], replications: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return whether other data gave a claim's verdict: elsewhere, here alone, or None if none were asked."""
+    others = [again for again in replications if again["other_data"] and not again["missing"]]
+    verdicts = [each["verdict"] for again in others for each in again["claims"] if each["id"] == claim["id"]]
+    if not verdicts:
+        return None
+    return "elsewhere" if claim["verdict"] in verdicts else "here alone"
 
 
 def _p_value(claim: Mapping[str, Any] | None, looks: Mapping[str, Any] | None) -> float:
@@ -179,11 +200,28 @@ def answer(found: Sequence[Mapping[str, Any]]) -> str:
     told = {
         word: f"{WORDS[word][len(studies) > 1]} ({', '.join(studies)})" for word, studies in groups.items() if studies
     }
+    reach = _reach(found)
     if total == 1:
-        return f"{head} The one primary claim that compares them {next(iter(told.values()))}."
+        return f"{head} The one primary claim that compares them {next(iter(told.values()))}.{reach}"
     *first, last = [f"{len(groups[word])} {words}" for word, words in told.items()]
     counted = f"{', '.join(first)}{',' if len(first) > 1 else ''} and {last}" if first else f"all {last}"
-    return f"{head} Of {total} primary claims that compare them, {counted}."
+    return f"{head} Of {total} primary claims that compare them, {counted}.{reach}"
+
+
+def _reach(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return which decided claims have the same verdict on other data, in a sentence; nothing if none was asked again.
+
+    >>> _reach([{"leaning": "siglip", "study": "noise", "replicated": "elsewhere"},
+    ...         {"leaning": "clip", "study": "speed", "replicated": "here alone"}])
+    ' Of the decided, shown on more than one data set: noise; on one data set only: speed.'
+    """
+    decided = [entry for entry in found if entry["leaning"] in ("siglip", "clip", "equal")]
+    parts = []
+    for found_there, words in REACH.items():
+        if names := [entry["study"] for entry in decided if entry.get("replicated") == found_there]:
+            parts.append(f"{words}: {', '.join(names)}")
+    asked = any(entry.get("replicated") for entry in decided)
+    return f" Of the decided, {'; '.join(parts)}." if asked else ""
 
 
 def _head(count: Mapping[str, int]) -> str:

@@ -30,6 +30,7 @@ def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
         _unfinished(results),
         _open_claims(findings),
         _fragile(findings),
+        _not_replicated(findings),
         _diverged(results),
         _left_out(results),
         _untuned(results),
@@ -66,6 +67,21 @@ def _reasons(results: Results) -> str:
         for one in failures(results)
     )
     return f" Why: {told}." if told else ""
+
+
+def _not_replicated(findings: Findings) -> Said:
+    for again in findings.replications:
+        if again.missing:
+            yield f"Replication {again.name} missing", f"{_capital(again.missing)}; it counts nowhere."
+    for claim in findings.claims:
+        differ = {each.verdict for again in findings.replications for each in again.claims if each.id == claim.id}
+        if differ - {claim.verdict}:
+            agreed = findings.agreement(claim.id)
+            yield f"The claim {claim.id} elsewhere", f"{_capital(claim.verdict)} here; {agreed.word}. {agreed.clause}"
+
+
+def _capital(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def _open_claims(findings: Findings) -> Said:
@@ -256,6 +272,14 @@ def _scope(results: Results) -> Said:
     towers = " and ".join(dict.fromkeys(tower.name for tower in named if tower))
     yield (
         "Scope",
-        f"One dataset ({study.data.name}), small towers ({towers}, {study.model.embed_dim} shared dimensions) and "
+        f"{_datasets(results)}, small towers ({towers}, {study.model.embed_dim} shared dimensions) and "
         f"{study.train.steps:,} steps: what holds here need not hold at another size.",
     )
+
+
+def _datasets(results: Results) -> str:
+    """Return on which data the verdicts rest, and on which they were asked again."""
+    name = results.study.data.name
+    others = dict.fromkeys(again.study.data.name for again in results.replications if not again.missing)
+    further = [other for other in others if other != name]
+    return f"One dataset ({name}), and {' and '.join(further)} in replications" if further else f"One dataset ({name})"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from stability.agreement import RULE
 from stability.analysis import Finding, Findings, Results, look_sentence
 from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
@@ -215,6 +216,8 @@ def _inference(results: Results, findings: Findings) -> Said:
             f"claim. Each look has an equal share of the alpha of .05. {look_sentence(findings.looks)}",
         )
     yield from _rankings(findings)
+    if findings.replications:
+        yield ("Replications", RULE)
     yield (
         "Verdicts",
         "Asked in this order. Not testable: too few pairs, more than a tenth of them without a usable value, or a "

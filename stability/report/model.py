@@ -5,7 +5,6 @@ No time, path or duration is in it, so that equal results give equal bytes; what
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,20 @@ from stability.report.failures import failures
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
 from stability.report.method import method
+from stability.report.replications import LEAD, TITLE, replications
 from stability.report.reproduced import reproduced
-from stability.report.tables import Json, cell_table, crosscheck_table, minus, missing_table, plain_table, tuning_table
+from stability.report.tables import (
+    Json,
+    cell_table,
+    crosscheck_table,
+    effect_in_words,
+    interval_in_words,
+    missing_table,
+    plain_table,
+    tuning_table,
+)
 from stability.stats.comparison import margin_region
-from stability.stats.wording import between, confidence_in_percent, number
+from stability.stats.wording import confidence_in_percent, number
 from stability.study import Study
 
 RATES = (("lr", "learning rates"), ("lr_factor", "multiples of the learning rate"))
@@ -28,6 +37,7 @@ SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconcl
 
 SECTIONS = {
     "claims": ("The claims", "Each claim was written down, with its measure and margin, before any run."),
+    "replications": (TITLE, LEAD),
     "ranking": (
         "Rankings",
         "All arms in order, each pair compared within the seeds. Intervals hold for all pairs together, so that the "
@@ -83,9 +93,10 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
     """Return the report of a study as JSON data: what report.json holds and what both renderings show."""
     study = results.study
     found = findings.to_json()
+    agreed = found.get("agreement", {})
     untuned = {claim["id"]: answer_of(claim) for claim in found.get("untuned", [])}
     answers = [
-        answer_of(claim) | {"untuned": untuned.get(claim["id"])}
+        answer_of(claim) | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"])}
         for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
     ]
     return {
@@ -102,7 +113,8 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "confidence": confidence_in_percent(findings.claims[0].confidence) if findings.claims else None,
         "looks": look_sentence(findings.looks) or None,
         "tuning": tuning_table(results),
-        "sections": _sections(drawn, bool(answers)),
+        "replications": replications(findings),
+        "sections": _sections(drawn, {"claims": bool(answers), "replications": bool(findings.replications)}),
         "published": reproduced(findings),
         "crosscheck": crosscheck_table(results),
         "cells": cell_table(results, findings),
@@ -131,7 +143,8 @@ def interim(results: Results) -> Json | None:
 def _facts(results: Results) -> str:
     """Return one line on the size of the study: runs, arms, seeds and steps."""
     study, runs = results.study, results.runs
-    parts = [f"{len(runs):,} runs", f"{runs['arm'].nunique()} arms", f"{study.grid.seeds} seeds"]
+    parts = [f"replication {study.replication}: {study.changes}"] if study.replication else []
+    parts += [f"{len(runs):,} runs", f"{runs['arm'].nunique()} arms", f"{study.grid.seeds} seeds"]
     for axis, word in (("batch_size", "batch sizes"), ("noise", "noise levels"), ("pairs", "numbers of pairs"), *RATES):
         if (levels := runs[axis].nunique()) > 1:
             parts.append(f"{levels} {word}")
@@ -163,8 +176,8 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         "told": claim["sentence"].removeprefix(f"{word.capitalize()}: "),
         "arms": _sides(claim),
         "effect": effect_in_words(claim["effect"], claim["ratio"]) if tested else None,
-        "interval": _interval(claim["interval"], claim["ratio"]) if tested else None,
-        "within": _interval(margin_region(claim["margin"], claim["ratio"]), claim["ratio"]),
+        "interval": interval_in_words(claim["interval"], claim["ratio"]) if tested else None,
+        "within": interval_in_words(margin_region(claim["margin"], claim["ratio"]), claim["ratio"]),
         "kind": "ratio" if claim["ratio"] else "difference",
         "n": claim["n_pairs"],
         "p_adjusted": number(claim["p_adjusted"]) if tested and claim["p_adjusted"] is not None else None,
@@ -179,28 +192,12 @@ def _sides(claim: Mapping[str, Any]) -> str:
     return f"{own} against {other}, both of {claim['compare'][0]}"
 
 
-def effect_in_words(effect: float, ratio: bool) -> str:
-    """Return an effect as a factor or with its sign.
-
-    >>> effect_in_words(0.8812, True), effect_in_words(-0.12, False), effect_in_words(3.0, False)
-    ('0.881×', '−0.12', '+3')
-    """
-    return f"{number(effect)}×" if ratio else f"{'+' if effect > 0 else ''}{minus(number(effect))}"
-
-
-def _interval(ends: Sequence[float | None], ratio: bool) -> str:
-    """Return an interval in words; null is an end that is not bounded."""
-    lowest = 0.0 if ratio else -math.inf
-    lo, hi = (open_end if end is None else end for end, open_end in zip(ends, (lowest, math.inf), strict=True))
-    return minus(between((lo, hi), ratio))
-
-
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def _sections(drawn: Sequence[Drawn], claims: bool) -> list[Json]:
-    """Return the sections that hold something, in reading order, with their figures."""
-    present = {figure.section for figure in drawn} | ({"claims"} if claims else set())
+def _sections(drawn: Sequence[Drawn], told: Mapping[str, bool]) -> list[Json]:
+    """Return the sections that hold something, in reading order, with their figures; those *told* need none."""
+    present = {figure.section for figure in drawn} | {name for name, holds in told.items() if holds}
     return [
         {
             "id": name,
@@ -237,14 +234,14 @@ def _tuning_seeds(results: Results) -> list[tuple[str, str]]:
 def provenance_rows(results: Results, findings: Findings) -> list[list[str]]:
     """Return where the results come from, as pairs of label and value."""
     found = findings.provenance
-    device = found["device"]
+    device, first = found["device"], results.study.grid.first_seed
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     counts = ", ".join(f"{found[word]} {word}" for word in ("planned", "finished", "diverged", "failed"))
     pairs = [
         ("Study", f"{findings.study}, scale {findings.scale}"),
         ("Study hash", findings.study_hash),
         ("Runs", f"{counts} (diverged runs count as finished)"),
-        ("Seeds", f"{found['seeds']} (0 to {found['seeds'] - 1}), shared by all arms"),
+        ("Seeds", f"{found['seeds']} ({first} to {first + found['seeds'] - 1}), shared by all arms"),
         *_tuning_seeds(results),
         ("Device", f"{device['type']}, {device['model']}"),
         ("Versions", versions),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from stability.registry import InputError
 from stability.report.html import environment
@@ -23,17 +24,20 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
     """
     reports = Path(reports_dir)
     for run_dir in map(Path, run_dirs):
-        source = run_dir / "report"
+        manifest, source = read_manifest(run_dir), run_dir / "report"
+        name = manifest["study"]
+        if manifest.get("replication"):
+            raise InputError(f"{run_dir}: is a replication; publish the run of {name!r} that it lies in")
         missing = [name for name in FILES if not (source / name).is_file()]
         if missing:
             raise InputError(f"{source}: {missing[0]} is missing; write it with `stability report {run_dir}`")
-        name = read_manifest(run_dir)["study"]
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(f"{run_dir}: the study's name {name!r} cannot name a directory")
         _copy(source, reports / name)
     found = entries(reports)
     index = reports / "index.html"
-    told = {"answer": answer(found), "coverage": coverage(found, shipped_studies()), "rule": RULE}
+    told: dict[str, Any] = {"answer": answer(found), "coverage": coverage(found, shipped_studies()), "rule": RULE}
+    told["replicated"] = any(entry["agreement"] for entry in found)
     text = environment().get_template("index.html").render(entries=found, **told)
     _write(index, text.encode())
     return index

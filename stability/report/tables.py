@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stability.analysis import AXES, Findings, Results, summarise
-from stability.stats.wording import number, percent
+from stability.stats.wording import between, number, percent
 from stability.study import settings_of
 from stability.tuning import edges
 
@@ -195,6 +195,22 @@ def _mean_and_spread(values: Iterable[float]) -> Json:
         return _cell(None)
     mean, spread = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else 0.0
     return {"text": with_spread(mean, spread) if spread else _plainly(mean), "value": plain(mean)}
+
+
+def effect_in_words(effect: float, ratio: bool) -> str:
+    """Return an effect as a factor or with its sign.
+
+    >>> effect_in_words(0.8812, True), effect_in_words(-0.12, False), effect_in_words(3.0, False)
+    ('0.881×', '−0.12', '+3')
+    """
+    return f"{number(effect)}×" if ratio else f"{'+' if effect > 0 else ''}{minus(number(effect))}"
+
+
+def interval_in_words(ends: Sequence[float | None], ratio: bool) -> str:
+    """Return an interval in words; null is an end that is not bounded."""
+    lowest = 0.0 if ratio else -math.inf
+    lo, hi = (open_end if end is None else end for end, open_end in zip(ends, (lowest, math.inf), strict=True))
+    return minus(between((lo, hi), ratio))
 
 
 def with_spread(mean: float, spread: float) -> str:

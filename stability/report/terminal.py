@@ -40,6 +40,8 @@ def print_verdicts(console: Console, findings: Findings) -> None:
     for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
         mark, in_ascii, colour = MARKS[finding.verdict]
         words = Text(plain(f"{finding.text}\n")).append(plain(finding.sentence), "dim")
+        if findings.replications:
+            words.append(plain(f"\nreplications: {findings.agreement(finding.id).clause}"), "dim")
         if untuned := next((each for each in findings.untuned if each.id == finding.id), None):
             words.append(f"\nwithout tuning: {untuned.verdict} (secondary, decides nothing)", "dim")
         table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", colour, no_wrap=True), words)

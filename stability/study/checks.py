@@ -20,7 +20,7 @@ from stability.registry import InputError, Variant, nearest
 from stability.study.coverage import check_coverage, check_first
 from stability.study.published import check_published
 from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
-from stability.study.searching import Locate, check_tuning
+from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.within import check_against
 
 
@@ -41,6 +41,28 @@ def check(study: Study, locate: Locate) -> None:
         check_published(study, published, lambda *keys, place=place: locate("published", place, *keys))
     if study.tune:
         check_tuning(study, study.tune, locate)
+
+
+def check_replication(study: Study, again: Study, where: str) -> None:
+    """Raise `InputError` if the replication *again* is *study*, or shares runs with it: they would count twice."""
+    place = f"{where}: replications.{again.replication}"
+    whose = f"replications.{study.replication}" if study.replication else "the study"
+    if again.hash == study.hash:
+        raise InputError(f"{place}: is {whose} itself; allowed: other data, or other seeds by grid.first_seed")
+    one, other = study.canonical(), again.canonical()
+    alike = all(one.get(key) == other.get(key) for key in ("data", "model", "train", "arms"))
+    axes = ("loss", "batch_size", "pairs", "corruption", "noise")
+    alike = alike and all({*study.grid.values(axis)} & {*again.grid.values(axis)} for axis in axes)
+    shared = {*_seeds(study)} & {*_seeds(again)}
+    if alike and shared:
+        raise InputError(
+            f"{place}: has the runs of {whose} at {len(shared)} of its {again.grid.seeds} seeds; allowed: other data, "
+            f"or grid.first_seed from {study.grid.first_seed + study.grid.seeds} on"
+        )
+
+
+def _seeds(study: Study) -> range:
+    return range(study.grid.first_seed, study.grid.first_seed + study.grid.seeds)
 
 
 def _check_data(study: Study, locate: Locate) -> Pairs:
@@ -119,6 +141,12 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
     for place, name in enumerate(study.grid.corruption):
         corruption.get_or_explain(name, locate("grid", "corruption", place))
     _check_sizes(study, available, locate)
+    if _seeds(study).stop > FIRST_TUNING_SEED:
+        where, most = locate("grid", "seeds"), FIRST_TUNING_SEED - study.grid.first_seed
+        raise InputError(
+            f"{where}: got {study.grid.seeds}; allowed: at most {max(0, most)} (seeds from {FIRST_TUNING_SEED:,} on "
+            "are those of searches)"
+        )
     if study.grid.lr_factors and len(study.grid.lr) != 1:
         where = locate("grid", "lr")
         raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_factors: the one rate they multiply")

@@ -20,9 +20,12 @@ def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
     """Return the TOML of *study* with *newcomer* compared to each of *against*, and to nothing else.
 
     Every claim of the study is asked of the newcomer against each of them, once per measure and contrast; the primary
-    claim stays primary against the first. Raises `InputError` for a name that is no loss and no arm of the study.
+    claim stays primary against the first. Replications are left out. Raises `InputError` for a name that is no loss and
+    no arm of the study.
     """
-    plain = tomllib.loads(study.text)
+    plain = {key: value for key, value in tomllib.loads(study.text).items() if key != "replications"}
+    for scale in plain.get("scales", {}).values():
+        scale.pop("replications", None)
     arms = plain.get("arms", {})
     for name in against:
         if name not in loss and name not in arms:

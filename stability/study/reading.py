@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -12,11 +13,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from stability.registry import InputError, nearest
-from stability.study.checks import check
-from stability.study.schema import DEFAULT_SCALE, SCALES, Study
+from stability.study.checks import check, check_replication
+from stability.study.overriding import at_scale, in_words, overridden, replication_tables
+from stability.study.schema import DEFAULT_SCALE, NAME_PATTERN, Study
 from stability.study.searching import Locate
 
-HIDDEN = ("name", "scale", "text", "looks")
+HIDDEN = ("name", "scale", "text", "looks", "replication", "changes")
 """Fields of a study that no file sets."""
 
 
@@ -63,28 +65,65 @@ def load_study(name_or_path: str | Path, scale: str | None = None) -> Study:
     return parse_study(text, str(path), path.stem, scale)
 
 
-def parse_study(text: str, where: str, name: str, scale: str | None = None) -> Study:
-    """Return the study that TOML *text* describes at one *scale*; *where* names the file in errors."""
+def parse_study(text: str, where: str, name: str, scale: str | None = None, replication: str = "") -> Study:
+    """Return the study that TOML *text* describes at one *scale*, or the *replication* of it that bears that name.
+
+    *where* names the file in errors. Each replication is validated with the study, as the study that it is.
+    """
     try:
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: not valid TOML: {error}") from error
     scale = scale or DEFAULT_SCALE
-    plain, changed = _at_scale(plain, scale, where)
-    for key in HIDDEN:
-        if key in plain:
-            raise InputError(f"{where}: unknown key '{key}'{nearest(key, _keys(Study))}")
+    plain, changed = at_scale(plain, scale, where)
+    tables = replication_tables(plain, where)
+    plain.pop("replications", None)
 
     def locate(*keys: str | int) -> str:
-        prefix = f"scales.{scale}." if tuple(keys) in changed else ""
-        return f"{where}: {prefix}{_dotted(keys)}"
+        prefix = f"scales.{scale}." if keys in changed else ""
+        return f"{where}: {prefix}{_dotted(keys)}" if keys else where
 
+    def again(key: str) -> Study:
+        return _replication(plain, key, tables[key], where).model_copy(update=identity)
+
+    identity = {"name": name, "scale": scale, "text": text}
+    if replication:
+        if replication not in tables:
+            raise InputError(f"{where}: unknown replication {replication!r}{nearest(replication, tables)}")
+        return again(replication)
+    study = _valid(plain, locate).model_copy(update=identity)
+    replications = tuple(again(key) for key in tables)
+    for place, each in enumerate(replications):
+        for before in (study, *replications[:place]):
+            check_replication(before, each, where)
+    return study.model_copy(update={"replications": replications})
+
+
+def _replication(plain: dict[str, Any], name: str, table: dict[str, Any], where: str) -> Study:
+    """Return the study that *plain* is with the overrides of one replication, validated."""
+    merged, changed = overridden(plain, table)
+
+    def locate(*keys: str | int) -> str:
+        place = f"{where}: replications.{name}"
+        names = tuple(key for key in keys if not isinstance(key, int))
+        return f"{place}{'.' if names in changed else ': '}{_dotted(keys)}" if keys else place
+
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InputError(f"{where}: replications: got {name!r}; allowed: a name of letters, digits, spaces and . _ + -")
+    study = _valid(merged, locate)
+    return study.model_copy(update={"replication": name, "changes": in_words(table)})
+
+
+def _valid(plain: dict[str, Any], locate: Locate) -> Study:
+    """Return plain data as a study, or raise `InputError` with one sentence on what is wrong with it."""
+    for key in HIDDEN:
+        if key in plain:
+            raise InputError(f"{locate()}: unknown key '{key}'{nearest(key, _keys(Study))}")
     try:
         # Strict JSON mode takes arrays as tuples and nothing else as anything else.
         study = Study.model_validate_json(json.dumps(plain, default=str))
     except ValidationError as error:
         raise InputError(_sentence(error, locate)) from error
-    study = study.model_copy(update={"name": name, "scale": scale, "text": text})
     check(study, locate)
     return study
 
@@ -101,31 +140,6 @@ def with_looks(study: Study, looks: Sequence[int], seeds: int) -> Study:
 
     check(at(looks[-1]), lambda *keys: f"{study.name} with {looks[-1]} seeds: {_dotted(keys)}")
     return at(seeds)
-
-
-def _at_scale(plain: dict[str, Any], scale: str, where: str) -> tuple[dict[str, Any], set[tuple[str, ...]]]:
-    """Return the plain data with one scale's overrides merged in, and the paths that they set."""
-    scales = plain.get("scales", {})
-    if not isinstance(scales, dict) or not all(isinstance(value, dict) for value in scales.values()):
-        raise InputError(f"{where}: scales: got {scales!r}; allowed: tables of overrides, as [scales.smoke]")
-    for known in scales:
-        if known not in SCALES:
-            raise InputError(f"{where}: scales.{known}: unknown scale {known!r}{nearest(known, SCALES)}")
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}{nearest(scale, SCALES)}")
-    if scale not in scales and scale != DEFAULT_SCALE:
-        raise InputError(f"{where}: the study has no scale {scale!r}{nearest(scale, {*scales, DEFAULT_SCALE})}")
-    changed: set[tuple[str, ...]] = set()
-
-    def merge(base: Any, override: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-        merged = dict(base) if isinstance(base, dict) else {}
-        for key, value in override.items():
-            changed.add((*path, key))
-            merged[key] = merge(merged.get(key), value, (*path, key)) if isinstance(value, dict) else value
-        return merged
-
-    rest = {key: value for key, value in plain.items() if key != "scales"}
-    return merge(rest, scales.get(scale, {}), ()), changed
 
 
 def _dotted(keys: Sequence[str | int]) -> str:

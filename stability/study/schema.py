@@ -25,7 +25,8 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$"
+Name = Annotated[str, Field(min_length=1, pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -127,7 +128,8 @@ class Grid(_Frozen):
     """The axes that are crossed: every combination is a run.
 
     *pairs* are numbers of training pairs: parts of the training split, drawn per seed and nested, the same for all
-    losses; none given: all pairs. *lr_factors* multiply the one rate that there is, the tuned or that of *lr*.
+    losses; none given: all pairs. *lr_factors* multiply the one rate that there is, the tuned or that of *lr*. Seeds
+    count from *first_seed*, those of a search from as much later.
     """
 
     loss: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -138,6 +140,7 @@ class Grid(_Frozen):
     lr: Annotated[tuple[Rate, ...], Field(min_length=1)]
     lr_factors: tuple[Rate, ...] = ()
     seeds: Positive
+    first_seed: Annotated[int, Field(ge=0)] = 0
 
     def values(self, axis: str) -> tuple[Any, ...]:
         """Return the values of an axis that a claim may go over: of the rate its multiples, where the grid has them."""
@@ -290,6 +293,12 @@ class Study(_Frozen):
     name: Annotated[str, Field(exclude=True)] = ""
     scale: Annotated[str, Field(exclude=True)] = DEFAULT_SCALE
     text: Annotated[str, Field(exclude=True)] = ""
+
+    replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
+    """The same claims asked of other data or seeds: no part of the hash of this study, whose runs they leave alone."""
+    replication: Annotated[str, Field(exclude=True)] = ""
+    """The name under which another study lists this one as its replication, and *changes* what it changes there."""
+    changes: Annotated[str, Field(exclude=True)] = ""
 
     @property
     def hash(self) -> str:

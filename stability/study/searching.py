@@ -16,7 +16,7 @@ Locate = Callable[..., str]
 """From keys and indices to the place in the file, for the head of an error sentence."""
 
 FIRST_TUNING_SEED = 1_000_000
-"""Tuning runs have the seeds from here on, test runs those from 0: no run of the search is a run of the test."""
+"""Tuning runs have seeds from here on, test runs lower ones: no run of the search is a run of the test."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def search_of(study: Study) -> Study:
     probes = {}
     for name, schedule in study.probes.items():
         reads = wanted & {each.name for each in probe[name].traits["measures"]}
-        # Test seeds count from 0, so a probe of the first seed alone reads no tuning run.
+        # A probe of the first seed of the test alone reads no tuning run.
         seeds = None if reads else 1
         probes[name] = schedule.model_copy(update={"seeds": seeds, "noise": None, "batch_size": None, "pairs": None})
     noise = min(study.grid.noise) if tune.noise is None else tune.noise
@@ -143,8 +143,6 @@ def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
         if claim.over == "lr" and not study.grid.lr_factors:
             where = locate("claims", place, "over")
             raise InputError(f"{where}: the rate is tuned; give grid.lr_factors, multiples of what tuning chooses")
-    if study.grid.seeds > FIRST_TUNING_SEED:
-        raise InputError(f"{locate('grid', 'seeds')}: got {study.grid.seeds}; allowed: at most {FIRST_TUNING_SEED}")
     if tune.steps is not None and tune.steps <= study.train.warmup:
         where = locate("tune", "steps")
         raise InputError(f"{where}: got {tune.steps}; allowed: more than train.warmup = {study.train.warmup}")

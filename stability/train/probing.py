@@ -17,7 +17,7 @@ from stability.grid import Run
 from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
-from stability.study import Schedule, Study
+from stability.study import Study
 from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
 from stability.train.optimizer import Moments, preconditioner, schedule
 from stability.train.population import Blueprint
@@ -79,8 +79,7 @@ def asked_of(
 
 def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot) -> Reading:
     """Return what probe *name* measures on the runs that its schedule selects."""
-    when = study.probes[name]
-    chosen = [place for place, run in enumerate(feed.runs) if selects(when, run)]
+    chosen = [place for place, run in enumerate(feed.runs) if selects(study, name, run)]
     if not chosen:
         return Reading([], {})
     widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
@@ -88,10 +87,11 @@ def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, sn
     return Reading(chosen, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
 
-def selects(when: Schedule, run: Run) -> bool:
+def selects(study: Study, name: str, run: Run) -> bool:
     """Return whether a probe measures this run."""
+    when = study.probes[name]
     return (
-        (when.seeds is None or run.seed < when.seeds)
+        (when.seeds is None or run.seed < study.grid.first_seed + when.seeds)
         and (when.noise is None or run.noise in when.noise)
         and (when.batch_size is None or run.batch_size in when.batch_size)
     )

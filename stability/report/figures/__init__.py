@@ -11,6 +11,7 @@ from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import along_axes, convergence, decline, sharpness
 from stability.report.figures.markup import svg
 from stability.report.figures.rankings import ranking_plots
+from stability.report.figures.replications import replication_plot
 from stability.report.figures.slices import flatness, landscapes
 from stability.report.figures.spectra import spectral_densities
 from stability.report.figures.trajectories import over_training
@@ -18,6 +19,7 @@ from stability.report.figures.tuning import tuning_curves
 
 SECTIONS = (
     "claims",
+    "replications",
     "ranking",
     "tuning",
     "learning",
@@ -37,9 +39,10 @@ def draw(results: Results, findings: Findings, grids: Path | None = None) -> tup
 
     *grids* is the folder in which `stability landscape` left what it looked at, if it did.
     """
-    first = forest_plot(results, findings)
+    first, again = forest_plot(results, findings), replication_plot(results, findings)
     drawn = [
         *([first] if first else []),
+        *([again] if again else []),
         *ranking_plots(findings, results.study.grid.loss),
         *tuning_curves(results),
         *over_training(results),

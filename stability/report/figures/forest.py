@@ -34,7 +34,7 @@ def forest_plot(results: Results, findings: Findings) -> Drawn | None:
     claims = sorted(findings.claims, key=lambda claim: not claim.primary)
     if not claims:
         return None
-    quantities = {claim.id: _quantity(claim, results.study, results.measures) for claim in claims}
+    quantities = {claim.id: quantity_of(claim, results.study, results.measures) for claim in claims}
     confidence = confidence_in_percent(claims[0].confidence)
     inner = confidence_in_percent(2 * claims[0].confidence - 1)
     return Drawn(
@@ -56,7 +56,7 @@ def _words(claim: Finding) -> str:
     region = between(margin_region(claim.margin, claim.ratio), claim.ratio)
     sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against) if claim.against else claim.compare
     what = f"{'ratio' if claim.ratio else 'difference'} {' to '.join(sides)}"
-    if not _testable(claim):
+    if not testable(claim):
         return f"{claim.id}: not testable."
     return (
         f"{claim.id}: {claim.verdict}, {what} {number(claim.effect)}, interval {between(claim.interval, claim.ratio)}, "
@@ -87,11 +87,12 @@ def _table(claims: Sequence[Finding]) -> pd.DataFrame:
     return table.assign(**{name: table[name].where(table[name].map(math.isfinite)) for name in numbers})
 
 
-def _testable(claim: Finding) -> bool:
+def testable(claim: Finding) -> bool:
+    """Tell whether a claim has an effect and an interval that can be drawn."""
     return claim.verdict != "not-testable" and all(map(math.isfinite, (claim.effect, *claim.interval)))
 
 
-def _kinds(claims: Sequence[Finding]) -> list[list[Finding]]:
+def kinds_of(claims: Sequence[Finding]) -> list[list[Finding]]:
     """Return the claims in panels of one scale: all ratios together, differences by contrast and measure."""
     kinds: dict[Any, list[Finding]] = {}
     for claim in claims:
@@ -104,7 +105,7 @@ def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> F
 
     *quantities* says by claim id what a difference is a difference of.
     """
-    kinds = _kinds(claims)
+    kinds = kinds_of(claims)
     foot, top = 0.55, 0.05
     total = top + sum(ROW * len(kind) + foot for kind in kinds)
     with styled():
@@ -124,9 +125,16 @@ def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> F
 
 
 def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
+    axes.set_ylim(len(claims), 0)
+    frame(axes, claims, quantity)
+    for place, claim in enumerate(claims):
+        _row(axes, place, claim)
+
+
+def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
+    """Give a panel the scale that holds all of *claims*, and name its two directions."""
     ratio = claims[0].ratio
     low, high = _span(claims)
-    axes.set_ylim(len(claims), 0)
     if ratio:
         panels.log_axis(axes, "x", low, high)
     else:
@@ -135,8 +143,6 @@ def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False)
-    for place, claim in enumerate(claims):
-        _row(axes, place, claim)
     pairs = {claim.compare for claim in claims}
     a, b = next(iter(pairs)) if len(pairs) == 1 else ("the first arm", "the second arm")
     if any(claim.against for claim in claims):
@@ -160,7 +166,7 @@ def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
         )
 
 
-def _quantity(finding: Finding, study: Study, measures: Mapping[str, Measure]) -> str:
+def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure]) -> str:
     """Return what a difference is a difference of, in words."""
     claim = next(claim for claim in study.claims if claim.id == finding.id)
     own, other = (_scaled(finding, claim, measures[name]) for name in finding.measures)
@@ -188,7 +194,7 @@ def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:
     """Return an axis range that holds every margin twice and every interval."""
     ratio = claims[0].ratio
-    ends = [end for claim in claims if _testable(claim) for end in (*claim.interval, claim.effect)]
+    ends = [end for claim in claims if testable(claim) for end in (*claim.interval, claim.effect)]
     for claim in claims:
         low, high = margin_region(claim.margin, ratio)
         ends += [low**2, high**2] if ratio else [2 * low, 2 * high]
@@ -215,23 +221,34 @@ def _row(axes: Axes, place: int, claim: Finding) -> None:
         va="center",
         fontweight="bold" if claim.primary else "normal",
     )
-    if not _testable(claim):
-        told = "not testable"
-    else:
-        told = f"{claim.verdict}: {number(claim.effect)} [{between(claim.interval, False).replace(' to ', ', ')}]"
-        colour = LIGHT["ink"]
-        axes.plot(claim.interval, [line, line], color=colour, linewidth=1)
-        if all(map(math.isfinite, claim.equivalence_interval)):
-            axes.plot(claim.equivalence_interval, [line, line], color=colour, linewidth=3, solid_capstyle="butt")
-        hollow = claim.verdict == "inconclusive"
-        axes.plot(
-            claim.effect,
-            line,
-            VERDICTS[claim.verdict],
-            markersize=7 if hollow else 9,
-            markerfacecolor=LIGHT["page"] if hollow else colour,
-            markeredgecolor=colour if hollow else LIGHT["page"],
-            markeredgewidth=1.2,
-            zorder=4,
-        )
-    axes.text(1, place + 0.22, told.replace("-", "−"), transform=axes.get_yaxis_transform(), ha="right", va="center")
+    mark(axes, line, claim)
+    axes.text(1, place + 0.22, told(claim), transform=axes.get_yaxis_transform(), ha="right", va="center")
+
+
+def told(claim: Finding) -> str:
+    """Return a claim's verdict, effect and interval as they stand beside its mark."""
+    if not testable(claim):
+        return "not testable"
+    interval = between(claim.interval, False).replace(" to ", ", ")
+    return f"{claim.verdict}: {number(claim.effect)} [{interval}]".replace("-", "−")
+
+
+def mark(axes: Axes, line: float, claim: Finding, size: float = 9) -> None:
+    """Draw a claim's intervals and the mark of its verdict; nothing if it could not be tested."""
+    if not testable(claim):
+        return
+    colour = LIGHT["ink"]
+    axes.plot(claim.interval, [line, line], color=colour, linewidth=1)
+    if all(map(math.isfinite, claim.equivalence_interval)):
+        axes.plot(claim.equivalence_interval, [line, line], color=colour, linewidth=3, solid_capstyle="butt")
+    hollow = claim.verdict == "inconclusive"
+    axes.plot(
+        claim.effect,
+        line,
+        VERDICTS[claim.verdict],
+        markersize=size - 2 if hollow else size,
+        markerfacecolor=LIGHT["page"] if hollow else colour,
+        markeredgecolor=colour if hollow else LIGHT["page"],
+        markeredgewidth=1.2,
+        zorder=4,
+    )

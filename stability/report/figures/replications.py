@@ -1,0 +1,138 @@
+"""Every claim in the study and in its replications, one below the other, on one scale."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from stability.analysis import Finding, Findings, Results
+from stability.report.figures.drawn import Drawn
+from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, testable
+from stability.report.style import LIGHT, WIDTH, styled
+from stability.stats.comparison import margin_region
+from stability.stats.wording import between, number
+
+HEAD, LINE, FOOT = 0.34, 0.24, 0.6
+"""Inches of a claim's words, of each interval below them, and of the axis below a panel."""
+
+NAMES = 1.15
+"""Inches at the left for the names of study and replications."""
+
+LETTERS = 90
+"""How many letters of a claim and of its word stand in one line."""
+
+STUDY = "this study"
+
+Rows = Mapping[str, Sequence[tuple[str, Finding]]]
+
+
+def replication_plot(results: Results, findings: Findings) -> Drawn | None:
+    """Return the claims with their replications as a forest plot, or nothing where no replication is finished."""
+    rows = replicated_rows(findings)
+    claims = sorted(findings.claims, key=lambda claim: not claim.primary)
+    if not claims or all(len(rows[claim.id]) == 1 for claim in claims):
+        return None
+    words = {claim.id: findings.agreement(claim.id).word for claim in claims}
+    quantities = {claim.id: quantity_of(claim, results.study, results.measures) for claim in claims}
+    return Drawn(
+        id="replications",
+        section="replications",
+        title="Every claim, and every claim again",
+        caption="Each claim's effect in the study and in its replications, with intervals, line, band and marks as in "
+        "the figure before. The word at the right follows from the verdicts by the rule that the method states.",
+        alt=" ".join(_words(claim, rows[claim.id], words[claim.id]) for claim in claims),
+        figure=replication_figure(claims, rows, words, quantities),
+        table=_table(claims, rows),
+    )
+
+
+def replicated_rows(findings: Findings) -> dict[str, list[tuple[str, Finding]]]:
+    """Return by claim its finding in the study and in each finished replication, with the name of each."""
+    found: dict[str, list[tuple[str, Finding]]] = {claim.id: [(STUDY, claim)] for claim in findings.claims}
+    for again in findings.replications:
+        for claim in again.claims:
+            found[claim.id].append((again.name, claim))
+    return found
+
+
+def replication_figure(
+    claims: Sequence[Finding], rows: Rows, words: Mapping[str, str], quantities: Mapping[str, str]
+) -> Figure:
+    """Return a row group per claim, in panels of one scale each."""
+    kinds = kinds_of(claims)
+    heights = [sum(HEAD + LINE * len(rows[claim.id]) for claim in kind) for kind in kinds]
+    total = 0.05 + sum(heights) + FOOT * len(kinds)
+    with styled():
+        figure = Figure(figsize=(WIDTH, total))
+        ceiling = total - 0.05
+        for kind, height in zip(kinds, heights, strict=True):
+            box = (NAMES / WIDTH, (ceiling - height) / total, 1 - (NAMES + 0.15) / WIDTH, height / total)
+            quantity = "" if kind[0].ratio else quantities[kind[0].id]
+            _panel(figure.add_axes(box), kind, rows, words, quantity, height)
+            ceiling -= height + FOOT
+    return figure
+
+
+def _panel(
+    axes: Axes, claims: Sequence[Finding], rows: Rows, words: Mapping[str, str], quantity: str, height: float
+) -> None:
+    """Draw claims of one scale, in inches from the top of the panel."""
+    axes.set_ylim(height, 0)
+    frame(axes, [finding for claim in claims for _, finding in rows[claim.id]], quantity)
+    across, left = axes.get_yaxis_transform(), 0.15 - NAMES
+    edge = left / (WIDTH - NAMES - 0.15)
+    top = 0.0
+    for claim in claims:
+        text = "".join(letter if letter.isprintable() else " " for letter in claim.text)
+        weight = "bold" if claim.primary else "normal"
+        # Names and words stand outside the scale, which would clip them.
+        said: dict[str, Any] = {"transform": across, "va": "center", "clip_on": False}
+        word = words[claim.id]
+        room = max(30, LETTERS - len(word))
+        axes.text(edge, top + 0.2, textwrap.shorten(text, room, placeholder=" …"), fontweight=weight, **said)
+        axes.text(1, top + 0.2, word, ha="right", fontweight=weight, **said)
+        low, high = top + HEAD, top + HEAD + LINE * len(rows[claim.id])
+        axes.fill_betweenx([low, high], *margin_region(claim.margin, claim.ratio), color=LIGHT["band"], linewidth=0)
+        nothing = 1.0 if claim.ratio else 0.0
+        axes.plot([nothing, nothing], [low, high], color=LIGHT["muted"], linewidth=0.8, zorder=1)
+        for place, (name, finding) in enumerate(rows[claim.id]):
+            line = low + LINE * (place + 0.5)
+            shown = textwrap.shorten(name, 16, placeholder="…")
+            axes.text(edge, line, shown, color=LIGHT["muted"], **said)
+            mark(axes, line, finding, size=7)
+            if not testable(finding):
+                open_end = "" if finding.verdict == "not-testable" else ", interval unbounded"
+                axes.text(1, line, f"{finding.verdict.replace('-', ' ')}{open_end}", ha="right", **said)
+        top = high
+
+
+def _words(claim: Finding, rows: Sequence[tuple[str, Finding]], word: str) -> str:
+    parts = [
+        f"{name} {number(finding.effect)}, {between(finding.interval, finding.ratio)}"
+        if testable(finding)
+        else f"{name} not testable"
+        for name, finding in rows
+    ]
+    return f"{claim.id}, {word}: {'; '.join(parts)}."
+
+
+def _table(claims: Sequence[Finding], rows: Rows) -> pd.DataFrame:
+    made = [
+        {
+            "claim": claim.id,
+            "on": name,
+            "verdict": finding.verdict,
+            "effect": finding.effect if testable(finding) else None,
+            "low": finding.interval[0] if testable(finding) else None,
+            "high": finding.interval[1] if testable(finding) else None,
+            "pairs": finding.n_pairs,
+        }
+        for claim in claims
+        for name, finding in rows[claim.id]
+    ]
+    return pd.DataFrame(made)

@@ -1,0 +1,97 @@
+"""Tables of a study file that replace parts of it: one scale's, then one replication's. Plain data in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stability.registry import InputError, nearest
+from stability.study.schema import DEFAULT_SCALE, SCALES, Data
+
+Plain = dict[str, Any]
+Paths = set[tuple[str | int, ...]]
+
+FIXED = ("title", "question", "source", "claims", "rankings", "scales", "replications")
+"""What a replication may not replace: it asks the study's own question, claims and margins again."""
+
+
+def at_scale(plain: Plain, scale: str, where: str) -> tuple[Plain, Paths]:
+    """Return the plain data with one scale's overrides merged in, and the paths that they set."""
+    scales = _tables(plain, "scales", "smoke", where)
+    for known in scales:
+        if known not in SCALES:
+            raise InputError(f"{where}: scales.{known}: unknown scale {known!r}{nearest(known, SCALES)}")
+    if scale not in SCALES:
+        raise InputError(f"unknown scale {scale!r}{nearest(scale, SCALES)}")
+    if scale not in scales and scale != DEFAULT_SCALE:
+        raise InputError(f"{where}: the study has no scale {scale!r}{nearest(scale, {*scales, DEFAULT_SCALE})}")
+    rest = {key: value for key, value in plain.items() if key != "scales"}
+    return overridden(rest, scales.get(scale, {}))
+
+
+def replication_tables(plain: Plain, where: str) -> dict[str, Plain]:
+    """Return the tables of overrides of a study's replications, by name.
+
+    Raises `InputError` for one that replaces what makes it the same question.
+    """
+    tables = _tables(plain, "replications", "digits", where)
+    for name, table in tables.items():
+        if fixed := next((key for key in table if key in FIXED), None):
+            raise InputError(
+                f"{where}: replications.{name}.{fixed}: a replication asks the study's question again; allowed: other "
+                "data, model, train, grid, arms, probes, tune"
+            )
+    return tables
+
+
+def _tables(plain: Plain, key: str, example: str, where: str) -> dict[str, Plain]:
+    tables = plain.get(key, {})
+    if not isinstance(tables, dict) or not all(isinstance(value, dict) for value in tables.values()):
+        raise InputError(f"{where}: {key}: got {tables!r}; allowed: tables of overrides, as [{key}.{example}]")
+    return tables
+
+
+def overridden(plain: Plain, override: Plain) -> tuple[Plain, Paths]:
+    """Return *plain* with *override* merged in, table by table, and the paths that were set.
+
+    >>> overridden({"grid": {"lr": [1], "seeds": 8}}, {"grid": {"seeds": 3}})[0]
+    {'grid': {'lr': [1], 'seeds': 3}}
+    >>> overridden({"data": {"name": "latent", "pairs": 64}}, {"data": {"name": "digits"}})[0]
+    {'data': {'name': 'digits'}}
+    """
+    changed: Paths = set()
+
+    def merge(base: Any, given: Plain, path: tuple[str | int, ...]) -> Plain:
+        merged = _kept(base, given, path) if isinstance(base, dict) else {}
+        for key, value in given.items():
+            changed.add((*path, key))
+            merged[key] = merge(merged.get(key), value, (*path, key)) if isinstance(value, dict) else value
+        return merged
+
+    return merge(plain, override, ()), changed
+
+
+def _kept(base: Plain, given: Plain, path: tuple[str | int, ...]) -> Plain:
+    """Return what stays of a table: of a dataset or tower that another one replaces, nothing that was its option."""
+    variant = path == ("data",) or (len(path) == 2 and path[0] == "model")
+    if not variant or given.get("name", base.get("name")) == base.get("name"):
+        return dict(base)
+    return {key: value for key, value in base.items() if path == ("data",) and key in Data.model_fields}
+
+
+def in_words(override: Plain) -> str:
+    """Return a table of overrides in one line.
+
+    >>> in_words({"data": {"name": "digits"}, "grid": {"first_seed": 1000}})
+    'data.name = "digits", grid.first_seed = 1000'
+    """
+    return ", ".join(f"{path} = {json.dumps(value, default=str)}" for path, value in _leaves(override))
+
+
+def _leaves(table: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{head}{key}.")
+        else:
+            yield f"{head}{key}", value
