@@ -105,7 +105,12 @@ def _project_out(vectors: Tensor, basis: Tensor, norms: Tensor) -> None:
     # Most of the span is absent but for rounding, and to read all of it a second time is what would cost.
     present = coefficients[:, :, 0].abs() > torch.finfo(norms.dtype).eps * norms[:, None]
     for vector, rows, parts, some in zip(vectors, basis, coefficients[:, :, 0], present, strict=True):
-        vector.addmv_(rows[some].T, parts[some], alpha=-1)
+        few = some.nonzero()[:, 0].tolist()
+        if len(few) > len(rows) // 4:
+            vector.addmv_(rows.T, parts, alpha=-1)
+        else:
+            for place in few:
+                vector.addcmul_(rows[place], parts[place], value=-1)
 
 
 def _tridiagonal_eigen(diagonal: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,13 +94,13 @@ def hessian_of(
     kept = [[graph(group, part) for part in parts] for group in groups] if retain else None
 
     def product(vectors: Tensor) -> Tensor:
-        result = torch.empty_like(vectors)
+        columns = []
         for place, group in enumerate(groups):
             graphs = kept[place] if kept is not None else (graph(group, part) for part in parts)
             width = max(1, lanes // (size * (group.stop - group.start)))
-            for number, one in enumerate(graphs):
-                for some, into in zip(vectors[:, group].split(width), result[:, group].split(width), strict=True):
-                    _add_product(one, some, into, shapes, replicas, first=number == 0)
+            some = vectors[:, group].split(width)
+            columns.append(_added(_joined([_product(one, few, shapes, replicas) for few in some], 0) for one in graphs))
+        result = _joined(columns, 1)
         return result.div_(total) if total > 1 else result
 
     if preconditioner is None:
@@ -109,19 +109,24 @@ def hessian_of(
     return Hessian(point, shapes, lambda vectors: scale * product(scale * vectors))
 
 
-def _add_product(graph: Graph, vectors: Tensor, into: Tensor, shapes: Shapes, replicas: bool, first: bool) -> None:
-    """Add the product of one *graph* with *vectors* (V, R, P) to *into*, or write it there if it is the *first*."""
-    axes = slice(None) if replicas else (slice(None), 0)
-    parts = products(graph, list(unflatten(vectors[axes], shapes).values()))
-    for part, target in zip(parts, unflatten(into[axes], shapes).values(), strict=True):
-        if part is None:
-            target.mul_(not first)
-        elif first:
-            target.copy_(part)
-        else:
-            target.add_(part)
-    if graph.spoilt:
-        into += graph.nothing[:, None]
+def _product(graph: Graph, vectors: Tensor, shapes: Shapes, replicas: bool) -> Tensor:
+    """Return the product of one *graph* with *vectors* (V, R, P), of the same shape."""
+    named = unflatten(vectors if replicas else vectors[:, 0], shapes)
+    parts = zip(named.items(), products(graph, list(named.values())), strict=True)
+    found = {name: torch.zeros_like(vector) if part is None else part for (name, vector), part in parts}
+    result = flatten(found, 1 + int(replicas)).view(vectors.shape)
+    return result + graph.nothing[:, None] if graph.spoilt else result
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+
+
+def _added(tensors: Iterator[Tensor]) -> Tensor:
+    total = next(tensors)
+    for tensor in tensors:
+        total += tensor
+    return total
 
 
 def _lanes_at_once(value: Objective, free: Named, fixed: Named, batches: Any, replicas: bool) -> int:
@@ -195,11 +200,9 @@ def _parts(batches: Any, replicas: bool, size: int) -> list[tuple[Any, ...]]:
     return [cut(start) for start in range(0, total, size)]
 
 
-def whole_batches(batches: Any) -> list[Any]:
-    """Return the batches of a pytree (M, ...) one by one, or ``[None]`` where there are none."""
-    if batches is None:
-        return [None]
-    return [pytree.tree_map(lambda leaf: leaf[0], part) for (part,) in _parts(batches, False, 1)]
+def whole_batches(batches: Any) -> list[tuple[Any, ...]]:
+    """Return the objective's further arguments for each batch of a pytree (M, ...): none where there are none."""
+    return [_at(part, 0) for part in _parts(batches, False, 1)]
 
 
 def _inverse_root(preconditioner: Mapping[str, Tensor], free: Mapping[str, Tensor], axes: int) -> Tensor:
