@@ -81,7 +81,7 @@ def _gaussian(size: int, seed: int, step: int) -> Tensor:
 
 
 def _orthogonalise(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Take from *vectors* (L, P), in place, their part in the span of the rows of *basis* (L, k, P); return their norms.
+    """Return the norms (L,) of *vectors* (L, P), from which their part in the rows of *basis* (L, k, P) was taken.
 
     A pass that halves a vector leaves rounding in the span that counts beside the rest: such a lane takes another.
     """
@@ -98,6 +98,7 @@ def _orthogonalise(vectors: Tensor, basis: Tensor) -> Tensor:
 
 
 def _project_out(vectors: Tensor, basis: Tensor, norms: Tensor) -> None:
+    """Take from *vectors*, of these *norms*, their part in the span of the rows of *basis*, in place."""
     coefficients = torch.bmm(basis, vectors[:, :, None])
     if vectors.shape[1] < LONG:
         vectors[:, None].baddbmm_(coefficients.mT, basis, alpha=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ def _product(graph: Graph, vectors: Tensor, shapes: Shapes, replicas: bool) -> T
     return result + graph.nothing[:, None] if graph.spoilt else result
 
 
-def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
