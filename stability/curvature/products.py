@@ -85,7 +85,7 @@ def hessian_of(
     lanes = _lanes_at_once(value, free, fixed, batches, replicas)
     size = min(chunk or max(1, lanes // len(point)), total)
     parts = _parts(batches, replicas, size)
-    groups = _groups(len(point), lanes // size)
+    groups = groups_of(len(point), lanes // size)
 
     def graph(group: slice, part: tuple[Any, ...]) -> Graph:
         at, held, some = _at((free, fixed, part), group) if replicas else (free, fixed, part)
@@ -140,7 +140,7 @@ def _lanes_at_once(value: Objective, free: Named, fixed: Named, batches: Any, re
     return max(1, BYTES_AT_ONCE.get(device, 2**22) // bytes_of(lambda: value(one, held, *_at(some, 0)), one))
 
 
-def _groups(replicas: int, most: int) -> list[slice]:
+def groups_of(replicas: int, most: int) -> list[slice]:
     """Return replicas in even groups of at most *most*, one by one below 3.
 
     One replica takes other kernels than several do: no group but one of all is left with one beside larger ones.
