@@ -11,7 +11,7 @@ from torch import Tensor
 from stability.streams import stream
 
 LONG = 2**16
-"""Entries of a vector from which on a basis leaves the cache."""
+"""Entries of a vector from which on a basis of them leaves the cache."""
 
 
 @dataclass(frozen=True)
