@@ -160,7 +160,7 @@ def by_pyhessian(model: DualEncoder, bound: float) -> Measured:
     """Return PyHessian's three quantities: its top eigenvalue, its trace until the error is small, its density.
 
     It has one end, that of largest magnitude; the other is read off its density. Its own stopping rule of the trace
-    has no standard error, so probes are added ten at a time until there is one below *bound*.
+    has no standard error, so probes are added four at a time until there is one below *bound*, as for ours.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
@@ -168,7 +168,7 @@ def by_pyhessian(model: DualEncoder, bound: float) -> Measured:
         (top, *_), _ = peer.eigenvalues(maxIter=100, tol=1e-3)
         forms: list[float] = []
         while not forms or (torch.tensor(forms).std() / len(forms) ** 0.5 > bound and len(forms) < MOST_PROBES):
-            forms += peer.trace(maxIter=10, tol=-math.inf)
+            forms += peer.trace(maxIter=4, tol=-math.inf)
         nodes, weights = peer.density(iter=LANCZOS, n_v=1)
     model.zero_grad(set_to_none=True)
     nodes, weights = [float(x) for x in nodes[0]], [float(x) for x in weights[0]]
@@ -227,9 +227,9 @@ def compare_spectra(size: str, batch_size: int, repeats: int) -> Row:
     """Return one replica's both ends, trace and density: PyHessian's time over ours, at the errors in the notes."""
     model = trained(size, batch_size)
     truth = truth_of(model)
-    bound, probes = TARGET * truth.scale, 8
+    bound, probes = TARGET * truth.scale, 4
     while (ours := by_ours(model, probes)).stderr > bound and probes < MOST_PROBES:
-        probes *= 2
+        probes += 4
     seen: list[Measured] = []
     peer_s, ours_s = in_turns(
         lambda: seen.append(by_pyhessian(model, bound)), lambda: by_ours(model, probes), repeats=repeats

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from stability.curvature import adaptive_threshold, hvp, spectrum
+from stability.curvature.graphs import BYTES_AT_ONCE, bytes_of
+from stability.curvature.lanczos import LONG, lanczos
+from stability.curvature.products import groups_of
 from stability.registry import InputError
 
 Params = dict[str, Tensor]
@@ -484,6 +487,49 @@ def test_replicas_without_batches_share_the_closed_over_data():
     together = spectrum(objective, stacked(*members), replicas=True)
     for r, member in enumerate(members):
         assert_close(together.eigenvalues_high[r], spectrum(objective, member).eigenvalues_high, rtol=1e-9, atol=0)
+
+
+def test_replicas_of_large_work_go_one_by_one_with_the_numbers_of_one_alone():
+    """An evaluation that fills the cache by itself: no replica shares a call with others, so bits are its own."""
+    x = torch.linspace(0, 1, BYTES_AT_ONCE["cpu"] // 16, dtype=torch.float64)
+
+    def heavy(params: Params) -> Tensor:
+        return (params["w"].sin().sum() * x).square().mean() + (params["w"] ** 3).sum()
+
+    members = [{"w": torch.linspace(0.1, 1 + r, 5, dtype=torch.float64)} for r in range(3)]
+    together = spectrum(heavy, stacked(*members), replicas=True, steps=4, trace_probes=2)
+    for r, member in enumerate(members):
+        alone = spectrum(heavy, member, steps=4, trace_probes=2)
+        assert torch.equal(together.nodes[r], alone.nodes)
+        assert torch.equal(together.trace[r], alone.trace)
+
+
+@given(st.integers(1, 40), st.integers(1, 8))
+def test_groups_are_even_and_none_is_left_with_one_replica_beside_larger_ones(replicas, most):
+    groups = groups_of(replicas, most)
+    sizes = [group.stop - group.start for group in groups]
+    assert [place for group in groups for place in range(group.start, group.stop)] == list(range(replicas))
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) > 1 or max(sizes) == 1
+
+
+def test_the_size_of_the_work_is_parameters_and_results_without_views():
+    w = torch.ones(100, 100)
+    assert bytes_of(lambda: (w @ w.T).exp().view(-1).sum(), {"w": w}) == 3 * w.numel() * 4 + 4
+
+
+def test_a_long_basis_is_orthogonal_to_rounding_and_without_ghosts():
+    """Where only what is present of the span is taken away: outliers that converge, over a bulk that never does."""
+    g = torch.Generator().manual_seed(4)
+    diagonal = torch.rand(2, LONG, generator=g)
+    diagonal[:, :3] = torch.tensor([-3.0, 4.0, 9.0])
+    run = lanczos(lambda vectors: diagonal * vectors, torch.randn(2, LONG, generator=g), 60, seed=0)
+    angles = run.basis @ run.basis.mT
+    assert (angles - angles.diagonal(dim1=1, dim2=2).diag_embed()).abs().max() < 2e-5
+    assert (run.theta > 1.5).sum(1).tolist() == [2, 2]
+    assert (run.theta < -0.5).sum(1).tolist() == [1, 1]
+    assert_close(run.theta[:, -2:].float(), diagonal[:, 1:3], rtol=3e-5, atol=0)
 
 
 # -- degenerate cases ------------------------------------------------------------------------------------

@@ -124,11 +124,11 @@ def test_with_batches_a_slice_is_of_the_mean_over_them():
 def test_the_bound_on_memory_counts_parameters_and_activations():
     params = {"w": torch.zeros(1000)}
     light, heavy = (
-        points_at_once(objective, params, None)
+        points_at_once(objective, params, ())
         for objective in (lambda p: p["w"].sum(), lambda p: (p["w"][:, None] * torch.ones(1000)).exp().sum())
     )
     assert light > 500 * heavy
-    assert points_at_once(lambda p: p["w"].sum(), {"w": torch.zeros(2**26)}, None) == 1
+    assert points_at_once(lambda p: p["w"].sum(), {"w": torch.zeros(2**26)}, ()) == 1
 
 
 def test_the_caller_s_parameters_and_gradients_are_untouched():

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from stability.streams import stream
 
+LONG = 2**16
+"""Entries of a vector from which on a basis of them leaves the cache."""
+
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -45,49 +48,70 @@ def lanczos(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int, see
     with zero quadrature weight. A lane with a NaN has NaN in `theta` and `vectors`, and leaves the others as they are.
     """
     lanes, size = starts.shape
-    basis = starts.new_zeros(lanes, steps, size)
-    diagonal, coupling = starts.new_zeros(2, lanes, steps)
+    basis = starts.new_empty(steps, lanes, size)
+    diagonal, coupling = starts.new_zeros(2, steps, lanes)
     largest = starts.new_zeros(lanes)
-    basis[:, 0] = starts / starts.norm(dim=-1, keepdim=True)
+    spare = torch.empty_like(starts)
+    torch.div(starts, starts.norm(dim=-1, keepdim=True), out=basis[0])
     for step in range(steps):
-        current, so_far = basis[:, step], basis[:, : step + 1]
+        current, so_far = basis[step], basis[: step + 1].transpose(0, 1)
         image = product(current)
-        diagonal[:, step] = (current * image).sum(-1)
+        diagonal[step] = torch.mul(current, image, out=spare).sum(-1)
+        if step + 1 == steps:
+            break
         # The recurrence first: it takes away all but rounding, and one pass over the basis does the rest.
-        rest = image - diagonal[:, step, None] * current
+        rest = torch.addcmul(image, diagonal[step, :, None], current, value=-1, out=basis[step + 1])
         if step:
-            rest -= coupling[:, step, None] * basis[:, step - 1]
-        rest = _orthogonal_part(rest, so_far)
-        norm = rest.norm(dim=-1)
-        largest = torch.maximum(largest, diagonal[:, step].abs() + norm)
-        if step + 1 < steps:
-            exhausted = norm <= 10 * torch.finfo(norm.dtype).eps * largest
-            coupling[:, step + 1] = norm.masked_fill(exhausted, 0)
-            if bool(exhausted.any()):
-                fresh = _orthogonal_part(_gaussian(size, seed, step).to(starts).expand(lanes, size), so_far)
-                rest = torch.where(exhausted[:, None], fresh / fresh.norm(dim=-1, keepdim=True), rest)
-            basis[:, step + 1] = rest / rest.norm(dim=-1, keepdim=True)
-    theta, vectors = _tridiagonal_eigen(diagonal, coupling[:, 1:])
-    return Decomposition(theta, vectors, basis)
+            rest.addcmul_(coupling[step, :, None], basis[step - 1], value=-1)
+        norm = _orthogonalise(rest, so_far)
+        largest = torch.maximum(largest, diagonal[step].abs() + norm)
+        exhausted = norm <= 10 * torch.finfo(norm.dtype).eps * largest
+        coupling[step + 1] = norm.masked_fill(exhausted, 0)
+        if bool(exhausted.any()):
+            fresh = _gaussian(size, seed, step).to(starts).repeat(lanes, 1)
+            fresh_norm = _orthogonalise(fresh, so_far)
+            rest[exhausted], norm[exhausted] = fresh[exhausted], fresh_norm[exhausted]
+        rest /= norm[:, None]
+    theta, vectors = _tridiagonal_eigen(diagonal.T, coupling[1:].T)
+    return Decomposition(theta, vectors, basis.transpose(0, 1))
 
 
 def _gaussian(size: int, seed: int, step: int) -> Tensor:
     return torch.randn(size, generator=stream(seed, f"lanczos/{step}"), dtype=torch.float64)
 
 
-def _orthogonal_part(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Return (L, P) *vectors* without their part in the span of the rows of *basis* (L, k, P).
+def _orthogonalise(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Return the norms (L,) of *vectors* (L, P), from which their part in the rows of *basis* (L, k, P) was taken.
 
     A pass that halves a vector leaves rounding in the span that counts beside the rest: such a lane takes another.
     """
-    once = _projected_out(vectors, basis)
-    again = once.norm(dim=-1) < 0.5 * vectors.norm(dim=-1)
-    return torch.where(again[:, None], _projected_out(once, basis), once) if bool(again.any()) else once
+    before = torch.linalg.vector_norm(vectors, dim=-1)
+    _project_out(vectors, basis, before)
+    norm = torch.linalg.vector_norm(vectors, dim=-1)
+    again = norm < 0.5 * before
+    if bool(again.any()):
+        twice = vectors.clone()
+        _project_out(twice, basis, norm)
+        vectors[again] = twice[again]
+        norm = torch.linalg.vector_norm(vectors, dim=-1)
+    return norm
 
 
-def _projected_out(vectors: Tensor, basis: Tensor) -> Tensor:
+def _project_out(vectors: Tensor, basis: Tensor, norms: Tensor) -> None:
+    """Take from *vectors*, of these *norms*, their part in the span of the rows of *basis*, in place."""
     coefficients = torch.bmm(basis, vectors[:, :, None])
-    return torch.baddbmm(vectors[:, None], coefficients.mT, basis, alpha=-1)[:, 0]
+    if vectors.shape[1] < LONG:
+        vectors[:, None].baddbmm_(coefficients.mT, basis, alpha=-1)
+        return
+    # Most of the span is absent but for rounding, and to read all of it a second time is what would cost.
+    present = coefficients[:, :, 0].abs() > torch.finfo(norms.dtype).eps * norms[:, None]
+    for vector, rows, parts, some in zip(vectors, basis, coefficients[:, :, 0], present, strict=True):
+        few = some.nonzero()[:, 0].tolist()
+        if len(few) > len(rows) // 4:
+            vector.addmv_(rows.T, parts, alpha=-1)
+        else:
+            for place in few:
+                vector.addcmul_(rows[place], parts[place], value=-1)
 
 
 def _tridiagonal_eigen(diagonal: Tensor, coupling: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,18 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from stability.curvature.graphs import BYTES_AT_ONCE, Graph, bytes_of, graph_of, products
 from stability.registry import InputError, nearest
 
 Objective = Callable[..., Tensor]
+Named = Mapping[str, Tensor]
 Shapes = Mapping[str, torch.Size]
 Block = Callable[[str], bool] | Collection[str]
-
-# Replicas x batches x vectors that one backward pass takes at once. On a CPU more of them leave the cache:
-# 64 replica-batches ran 1.8 times slower with 8 vectors at once than one by one, 8 ran 1.4 times faster.
-LANES_AT_ONCE = {"cpu": 64, "cuda": 1024}
 
 
 @dataclass(frozen=True)
@@ -68,31 +66,42 @@ def hessian_of(
     """Return the (block of the, preconditioned) Hessian of an objective, averaged over *batches*.
 
     The gradient of the sum over replicas is built once and differentiated again for every product; the
-    arguments are those of `stability.curvature.spectrum`.
+    arguments are those of `stability.curvature.spectrum`. Replicas, batches and vectors share one backward pass as far
+    as `stability.curvature.graphs.BYTES_AT_ONCE` holds them.
     """
     check_params(params, replicas)
-    free = {name: params[name] for name in chosen_names(params, block)}
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk is {chunk}; allowed: a whole number of batches of at least 1")
+    free = {name: params[name].detach() for name in chosen_names(params, block)}
     fixed = {name: value.detach() for name, value in params.items() if name not in free}
     shapes = {name: value.shape[int(replicas) :] for name, value in free.items()}
-    point = flatten(free, int(replicas)).detach()
+    point = flatten(free, int(replicas))
     point = point if replicas else point[None]
 
-    def value(flat: Tensor, held: dict[str, Tensor], *batch: Any) -> Tensor:
-        merged = unflatten(flat, shapes) | held
-        return check_scalar(objective({name: merged[name] for name in params}, *batch))
+    def value(moved: Named, held: Named, *batch: Any) -> Tensor:
+        return check_scalar(objective({name: (moved if name in moved else held)[name] for name in params}, *batch))
 
-    def graph(part: Any) -> Callable[[Tensor], Tensor]:
-        return _product(lambda leaf: _values(value, leaf, fixed, part, replicas), point, _lanes(part, replicas))
+    total = _number_of_batches(batches, replicas)
+    lanes = _lanes_at_once(value, free, fixed, batches, replicas)
+    size = min(chunk or max(1, lanes // len(point)), total)
+    parts = _parts(batches, replicas, size)
+    groups = groups_of(len(point), lanes // size)
 
-    parts, total = _parts(batches, replicas, chunk)
-    kept = [graph(part) for part in parts] if retain else None
+    def graph(group: slice, part: tuple[Any, ...]) -> Graph:
+        at, held, some = _at((free, fixed, part), group) if replicas else (free, fixed, part)
+        return graph_of(lambda leaves: _values(value, replicas, leaves, held, *some), at)
+
+    kept = [[graph(group, part) for part in parts] for group in groups] if retain else None
 
     def product(vectors: Tensor) -> Tensor:
-        graphs: Iterator[Callable] = iter(kept) if kept is not None else map(graph, parts)
-        result = torch.zeros_like(vectors)
-        for multiply in graphs:
-            result += multiply(vectors)
-        return result / total
+        columns = []
+        for place, group in enumerate(groups):
+            graphs = kept[place] if kept is not None else (graph(group, part) for part in parts)
+            width = max(1, lanes // (size * (group.stop - group.start)))
+            some = vectors[:, group].split(width)
+            columns.append(_added(_joined([_product(one, few, shapes, replicas) for few in some], 0) for one in graphs))
+        result = _joined(columns, 1)
+        return result.div_(total) if total > 1 else result
 
     if preconditioner is None:
         return Hessian(point, shapes, product)
@@ -100,65 +109,73 @@ def hessian_of(
     return Hessian(point, shapes, lambda vectors: scale * product(scale * vectors))
 
 
-def _product(values_at: Callable[[Tensor], Tensor], point: Tensor, lanes: int) -> Callable[[Tensor], Tensor]:
-    """Differentiate ``values_at`` (R,) once; the result multiplies vectors (V, R, P) by the Hessian."""
-    width = max(1, LANES_AT_ONCE.get(point.device.type, 1) // max(1, lanes))
-    gradient: Tensor | None = None
-    # The fused attention kernels have no second derivative.
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        leaf = point.clone().requires_grad_()
-        values = values_at(leaf)
-        if values.requires_grad:
-            (gradient,) = torch.autograd.grad(values.sum(), leaf, create_graph=True, allow_unused=True)
-    # Zero, or NaN where the objective is not finite: such a point has no curvature.
-    nothing = (0 * values.detach())[:, None]
-
-    def multiply(vectors: Tensor) -> Tensor:
-        if gradient is None or not gradient.requires_grad:
-            return torch.zeros_like(vectors) + nothing
-        return torch.cat([_backward(gradient, leaf, group) for group in vectors.split(width)]) + nothing
-
-    return multiply
+def _product(graph: Graph, vectors: Tensor, shapes: Shapes, replicas: bool) -> Tensor:
+    """Return the product of one *graph* with *vectors* (V, R, P), of the same shape."""
+    named = unflatten(vectors if replicas else vectors[:, 0], shapes)
+    parts = zip(named.items(), products(graph, list(named.values())), strict=True)
+    found = {name: torch.zeros_like(vector) if part is None else part for (name, vector), part in parts}
+    result = flatten(found, 1 + int(replicas)).view(vectors.shape)
+    return result + graph.nothing[:, None] if graph.spoilt else result
 
 
-def _backward(gradient: Tensor, leaf: Tensor, vectors: Tensor) -> Tensor:
-    many = len(vectors) > 1
-    # None if the gradient depends on closed-over tensors only.
-    product: Tensor | None = torch.autograd.grad(
-        gradient,
-        leaf,
-        vectors if many else vectors[0],
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=many,
-    )[0]
-    if product is None:
-        return torch.zeros_like(vectors)
-    return product if many else product[None]
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def _values(value: Objective, flat: Tensor, fixed: dict[str, Tensor], part: Any, replicas: bool) -> Tensor:
-    """Return the sum of the objective over the batches of one *part*, (R,)."""
+def _added(tensors: Iterator[Tensor]) -> Tensor:
+    total = next(tensors)
+    for tensor in tensors:
+        total += tensor
+    return total
 
-    def summed(flat: Tensor, held: dict[str, Tensor], *batches: Any) -> Tensor:
+
+def _lanes_at_once(value: Objective, free: Named, fixed: Named, batches: Any, replicas: bool) -> int:
+    """Return how many evaluations of one replica on one batch `BYTES_AT_ONCE` holds, at least 1.
+
+    A function of the objective and of shapes alone, so that numbers never depend on the machine's state.
+    """
+    (part, *_) = _parts(batches, replicas, 1)
+    one, held, some = _at((free, fixed, part), 0) if replicas else (free, fixed, part)
+    device = next(iter(free.values())).device.type
+    return max(1, BYTES_AT_ONCE.get(device, 2**22) // bytes_of(lambda: value(one, held, *_at(some, 0)), one))
+
+
+def groups_of(replicas: int, most: int) -> list[slice]:
+    """Return replicas in even groups of at most *most*, one by one below 3.
+
+    One replica takes other kernels than several do: no group but one of all is left with one beside larger ones.
+    """
+    count = math.ceil(replicas / most) if most > 2 else replicas
+    ends = [replicas * place // count for place in range(count + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def _at(tree: Any, index: slice | int) -> Any:
+    """Return the entries at *index* of each tensor's leading axis."""
+    return pytree.tree_map(lambda leaf: leaf[index], tree)
+
+
+def _values(value: Objective, replicas: bool, moved: Named, fixed: Named, *batches: Any) -> Tensor:
+    """Return the sum of the objective over some *batches*, if there are any, (R,)."""
+
+    def summed(moved: Named, held: Named, *batches: Any) -> Tensor:
         if not batches:
-            return value(flat, held)
+            return value(moved, held)
         if pytree.tree_leaves(batches)[0].shape[0] == 1:
-            return value(flat, held, *pytree.tree_map(lambda leaf: leaf[0], batches))
-        return torch.vmap(value, in_dims=(None, None, 0))(flat, held, *batches).sum()
+            return value(moved, held, *_at(batches, 0))
+        return torch.vmap(value, in_dims=(None, None, 0))(moved, held, *batches).sum()
 
-    arguments = () if part is None else (part,)
-    if replicas:
-        return torch.vmap(summed)(flat, fixed, *arguments)
-    return summed(flat[0], fixed, *arguments)[None]
+    if not replicas:
+        return summed(moved, fixed, *batches)[None]
+    if len(next(iter(moved.values()))) == 1:
+        return summed(*_at((moved, fixed, *batches), 0))[None]
+    return torch.vmap(summed)(moved, fixed, *batches)
 
 
-def _parts(batches: Any, replicas: bool, chunk: int | None) -> tuple[list[Any], int]:
-    """Return *batches* cut into parts of at most *chunk* whole batches, and their total number."""
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk is {chunk}; allowed: a whole number of batches of at least 1")
+def _number_of_batches(batches: Any, replicas: bool) -> int:
+    """Return how many whole *batches* there are, or raise `InputError` where their tensors disagree."""
     if batches is None:
-        return [None], 1
+        return 1
     axis = int(replicas)
     sizes = {leaf.shape[axis : axis + 1] for leaf in pytree.tree_leaves(batches)}
     total = next(iter(sizes))[0] if len(sizes) == 1 and all(sizes) else 0
@@ -168,24 +185,24 @@ def _parts(batches: Any, replicas: bool, chunk: int | None) -> tuple[list[Any], 
         raise InputError(
             f"batches have shapes {given}; allowed: tensors that share the number of batches as their {where}"
         )
-    size = min(chunk or total, total)
-
-    def cut(start: int) -> Any:
-        return pytree.tree_map(lambda leaf: leaf.narrow(axis, start, min(size, total - start)), batches)
-
-    return [cut(start) for start in range(0, total, size)], total
+    return total
 
 
-def whole_batches(batches: Any) -> list[Any]:
-    """Return the batches of a pytree (M, ...) one by one, or ``[None]`` where there are none."""
+def _parts(batches: Any, replicas: bool, size: int) -> list[tuple[Any, ...]]:
+    """Return *batches* cut into parts of at most *size* whole batches, each the objective's further arguments."""
     if batches is None:
-        return [None]
-    return [pytree.tree_map(lambda leaf: leaf[0], part) for part in _parts(batches, False, 1)[0]]
+        return [()]
+    axis, total = int(replicas), _number_of_batches(batches, replicas)
+
+    def cut(start: int) -> tuple[Any, ...]:
+        return (pytree.tree_map(lambda leaf: leaf.narrow(axis, start, min(size, total - start)), batches),)
+
+    return [cut(start) for start in range(0, total, size)]
 
 
-def _lanes(part: Any, replicas: bool) -> int:
-    leaves = pytree.tree_leaves(part)
-    return math.prod(leaves[0].shape[: 1 + int(replicas)]) if leaves and part is not None else 1
+def whole_batches(batches: Any) -> list[tuple[Any, ...]]:
+    """Return the objective's further arguments for each batch of a pytree (M, ...): none where there are none."""
+    return [_at(part, 0) for part in _parts(batches, False, 1)]
 
 
 def _inverse_root(preconditioner: Mapping[str, Tensor], free: Mapping[str, Tensor], axes: int) -> Tensor:

@@ -119,7 +119,7 @@ def spectrum(
     - *preconditioner*: the diagonal P > 0, like *params*; then the operator is P^-1/2 H P^-1/2, whose
       largest eigenvalue is Adam's sharpness for P = sqrt(v) + eps (Cohen et al. 2022, arXiv:2207.14484).
     - *block*: names, or a predicate of the name: the Hessian in those parameters, the others held fixed.
-    - *chunk* batches share one graph (None: all). *retain* keeps the graphs between products; without it
+    - *chunk* batches share one graph (None: what a cache holds). *retain* keeps the graphs between products; without it
       they are built anew for each product and memory holds one chunk. The Lanczos basis takes probes x R x
       steps x P numbers.
 

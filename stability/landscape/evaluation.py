@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stability.curvature.products import Objective, check_params, check_scalar, flatten, hessian_of, whole_batches
+from stability.curvature.graphs import BYTES_AT_ONCE, bytes_of
+from stability.curvature.products import (
+    Objective,
+    check_params,
+    check_scalar,
+    flatten,
+    hessian_of,
+    unflatten,
+    whole_batches,
+)
 from stability.registry import InputError
 
 Point = Mapping[str, Tensor]
-
-BYTES_AT_ONCE = {"cpu": 2**26, "cuda": 2**32}
-"""Parameters and activations of the points evaluated at once; more would leave a processor's caches for nothing."""
 
 
 def evaluate(
@@ -25,44 +31,36 @@ def evaluate(
     It is the mean over *batches*; *places* is (N, K). *chunk* points share one vmapped call (None: as many as
     `BYTES_AT_ONCE` holds, a pure function of the objective and its input). The caller's tensors are read only.
     """
-    names = list(params)
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk is {chunk}; allowed: a whole number of points of at least 1")
-    origin = {name: value.detach() for name, value in params.items()}
-
-    def value(at: Tensor, batch: Any) -> Tensor:
-        moved = {
-            name: origin[name] + sum(at[k].to(origin[name]) * axis[name] for k, axis in enumerate(axes))
-            for name in names
-        }
-        return check_scalar(objective(moved) if batch is None else objective(moved, batch))
-
+    origin = flatten(params, 0).detach()
+    basis = torch.stack([flatten({name: axis[name].detach() for name in params}, 0).to(origin) for axis in axes])
+    shapes = {name: value.shape for name, value in params.items()}
+    places = places.to(origin)
     split = whole_batches(batches)
-    places = places.to(next(iter(origin.values())).device)
+    size = chunk or points_at_once(objective, params, split[0])
+
+    def values(part: Tensor, batch: tuple[Any, ...]) -> Tensor:
+        flat = origin.expand(len(part), -1)
+        for steps, axis in zip(part.T, basis, strict=True):
+            flat = torch.addcmul(flat, steps[:, None], axis)
+        moved = unflatten(flat, shapes)
+        if len(part) == 1:
+            return check_scalar(objective({name: value[0] for name, value in moved.items()}, *batch))[None]
+        return torch.vmap(lambda point: check_scalar(objective(point, *batch)))(moved)
+
     total = torch.zeros(len(places), dtype=torch.float64)
-    size = chunk or points_at_once(objective, origin, split[0])
     with torch.no_grad():
         for batch in split:
-            parts = [torch.vmap(value, in_dims=(0, None))(part, batch) for part in places.split(size)]
-            total += torch.cat(parts).double().cpu()
+            total += torch.cat([values(part, batch) for part in places.split(size)]).double().cpu()
     return total / len(split)
 
 
-def points_at_once(objective: Objective, params: Point, batch: Any) -> int:
-    """Return how many points fit into `BYTES_AT_ONCE`, at least 1: by what autograd saves in one evaluation."""
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-    saved: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        check_scalar(objective(leaves) if batch is None else objective(leaves, batch))
-    own = sum(value.numel() * value.element_size() for value in params.values())
-    device = next(iter(params.values())).device.type
-    return max(1, BYTES_AT_ONCE.get(device, 2**26) // (sum(saved.values()) + 2 * own))
+def points_at_once(objective: Objective, params: Point, batch: tuple[Any, ...]) -> int:
+    """Return how many points fit into `BYTES_AT_ONCE`, at least 1: by what one evaluation computes."""
+    own = {name: value.detach() for name, value in params.items()}
+    work = bytes_of(lambda: check_scalar(objective(own, *batch)), own)
+    return max(1, BYTES_AT_ONCE.get(next(iter(own.values())).device.type, 2**22) // work)
 
 
 def taylor(objective: Objective, params: Point, axes: Sequence[Point], batches: Any) -> tuple[Tensor, Tensor]:
@@ -78,7 +76,7 @@ def taylor(objective: Objective, params: Point, axes: Sequence[Point], batches: 
     split, slope = whole_batches(batches), torch.zeros(len(axes), dtype=torch.float64)
     for batch in split:
         with torch.enable_grad():
-            value = objective(leaves) if batch is None else objective(leaves, batch)
+            value = objective(leaves, *batch)
         if value.requires_grad:
             parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
             slope += basis.double().cpu() @ flatten(dict(zip(leaves, parts, strict=True)), 0).double().cpu()
