@@ -21,7 +21,6 @@ from stability.registry import InputError
 from stability.results import (
     AXES,
     FLOOR,
-    LATE,
     LOGARITHMS,
     Results,
     Tuning,
@@ -33,7 +32,7 @@ from stability.results import (
 )
 from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import read_groups, read_manifest, read_study
-from stability.study import DOUBLING, Claim, Ranking, Study
+from stability.study import DOUBLING, LATE, Claim, Ranking, Study
 from stability.tuning import search
 
 __all__ = [

@@ -4,7 +4,10 @@ A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per d
 replica: the trainer calls it under ``vmap``. One that hands its work to a kernel with a replica axis of its own
 declares ``stacked=True`` and receives every tensor with a leading replica axis; ``alone=True`` says that it takes
 replicas one by one, so that one need not be padded to two. ``fixed_batches=True`` asks for the same batches at every
-step, and ``least={"batches": 2}`` bounds options from below.
+step, ``least={"batches": 2}`` bounds options from below, and ``several=("fork",)`` names those that take a list too.
+
+``forks="fork"`` names the option that holds the steps at which the probe measures: there the trainer trains two copies
+of the replica to the end, with data in two other orders, and hands both ends over as the replica's *children*.
 """
 
 from __future__ import annotations
@@ -83,7 +86,9 @@ class Replica:
     sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step, before per-parameter
     multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on; momentum: that of
     SGD, None under AdamW (whose betas are *betas*); fixed: the names of parameters that are not trained; chance: the
-    loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN.
+    loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN; children: for a probe that
+    declares ``forks``, the parameters at the end of training of two copies of the replica that part here, NaN for one
+    that did not stay finite.
     """
 
     params: Params
@@ -100,6 +105,7 @@ class Replica:
     momentum: float | None = None
     fixed: frozenset[str] = frozenset()
     chance: float = math.nan
+    children: tuple[Params, ...] = ()
 
 
 def in_towers(name: str) -> bool:
@@ -157,7 +163,17 @@ def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Meas
 
 
 # Variants register on import.
-from stability.probes import cost, downstream, embeddings, gradients, modalities, perturbations, shots, spectra  # noqa: E402
+from stability.probes import (  # noqa: E402
+    cost,
+    downstream,
+    embeddings,
+    forks,
+    gradients,
+    modalities,
+    perturbations,
+    shots,
+    spectra,
+)
 
 __all__ = [
     "STEP_MEASURES",
@@ -167,6 +183,7 @@ __all__ = [
     "cost",
     "downstream",
     "embeddings",
+    "forks",
     "gradients",
     "in_towers",
     "measures_of",

@@ -17,7 +17,7 @@ from stability.encoders.soundness import refuse_unsound
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
+from stability.study.schema import LATE, OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import Locate, check_tuning
 
 
@@ -161,12 +161,24 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
 def _check_probe(study: Study, name: str, schedule: Schedule, locate: Locate) -> None:
     where = locate("probes", name)
     probe.get_or_explain(name, where).check_options(schedule.options, where)
+    if forks := probe[name].traits.get("forks"):
+        _check_forks(study, name, schedule, forks, where)
     for axis in ("noise", "batch_size", "pairs"):
         grid = getattr(study.grid, axis)
         for value in getattr(schedule, axis) or ():
             if value not in grid:
                 allowed = ", ".join(map(str, grid)) or "none"
                 raise InputError(f"{where}.{axis}: got {value}; allowed: values of grid.{axis} ({allowed})")
+
+
+def _check_forks(study: Study, name: str, schedule: Schedule, option: str, where: str) -> None:
+    for key, given in (("every", schedule.every), ("at", schedule.at)):
+        if given:
+            raise InputError(f"{where}.{key}: {name!r} measures where it forks the runs; give {option!r} instead")
+    late = [step for step in study.due(name) if step > study.train.steps]
+    if late:
+        steps = study.train.steps
+        raise InputError(f"{where}.{option}: got {max(late)}; allowed: 0 to {steps}, the steps of the study")
 
 
 def _check_training(study: Study, locate: Locate) -> None:
@@ -201,6 +213,7 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     if claim.reduction and known[claim.measure].spikes:
         raise InputError(f"{locate('reduction')}: {claim.measure!r} is one number a run and takes no reduction")
     _check_coverage(study, claim.measure, locate)
+    _check_window(study, claim, claim.reduction or found.traits["reduction"], locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
@@ -211,6 +224,17 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         hint = nearest(claim.measure, directed)
         raise InputError(f"{locate('measure')}: {claim.measure!r} has no better direction{hint}")
     _check_needs(study, claim, found, locate)
+
+
+def _check_window(study: Study, claim: Claim, reduction: str, locate: Locate) -> None:
+    """The late window must hold a reading; only a probe that forks runs may have none there."""
+    for name in study.probes:
+        made = claim.measure in {measure.name for measure in probe[name].traits["measures"]}
+        if made and reduction == "late" and max(study.due(name)) < (1 - LATE) * study.train.steps:
+            raise InputError(
+                f"{locate('reduction')}: 'late' is the last {LATE:.0%} of a run, and probes.{name} reads nothing there; "
+                "allowed: final, area"
+            )
 
 
 def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:

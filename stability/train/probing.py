@@ -77,15 +77,30 @@ def asked_of(
     return asked
 
 
-def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot) -> Reading:
-    """Return what probe *name* measures on the runs that its schedule selects."""
-    when = study.probes[name]
-    chosen = [place for place, run in enumerate(feed.runs) if selects(when, run)]
+def read(
+    name: str,
+    study: Study,
+    plan: Blueprint,
+    feed: Feed,
+    held: HeldOut,
+    snapshot: Snapshot,
+    children: Sequence[Tensor] = (),
+) -> Reading:
+    """Return what probe *name* measures on the runs that its schedule selects.
+
+    *children* are the flat parameters (R, P) at the end of training of each child that the probe asks for.
+    """
+    chosen = places_of(study.probes[name], feed.runs)
     if not chosen:
         return Reading([], {})
     widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
-    parts = [_read_some(name, study, plan, feed, held, snapshot, part) for part in _chunks(chosen, widest)]
+    parts = [_read_some(name, study, plan, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
     return Reading(chosen, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+
+
+def places_of(when: Schedule, runs: Sequence[Run]) -> list[int]:
+    """Return the places of the runs that a probe measures."""
+    return [place for place, run in enumerate(runs) if selects(when, run)]
 
 
 def selects(when: Schedule, run: Run) -> bool:
@@ -104,7 +119,14 @@ def _chunks(chosen: list[int], widest: int) -> list[list[int]]:
 
 
 def _read_some(
-    name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot, chosen: list[int]
+    name: str,
+    study: Study,
+    plan: Blueprint,
+    feed: Feed,
+    held: HeldOut,
+    snapshot: Snapshot,
+    children: Sequence[Tensor],
+    chosen: list[int],
 ) -> dict[str, Tensor]:
     variant = probe[name]
     # One replica alone would take other kernels than two; the second copy is dropped below.
@@ -118,6 +140,7 @@ def _read_some(
         "preconditioner": plan.layout.apart(preconditioner(moments, study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
+        "children": tuple(plan.layout.apart(child[rows]) for child in children),
     }
     chance = math.nan
     if variant.traits.get("chance"):
