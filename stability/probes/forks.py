@@ -71,7 +71,7 @@ def linear_mode(replica: Replica, *, fork: int = 0, points: int = 11, batches: i
         text = replica.embed_text(params, held_out.text)
         return recall_error(image, text, held_out.caption)
 
-    places = torch.linspace(0.0, 1.0, points, device=held_out.caption.device)
+    places = torch.linspace(0.0, 1.0, points, dtype=torch.float64, device=held_out.caption.device)
     losses, errors = (torch.stack(values) for values in zip(*map(at, places), strict=True))
     # Embeddings that are NaN still have a nearest one.
     errors = torch.where(losses.isfinite().all(), errors, torch.nan)

@@ -232,7 +232,7 @@ def _check_window(study: Study, claim: Claim, reduction: str, locate: Locate) ->
         made = claim.measure in {measure.name for measure in probe[name].traits["measures"]}
         if made and reduction == "late" and max(study.due(name)) < (1 - LATE) * study.train.steps:
             raise InputError(
-                f"{locate('reduction')}: 'late' is the last {LATE:.0%} of a run, and probes.{name} reads nothing there; "
+                f"{locate('reduction')}: 'late' is the last {LATE:.0%} of a run, where probes.{name} reads nothing; "
                 "allowed: final, area"
             )
 

@@ -144,7 +144,8 @@ def _read_some(
     }
     chance = math.nan
     if variant.traits.get("chance"):
-        chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size)
+        # There is no share of a chance level of 0.
+        chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size) or math.nan
     settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
 
     def replica(varying: dict[str, Any]) -> Replica:
