@@ -84,7 +84,7 @@ def test_where_the_loss_is_convex_there_is_no_barrier_whatever_the_ends():
     def mean_square(params, batch):
         return (params["w"] * batch["x"] - 1).square().mean()
 
-    ends = ({"w": torch.tensor(w, dtype=torch.float64)} for w in (3.0, -0.5))
+    ends = ({"w": torch.tensor(w, dtype=torch.float64)} for w in (-0.5, 3.0))
     found = between(*ends, mean_square, lambda params, x: units(x), lambda params, x: units(x), X)
     assert found["linear_mode_barrier"] == 0.0
     assert found["linear_mode_error_barrier"] == 0.0
@@ -284,12 +284,15 @@ def test_all_losses_read_the_children_s_data_in_the_same_order(tiny):
     assert not torch.equal(orders[0], next(batch_indices(0, len(tiny.pairs().train), 8, order_of(2, 1))))
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
-def test_a_child_that_dies_leaves_no_number(tiny):
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_child_that_dies_leaves_no_number_although_its_parameters_stay_as_they_were(tiny, finite):
     study = forking(tiny, 2)
     trainer = trainer_at(study, 2, of_arm(study, "clip")[:3])
-    with torch.no_grad():
-        trainer.population.theta[1, 0] = torch.nan
+    if finite:
+        trainer.population.alive[1] = False
+    else:
+        with torch.no_grad():
+            trainer.population.theta[1, 0] = torch.nan
     values = trainer.read("linear-mode").values
     for name in MEASURES:
         assert values[name].isnan().tolist() == [False, True, False]
