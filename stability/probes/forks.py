@@ -38,7 +38,6 @@ from stability.probes.downstream import recall_error
             "Error of the children",
             "Mean over two children of the run that part at this step of their error, 1 - recall@1, at the end.",
             "share",
-            better="lower",
         ),
     ),
 )
