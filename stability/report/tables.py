@@ -74,7 +74,11 @@ def cell_table(results: Results, findings: Findings) -> Json:
     runs = results.runs
     axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
     chosen = dict(CELL_MEASURES)
-    chosen |= {claim.measure: "late" for claim in findings.claims if claim.measure not in chosen}
+    chosen |= {
+        claim.measure: "final" if claim.reduction == "final" else "late"
+        for claim in results.study.claims
+        if claim.measure not in chosen
+    }
     made = {name: _known(results, name, how) for name, how in chosen.items()}
     numbers = {name: values for name, values in made.items() if values is not None}
     columns = [*axes, "runs", *(["diverged"] if (runs["status"] == "diverged").any() else [])]
