@@ -96,7 +96,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "tuning": tuning_table(results),
         "sections": _sections(drawn, bool(answers)),
         "crosscheck": crosscheck_table(results),
-        "cells": cell_table(results, findings),
+        "cells": cell_table(results),
         "sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stability.analysis import AXES, Findings, Results, summarise
+from stability.analysis import AXES, Results, summarise
 from stability.stats.wording import number, percent
 from stability.study import settings_of
 from stability.tuning import edges
@@ -69,7 +69,7 @@ def plain(value: Any) -> Any:
     return None if value is None or value is pd.NA else str(value)
 
 
-def cell_table(results: Results, findings: Findings) -> Json:
+def cell_table(results: Results) -> Json:
     """Return one row per cell of the grid: mean and standard deviation over seeds of the main measures."""
     runs = results.runs
     axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
