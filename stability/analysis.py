@@ -23,7 +23,6 @@ from stability.reproductions import Reproduction, reproduce
 from stability.results import (
     AXES,
     FLOOR,
-    LATE,
     LOGARITHMS,
     Replicated,
     Results,
@@ -36,7 +35,7 @@ from stability.results import (
 )
 from stability.sensitivity import NOTHING, Question, Sensitivity, sensitivity
 from stability.store import MANIFEST, read_groups, read_manifest, read_study, replication_path
-from stability.study import DOUBLING, Claim, Ranking, Study
+from stability.study import DOUBLING, LATE, Claim, Ranking, Study
 from stability.tuning import search
 
 __all__ = [

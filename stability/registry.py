@@ -50,17 +50,22 @@ class Variant:
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
 
     def check_options(self, given: Mapping[str, Any], where: str) -> None:
-        """Raise `InputError` for an option that the signature does not have or whose type does not fit."""
+        """Raise `InputError` for an option that the signature does not have or whose type does not fit.
+
+        The trait *several* names options that also take a list of such values, *least* bounds options from below.
+        """
         for key, value in given.items():
             if key not in self.options:
                 hint = nearest(key, self.options)
                 raise InputError(f"{where}.{key}: {self.kind} {self.name!r} has no such option{hint}")
             default = self.options[key].default
-            if default is not inspect.Parameter.empty and not _fits(value, default):
+            several = key in self.traits.get("several", ()) and isinstance(value, list)
+            values = value if several and value else [value]
+            if default is not inspect.Parameter.empty and not all(_fits(each, default) for each in values):
                 allowed = type(default).__name__
                 raise InputError(f"{where}.{key}: got {value!r}; allowed: a value of type {allowed}, as {default!r}")
             least = self.traits.get("least", {}).get(key)
-            if least is not None and value < least:
+            if least is not None and min(values) < least:
                 raise InputError(f"{where}.{key}: got {value!r}; allowed: {least} or more")
 
 

@@ -15,7 +15,7 @@ from stability.check import chance_level
 from stability.grid import Chosen, Run, runs_of
 from stability.losses import loss
 from stability.probes import Measure
-from stability.study import Study
+from stability.study import LATE, Study
 from stability.train.divergence import diverged_at
 
 AXES = ("batch_size", "pairs", "corruption", "noise", "lr", "lr_factor")
@@ -23,9 +23,6 @@ AXES = ("batch_size", "pairs", "corruption", "noise", "lr", "lr_factor")
 
 LOGARITHMS = ("log", "chance-log")
 """The scales whose differences are logarithms of ratios."""
-
-LATE = 0.2
-"""The late window: this last share of a run's steps."""
 
 FLOOR = 1.1
 """A bounded measure below this many times chance is taken as this: its chance-corrected logarithm has no lower end."""

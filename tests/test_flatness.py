@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.analysis import read
 from stability.execute import run
 from stability.landscape import directions
-from stability.probes import Replica, probe
+from stability.probes import HeldOut, Replica, probe
 from stability.probes.perturbations import filter_normalised
+from stability.streams import stream
 from stability.study import parse_study
 
 WHOLE = re.compile(r"\[probes\.(matched-noise|geometry|separability|cross-check|curvature|gradient-noise)\]\n(\w.*\n)*")
+
+
+SEEN = torch.randn(12, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def first_rows(params, x):
+    """Return embeddings (B, 4) that lie near the samples, moved a little by whatever filters there are."""
+    weights = next(value for name, value in params.items() if name.startswith("image."))
+    return F.normalize(x + torch.relu(x @ weights.flatten(1)[:, :4].T) @ weights.flatten(1)[:, :4], dim=-1)
 
 
 def replica_of(params, objective, chance=2.0, fixed=frozenset()):
@@ -24,10 +37,10 @@ def replica_of(params, objective, chance=2.0, fixed=frozenset()):
     return Replica(
         params=params,
         objective=objective,
-        embed_image=None,
-        embed_text=None,
+        embed_image=lambda params, x: first_rows(params, x),
+        embed_text=lambda params, x: F.normalize(x, dim=-1),
         embed_further=None,
-        held_out=None,
+        held_out=HeldOut(SEEN, SEEN, torch.arange(len(SEEN)), torch.empty(0), torch.empty(0)),
         batches={"x": x},
         preconditioner={},
         learning_rate=torch.full((width,), 0.1),
@@ -82,8 +95,6 @@ def test_it_is_the_mean_over_directions_drawn_one_by_one_by_a_slow_twin():
     replica = replica_of(params, network_loss, chance=3.0)
     draws, radius = 4, 0.2
     found = flatness(replica, draws=draws, radius=radius)
-    from stability.streams import stream
-
     for place in range(2):
         own = {name: value[place] for name, value in params.items()}
         batches = replica.batches["x"][place]
@@ -105,6 +116,73 @@ def test_it_is_the_mean_over_directions_drawn_one_by_one_by_a_slow_twin():
         rises = torch.stack(rises) / 3.0
         assert_close(found["filter_sharpness"][place], rises.mean(), rtol=1e-10, atol=0)
         assert_close(found["filter_sharpness_stderr"][place], rises.std() / draws**0.5, rtol=1e-8, atol=0)
+
+
+def test_the_sharpness_of_recall_is_the_mean_rise_of_the_error_along_the_same_directions():
+    params = {name: value for name, value in network().items() if name != "loss.log_scale"}
+    found = flatness(replica_of(params, lambda p, b: p["image.first"].square().sum()), draws=4, radius=0.8)
+
+    def error(point):
+        similarity = first_rows(point, SEEN) @ F.normalize(SEEN, dim=-1).T
+        hits = [similarity.argmax(dim).eq(torch.arange(len(SEEN))).double().mean() for dim in (0, 1)]
+        return 1 - (hits[0] + hits[1]) / 2
+
+    for place in range(2):
+        own = {name: value[place] for name, value in params.items()}
+        rises = []
+        for draw in range(4):
+            noise = {n: torch.randn(v.shape, generator=stream(draw, f"flatness/{n}")).double() for n, v in own.items()}
+            shaken = {n: 0.8 * filter_normalised(v, noise[n]) for n, v in own.items()}
+            sides = [error({n: v + sign * shaken[n] for n, v in own.items()}) for sign in (1, -1)]
+            rises.append((sides[0] + sides[1]) / 2 - error(own))
+        assert_close(found["filter_sharpness_recall"][place], torch.stack(rises).mean(), rtol=1e-10, atol=1e-12)
+    assert (found["filter_sharpness_recall"] != 0).all()
+
+
+def sigmoid_loss(params, batch):
+    logits = params["loss.log_scale"].exp() * first_rows(params, batch["x"]) @ F.normalize(batch["x"], dim=-1).T
+    return F.softplus(-(2 * torch.eye(5) - 1) * (logits + params["loss.bias"])).sum() / 5
+
+
+def with_scalars(log_scale, bias):
+    params = {"image.first": network()["image.first"]}
+    return params | {
+        name: torch.full((2,), value, dtype=torch.float64)
+        for name, value in (("loss.log_scale", log_scale), ("loss.bias", bias))
+    }
+
+
+def test_at_matched_t_it_does_not_matter_what_t_and_b_a_run_has_come_to():
+    one, other = (flatness(replica_of(with_scalars(*at), sigmoid_loss)) for at in ((0.5, -3.0), (2.0, 1.0)))
+    assert_close(one["filter_sharpness_matched"], other["filter_sharpness_matched"], rtol=1e-6, atol=1e-9)
+    assert not torch.isclose(one["filter_sharpness"], other["filter_sharpness"], rtol=1e-2).any()
+
+
+def test_at_matched_t_the_bias_is_the_best_one_unless_it_is_held():
+    """The b of a run whose t is the matched one, and whose b is the best, is what it is measured at."""
+    params = with_scalars(math.log(4.0), 0.0)
+    best = []
+    for place in range(2):
+        own, batches = {n: v[place] for n, v in params.items()}, replica_of(params, sigmoid_loss).batches["x"][place]
+
+        def mean(bias, own=own, batches=batches):
+            return sum(float(sigmoid_loss(own | {"loss.bias": torch.tensor(bias)}, {"x": x})) for x in batches)
+
+        best.append(minimize_scalar(mean, bounds=(-20, 20), method="bounded", options={"xatol": 1e-10}).x)
+    at_best = params | {"loss.bias": torch.tensor(best, dtype=torch.float64)}
+    found = flatness(replica_of(at_best, sigmoid_loss), scale=4.0)
+    assert_close(found["filter_sharpness_matched"], found["filter_sharpness"], rtol=1e-5, atol=1e-8)
+    held = flatness(replica_of(params, sigmoid_loss, fixed=frozenset({"loss.bias"})), scale=4.0)
+    assert_close(held["filter_sharpness_matched"], held["filter_sharpness"], rtol=1e-12, atol=0)
+    free = flatness(replica_of(params, sigmoid_loss), scale=4.0)
+    assert not torch.isclose(free["filter_sharpness_matched"], held["filter_sharpness_matched"], rtol=1e-2).any()
+
+
+def test_a_loss_without_t_has_no_sharpness_at_matched_t():
+    params = {"image.first": network()["image.first"]}
+    found = flatness(replica_of(params, lambda p, b: p["image.first"].square().sum()))
+    assert found["filter_sharpness_matched"].isnan().all()
+    assert found["filter_sharpness"].isfinite().all()
 
 
 def test_neither_the_scale_of_the_loss_nor_that_of_filters_counts():

@@ -171,7 +171,7 @@ def test_a_claim_over_pairs_is_a_slope_per_doubling_and_the_report_shows_the_axi
     assert_allclose(found.effect, 0.02 * 1.05, rtol=1e-5)
     assert "slope of recall@1 per doubling of the number of training pairs" in found.sentence
     findings = analyse(results, checks=False)
-    table = cell_table(results, findings)
+    table = cell_table(results)
     assert "Pairs" in [head["label"] for head in table["columns"]]
     drawn = draw(results, findings)
     assert any("pairs" in one.table.columns for one in drawn)

@@ -161,7 +161,7 @@ def test_a_study_over_multiples_of_the_rate_is_judged_drawn_and_described(tiny_t
     slope = claim.model_copy(update={"contrast": "slope"})
     assert "per doubling of the learning rate" in compared(results, slope, 0.95).sentence
     findings = analyse(results, checks=False)
-    assert "× rate" in [head["label"] for head in cell_table(results, findings)["columns"]]
+    assert "× rate" in [head["label"] for head in cell_table(results)["columns"]]
     (curve,) = [one for one in draw(results, findings) if one.id == "along-1"]
     assert sorted(curve.table["lr_factor"].unique()) == [0.1, 1.0, 10.0]
     assert curve.figure.axes[0].get_xscale() == "log"

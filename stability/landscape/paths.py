@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from stability.curvature.products import Objective
@@ -20,6 +21,26 @@ STABLE = 0.02
 """Instability of the error below which two networks count as linearly connected (Frankle et al. 2020, Sec. 3.1)."""
 
 
+def chord_of(values: Tensor, coordinates: Tensor) -> Tensor:
+    """Return the straight line between the first and the last of *values* (N,) at *coordinates* (N,) from 0 to 1."""
+    return torch.lerp(values[0], values[-1], coordinates)
+
+
+def barrier_of(values: Tensor, coordinates: Tensor) -> Tensor:
+    """Return the highest rise of *values* (N,) above their `chord_of`, at least 0."""
+    return (values - chord_of(values, coordinates)).max()
+
+
+def instability_of(values: Tensor) -> Tensor:
+    """Return the highest of *values* (N,) minus the mean of the first and the last.
+
+    >>> way = torch.tensor([0.2, 0.7, 0.4])
+    >>> instability_of(way), barrier_of(way, torch.linspace(0, 1, 3))
+    (tensor(0.4000), tensor(0.4000))
+    """
+    return values.max() - (values[0] + values[-1]) / 2
+
+
 @dataclass(frozen=True, eq=False)
 class Connectivity:
     """An objective along (1 - a) A + a B: *values* (N,) at *coordinates* a (N,) from 0 to 1, float64 on the CPU."""
@@ -30,7 +51,7 @@ class Connectivity:
     @property
     def chord(self) -> Tensor:
         """The straight line between the values at both ends, (N,): (1 - a) L(0) + a L(1)."""
-        return (1 - self.coordinates) * self.values[0] + self.coordinates * self.values[-1]
+        return chord_of(self.values, self.coordinates)
 
     @property
     def barrier(self) -> float:
@@ -38,7 +59,7 @@ class Connectivity:
 
         At least 0, its value at the ends; NaN if the objective is NaN anywhere on the way.
         """
-        return float((self.values - self.chord).max())
+        return float(barrier_of(self.values, self.coordinates))
 
     @property
     def instability(self) -> float:
@@ -47,7 +68,7 @@ class Connectivity:
         Defined for an error rate in Frankle et al. (2020), "Linear mode connectivity and the lottery ticket
         hypothesis", arXiv:1912.05671, Sec. 2 and 3.1. NaN if the objective is NaN anywhere on the way.
         """
-        return float(self.values.max() - (self.values[0] + self.values[-1]) / 2)
+        return float(instability_of(self.values))
 
     @property
     def stable(self) -> bool:
@@ -73,7 +94,6 @@ def connectivity(
     *batches* and *chunk* are as of `slice1d`. The paper takes 30 points; one more puts one in the middle. Raises
     `InputError` if *a* and *b* differ in names or shapes, or for fewer than 2 points.
 
-    >>> import torch
     >>> hill = connectivity(lambda p: -(p["w"] ** 2) + p["w"], {"w": torch.tensor(0.0)}, {"w": torch.tensor(1.0)}, 5)
     >>> hill.barrier, hill.instability, hill.stable
     (0.25, 0.25, False)

@@ -4,8 +4,11 @@ A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per d
 replica: the trainer calls it under ``vmap``. One that hands its work to a kernel with a replica axis of its own
 declares ``stacked=True`` and receives every tensor with a leading replica axis; ``alone=True`` says that it takes
 replicas one by one, so that one need not be padded to two. ``fixed_batches=True`` asks for the same batches at every
-step, ``held_out_batches=True`` for as many batches of held-out pairs, and ``least={"batches": 2}`` bounds options from
-below.
+step, ``held_out_batches=True`` for as many batches of held-out pairs, ``least={"batches": 2}`` bounds options from
+below, and ``several=("fork",)`` names those that take a list too.
+
+``forks="fork"`` names the option that holds the steps at which the probe measures: there the trainer trains two copies
+of the replica to the end, with data in two other orders, and hands both ends over as the replica's *children*.
 """
 
 from __future__ import annotations
@@ -87,7 +90,9 @@ class Replica:
     bias-corrected sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step, before
     per-parameter multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on;
     momentum: that of SGD, None under AdamW (whose betas are *betas*); fixed: the names of parameters that are not
-    trained; chance: the loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN.
+    trained; chance: the loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN;
+    children: for a probe that declares ``forks``, the parameters at the end of training of two copies of the replica
+    that part here, NaN for one that did not stay finite.
     """
 
     params: Params
@@ -105,6 +110,7 @@ class Replica:
     fixed: frozenset[str] = frozenset()
     chance: float = math.nan
     held_out_batches: Batch = field(default_factory=dict)
+    children: tuple[Params, ...] = ()
 
 
 def in_towers(name: str) -> bool:
@@ -166,6 +172,7 @@ from stability.probes import (  # noqa: E402
     cost,
     downstream,
     embeddings,
+    forks,
     gradients,
     modalities,
     perturbations,
@@ -182,6 +189,7 @@ __all__ = [
     "cost",
     "downstream",
     "embeddings",
+    "forks",
     "gradients",
     "in_towers",
     "measures_of",

@@ -24,6 +24,17 @@ def recall_at_1(similarity: Tensor, caption: Tensor) -> Tensor:
     return (caption[similarity.argmax(-1)] == caption).to(similarity.dtype).mean()
 
 
+def recall_error(image: Tensor, text: Tensor, caption: Tensor) -> Tensor:
+    """Return 1 - recall@1 of unit rows (N, D), the mean of both directions: an error rate in [0, 1].
+
+    >>> rows, caption = torch.eye(2), torch.arange(2)
+    >>> recall_error(rows, rows, caption), recall_error(rows, -rows, caption)
+    (tensor(0.), tensor(1.))
+    """
+    similarity = image @ text.T
+    return 1 - (recall_at_1(similarity, caption) + recall_at_1(similarity.T, caption)) / 2
+
+
 def zero_shot_accuracy(image: Tensor, prompts: Tensor, label: Tensor) -> Tensor:
     """Return the share of images (N, D) nearest to the mean prompt embedding of their own class.
 

@@ -1,6 +1,9 @@
-"""How flat the valley is: how much the loss rises when every filter of the encoders is shaken in proportion."""
+"""How flat the valley is: how much is lost when every filter of the encoders is shaken in proportion."""
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,6 +11,8 @@ from torch.func import vmap
 
 from stability.landscape.filters import as_filters
 from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
+from stability.probes.downstream import recall_error
+from stability.probes.matched import fitted_scalar
 from stability.streams import stream
 
 
@@ -42,9 +47,24 @@ def filter_normalised(value: Tensor, noise: Tensor) -> Tensor:
             "share of chance",
             scale="log",
         ),
+        Measure(
+            "filter_sharpness_matched",
+            "Filter-normalised sharpness at matched t",
+            "The same with t set to one value for all losses, and b, where it is trained, to the best there.",
+            "share of chance",
+        ),
+        Measure(
+            "filter_sharpness_recall",
+            "Filter-normalised sharpness of recall",
+            "Mean rise of the error, 1 - recall@1, when every filter of the encoders moves at random by a given share "
+            "of its norm. Neither t nor b has a part in it.",
+            "share",
+        ),
     ),
 )
-def flatness(replica: Replica, *, batches: int = 4, draws: int = 16, radius: float = 0.1) -> dict[str, Tensor]:
+def flatness(
+    replica: Replica, *, batches: int = 4, draws: int = 16, radius: float = 0.1, scale: float = 10.0
+) -> dict[str, Tensor]:
     """Measure how much the mean loss over fixed batches rises along random filter-normalised directions.
 
     mean_d [(L(theta + r d) + L(theta - r d)) / 2 - L(theta)] / L_chance over *draws* directions d of the encoders, r
@@ -52,30 +72,55 @@ def flatness(replica: Replica, *, batches: int = 4, draws: int = 16, radius: flo
     yet a minimum cancels. The loss's own scalars stay. It changes neither when a loss is multiplied by a constant nor
     when a filter and the one that reads it are scaled against each other, as raw eigenvalues do. Directions are the
     same for all losses and seeds. Li et al. (2018), arXiv:1712.09913, Sec. 4 (directions).
+
+    The higher t, the more a loss makes of the same change of the embeddings, and losses train t to different values. So
+    it is measured once more with t = *scale* for every loss, b being refitted to the batches where it is trained (NaN
+    without a t, or where no b is best); and, without L_chance, for the error 1 - recall@1 on held-out pairs.
     """
     # Bound here, since vmap hands on tensors alone.
     moved = [name for name in replica.params if in_towers(name) and name not in replica.fixed]
+    held_out = replica.held_out
 
     def mean_loss(params: Params, stacked: Batch) -> Tensor:
         return vmap(lambda batch: replica.objective(params, batch))(stacked).mean()
 
-    def along(step: float, noise: Params, params: Params, stacked: Batch) -> Tensor:
-        shaken = {name: params[name] + step * filter_normalised(params[name], noise[name]) for name in moved}
-        return mean_loss(params | shaken, stacked)
+    def levels(params: Params, scalars: Params, stacked: Batch) -> dict[str, Tensor]:
+        own = mean_loss(params, stacked)
+        matched = mean_loss(params | scalars, stacked) if scalars else torch.full_like(own, torch.nan)
+        images, texts = replica.embed_image(params, held_out.image), replica.embed_text(params, held_out.text)
+        return {"own": own, "matched": matched, "error": recall_error(images, texts, held_out.caption)}
 
-    here = vmap(mean_loss)(replica.params, replica.batches)
-    rises = []
+    def along(step: float, noise: Params, params: Params, scalars: Params, stacked: Batch) -> dict[str, Tensor]:
+        shaken = {name: params[name] + step * filter_normalised(params[name], noise[name]) for name in moved}
+        return levels(params | shaken, scalars, stacked)
+
+    scalars = vmap(lambda params, stacked: _matched(replica, params, stacked, scale))(replica.params, replica.batches)
+    at = replica.params, scalars, replica.batches
+    here = vmap(levels)(*at)
+    rises: dict[str, list[Tensor]] = {name: [] for name in here}
     for draw in range(draws):
         noise = {name: _noise(name, replica.params[name], draw) for name in moved}
-        sides = [
-            vmap(lambda params, stacked, step=step, noise=noise: along(step, noise, params, stacked))(
-                replica.params, replica.batches
-            )
-            for step in (radius, -radius)
-        ]
-        rises.append((sides[0] + sides[1]) / 2 - here)
-    shares = torch.stack(rises) / replica.chance
-    return {"filter_sharpness": shares.mean(0), "filter_sharpness_stderr": shares.std(0) / draws**0.5}
+        up, down = (vmap(partial(along, step, noise))(*at) for step in (radius, -radius))
+        for name, level in here.items():
+            rises[name].append((up[name] + down[name]) / 2 - level)
+    own, matched, error = (torch.stack(rises[name]) for name in ("own", "matched", "error"))
+    shares = own / replica.chance
+    return {
+        "filter_sharpness": shares.mean(0),
+        "filter_sharpness_stderr": shares.std(0) / draws**0.5,
+        "filter_sharpness_matched": matched.mean(0) / replica.chance,
+        "filter_sharpness_recall": error.mean(0),
+    }
+
+
+def _matched(replica: Replica, params: Params, stacked: Batch, scale: float) -> Params:
+    """Return log t for t = *scale*, and the b that minimises the mean loss then, where b is trained; none without t."""
+    if "loss.log_scale" not in params:
+        return {}
+    scalars = {"loss.log_scale": torch.full_like(params["loss.log_scale"], math.log(scale))}
+    if "loss.bias" in params and "loss.bias" not in replica.fixed:
+        scalars["loss.bias"] = fitted_scalar(replica.objective, params | scalars, stacked, "loss.bias")
+    return scalars
 
 
 def _noise(name: str, stacked: Tensor, draw: int) -> Tensor:

@@ -117,7 +117,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "sections": _sections(drawn, {"claims": bool(answers), "replications": bool(findings.replications)}),
         "published": reproduced(findings),
         "crosscheck": crosscheck_table(results),
-        "cells": cell_table(results, findings),
+        "cells": cell_table(results),
         "sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings),

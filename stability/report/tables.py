@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stability.analysis import AXES, Findings, Results, summarise
+from stability.analysis import AXES, Results, summarise
 from stability.stats.wording import between, number, percent
 from stability.study import settings_of
 from stability.tuning import edges
@@ -69,13 +69,14 @@ def plain(value: Any) -> Any:
     return None if value is None or value is pd.NA else str(value)
 
 
-def cell_table(results: Results, findings: Findings) -> Json:
+def cell_table(results: Results) -> Json:
     """Return one row per cell of the grid: mean and standard deviation over seeds of the main measures."""
     runs = results.runs
     axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
     chosen = dict(CELL_MEASURES)
-    asked = (name for claim in findings.claims for name in claim.measures)
-    chosen |= {name: "late" for name in asked if name not in chosen}
+    for claim in results.study.claims:
+        how = claim.reduction if claim.reduction in ("first", "final") else "late"
+        chosen |= {name: how for name in claim.measures if name not in chosen}
     made = {name: _known(results, name, how) for name, how in chosen.items()}
     numbers = {name: values for name, values in made.items() if values is not None}
     columns = [*axes, "runs", *(["diverged"] if (runs["status"] == "diverged").any() else [])]
@@ -88,7 +89,7 @@ def cell_table(results: Results, findings: Findings) -> Json:
     heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in columns]
     for name in numbers:
         measure = results.measures[name]
-        notes = (measure.unit, "late" if chosen[name] == "late" else "")
+        notes = (measure.unit, chosen[name] if chosen[name] != "final" else "")
         heads.append(_head(measure.label, ", ".join(filter(None, notes)), True))
     shared = {axis: _plainly(runs[axis].iloc[0]) for axis in AXES if axis not in axes and axis not in RARE}
     if results.tuning:

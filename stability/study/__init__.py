@@ -5,6 +5,7 @@ from stability.study.reading import find_study, load_study, parse_study, shipped
 from stability.study.schema import (
     DEFAULT_SCALE,
     DOUBLING,
+    LATE,
     SCALES,
     Arm,
     ArmTrain,
@@ -26,6 +27,7 @@ __all__ = [
     "DEFAULT_SCALE",
     "DOUBLING",
     "FIRST_TUNING_SEED",
+    "LATE",
     "SCALES",
     "Arm",
     "ArmTrain",

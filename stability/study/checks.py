@@ -17,7 +17,7 @@ from stability.encoders.soundness import refuse_unsound
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.coverage import check_coverage, check_first
+from stability.study.coverage import check_coverage, check_first, check_window
 from stability.study.published import check_published
 from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
@@ -194,6 +194,8 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
 def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, locate: Locate) -> None:
     where = locate("probes", name)
     probe.get_or_explain(name, where).check_options(schedule.options, where)
+    if forks := probe[name].traits.get("forks"):
+        _check_forks(study, name, schedule, forks, where)
     for axis in ("noise", "batch_size", "pairs"):
         grid = getattr(study.grid, axis)
         for value in getattr(schedule, axis) or ():
@@ -215,6 +217,16 @@ def _check_held_out_batches(study: Study, schedule: Schedule, pairs: Pairs, wher
             f"{where}: needs batches of {largest} held-out pairs, and {data!r} holds {len(held)} out; allowed: a "
             "larger share of data.held_out, or smaller batches (the probe's batch_size)"
         )
+
+
+def _check_forks(study: Study, name: str, schedule: Schedule, option: str, where: str) -> None:
+    for key, given in (("every", schedule.every), ("at", schedule.at)):
+        if given:
+            raise InputError(f"{where}.{key}: {name!r} measures where it forks the runs; give {option!r} instead")
+    steps = min(study.lengths(size)[0] for size in study.grid.batch_size)
+    late = [step for step in study.due(name) if step > steps]
+    if late:
+        raise InputError(f"{where}.{option}: got {max(late)}; allowed: 0 to {steps}, the steps of the study")
 
 
 def _check_training(study: Study, locate: Locate) -> None:
@@ -262,6 +274,7 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
             raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
         check_coverage(study, name, key, locate)
         check_first(study, name, claim.reduction, locate)
+        check_window(study, name, claim.reduction or found.traits["reduction"], locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stability.probes import probe
 from stability.registry import InputError
-from stability.study.schema import Study
+from stability.study.schema import LATE, Study
 from stability.study.searching import Locate
 
 
@@ -22,8 +22,19 @@ def check_coverage(study: Study, asked: str, key: str, locate: Locate) -> None:
 
 def check_first(study: Study, asked: str, reduction: str | None, locate: Locate) -> None:
     """What is read at its first step must be measured there: a probe that never is would answer with a later one."""
-    for name, schedule in study.probes.items() if reduction == "first" else ():
+    for name in study.probes if reduction == "first" else ():
         made = {measure.name for measure in probe[name].traits["measures"]}
-        if asked in made and 0 not in schedule.steps(study.train.steps):
+        if asked in made and 0 not in study.due(name):
             where = locate("reduction")
             raise InputError(f"{where}: probes.{name} does not measure before the first step; at = [0.0] there does")
+
+
+def check_window(study: Study, asked: str, reduction: str, locate: Locate) -> None:
+    """The late window must hold a reading; only a probe that forks runs may have none there."""
+    for name in study.probes if reduction == "late" else ():
+        made = asked in {measure.name for measure in probe[name].traits["measures"]}
+        if made and max(study.due(name)) < (1 - LATE) * study.train.steps:
+            raise InputError(
+                f"{locate('reduction')}: 'late' is the last {LATE:.0%} of a run, where probes.{name} reads nothing; "
+                "allowed: final, area"
+            )

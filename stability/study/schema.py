@@ -18,6 +18,9 @@ SCALES = ("smoke", "small", "full")
 DEFAULT_SCALE = "small"
 OVER = ("batch_size", "pairs", "noise", "lr")
 
+LATE = 0.2
+"""The late window: this last share of a run's steps."""
+
 DOUBLING = ("batch_size", "pairs", "lr")
 """The axes on which a step is a factor: slopes over them are per doubling. Noise, which starts at 0, is linear."""
 
@@ -413,6 +416,14 @@ class Study(_Frozen):
             f"Nothing was tuned per loss: every arm was trained at the learning rate {rates[0]:g}, the same for every "
             "loss and batch size. A loss whose best rate lies elsewhere is shown below its best."
         )
+
+    def due(self, name: str) -> frozenset[int]:
+        """Return the steps at which a probe measures: those of its schedule, or those at which it forks the runs."""
+        forks = probe[name].traits.get("forks")
+        if not forks:
+            return self.probes[name].steps(self.train.steps)
+        given = self.probes[name].options.get(forks, probe[name].options[forks].default)
+        return frozenset(given if isinstance(given, list) else [given])
 
     @property
     def primary(self) -> Claim | None:

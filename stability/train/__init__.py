@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,17 @@ from torch.nn.functional import normalize
 
 from stability.datasets import Pairs
 from stability.grid import Group, Run
-from stability.probes import HeldOut
+from stability.probes import HeldOut, probe
 from stability.store import GroupLog, group_log, write_parameters
 from stability.streams import stream
 from stability.study import Study
 from stability.train.divergence import diverged_at
 from stability.train.features import Features, kept_features
 from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
+from stability.train.forking import CHILDREN, forked, order_of
 from stability.train.optimizer import Block, Clip, Moments, blocks_of, norms, schedule, take_step
 from stability.train.population import Blueprint, blueprint, initial_parameters
-from stability.train.probing import Reading, Snapshot, asked_of, held_out, read
+from stability.train.probing import Reading, Snapshot, asked_of, held_out, places_of, read
 
 __all__ = [
     "Population",
@@ -176,8 +176,11 @@ class Trainer:
         runs = group.runs if len(group.runs) > 1 else group.runs * 2
         self.study, self.device = study.trained_as(group.arm, group.batch_size), device
         self.population = population_of(self.study, runs, pairs, device)
+        self.streams = self._batches(runs, "batches")
+
+    def _batches(self, runs: Sequence[Run], use: str) -> dict[int | str, Iterator[Tensor]]:
         available = self.population.feed.available
-        self.streams = {run.luck: batch_indices(run.luck, available, run.batch_size) for run in runs}
+        return {run.luck: batch_indices(run.luck, available, run.batch_size, use) for run in runs}
 
     def step(self) -> dict[str, Tensor]:
         """Train one step on the next batches and return the step's measures."""
@@ -186,10 +189,38 @@ class Trainer:
             self.population, torch.stack([drawn[run.luck] for run in self.population.runs]).to(self.device)
         )
 
-    def read(self, name: str) -> Reading:
-        """Return what a probe measures now."""
+    def read(self, name: str, children: Sequence[Tensor] | None = None) -> Reading:
+        """Return what a probe measures now; *children* stand in for those that it asks for, which train here (None)."""
         population = self.population
-        return read(name, self.study, population.plan, population.feed, population.held, population.snapshot())
+        if not probe[name].traits.get("forks"):
+            children = ()
+        elif children is None:
+            children = self.children(places_of(self.study, name, population.runs))
+        parts = population.plan, population.feed, population.held, population.snapshot()
+        return read(name, self.study, *parts, children)
+
+    def children(self, places: Sequence[int]) -> list[Tensor]:
+        """Return the parameters (R, P) at the end of training of two copies of the replicas at *places*.
+
+        The copies part here: each reads the data in an order of its own from now on, and all else goes on as in the
+        replica itself, which does not notice. NaN for other replicas, and for a copy that did not stay finite.
+        """
+        return [self._end_of(child, places) for child in range(CHILDREN)]
+
+    def _end_of(self, child: int, places: Sequence[int]) -> Tensor:
+        population = self.population
+        ends = torch.full_like(population.theta, torch.nan)
+        if not places:
+            return ends
+        twin, use = copy.copy(self), order_of(population.step, child)
+        # One replica alone would take other kernels than two.
+        twin.population = forked(population, places if len(places) > 1 else [*places, *places])
+        twin.streams = self._batches(twin.population.runs, use)
+        for _ in range(population.step, self.study.train.steps):
+            twin.step()
+        grown = torch.where(twin.population.alive[:, None], twin.population.theta, torch.nan)
+        ends[torch.tensor(places, device=self.device)] = grown[: len(places)]
+        return ends
 
 
 def train_group(
@@ -209,7 +240,7 @@ def train_group(
     the end.
     """
     trainer = Trainer(study, group, pairs, device)
-    due = {name: when.steps(study.train.steps) for name, when in study.probes.items()}
+    due = {name: study.due(name) for name in study.probes}
     with group_log(path, [run.id for run in group.runs], study.measures) as log:
         pending: list[dict[str, Tensor]] = []
         for step in range(study.train.steps + 1):
@@ -228,57 +259,6 @@ def train_group(
             final = trainer.population.theta[: len(group.runs)]
             write_parameters(params_path, log.runs, trainer.population.plan.layout.unflatten(final))
         log.finish()
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of a group: to get ready, of all its steps, of all readings of its probes."""
-
-    ready: float
-    steps: float
-    probes: float
-
-    @property
-    def seconds(self) -> float:
-        """All together."""
-        return self.ready + self.steps + self.probes
-
-
-def time_group(
-    study: Study, group: Group, pairs: Pairs, device: torch.device, steps: int, with_probes: bool = True
-) -> Timing:
-    """Return the seconds that *group* will take, from a few real steps (their median) and readings of its probes.
-
-    Without probes (*with_probes*) these count as none.
-    """
-    # What a first step loads, it loads once for all groups.
-    Trainer(study, group, pairs, device).step()
-    start = time.perf_counter()
-    trainer = Trainer(study, group, pairs, device)
-    trainer.step()
-    ready = time.perf_counter() - start
-    each = sorted(_seconds(trainer.step, device) for _ in range(steps))[steps // 2]
-    probes = 0.0
-    for name, when in study.probes.items() if with_probes else ():
-        reading = _seconds(partial(trainer.read, name), device)
-        if reading < REPEATED:
-            probes += reading
-            reading = _seconds(partial(trainer.read, name), device)
-            probes -= reading
-        probes += reading * len(when.steps(study.train.steps))
-    return Timing(ready, each * study.train.steps, probes)
-
-
-REPEATED = 3.0
-"""Seconds: a reading that took less is timed again, since the first one may have loaded what it needs."""
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _write(log: GroupLog, end: int, pending: list[dict[str, Tensor]], readings: list[Reading]) -> None:
@@ -304,4 +284,6 @@ def _write(log: GroupLog, end: int, pending: list[dict[str, Tensor]], readings: 
     log.write(np.arange(end - len(pending), end), columns)
 
 
-from stability.train.replaying import Replay, replay  # noqa: E402  (it trains with what is above)
+# They train with what is above.
+from stability.train.replaying import Replay, replay  # noqa: E402
+from stability.train.timing import Timing, time_group  # noqa: E402

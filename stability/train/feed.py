@@ -15,12 +15,12 @@ from stability.probes import Batch
 from stability.streams import stream
 
 
-def batch_indices(seed: int | str, available: int, batch_size: int) -> Iterator[Tensor]:
+def batch_indices(seed: int | str, available: int, batch_size: int, use: str = "batches") -> Iterator[Tensor]:
     """Yield (B,) indices for ever: each epoch is a new permutation of the pairs, its last part batch dropped.
 
-    The stream depends on the seed alone, so all losses and noise levels see the same batches.
+    The stream depends on the seed and its *use* alone, so all losses and noise levels see the same batches.
     """
-    generator = stream(seed, "batches")
+    generator = stream(seed, use)
     while True:
         order = torch.randperm(available, generator=generator)
         yield from order[: available // batch_size * batch_size].split(batch_size)

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from stability.datasets import Pairs
+from stability.probes import probe
 from stability.study import Study
 from stability.train.features import bytes_kept
 from stability.train.population import blueprint, initial_parameters
 
 STATE_COPIES = 8
 """Flat copies of the parameters that a step holds: parameters, gradient, two moments, update and its temporaries."""
+
+FORK_COPIES = 5
+"""What a fork holds beside them: the copies' own parameters and moments, and where their two ends are kept."""
 
 SLACK = 2.0
 """Activations are held once for the backward pass; its temporaries need about as much again."""
@@ -45,5 +49,6 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     del loss
     features = sum(bytes_kept(cut, len(pairs.train)) for cut in plan.cuts.values())
     features *= study.data.corruption == "fixed"
-    state = STATE_COPIES * theta.numel() * theta.element_size()
-    return int(SLACK * sum(saved.values())) + state + features
+    forks = any(probe[name].traits.get("forks") for name in study.probes)
+    copies = STATE_COPIES + (FORK_COPIES if forks else 0)
+    return int(SLACK * sum(saved.values())) + copies * theta.numel() * theta.element_size() + features

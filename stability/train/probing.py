@@ -77,14 +77,30 @@ def asked_of(
     return asked
 
 
-def read(name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot) -> Reading:
-    """Return what probe *name* measures on the runs that its schedule selects."""
-    chosen = [place for place, run in enumerate(feed.runs) if selects(study, name, run)]
+def read(
+    name: str,
+    study: Study,
+    plan: Blueprint,
+    feed: Feed,
+    held: HeldOut,
+    snapshot: Snapshot,
+    children: Sequence[Tensor] = (),
+) -> Reading:
+    """Return what probe *name* measures on the runs that its schedule selects.
+
+    *children* are the flat parameters (R, P) at the end of training of each child that the probe asks for.
+    """
+    chosen = places_of(study, name, feed.runs)
     if not chosen:
         return Reading([], {})
     widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
-    parts = [_read_some(name, study, plan, feed, held, snapshot, part) for part in _chunks(chosen, widest)]
+    parts = [_read_some(name, study, plan, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
     return Reading(chosen, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+
+
+def places_of(study: Study, name: str, runs: Sequence[Run]) -> list[int]:
+    """Return the places of the runs that a probe measures."""
+    return [place for place, run in enumerate(runs) if selects(study, name, run)]
 
 
 def selects(study: Study, name: str, run: Run) -> bool:
@@ -104,7 +120,14 @@ def _chunks(chosen: list[int], widest: int) -> list[list[int]]:
 
 
 def _read_some(
-    name: str, study: Study, plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot, chosen: list[int]
+    name: str,
+    study: Study,
+    plan: Blueprint,
+    feed: Feed,
+    held: HeldOut,
+    snapshot: Snapshot,
+    children: Sequence[Tensor],
+    chosen: list[int],
 ) -> dict[str, Tensor]:
     variant = probe[name]
     # One replica alone would take other kernels than two; the second copy is dropped below.
@@ -119,12 +142,14 @@ def _read_some(
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
         "held_out_batches": {},
+        "children": tuple(plan.layout.apart(child[rows]) for child in children),
     }
     if variant.traits.get("held_out_batches"):
         tensors["held_out_batches"] = held_out_batches(name, options["batches"], feed.select(padded), held, snapshot)
     chance = math.nan
     if variant.traits.get("chance"):
-        chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size)
+        # There is no share of a chance level of 0.
+        chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size) or math.nan
     settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
 
     def replica(varying: dict[str, Any]) -> Replica:

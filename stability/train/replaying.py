@@ -13,7 +13,7 @@ from torch import Tensor
 from stability.datasets import Pairs
 from stability.grid import Group, Run
 from stability.probes import Batch, HeldOut, Params, probe
-from stability.probes.downstream import recall_at_1
+from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
 from stability.study import Study
 from stability.train import Population, Trainer
@@ -55,8 +55,7 @@ class Replay:
         """Return 1 - recall@1 among held-out pairs, the mean of both directions: an error rate in [0, 1]."""
         image = self.plan.embed_image(params, self.held_out.image)
         text = self.plan.embed_text(params, self.held_out.text)
-        similarity, caption = image @ text.T, self.held_out.caption
-        return 1 - (recall_at_1(similarity, caption) + recall_at_1(similarity.T, caption)) / 2
+        return recall_error(image, text, self.held_out.caption)
 
 
 def replay(

@@ -1,0 +1,68 @@
+"""What a group will take, told from a few real steps and readings of its probes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from stability.datasets import Pairs
+from stability.grid import Group
+from stability.study import Study
+from stability.train import Trainer
+from stability.train.forking import CHILDREN, child_steps
+
+REPEATED = 3.0
+"""Seconds: a reading that took less is timed again, since the first one may have loaded what it needs."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a group: to get ready, of all its steps, of all readings of its probes with the children they fork."""
+
+    ready: float
+    steps: float
+    probes: float
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.ready + self.steps + self.probes
+
+
+def time_group(
+    study: Study, group: Group, pairs: Pairs, device: torch.device, steps: int, with_probes: bool = True
+) -> Timing:
+    """Return the seconds that *group* will take, from a few real steps (their median) and readings of its probes.
+
+    Without probes (*with_probes*) these count as none. Children of forked runs are not trained here: their steps take
+    what those of their parents take.
+    """
+    # What a first step loads, it loads once for all groups.
+    Trainer(study, group, pairs, device).step()
+    start = time.perf_counter()
+    trainer = Trainer(study, group, pairs, device)
+    trainer.step()
+    ready = time.perf_counter() - start
+    each = sorted(_seconds(trainer.step, device) for _ in range(steps))[steps // 2]
+    children = [trainer.population.theta] * CHILDREN
+    probes = 0.0
+    for name in study.probes if with_probes else ():
+        reading = _seconds(partial(trainer.read, name, children), device)
+        if reading < REPEATED:
+            probes += reading
+            reading = _seconds(partial(trainer.read, name, children), device)
+            probes -= reading
+        probes += reading * len(study.due(name)) + each * child_steps(study, name, group.runs)
+    return Timing(ready, each * study.train.steps, probes)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
