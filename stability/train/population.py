@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from stability.datasets import Pairs
 from stability.encoders import encoder
 from stability.encoders.soundness import refuse_coupling
-from stability.losses import Scalar, loss, reserved_of, scalars_with
+from stability.losses import Scalar, loss, options_of, reserved_of, scalars_with
 from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
 from stability.train.chains import Chain, chain_of
+from stability.train.stacked_losses import Judged, judged_by
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class LossPlan:
     scalars: dict[str, Scalar]
     reserved: tuple[str, ...]
     initial_state: Callable[[int], dict[str, Tensor]]
+    judged: Callable[..., Judged] | None
 
 
 def loss_plan(arm: Arm) -> LossPlan:
@@ -84,7 +86,9 @@ def loss_plan(arm: Arm) -> LossPlan:
     scalars = scalars_with(variant, arm.options)
     options = {key: value for key, value in arm.options.items() if key not in scalars}
     state = variant.traits.get("state", lambda available: {})
-    return LossPlan(partial(variant.function, **options), scalars, reserved_of(variant), state)
+    defaults = {name: parameter.default for name, parameter in options_of(variant).items()}
+    judged = judged_by(variant.function) if defaults | options == defaults else None
+    return LossPlan(partial(variant.function, **options), scalars, reserved_of(variant), state, judged)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Blueprint:
 
     def embed(self, modality: str, params: Params, samples: Tensor) -> Tensor:
         """Return unit rows (B, D) for the samples of one modality and one replica."""
-        return F.normalize(functional_call(self.towers[modality], _within(f"{modality}.", params), samples), dim=-1)
+        return F.normalize(functional_call(self.towers[modality], within(f"{modality}.", params), samples), dim=-1)
 
     def embed_image(self, params: Params, image: Tensor) -> Tensor:
         """Return unit rows (B, D) for the images of one replica."""
@@ -139,31 +143,12 @@ class Blueprint:
         With k towers it is the sum of the pair losses over the k (k - 1) / 2 pairs of modalities, divided by their
         number: the scalars, the random numbers and the chance level are those of one pair.
         """
-        params = self._without_fixed(params)
-        return self._loss([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
+        params = {name: value.detach() if name in self.fixed else value for name, value in params.items()}
+        return self.loss_of([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
 
-    def losses(self, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the `training_objective` of all replicas, (R,), from parameters and a batch with that axis in front.
-
-        The same numbers as ``vmap(training_objective)``, sooner where towers are chains of known layers.
-        """
-        params = self._without_fixed(params)
-        towers = [self._embed_all(name, params, batch[name]) for name in self.towers]
-        given = {name: value for name, value in params.items() if name.startswith("loss.")}
-        asked = {name: batch[name] for name in self.loss.reserved}
-        return vmap(self._loss)(towers, given, asked)
-
-    def _without_fixed(self, params: Params) -> Params:
-        return {name: value.detach() if name in self.fixed else value for name, value in params.items()}
-
-    def _embed_all(self, modality: str, params: Params, samples: Tensor) -> Tensor:
-        own = {name: value for name, value in params.items() if name.startswith(f"{modality}.")}
-        if modality not in self.chains:
-            return vmap(partial(self.embed, modality))(own, samples)
-        return F.normalize(self.chains[modality](_within(f"{modality}.", own), samples), dim=-1)
-
-    def _loss(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        given = _within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
+    def loss_of(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's state after it."""
+        given = within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
             stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
             pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(
@@ -174,7 +159,8 @@ class Blueprint:
         return result if "state" in self.loss.reserved else (result, {})
 
 
-def _within(prefix: str, params: Params) -> Params:
+def within(prefix: str, params: Params) -> Params:
+    """Return the parameters whose names begin with *prefix*, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
