@@ -153,7 +153,8 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
         for name in plan.reprojected:
             rows = plan.layout.unflatten(population.theta)[name]
             rows.copy_(normalize(rows, dim=-1))
-        measures = {name: torch.where(dead, torch.nan, value) for name, value in measures.items()}
+        if some_dead:
+            measures = {name: torch.where(dead, torch.nan, value) for name, value in measures.items()}
         measures["learning_rate"] = torch.tensor(rates, device=losses.device)
         measures["duplicate_share"] = duplicate_share(identity(batch["text"], population.salt))
     population.step += 1
