@@ -273,6 +273,7 @@ def with_a_hook() -> nn.Module:
         (lambda: nn.Sequential(nn.Flatten(1, -1), nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU())), True),
         (lambda: nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Flatten(-2), nn.Linear(16, 4)), True),
         (lambda: nn.Sequential(nn.Flatten(), *[nn.Tanh()] * 2, nn.Linear(6, 4)), True),
+        (lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 4), nn.ELU(inplace=True)), True),
         (of_shared_layers, False),
         (lambda: nn.Sequential(nn.Flatten(), Doubled(6, 4)), False),
         (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(6)), False),

@@ -109,13 +109,11 @@ def _gelu(module: nn.Module, params: Places, places: Places, x: Tensor, wanted: 
 
 
 def _one_by_one(module: nn.Module, params: Places, places: Places, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
-    if not wanted:
-        result: Tensor = module(x)
-        return result, lambda slope: None
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        y = module(x)
-    return y.detach(), lambda slope: torch.autograd.grad(y, x, slope)[0]
+        x = x.detach().requires_grad_(wanted)
+        # A layer told to work in place gets a copy: neither a batch nor what another layer keeps is its own.
+        y: Tensor = module(x.clone() if getattr(module, "inplace", False) else x)
+    return y.detach(), lambda slope: torch.autograd.grad(y, x, slope)[0] if wanted else None
 
 
 ACTIVATIONS = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh)
