@@ -71,7 +71,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class LossPlan:
-    """An arm's loss: the function with its options, its scalars, what it asks for beside the batch, its first state."""
+    """An arm's loss: the function with its options, its scalars, what it asks for beside the batch, its first state.
+
+    *judged* finds it for all replicas together with its derivatives, where these are written out; else it is None.
+    """
 
     function: Callable[..., Any]
     scalars: dict[str, Scalar]
