@@ -71,9 +71,9 @@ def main(arguments: Sequence[str]) -> None:
             write_group(where, group, min(WIDTH, asked.runs - first), asked.steps, measures)
         written = time.perf_counter() - start
         size = sum(path.stat().st_size for path in (where / "groups").iterdir())
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         read = late_means(where, asked.steps, measures[0])
-        seconds = time.perf_counter() - start
+        seconds, spent = time.perf_counter() - start, time.process_time() - spent
     assert read == asked.runs
     row = {
         "runs": asked.runs,
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         "gigabytes": round(size / 1e9, 3),
         "seconds_to_write": round(written, 1),
         "seconds_to_read_late_means_of_one_measure": round(seconds, 2),
+        "processor_seconds_to_read_them": round(spent, 2),
     }
     print(json.dumps(row, indent=1))
     if asked.json:

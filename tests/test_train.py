@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,14 +19,17 @@ from torch.testing import assert_close
 from stability.encoders import Modality, encoder
 from stability.execute.machine import reproducible_arithmetic
 from stability.grid import Group, runs_of
-from stability.losses import clip, loss
+from stability.losses import clip, loss, siglip
 from stability.registry import InputError, Variant
 from stability.study import Study, Train, load_study, parse_study
 from stability.train import Trainer, diverged_at, population_of, train_step
 from stability.train.chains import chain_of
 from stability.train.feed import batch_indices, duplicate_share, feed_of, identity, independent_indices
+from stability.train.gradient import slopes
 from stability.train.optimizer import Clip, Moments, blocks_of, schedule, take_step
 from stability.train.population import Layout, towers
+from stability.train.probing import asked_of
+from stability.train.stacked_losses import judged_by
 
 CPU = torch.device("cpu")
 
@@ -269,6 +273,7 @@ def with_a_hook() -> nn.Module:
         (lambda: nn.Sequential(nn.Flatten(1, -1), nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU())), True),
         (lambda: nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Flatten(-2), nn.Linear(16, 4)), True),
         (lambda: nn.Sequential(nn.Flatten(), *[nn.Tanh()] * 2, nn.Linear(6, 4)), True),
+        (lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 4), nn.ELU(inplace=True)), True),
         (of_shared_layers, False),
         (lambda: nn.Sequential(nn.Flatten(), Doubled(6, 4)), False),
         (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(6)), False),
@@ -285,22 +290,15 @@ def test_a_chain_of_known_layers_gives_all_replicas_the_bits_that_vmap_gives_eac
     samples = torch.randn(3, 5, 2, 3)
     params = {name: torch.randn(3, *value.shape, requires_grad=True) for name, value in tower.named_parameters()}
     slow = vmap(lambda own, x: functional_call(tower, own, x))(params, samples)
-    fast = chain(params, samples)
-    assert torch.equal(fast, slow)
-    slopes = [torch.autograd.grad(out.square().sum(), list(params.values())) for out in (fast, slow)]
-    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
-
-
-def test_losses_of_a_population_have_the_bits_of_the_objective_under_vmap(tiny):
-    population = population_of(tiny, some_runs(tiny, "siglip-log-b"), tiny.pairs(), CPU)
-    plan = population.plan
-    assert plan.chains.keys() == {"image"}
-    batch = population.feed.batch(torch.arange(8).repeat(6, 1), population.generators)
-    params = {name: value.requires_grad_() for name, value in plan.layout.unflatten(population.theta).items()}
-    ours, theirs = plan.losses(params, batch)[0], vmap(plan.objective)(params, batch)
-    assert torch.equal(ours, theirs)
-    slopes = [torch.autograd.grad(losses.sum(), list(params.values())) for losses in (ours, theirs)]
-    assert all(torch.equal(one, other) for one, other in zip(*slopes, strict=True))
+    expected = torch.autograd.grad(slow.square().sum(), list(params.values()), allow_unused=True)
+    locked = min(params)
+    for written in (params, params.keys() - {locked}, {}):
+        places = {name: torch.full_like(params[name], torch.nan) for name in written}
+        with torch.no_grad():
+            fast, pull = chain(params, places, samples)
+            assert torch.equal(fast, slow)
+            pull(2 * fast)
+        assert all(torch.equal(places.get(name, slope), slope) for name, slope in zip(params, expected, strict=True))
 
 
 def test_losses_share_weights_batches_and_noise_at_one_seed(tiny):
@@ -358,6 +356,60 @@ def test_every_loss_trains_and_is_probed_and_a_replica_does_not_notice_the_other
         assert torch.equal(values.nan_to_num(), theirs[key][:2].nan_to_num()), key
         assert "towers" not in key or torch.isfinite(values).all()
     assert few.population.state.keys() == many.population.state.keys()
+
+
+@pytest.mark.parametrize("name", [*sorted(loss), "smoothed"])
+def test_gradients_of_a_population_are_those_of_autograd_under_vmap(tiny_text, name):
+    """In float64: every loss, one tower that is a chain of known layers and one that is not, a parameter locked."""
+    arm = f'[arms.{name}]\nloss = "clip"\nlabel_smoothing = 0.1\n\n' if name not in loss else ""
+    population = trainer_of(tiny_text, name, 3, arm).population
+    assert population.plan.chains.keys() == {"image"}
+    assert (population.plan.loss.judged is not None) == (name in ("clip", "siglip"))
+    theta = population.theta.double()
+    batch = population.feed.batch(torch.stack([torch.randperm(40)[:8] for _ in range(3)]), population.generators)
+    batch["image"] = batch["image"].double()
+    batch |= asked_of(population.plan, population.runs, population.draws, population.state, 0, torch.Size())
+    for locked in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.scalars)}):
+        plan = replace(population.plan, fixed=population.plan.fixed | locked)
+        places = plan.layout.unflatten(torch.full_like(theta, torch.nan))
+        with torch.no_grad():
+            ours, state = slopes(plan, plan.layout.unflatten(theta), batch, places)
+        params = {key: value.requires_grad_() for key, value in plan.layout.unflatten(theta).items()}
+        theirs, carried = vmap(plan.training_objective)(params, batch)
+        expected = torch.autograd.grad(theirs.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
+        assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
+        assert_close(list(places.values()), list(expected), rtol=1e-12, atol=1e-12)
+        assert_close(state, {key: value.detach() for key, value in carried.items()}, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("function", "scalars"), [(clip, ("log_scale",)), (siglip, ("log_scale", "bias"))])
+@pytest.mark.parametrize(("size", "scale"), [(2, 1.0), (7, 10.0), (7, 5000.0), (516, 10.0)])
+def test_losses_with_written_derivatives_are_the_plain_ones(function, scalars, size, scale):
+    """Also where exponentials of the logits overflow, and where tiles take over."""
+    generator = torch.Generator().manual_seed(0)
+    ends = [torch.randn(2, size, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    given = {"log_scale": torch.tensor([scale, 1.0]).double().log(), "bias": torch.tensor([-3.0, 0.5]).double()}
+    given = {name: given[name].requires_grad_() for name in scalars}
+
+    def plain(image, text, own):
+        return function(F.normalize(image, dim=-1), F.normalize(text, dim=-1), **own)
+
+    expected = vmap(plain)(*ends, given)
+    slopes = torch.autograd.grad(expected.sum(), [*ends, *given.values()])
+    with torch.no_grad():
+        found, state, by_end, by_scalar = judged_by(function)(ends, given, given.keys())
+    assert_close(found, expected.detach(), rtol=1e-11, atol=1e-12)
+    assert_close([*by_end, *(by_scalar[name] for name in scalars)], list(slopes), rtol=1e-10, atol=1e-12)
+    assert state == {}
+
+
+def test_a_row_of_zeros_has_a_derivative_and_leaves_the_others_alone():
+    ends = torch.randn(2, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    ends[0, 1, 2] = 0.0
+    judge, scalars = judged_by(clip), {"log_scale": torch.zeros(2)}
+    _, _, by_end, _ = judge(list(ends), scalars, ())
+    assert all(slope.isfinite().all() for slope in by_end)
+    assert torch.equal(by_end[0][0], judge(list(torch.stack([ends[:, 0]] * 2, 1)), scalars, ())[2][0][0])
 
 
 def test_a_state_is_carried_from_step_to_step_for_each_replica(tiny_text):

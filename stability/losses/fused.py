@@ -49,6 +49,16 @@ def told_apart(rows: Tensor, columns: Tensor, chunk: int | None = None) -> Tenso
     return with_slopes(partial(_tell_apart, side=_side(chunk)), partial(_told_apart_in_blocks, chunk), rows, columns)
 
 
+def judged_with_slopes(rows: Tensor, columns: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Return `judged_pairs` and its derivatives by rows, columns and bias, of one replica and without a graph."""
+    return _judge_tiles(rows, columns, bias, side=SIDE)
+
+
+def told_apart_with_slopes(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+    """Return `told_apart` and its derivatives by rows and columns, of one replica and without a graph."""
+    return _tell_apart(rows, columns, side=SIDE)
+
+
 def _side(chunk: int | None) -> int:
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk: got {chunk!r}; allowed: at least 1 row")

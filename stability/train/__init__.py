@@ -22,6 +22,7 @@ from stability.train.divergence import diverged_at
 from stability.train.features import Features, kept_features
 from stability.train.feed import Feed, batch_indices, duplicate_share, feed_of, identity
 from stability.train.forking import CHILDREN, forked, order_of
+from stability.train.gradient import room_for, slopes
 from stability.train.optimizer import Block, Clip, Moments, blocks_of, norms, schedule, take_step
 from stability.train.population import Blueprint, blueprint, initial_parameters
 from stability.train.probing import Reading, Snapshot, asked_of, held_out, places_of, read
@@ -126,13 +127,10 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
     # Texts are looked at for duplicates as well.
     batch = population.feed.batch(index, population.generators, without=features.keys() - {"text"})
     asked = asked_of(plan, population.runs, population.draws, population.state, population.step, index.shape[1:-1])
-    # Each parameter is a leaf of its own: the backward pass writes no gradient twice.
-    params = {name: value.requires_grad_() for name, value in plan.layout.unflatten(population.theta).items()}
-    losses, state = plan.losses(params, batch | asked, features)
-    gradients = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
-        gradient = plan.layout.flatten(dict(zip(params, gradients, strict=True)))
-        losses = losses.detach()
+        gradient = room_for(population.theta)
+        params = plan.layout.unflatten(population.theta)
+        losses, state = slopes(plan, params, batch | asked, plan.layout.unflatten(gradient), features)
         norm = torch.linalg.vector_norm(gradient, dim=-1)
         population.alive &= torch.isfinite(losses) & torch.isfinite(norm)
         dead = ~population.alive
@@ -158,11 +156,12 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
             sizes=lambda taken: norms(taken) | {"update_rms": plan.rms_of_matrices(taken)},
             frozen=dead if some_dead else None,
         )
-        population.state = {name: value.detach() for name, value in state.items()}
+        population.state = state
         for name in plan.reprojected:
             rows = plan.layout.unflatten(population.theta)[name]
             rows.copy_(normalize(rows, dim=-1))
-        measures = {name: torch.where(dead, torch.nan, value) for name, value in measures.items()}
+        if some_dead:
+            measures = {name: torch.where(dead, torch.nan, value) for name, value in measures.items()}
         measures["learning_rate"] = torch.tensor(rates, device=losses.device)
         measures["duplicate_share"] = duplicate_share(identity(batch["text"], population.salt))
     population.step += 1

@@ -70,7 +70,7 @@ def norms(taken: Tensor) -> dict[str, Tensor]:
     return {"update_norm": torch.linalg.vector_norm(taken, dim=-1)}
 
 
-CACHE = 2**19
+CACHE = 2**20
 """Floats of parameters that are updated at a time on a CPU: few enough for its cache, enough to be worth the calls."""
 
 
@@ -95,10 +95,11 @@ def take_step(
     moments.count += 1
     buffers = (theta, gradient, moments.first, moments.second)
     count = torch.tensor(float(moments.count), device=theta.device)
-    width = len(theta) if theta.is_cuda else max(1, CACHE // theta.shape[1])
+    most = len(theta) if theta.is_cuda else max(1, CACHE // theta.shape[1])
+    count_of_parts = -(-len(theta) // most)
     parts = []
-    for start in range(0, len(theta), width):
-        rows = slice(start, start + width)
+    for number in range(count_of_parts):
+        rows = slice(number * len(theta) // count_of_parts, (number + 1) * len(theta) // count_of_parts)
         part = theta[rows]
         before = part.clone()
         for block in blocks:

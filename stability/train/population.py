@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from stability.datasets import Pairs
 from stability.encoders import encoder
 from stability.encoders.soundness import refuse_coupling
-from stability.losses import Scalar, loss, reserved_of, scalars_with
+from stability.losses import Scalar, loss, options_of, reserved_of, scalars_with
 from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
 from stability.train.chains import Chain, chain_of
 from stability.train.cuts import Cut, cut_of
+from stability.train.stacked_losses import Judged, judged_by
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class LossPlan:
-    """An arm's loss: the function with its options, its scalars, what it asks for beside the batch, its first state."""
+    """An arm's loss: the function with its options, its scalars, what it asks for beside the batch, its first state.
+
+    *judged* finds it for all replicas together with its derivatives, where these are written out; else it is None.
+    """
 
     function: Callable[..., Any]
     scalars: dict[str, Scalar]
     reserved: tuple[str, ...]
     initial_state: Callable[[int], dict[str, Tensor]]
+    judged: Callable[..., Judged] | None
 
 
 def loss_plan(arm: Arm) -> LossPlan:
@@ -85,7 +90,9 @@ def loss_plan(arm: Arm) -> LossPlan:
     scalars = scalars_with(variant, arm.options)
     options = {key: value for key, value in arm.options.items() if key not in scalars}
     state = variant.traits.get("state", lambda available: {})
-    return LossPlan(partial(variant.function, **options), scalars, reserved_of(variant), state)
+    defaults = {name: parameter.default for name, parameter in options_of(variant).items()}
+    judged = judged_by(variant.function) if defaults | options == defaults else None
+    return LossPlan(partial(variant.function, **options), scalars, reserved_of(variant), state, judged)
 
 
 @dataclass(frozen=True)
@@ -141,44 +148,11 @@ class Blueprint:
         With k towers it is the sum of the pair losses over the k (k - 1) / 2 pairs of modalities, divided by their
         number: the scalars, the random numbers and the chance level are those of one pair.
         """
-        params = self._without_fixed(params)
-        return self._loss([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
+        params = {name: value.detach() if name in self.fixed else value for name, value in params.items()}
+        return self.loss_of([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
 
-    def losses(
-        self, params: Params, batch: Batch, features: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the `training_objective` of all replicas, (R,), from parameters and a batch with that axis in front.
-
-        The same numbers as ``vmap(training_objective)``, sooner where towers are chains of known layers. Of a tower
-        whose *features* (R, B, ...) are given, by modality, only what follows its cut is run.
-        """
-        params = self._without_fixed(params)
-        towers = [
-            self._embed_rest(name, params, features[name])
-            if features and name in features
-            else self._embed_all(name, params, batch[name])
-            for name in self.towers
-        ]
-        given = {name: value for name, value in params.items() if name.startswith("loss.")}
-        asked = {name: batch[name] for name in self.loss.reserved}
-        return vmap(self._loss)(towers, given, asked)
-
-    def _without_fixed(self, params: Params) -> Params:
-        return {name: value.detach() if name in self.fixed else value for name, value in params.items()}
-
-    def _embed_all(self, modality: str, params: Params, samples: Tensor) -> Tensor:
-        own = {name: value for name, value in params.items() if name.startswith(f"{modality}.")}
-        if modality not in self.chains:
-            return vmap(partial(self.embed, modality))(own, samples)
-        return F.normalize(self.chains[modality](within(f"{modality}.", own), samples), dim=-1)
-
-    def _embed_rest(self, modality: str, params: Params, features: Tensor) -> Tensor:
-        cut = self.cuts[modality]
-        own = {name: value for name, value in within(f"{modality}.", params).items() if name not in cut.names}
-        rest = cut.chain or vmap(partial(functional_call, cut.rest))
-        return F.normalize(rest(own, features), dim=-1)
-
-    def _loss(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's state after it."""
         given = within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
             stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
@@ -191,7 +165,7 @@ class Blueprint:
 
 
 def within(prefix: str, params: Params) -> Params:
-    """Return the parameters whose names begin with *prefix*, without it."""
+    """Return the parameters whose names begin with *prefix*, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
