@@ -258,8 +258,13 @@ def test_published_reports_are_listed_with_their_primary_verdict(written, findin
 
 
 def test_publishing_what_has_no_report_or_an_unsafe_name_is_refused(written, tmp_path):
-    with pytest.raises(InputError, match=r"index\.html is missing; write it with `stability report"):
+    with pytest.raises(InputError, match="no run lies here"):
         publish([tmp_path], tmp_path / "reports")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "manifest.json").write_text(json.dumps(manifest_of("bare")))
+    with pytest.raises(InputError, match=r"index\.html is missing; write it with `stability report"):
+        publish([bare], tmp_path / "reports")
     run_dir = written["html"].parent.parent
     (run_dir / "manifest.json").write_text(json.dumps(manifest_of("../elsewhere")))
     with pytest.raises(InputError, match=r"'\.\./elsewhere' cannot name a directory"):

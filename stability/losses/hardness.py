@@ -128,8 +128,8 @@ def clip_masked(
     L = mean over rows i, both ways, of -log(e^(l_ii) / (e^(l_ii) + sum_{j kept} e^(l_ij))), l = t <image_i, text_j>,
     for (B, D) inputs with unit rows. Kept are round(ratio) of the B - 1 mismatches of each row (at least 1): those of
     the smallest *uniform* (B, B), or those with the largest (hard) or the smallest logit (easy). Chance is that of the
-    default ratio; all mismatches kept is `clip`. The softmax counterpart of `siglip_masked`; the choice is made row by
-    row here, since a softmax without a mismatch says nothing. Not in the literature as such.
+    default ratio; all mismatches kept is `clip`. This project's own counterpart of `siglip_masked`, chosen row by row:
+    a softmax without a mismatch says nothing.
     """
     row_loss = partial(_masked_row_loss, keep=keep, ratio=ratio)
     logits = scaled_similarities(image, text, log_scale)
