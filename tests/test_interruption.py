@@ -197,7 +197,7 @@ def test_in_the_background_of_a_script_it_ends_at_a_sigterm(tmp_path):
     assert not Path(f"/proc/{process}").exists()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def heard():
     """Interrupts that are heard, even where the tests themselves run in the background of a shell that ignores them."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -205,7 +205,7 @@ def heard():
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_import_that_turns_an_interruption_into_its_own_error_is_an_interruption(monkeypatch, capfd, heard):
+def test_an_import_that_turns_an_interruption_into_its_own_error_is_an_interruption(monkeypatch, capfd):
     def torn(**_: object) -> int:
         try:
             os.kill(os.getpid(), signal.SIGINT)
