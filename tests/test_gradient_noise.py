@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stability.losses import siglip
-from stability.probes.matched import fitted_scalar, matched_noise
+from stability.probes.matched import fitted_bias, fitted_scalar, matched_noise
 from stability.probes.noise import fraction_interval, gradient_noise, gradient_noise_in, pooled_fraction
 from stability.registry import InputError
 
@@ -202,6 +202,25 @@ def test_a_fitted_bias_is_where_the_derivative_vanishes(scale):
     assert abs(torch.func.grad(mean)(b)) < 1e-10
     stacked = {"log_scale": torch.stack([scalars["log_scale"], torch.tensor(0.3, dtype=torch.float64)])}
     assert_close(torch.vmap(lambda p: fitted_scalar(of, p, batches, "bias"))(stacked)[0], b)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_siglips_bias_fitted_on_logits_is_the_one_that_any_scalar_is_fitted_by(scale, aligned):
+    batches = {name: F.normalize(value, dim=-1) for name, value in batches_of(4).items()}
+    if aligned:
+        batches["text"] = batches["image"]
+    log_scale = torch.tensor(scale, dtype=torch.float64).log()
+
+    def of(p: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+        return siglip(batch["image"], batch["text"], **p)
+
+    b = fitted_bias(batches["image"], batches["text"], log_scale)
+    assert_close(b, fitted_scalar(of, {"log_scale": log_scale}, batches, "bias"), rtol=0, atol=1e-9)
+    each = torch.vmap(lambda t: fitted_bias(batches["image"], batches["text"], t))(
+        torch.stack([log_scale, 0 * log_scale])
+    )
+    assert_close(each[0], b, rtol=0, atol=1e-12)
 
 
 def test_a_scalar_without_a_minimum_is_nan():

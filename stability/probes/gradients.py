@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stability.losses import clip, siglip
 from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
-from stability.probes.matched import fitted_scalar, matched_noise
+from stability.probes.matched import fitted_bias, matched_noise
 from stability.probes.noise import GradientNoise, gradient_noise_in
 
 KINDS = ("noise_trace", "sq_norm", "second_moment")
@@ -123,9 +123,7 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
         absent = torch.full_like(replica.learning_rate, torch.nan)
         return {m.name: absent for m in probe["matched-noise"].traits["measures"] if m.pooled is None}
     if bias is None:
-        bias = fitted_scalar(
-            _siglip_of_embeddings, {"log_scale": log_scale}, _embedded(replica, replica.held_out_batches), "bias"
-        )
+        bias = fitted_bias(*_embedded(replica, replica.held_out_batches), log_scale)
 
     def as_clip(params: Params, batch: Batch) -> Tensor:
         return clip(*_embed(replica, params, batch), log_scale=log_scale)
@@ -138,18 +136,14 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
     return columns["clip"] | columns["siglip"] | {"matched_bias": bias}
 
 
-def _siglip_of_embeddings(scalars: Params, batch: Batch) -> Tensor:
-    return siglip(batch["image"], batch["text"], log_scale=scalars["log_scale"], bias=scalars["bias"])
-
-
 def _embed(replica: Replica, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
     return replica.embed_image(params, batch["image"]), replica.embed_text(params, batch["text"])
 
 
-def _embedded(replica: Replica, batches: Batch) -> Batch:
+def _embedded(replica: Replica, batches: Batch) -> tuple[Tensor, Tensor]:
     """Return batches as embeddings (K, B, D): b is fitted on these, not through the encoders again and again."""
     each = [
         _embed(replica, replica.params, {side: batches[side][k] for side in ("image", "text")})
         for k in range(len(batches["image"]))
     ]
-    return {"image": torch.stack([image for image, _ in each]), "text": torch.stack([text for _, text in each])}
+    return torch.stack([image for image, _ in each]), torch.stack([text for _, text in each])
