@@ -93,6 +93,7 @@ def test_the_head_of_an_id_is_enough_where_it_is_unique(tiny, tiny_run):
     ids = [each.id for each in runs_of(tiny)]
     head = next(ids[0][:n] for n in range(1, 17) if sum(each.startswith(ids[0][:n]) for each in ids) == 1)
     assert replay_run(tiny_run, head, step=0).run.id == ids[0]
+    assert replay_run(tiny_run, None, step=0).run.id == ids[0]
 
 
 @pytest.mark.parametrize(

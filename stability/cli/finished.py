@@ -103,7 +103,10 @@ def verify(
 @app.command()
 def landscape(
     run_dir: RunDir,
-    run: Annotated[str, typer.Option(help="A run's id, or as much of its head as is unique.", metavar="ID")],
+    run: Annotated[
+        str | None,
+        typer.Option(help="A run's id, or as much of its head as is unique [default: the first].", metavar="ID"),
+    ] = None,
     to: Annotated[str, typer.Option(help="A second run: draw the straight way between both.", metavar="ID")] = "",
     kind: Annotated[str, typer.Option(help="Directions: filter, eigen, pca or scalars.")] = "filter",
     points: Annotated[int, typer.Option(help="Points along each axis.")] = 21,

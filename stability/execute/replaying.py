@@ -27,7 +27,7 @@ from stability.tuning import known_runs
 
 def replay_run(
     run_dir: str | Path,
-    run: str,
+    run: str | None,
     *,
     step: int | None = None,
     keep: Collection[int] | Callable[[int], Collection[int]] = (),
@@ -35,10 +35,10 @@ def replay_run(
 ) -> Replay:
     """Return one finished run of *run_dir* at *step* (None: the end), trained again and checked against what is stored.
 
-    *run* is a run's id or the head of one; *keep* names steps at which parameters are kept too, or picks them from the
-    last step. *progress* is told the steps done and their number. Where the directory holds the run's final parameters
-    (``--save-params``) and no more is asked for, nothing is trained. Raises `InputError` for an unknown or unfinished
-    run, and where device or versions are not those of the directory.
+    *run* is a run's id or the head of one, None the first finished run of the test; *keep* names steps at which
+    parameters are kept too, or picks them from the last step. *progress* is told the steps done and their number. Where
+    the directory holds the run's final parameters (``--save-params``) and no more is asked for, nothing is trained.
+    Raises `InputError` for an unknown or unfinished run, and where device or versions are not those of the directory.
     """
     where = Path(run_dir)
     manifest = read_manifest(where)
@@ -46,6 +46,9 @@ def replay_run(
     device = _same_machine(where, manifest)
     finished = [entry for entry in manifest["groups"] if entry["status"] == "finished"]
     known = {each.id: each for each in known_runs(study, where, finished)[0]}
+    if run is None:
+        ended = {each for entry in finished for each in entry["runs"]}
+        run = next((name for name, each in known.items() if name in ended and not each.tuning), "")
     chosen = known[resolve(run, known, where)]
     entry = next((entry for entry in manifest["groups"] if chosen.id in entry["runs"]), None)
     if entry is None or entry["status"] != "finished":

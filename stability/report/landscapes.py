@@ -54,7 +54,7 @@ class View:
 
 def write_landscape(
     run_dir: str | Path,
-    run: str,
+    run: str | None,
     *,
     to: str = "",
     kind: str = "filter",
@@ -65,10 +65,11 @@ def write_landscape(
 ) -> dict[str, Path]:
     """Return the paths of the picture (png, svg) and the grid (parquet) written to RUN_DIR/landscape.
 
-    The run, trained again by its seed up to *step* (None: the end), is looked at along directions of a *kind* of
-    `VIEWS`, *points* to an axis, over *span* (None: by kind). With *to*, a second run of the same arm, it is loss and
-    recall on the straight way between both. The objective is the mean loss over fixed batches of the (first) run's
-    training data. Raises `InputError` for runs, kinds or numbers that do not fit, and where nothing can be written.
+    The run (None: the first of the test), trained again by its seed up to *step* (None: the end), is looked at along
+    directions of a *kind* of `VIEWS`, *points* to an axis, over *span* (None: by kind). With *to*, a second run of the
+    same arm, it is loss and recall on the straight way between both. The objective is the mean loss over fixed batches
+    of the (first) run's training data. Raises `InputError` for runs, kinds or numbers that do not fit, and where
+    nothing can be written.
     """
     if kind not in VIEWS:
         raise InputError(f"--kind: unknown kind {kind!r}{nearest(kind, VIEWS)}")
