@@ -44,14 +44,14 @@ def agreement(verdict: str, others: Mapping[str, str], missing: Sequence[str] = 
 
     *missing* are the replications that are not finished, which are named and not counted.
 
-    >>> agreement("supported", {"digits": "supported", "seeds": "inconclusive"}).word
+    >>> agreement("supported", {"digits": "supported", "other-seeds": "inconclusive"}).word
     'held on 2 of 3'
-    >>> agreement("supported", {"digits": "supported", "seeds": "inconclusive"}).clause
-    'Also supported on digits; inconclusive on seeds.'
-    >>> agreement("supported", {"digits": "contradicted"}, ["seeds"]).word
+    >>> agreement("supported", {"digits": "supported", "other-seeds": "inconclusive"}).clause
+    'Also supported on digits; inconclusive on other seeds.'
+    >>> agreement("supported", {"digits": "contradicted"}, ["shapes"]).word
     'held on 1 of 2, contradicted on digits'
-    >>> agreement("supported", {"digits": "contradicted"}, ["seeds"]).clause
-    'Contradicted on digits; seeds is missing.'
+    >>> agreement("supported", {"digits": "contradicted"}, ["shapes"]).clause
+    'Contradicted on digits; shapes is missing.'
     """
     verdicts = {STUDY: verdict, **others}
     groups: dict[str, list[str]] = {}
@@ -81,4 +81,5 @@ def _plain(verdict: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    plain = [name.replace("-", " ") for name in names]
+    return " and ".join(filter(None, [", ".join(plain[:-1]), plain[-1]]))
