@@ -17,7 +17,7 @@ def reproduced(findings: Findings) -> list[Json]:
             "text": found.text,
             "source": found.source,
             "transfers": found.transfers,
-            "sentence": found.sentence,
+            "sentence": minus(found.sentence),
             "heading": found.heading,
             "table": _table(found),
         }
