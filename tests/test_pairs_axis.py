@@ -180,8 +180,8 @@ def test_a_claim_over_pairs_is_a_slope_per_doubling_and_the_report_shows_the_axi
 
 
 def test_a_claim_over_batch_size_is_per_doubling_and_one_over_noise_is_not(tiny_text):
-    from stability.analysis import _levels
+    from stability.analysis.pairing import levels_of
 
     study = parse_study(tiny_text, "t", "t")
-    assert _levels(study, "batch_size") == (3.0, 4.0)
-    assert _levels(study, "noise") == (0.0, 0.4)
+    assert levels_of(study, "batch_size") == (3.0, 4.0)
+    assert levels_of(study, "noise") == (0.0, 0.4)

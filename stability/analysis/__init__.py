@@ -1,0 +1,228 @@
+"""Results and the study's claims in, findings out: one number a run, arms paired by seed, one verdict a claim."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stability import contrasts, stats
+from stability.analysis.findings import Finding, Findings, Ranked, Replication, findings_text, look_sentence
+from stability.analysis.pairing import array_of, asked_of, numbers_of, reading_of
+from stability.analysis.reading import read
+from stability.contrasts import contrast
+from stability.probes import Measure
+from stability.reproductions import reproduce
+from stability.results import AXES, FLOOR, Replicated, Results, Tuning, on_scale, run_frame, summarise, times_to
+from stability.sensitivity import NOTHING, Question, sensitivity
+from stability.study import LATE, Claim, Ranking, Study
+
+__all__ = [
+    "AXES",
+    "CLEAR",
+    "FLOOR",
+    "LATE",
+    "Finding",
+    "Findings",
+    "Ranked",
+    "Replication",
+    "Results",
+    "Tuning",
+    "analyse",
+    "compared",
+    "findings_text",
+    "look_sentence",
+    "on_scale",
+    "read",
+    "run_frame",
+    "summarise",
+    "times_to",
+]
+
+ALPHA = 0.05
+"""The chance of a wrong direction that all claims of a study, at all its looks, share."""
+
+
+CLEAR = 3.0
+"""A bounded measure must stand this many times above chance in the clean cells of either arm, or it is not testable."""
+
+
+def analyse(results: Results, checks: bool = True) -> Findings:
+    """Return the findings of a study: each claim's effect, intervals, verdict, and its checks if *checks*.
+
+    Intervals are at confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
+    """
+    study = results.study
+    findings = _family(results, checks)
+    primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
+    untuned = _family(results.untuned, checks=False) if results.untuned else ()
+    return Findings(
+        study=study.name,
+        scale=study.scale,
+        study_hash=study.hash,
+        verdict=primary,
+        provenance=provenance(results),
+        claims=findings,
+        untuned=untuned,
+        rankings=tuple(_ranked(results, asked) for asked in study.rankings),
+        published=tuple(reproduce(results, asked) for asked in study.published),
+        looks=_looks(study),
+        replications=tuple(_replication(study, again) for again in results.replications),
+    )
+
+
+def _replication(original: Study, again: Replicated) -> Replication:
+    """Return what came of a replication; nothing is tested of one that is not whole."""
+    study, results = again.study, again.results
+    whole = results is not None and not again.missing
+    counts = provenance(results) if results else {}
+    return Replication(
+        name=study.replication,
+        data=study.data.name,
+        other_data=study.data.name != original.data.name,
+        changes=study.changes,
+        study_hash=study.hash,
+        missing=again.missing,
+        counts={key: counts[key] for key in ("seeds", "planned", "finished", "diverged", "failed") if counts},
+        claims=_family(results, checks=False) if results and whole else (),
+    )
+
+
+def claim_confidence(study: Study) -> float:
+    """Return the confidence of each interval: 95% shared among registered looks, then among the study's claims."""
+    per_look = 1 - ALPHA / max(1, len(study.looks))
+    return stats.shared_confidence(max(1, len(study.claims)), per_look)
+
+
+def _family(results: Results, checks: bool) -> tuple[Finding, ...]:
+    confidence = claim_confidence(results.study)
+    found = [_finding(results, claim, confidence, checks) for claim in results.study.claims]
+    adjusted = np.minimum(1, stats.adjust([finding.p_value for finding in found]) * max(1, len(results.study.looks)))
+    return tuple(
+        replace(finding, p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan)
+        for finding, p in zip(found, adjusted, strict=True)
+    )
+
+
+def _looks(study: Study) -> dict[str, Any]:
+    """Return the registered looks, the one that these findings are of (by its seeds), and the alpha spent up to it."""
+    if not study.looks:
+        return {}
+    taken = [n for n in study.looks if n <= study.grid.seeds]
+    return {"seeds": list(study.looks), "at": study.grid.seeds, "alpha_spent": ALPHA * len(taken) / len(study.looks)}
+
+
+def provenance(results: Results) -> dict[str, Any]:
+    """Return where results come from, without times or paths: versions, device, seeds, counts and the command."""
+    counts = results.runs["status"].value_counts()
+    manifest, study = results.manifest, results.study
+    return {
+        "versions": manifest["versions"],
+        "device": manifest["device"],
+        "git_commit": ", ".join(sorted({group["git_commit"] for group in manifest["groups"] if "git_commit" in group})),
+        "seeds": study.grid.seeds,
+        "planned": len(results.runs),
+        "finished": int(counts.get("finished", 0) + counts.get("diverged", 0)),
+        "diverged": int(counts.get("diverged", 0)),
+        "failed": int(counts.get("failed", 0)),
+        **({"tuning_runs": len(results.tuning.tried)} if results.tuning else {}),
+        "command": f"stability run {study.name} --scale {study.scale} --device {manifest['device']['type']}"
+        + (f" --until-settled {study.looks[-1]}" if study.looks else ""),
+    }
+
+
+def compared(results: Results, claim: Claim, confidence: float) -> stats.Comparison:
+    """Return the comparison of a claim's two arms by its contrast, over the runs that there are."""
+    arms, supplied = asked_of(results, claim, confidence)
+    return contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
+
+
+def _finding(results: Results, claim: Claim, confidence: float, checks: bool) -> Finding:
+    measure = results.measures[claim.measure]
+    reduction, scale = reading_of(claim, measure)
+    arms, supplied = asked_of(results, claim, confidence)
+    comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
+    decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
+    if why := _near_chance(results, claim, contrast[claim.contrast].traits["on"], scale, reduction):
+        decided = stats.Verdict("not-testable", why, f"Not testable: {why}.")
+    question = Question(claim.contrast, supplied, claim.expect, claim.margin)
+    return Finding(
+        id=claim.id,
+        primary=claim.primary,
+        text=claim.text,
+        source=claim.source or results.study.source,
+        measure=claim.measure,
+        contrast=claim.contrast,
+        compare=claim.compare,
+        expect=claim.expect,
+        verdict=decided.verdict,
+        reason=decided.reason,
+        effect=comparison.effect,
+        interval=comparison.interval,
+        equivalence_interval=comparison.equivalence_interval,
+        confidence=confidence,
+        margin=claim.margin,
+        ratio=comparison.ratio,
+        n_pairs=comparison.n,
+        p_value=comparison.p_value,
+        p_adjusted=math.nan,
+        p_sign_flip=stats.sign_flip(comparison.per_seed) if comparison.testable else math.nan,
+        seeds_to_settle=decided.seeds_to_settle,
+        sentence=decided.sentence,
+        method=comparison.method,
+        assumptions=comparison.assumptions,
+        sensitivity=sensitivity(comparison, decided.verdict, arms, question) if checks else NOTHING,
+        against=claim.against,
+    )
+
+
+def _ranked(results: Results, asked: Ranking) -> Ranked:
+    """Return a ranking: a seed's cells averaged on the measure's scale, all pairs and rankings at 95% together."""
+    study, measure = results.study, results.measures[asked.measure]
+    assert measure.better
+    names = study.ranked(asked)
+    # The reading of a claim of a difference, whatever two arms it names.
+    claim = Claim(
+        id="ranking",
+        text=measure.label,
+        measure=measure.name,
+        contrast="difference",
+        compare=(names[0], names[1]),
+        expect="equal",
+        margin=1.0,
+        reduction=asked.reduction,
+        scale=asked.scale,
+    )
+    reduction, scale = reading_of(claim, measure)
+    numbers = numbers_of(results, claim, measure.name, "scale", reduction, scale)
+    values = np.stack([array_of(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
+    confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
+    found = stats.ranking(values, names, better=measure.better, confidence=confidence)
+    return Ranked(measure.name, measure.label, reduction, scale, measure.better, found)
+
+
+def _near_chance(results: Results, claim: Claim, on: str, scale: str, reduction: str) -> str:
+    """Return why a bounded measure cannot be compared: an arm's clean level is too close to chance; else nothing."""
+    if scale != "chance-log" or on != "scale":
+        return ""
+    found = (_too_low(results, claim, results.measures[name], reduction) for name in dict.fromkeys(claim.measures))
+    return next(filter(None, found), "")
+
+
+def _too_low(results: Results, claim: Claim, measure: Measure, reduction: str) -> str:
+    values, chance = (
+        summarise(results, name, how) for name, how in ((measure.name, reduction), (measure.chance, "final"))
+    )
+    runs = results.runs
+    clean = runs[(runs["noise"] == runs["noise"].min()) & runs["arm"].isin(claim.compare)]
+    times = clean.assign(times=(values / chance).reindex(clean["run"]).to_numpy())
+    level = times.groupby(["arm", "batch_size"])["times"].mean().dropna()
+    if not len(level) or level.min() >= CLEAR:
+        return ""
+    arm, batch_size = level.idxmin()
+    return (
+        f"{arm} at batch size {batch_size} reaches only {level.min():.1f} times the chance level of {measure.label} "
+        f"without noise, and {CLEAR:g} are needed"
+    )

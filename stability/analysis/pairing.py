@@ -1,0 +1,101 @@
+"""A claim's two arms as arrays of one number a run: seeds, levels of the claim's axis, other cells."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability import stats
+from stability.contrasts import contrast
+from stability.probes import Measure
+from stability.results import (
+    AXES,
+    LOGARITHMS,
+    Results,
+    chance_losses,
+    on_scale,
+    summarise,
+    times_to,
+)
+from stability.study import DOUBLING, Claim, Study
+
+AXIS_WORDS = {"batch_size": "batch size", "pairs": "number of training pairs", "lr": "learning rate"}
+
+
+def asked_of(results: Results, claim: Claim, confidence: float) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Return the numbers of a claim's two arms, and what its contrast may ask for beside them."""
+    variant = contrast[claim.contrast]
+    measure = results.measures[claim.measure]
+    reduction, scale = reading_of(claim, measure)
+    arms = [
+        array_of(results, claim, arm, numbers_of(results, claim, name, variant.traits["on"], reduction, scale))
+        for arm, name in zip(claim.compare, claim.measures, strict=True)
+    ]
+    names = claim.compare
+    if claim.against:
+        names = (claim.compare[0], stats.wording.another(_in_words(claim, results.measures[claim.against], scale)))
+    supplied = {
+        "confidence": confidence,
+        "levels": levels_of(results.study, claim.over),
+        "per": f" per doubling of the {AXIS_WORDS[claim.over]}" if claim.over in DOUBLING else "",
+        "better": measure.better,
+        "log": scale in LOGARITHMS,
+        "budget": float(results.study.train.steps),
+        "names": names,
+        "measure": _in_words(claim, measure, scale),
+    }
+    return arms, supplied
+
+
+def levels_of(study: Study, over: str) -> tuple[float, ...]:
+    """Return the values of an axis in order, as slopes have them: in doublings where a step is a factor."""
+    values = sorted(study.grid.values(over)) if over else [0.0]
+    return tuple(float(np.log2(value)) if over in DOUBLING else float(value) for value in values)
+
+
+def reading_of(claim: Claim, measure: Measure) -> tuple[str, str]:
+    """Return the reduction and the scale by which a claim reads its measure."""
+    return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.scale or measure.scale
+
+
+def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
+    label = measure.label[:1].lower() + measure.label[1:]
+    if claim.threshold is not None:
+        return f"a {label} of {claim.threshold:g}"
+    if scale == "of-chance":
+        return f"{label} as a share of chance"
+    return f"log chance-corrected {label}" if scale == "chance-log" and claim.over else label
+
+
+def numbers_of(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:
+    """Return one number per run of a measure, as the contrast takes it, with diverged runs as the measure has them."""
+    runs = results.runs.set_index("run")
+    diverged = runs["status"] == "diverged"
+    if on == "diverged":
+        return diverged.astype(float).where(runs["status"].isin(["finished", "diverged"]))
+    if on == "times":
+        assert claim.threshold is not None
+        times = times_to(results, name, claim.threshold)
+        return times.where(~diverged, math.inf).where(runs["status"].isin(["finished", "diverged"]))
+    values = summarise(results, name, reduction).reindex(runs.index)
+    chance = results.measures[name].chance
+    # A diverged run has learnt nothing: chance where a measure is bounded; elsewhere there is no such level.
+    level = summarise(results, chance, "final").reindex(runs.index) if chance else math.nan
+    level = chance_losses(results) if scale == "of-chance" else level
+    values = values.where(~diverged, level)
+    return values if on == "raw" else on_scale(results, name, values, scale)
+
+
+def array_of(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.ndarray:
+    """Return one arm's numbers as (seeds, levels, cells): levels along the claim's axis, cells along all others."""
+    runs = results.runs[results.runs["arm"] == arm]
+    over = results.study.grid.column(claim.over)
+    level = runs[over] if over else 0
+    cells = [axis for axis in AXES if axis != over]
+    frame = runs.assign(number=numbers.loc[runs["run"]].to_numpy(), level=level)
+    # The grid is a full product, so sorting puts every run in its place.
+    ordered = frame.sort_values(["seed", "level", *cells])["number"].to_numpy(dtype=float)
+    return ordered.reshape(frame["seed"].nunique(), frame["level"].nunique(), -1)
