@@ -66,6 +66,8 @@ def reproduce(results: Results, asked: Published) -> Reproduction:
             asked, lambda a, b: _side(stats.paired_difference(values(a), values(b), confidence=CONFIDENCE))
         )
     label = results.measures[asked.measure].label
+    if asked.factor != 1 and not asked.unit:
+        label = f"{asked.factor:g} × {label}"
     heading = f"{label}, {asked.compare[0]} minus {asked.compare[1]}" if asked.compare else label
     if asked.statistic == "sd":
         heading = f"Standard deviation of {label} between seeds"

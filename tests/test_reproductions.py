@@ -52,6 +52,8 @@ def test_means_are_those_over_cells_and_seeds_times_the_factor(known):
     # t with two degrees of freedom, standard deviation 2 over three seeds
     np.testing.assert_allclose(clip.interval, [30 - 4.302653 * 2 / 3**0.5, 30 + 4.302653 * 2 / 3**0.5], rtol=1e-6)
     assert found.sentence == "Ours keeps the published order (95% interval of the pair)."
+    assert found.heading == "Recall@1"
+    assert reproduce(known, asked(factor=2.0)).heading == "2 × Recall@1"
 
 
 @pytest.mark.parametrize(("published", "word"), [(12.0, "keeps"), (8.0, "reverses")])
