@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stability.report.ledger import answer, entries
 from stability.study import load_study
 
 REPORTS = Path(__file__).parent.parent / "reports"
@@ -29,3 +30,8 @@ def test_a_published_report_is_of_the_study_as_it_stands(name):
     assert [claim["id"] for claim in findings["claims"]] == [claim.id for claim in study.claims]
     assert f'href="{name}/index.html"' in (REPORTS / "index.html").read_text()
     assert all((REPORTS / name / file).stat().st_size < 1.5e6 for file in ("index.html", "report.pdf", "report.json"))
+
+
+def test_the_readme_gives_the_answer_of_the_ledger():
+    quoted = [line[1:] for line in (REPORTS.parent / "README.md").read_text().splitlines() if line.startswith(">")]
+    assert " ".join("".join(quoted).split()) == answer(entries(REPORTS))

@@ -70,6 +70,20 @@ def test_which_loss_is_steadier_follows_from_measure_contrast_and_sign(measure, 
     assert steadier(claim | {"compare": ["clip", "siglip"]}, {}) == turned
 
 
+@pytest.mark.parametrize(
+    ("how", "over", "expected"),
+    [
+        ("sensitivity", "lr", "siglip"),
+        ("slope", "noise", "clip"),
+        ("slope", "pairs", None),
+        ("interaction", "batch_size", None),
+    ],
+)
+def test_what_a_claim_goes_over_decides_whether_it_speaks_of_stability(how, over, expected):
+    claim = CLAIM | {"measure": "recall_at_1", "contrast": how, "effect": -0.1, "ratio": False}
+    assert steadier(claim, {}, over) == expected
+
+
 def test_an_arm_counts_as_its_loss_and_other_losses_are_off_the_subject():
     claim = CLAIM | {"compare": ["cool", "clip"]}
     assert steadier(claim, {"cool": "siglip"}) == "siglip"
@@ -113,6 +127,8 @@ def test_verdicts_lean_as_the_rule_says(tmp_path):
         (("clip", "clip"), "No, CLIP is the steadier one."),
         (("clip", "equal"), "As far as it is decided, no, CLIP is the steadier one."),
         (("clip", "siglip", "open"), "It depends on what is asked."),
+        (("siglip", "turned"), "It depends on the data."),
+        (("siglip", "clip", "turned"), "It depends on what is asked and on the data."),
         (("equal",), "No: they are equal within the margins."),
         (("equal", "open"), "No difference that matters is shown."),
         (("open",), "Not decided."),
@@ -171,16 +187,20 @@ def asked_again(verdict, other_data=True, missing=""):
 
 def test_the_ledger_says_which_decided_claims_hold_on_one_data_set_only(tmp_path):
     published(tmp_path, "both", replications=[asked_again("inconclusive"), asked_again("supported")])
-    published(tmp_path, "one", replications=[asked_again("contradicted"), asked_again("supported", other_data=False)])
+    published(tmp_path, "one", replications=[asked_again("inconclusive"), asked_again("supported", other_data=False)])
+    published(tmp_path, "none", replications=[asked_again("contradicted"), asked_again("supported", other_data=False)])
     published(tmp_path, "late", replications=[asked_again("", missing="not begun")])
     published(tmp_path, "open", verdict="inconclusive", replications=[asked_again("inconclusive")])
     found = entries(tmp_path)
     assert {entry["study"]: entry["replicated"] for entry in found} == {
         "both": "elsewhere",
         "one": "here alone",
+        "none": "turned",
         "late": None,
         "open": "elsewhere",
     }
+    assert leanings(tmp_path)["none"] == "turned"
+    assert "1 comes out the other way on other data (none)" in answer(found)
     assert answer(found).endswith(
         " Of the decided, shown on more than one data set: both; on one data set only: one; "
         "not asked on other data: late."

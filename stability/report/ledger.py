@@ -24,10 +24,11 @@ RULE = (
     "p-value, adjusted by Benjamini and Hochberg over all primary claims of this page, is at most "
     f"{number(ALPHA)}; for neither if it is equivalent within its own margin; otherwise, or while runs are missing, it "
     "is open. Steadier is more of a measure of success (such as recall, also under noise), and less of gradient noise, "
-    "sharpness, negative curvature, spikes, spread over seeds, time to a threshold or divergence. A claim on another "
-    "measure is left out; so is the level of a loss, which says nothing across losses. Where a study was replicated, "
-    "its decided claim is on more than one data set if its verdict is the same in a replication on other data; a "
-    "replication decides nothing by itself."
+    "sharpness, negative curvature, spikes, spread over seeds, sensitivity to the learning rate, time to a threshold "
+    "or divergence. A claim on another measure is left out; so is the level of a loss, which says nothing across "
+    "losses, and what becomes of a lead as batches or data grow. Where a study was replicated, its decided claim is on "
+    "more than one data set if its verdict is the same in a replication on other data. One that is supported here and "
+    "contradicted there, or the other way round, counts for nobody: it hangs on the data."
 )
 """The rule in words, printed under the answer."""
 
@@ -41,6 +42,7 @@ WORDS = {
     "siglip": ("finds SigLIP steadier", "find SigLIP steadier"),
     "clip": ("finds CLIP steadier", "find CLIP steadier"),
     "equal": ("finds them equal within its margin", "find them equal within their margins"),
+    "turned": ("comes out the other way on other data", "come out the other way on other data"),
     "open": ("is open", "are open"),
 }
 """What each leaning is called, for one claim and for several."""
@@ -91,7 +93,7 @@ def _entry(path: Path) -> Json:
             "device": origin["device"]["model"],
             "pdf": (path.parent / "report.pdf").is_file(),
             "p_value": _p_value(raw, found.get("looks")),
-            "steadier": steadier(raw, _losses(path.parent)) if raw else None,
+            "steadier": steadier(raw, **_asked(path.parent, raw["id"])) if raw else None,
             "leaning": "",
             "agreement": found.get("agreement", {}).get(raw["id"]) if raw else None,
             "replicated": _replicated(raw, found.get("replications", ())) if raw else None,
@@ -101,12 +103,13 @@ def _entry(path: Path) -> Json:
 
 
 def _replicated(claim: Mapping[str, Any], replications: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return whether other data gave a claim's verdict: elsewhere, here alone, or None if none were asked."""
+    """Return whether other data gave a claim's verdict: elsewhere, here alone, turned round, or None if not asked."""
     others = [again for again in replications if again["other_data"] and not again["missing"]]
     verdicts = [each["verdict"] for again in others for each in again["claims"] if each["id"] == claim["id"]]
     if not verdicts:
         return None
-    return "elsewhere" if claim["verdict"] in verdicts else "here alone"
+    turned = {"supported": "contradicted", "contradicted": "supported"}.get(claim["verdict"])
+    return "turned" if turned in verdicts else "elsewhere" if claim["verdict"] in verdicts else "here alone"
 
 
 def _p_value(claim: Mapping[str, Any] | None, looks: Mapping[str, Any] | None) -> float:
@@ -127,19 +130,21 @@ def _title(folder: Path) -> str:
     return str(_report(folder).get("title", ""))
 
 
-def _losses(folder: Path) -> dict[str, str]:
-    """Return the loss of each arm that the published study file declares; other arms are losses themselves."""
-    arms = tomllib.loads(_report(folder).get("study_text", "")).get("arms", {})
-    return {name: arm["loss"] for name, arm in arms.items() if "loss" in arm}
+def _asked(folder: Path, claim: str) -> dict[str, Any]:
+    """Return what a published study file says of a claim: the losses of arms that it declares, the axis gone over."""
+    study = tomllib.loads(_report(folder).get("study_text", ""))
+    losses = {name: arm["loss"] for name, arm in study.get("arms", {}).items() if "loss" in arm}
+    over = next((each.get("over", "") for each in study.get("claims", ()) if each.get("id") == claim), "")
+    return {"losses": losses, "over": over}
 
 
-def steadier(claim: Mapping[str, Any], losses: Mapping[str, str]) -> str | None:
+def steadier(claim: Mapping[str, Any], losses: Mapping[str, str], over: str = "") -> str | None:
     """Return which of clip and siglip is steadier by a claim's effect; "" if it tells neither, None if off the subject.
 
-    *losses* gives the loss of each arm that does not bear its loss's name.
+    *losses* gives the loss of each arm that does not bear its loss's name, *over* the axis that the claim goes over.
     """
     arms = [losses.get(arm, arm) for arm in claim["compare"]]
-    low = _steadier_low(claim["measure"], claim["contrast"])
+    low = _steadier_low(claim["measure"], claim["contrast"], over)
     if sorted(arms) != ["clip", "siglip"] or low is None:
         return None
     if claim["effect"] is None:
@@ -148,9 +153,11 @@ def steadier(claim: Mapping[str, Any], losses: Mapping[str, str]) -> str | None:
     return "" if shift == 0 else arms[0] if (shift < 0) == low else arms[1]
 
 
-def _steadier_low(measure: str, how: str) -> bool | None:
+def _steadier_low(measure: str, how: str, over: str) -> bool | None:
     """Return whether less of it is steadier; None where neither more nor less is."""
-    if how == "spread" or (how in contrast and contrast[how].traits["on"] in ("times", "diverged")):
+    if over in ("batch_size", "pairs"):
+        return None
+    if how in ("spread", "sensitivity") or (how in contrast and contrast[how].traits["on"] in ("times", "diverged")):
         return True
     known = measures_of(probe, OFFERS).get(measure)
     if measure != "loss" and known and known.better:
@@ -159,7 +166,7 @@ def _steadier_low(measure: str, how: str) -> bool | None:
 
 
 def _leaning(entry: Mapping[str, Any], p_adjusted: float) -> str:
-    """Return what a primary claim says to the question: siglip, clip, equal, open, or nothing."""
+    """Return what a primary claim says to the question: siglip, clip, equal, turned, open, or nothing."""
     verdict = entry["primary"]["verdict"]
     if entry["steadier"] is None:
         return ""
@@ -168,6 +175,8 @@ def _leaning(entry: Mapping[str, Any], p_adjusted: float) -> str:
     if verdict == "equivalent":
         return "equal"
     decided = verdict in ("supported", "contradicted") and p_adjusted <= ALPHA
+    if decided and entry["replicated"] == "turned":
+        return "turned"
     return entry["steadier"] or "open" if decided else "open"
 
 
@@ -225,6 +234,9 @@ def _reach(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _head(count: Mapping[str, int]) -> str:
+    if count["turned"]:
+        asked = "on what is asked and " if count["siglip"] and count["clip"] else ""
+        return f"It depends {asked}on the data."
     if count["siglip"] and count["clip"]:
         return "It depends on what is asked."
     if count["siglip"] or count["clip"]:
