@@ -220,3 +220,11 @@ def test_a_loss_that_declares_no_chance_level_is_judged_by_the_least_that_a_cons
     assert read(tiny_run).runs["status"].tolist() == declared
     loss.annotate("clip", chance=lambda batch_size: 0.0)
     assert set(read(tiny_run).runs.query("arm == 'clip'")["status"]) == {"diverged"}
+
+
+def test_a_claim_that_diverged_runs_make_untestable_says_how_many_there_were(results):
+    status = np.where(results.runs["arm"] == "clip", "diverged", "finished")
+    finding = analyse(replace(results, runs=results.runs.assign(status=status)), checks=False).claims[0]
+    assert finding.verdict == "not-testable"
+    assert finding.reason.endswith("; of the 24 runs of its arms 12 diverged (they end no better than chance)")
+    assert finding.sentence == f"Not testable: {finding.reason}."

@@ -147,6 +147,9 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
     decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
     if why := _near_chance(results, claim, contrast[claim.contrast].traits["on"], scale, reduction):
         decided = stats.Verdict("not-testable", why, f"Not testable: {why}.")
+    elif decided.verdict == "not-testable" and comparison.left_out and (lost := _lost(results, claim)):
+        why = f"{decided.reason}; {lost}"
+        decided = replace(decided, reason=why, sentence=f"Not testable: {why}.")
     question = Question(claim.contrast, supplied, claim.expect, claim.margin)
     return Finding(
         id=claim.id,
@@ -201,6 +204,15 @@ def _ranked(results: Results, asked: Ranking) -> Ranked:
     confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
     found = stats.ranking(values, names, better=measure.better, confidence=confidence)
     return Ranked(measure.name, measure.label, reduction, scale, measure.better, found)
+
+
+def _lost(results: Results, claim: Claim) -> str:
+    """Return how many runs of a claim's arms failed or diverged, in words; nothing where none did."""
+    status = results.runs.loc[results.runs["arm"].isin(claim.compare), "status"]
+    said = {"failed": "failed", "diverged": "diverged (they end no better than chance)"}
+    counts = {words: int((status == word).sum()) for word, words in said.items()}
+    found = " and ".join(f"{count} {words}" for words, count in counts.items() if count)
+    return f"of the {len(status)} runs of its arms {found}" if found else ""
 
 
 def _near_chance(results: Results, claim: Claim, on: str, scale: str, reduction: str) -> str:
