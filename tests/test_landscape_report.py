@@ -107,7 +107,6 @@ def test_the_way_between_two_runs_starts_and_ends_at_their_own_loss_and_recall(m
         (["--run", "{clip}", "--step", "7"], "step is 7; allowed: 0 to 6"),
         (["--run", "{clip}", "--to", "{siglip-log-b}"], "--to: run {siglip-log-b} is of arm 'siglip-log-b'"),
         (["--run", "{clip}", "--span", "1", "0"], "span is (1, 0); allowed"),
-        ([], "Missing option"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, study, where, words, sentence):
