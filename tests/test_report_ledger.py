@@ -60,6 +60,7 @@ def leanings(reports):
         ("zero_shot_accuracy", "difference", None, False, ""),
         ("hard_negative_accuracy", "difference", 0.1, False, "siglip"),
         ("modality_gap", "difference", 0.1, False, None),
+        ("step_milliseconds", "difference", 0.9, True, None),
         ("loss", "difference", -0.1, False, None),
     ],
 )

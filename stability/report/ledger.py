@@ -25,10 +25,10 @@ RULE = (
     f"{number(ALPHA)}; for neither if it is equivalent within its own margin; otherwise, or while runs are missing, it "
     "is open. Steadier is more of a measure of success (such as recall, also under noise), and less of gradient noise, "
     "sharpness, negative curvature, spikes, spread over seeds, sensitivity to the learning rate, time to a threshold "
-    "or divergence. A claim on another measure is left out; so is the level of a loss, which says nothing across "
-    "losses, and what becomes of a lead as batches or data grow. Where a study was replicated, its decided claim is on "
-    "more than one data set if its verdict is the same in a replication on other data. One that is supported here and "
-    "contradicted there, or the other way round, counts for nobody: it hangs on the data."
+    "or divergence. A claim on another measure is left out; so are the level of a loss, which says nothing across "
+    "losses, the cost of a step, and what becomes of a lead as batches or data grow. Where a study was replicated, its "
+    "decided claim is on more than one data set if its verdict is the same in a replication on other data. One that is "
+    "supported here and contradicted there, or the other way round, counts for nobody: it hangs on the data."
 )
 """The rule in words, printed under the answer."""
 
@@ -37,6 +37,11 @@ OFFERS = frozenset(measure.needs for variant in probe.values() for measure in va
 
 STEADIER_LOW = ("gradient_noise_fraction", "sharpness_ratio", "preconditioned_sharpness", "hessian_negative_share")
 """Heads of the names of measures that are neither good nor bad by themselves, and steadier where they are lower."""
+
+COSTS = frozenset(
+    m.name for variant in probe.values() if variant.traits.get("timed") for m in variant.traits["measures"]
+)
+"""Measures of what a step costs, where less is better and nothing steadier."""
 
 WORDS = {
     "siglip": ("finds SigLIP steadier", "find SigLIP steadier"),
@@ -155,7 +160,7 @@ def steadier(claim: Mapping[str, Any], losses: Mapping[str, str], over: str = ""
 
 def _steadier_low(measure: str, how: str, over: str) -> bool | None:
     """Return whether less of it is steadier; None where neither more nor less is."""
-    if over in ("batch_size", "pairs"):
+    if over in ("batch_size", "pairs") or measure in COSTS:
         return None
     if how in ("spread", "sensitivity") or (how in contrast and contrast[how].traits["on"] in ("times", "diverged")):
         return True
