@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stability.curvature.graphs import BYTES_AT_ONCE, bytes_of
+from stability.curvature.graphs import bytes_of
 from stability.curvature.products import (
     Objective,
     check_params,
@@ -21,6 +21,9 @@ from stability.curvature.products import (
 from stability.registry import InputError
 
 Point = Mapping[str, Tensor]
+
+BYTES_AT_ONCE = {"cpu": 2**24, "cuda": 2**32}
+"""What the points evaluated at once compute; more than for curvature, since no graph is kept for a way back."""
 
 
 def evaluate(
