@@ -6,6 +6,7 @@ All are built in a process of their own. Data lie on the device before the clock
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -28,19 +29,23 @@ EPOCH = 64
 
 
 def ours(work: Work, threads: int) -> Advance:
-    """Train as `stability run` does: groups no wider than a plan makes them, in a worker process with one thread."""
+    """Train as `stability run` does: groups no wider than a plan makes them, in a worker process with one thread.
+
+    A worker trains a group from its first step to its last in one context, which is entered here for good.
+    """
     study = work.study()
     del threads  # one, whatever is offered
+    context = ExitStack()
+    context.enter_context(reproducible_arithmetic())
     pairs, runs = study.pairs(), work.runs(study)
     width = WIDEST[torch.device(work.device).type]
     parts = [runs[start : start + width] for start in range(0, len(runs), width)]
     trainers = [Trainer(study, Group("benchmark", part), pairs, torch.device(work.device)) for part in parts]
 
-    def advance(steps: int) -> np.ndarray:
-        with reproducible_arithmetic():
-            # One group after the other, as a worker trains them.
-            losses = [torch.stack([trainer.step()["loss"] for _ in range(steps)]) for trainer in trainers]
-            return torch.cat(losses, 1).cpu().numpy()[:, : work.last - work.first]
+    def advance(steps: int, held: ExitStack = context) -> np.ndarray:
+        # One group after the other, as a worker trains them.
+        losses = [torch.stack([trainer.step()["loss"] for _ in range(steps)]) for trainer in trainers]
+        return torch.cat(losses, 1).cpu().numpy()[:, : work.last - work.first]
 
     return advance
 
