@@ -442,7 +442,9 @@ def test_one_batch_at_a_time_asks_nothing_of_the_objective():
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2])
-def test_replicas_equal_a_loop_over_replicas(chunk):
+@pytest.mark.parametrize("room", [BYTES_AT_ONCE["cpu"], 1], ids=["all at once", "one by one"])
+def test_replicas_equal_a_loop_over_replicas(monkeypatch, chunk, room):
+    monkeypatch.setitem(BYTES_AT_ONCE, "cpu", room)
     members = [dual_encoder(seed) for seed in range(3)]
     shared = pairs(3, 3, 8)
     precondition = [{name: value.abs() + 0.1 for name, value in member.items()} for member in members]

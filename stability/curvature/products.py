@@ -69,17 +69,10 @@ def hessian_of(
     arguments are those of `stability.curvature.spectrum`. Replicas, batches and vectors share one backward pass as far
     as `stability.curvature.graphs.BYTES_AT_ONCE` holds them.
     """
-    check_params(params, replicas)
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk is {chunk}; allowed: a whole number of batches of at least 1")
-    free = {name: params[name].detach() for name in chosen_names(params, block)}
-    fixed = {name: value.detach() for name, value in params.items() if name not in free}
+    value, free, fixed = _task(objective, params, replicas, block, chunk)
     shapes = {name: value.shape[int(replicas) :] for name, value in free.items()}
     point = flatten(free, int(replicas))
     point = point if replicas else point[None]
-
-    def value(moved: Named, held: Named, *batch: Any) -> Tensor:
-        return check_scalar(objective({name: (moved if name in moved else held)[name] for name in params}, *batch))
 
     total = _number_of_batches(batches, replicas)
     lanes = _lanes_at_once(value, free, fixed, batches, replicas)
@@ -88,7 +81,7 @@ def hessian_of(
     groups = groups_of(len(point), lanes // size)
 
     def graph(group: slice, part: tuple[Any, ...]) -> Graph:
-        at, held, some = _at((free, fixed, part), group) if replicas else (free, fixed, part)
+        at, held, some = at_index((free, fixed, part), group) if replicas else (free, fixed, part)
         return graph_of(lambda leaves: _values(value, replicas, leaves, held, *some), at)
 
     kept = [[graph(group, part) for part in parts] for group in groups] if retain else None
@@ -107,6 +100,39 @@ def hessian_of(
         return Hessian(point, shapes, product)
     scale = _inverse_root(preconditioner, free, int(replicas)).to(point)
     return Hessian(point, shapes, lambda vectors: scale * product(scale * vectors))
+
+
+def replicas_at_once(
+    objective: Objective,
+    params: Mapping[str, Tensor],
+    *,
+    batches: Any = None,
+    block: Block | None = None,
+    chunk: int | None = None,
+) -> list[slice]:
+    """Return the groups of replicas that share a backward pass in `hessian_of`.
+
+    A function of the objective and of shapes alone. Raises `InputError` as `hessian_of` does.
+    """
+    value, free, fixed = _task(objective, params, True, block, chunk)
+    size = min(chunk or 1, _number_of_batches(batches, True))
+    return groups_of(len(next(iter(free.values()))), _lanes_at_once(value, free, fixed, batches, True) // size)
+
+
+def _task(
+    objective: Objective, params: Mapping[str, Tensor], replicas: bool, block: Block | None, chunk: int | None
+) -> tuple[Objective, dict[str, Tensor], dict[str, Tensor]]:
+    """Return the objective of the free and the fixed parameters, and both of these; or raise `InputError`."""
+    check_params(params, replicas)
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk is {chunk}; allowed: a whole number of batches of at least 1")
+    free = {name: params[name].detach() for name in chosen_names(params, block)}
+    fixed = {name: value.detach() for name, value in params.items() if name not in free}
+
+    def value(moved: Named, held: Named, *batch: Any) -> Tensor:
+        return check_scalar(objective({name: (moved if name in moved else held)[name] for name in params}, *batch))
+
+    return value, free, fixed
 
 
 def _product(graph: Graph, vectors: Tensor, shapes: Shapes, replicas: bool) -> Tensor:
@@ -135,9 +161,9 @@ def _lanes_at_once(value: Objective, free: Named, fixed: Named, batches: Any, re
     A function of the objective and of shapes alone, so that numbers never depend on the machine's state.
     """
     (part, *_) = _parts(batches, replicas, 1)
-    one, held, some = _at((free, fixed, part), 0) if replicas else (free, fixed, part)
+    one, held, some = at_index((free, fixed, part), 0) if replicas else (free, fixed, part)
     device = next(iter(free.values())).device.type
-    return max(1, BYTES_AT_ONCE.get(device, 2**22) // bytes_of(lambda: value(one, held, *_at(some, 0)), one))
+    return max(1, BYTES_AT_ONCE.get(device, 2**22) // bytes_of(lambda: value(one, held, *at_index(some, 0)), one))
 
 
 def groups_of(replicas: int, most: int) -> list[slice]:
@@ -150,9 +176,9 @@ def groups_of(replicas: int, most: int) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def _at(tree: Any, index: slice | int) -> Any:
-    """Return the entries at *index* of each tensor's leading axis."""
-    return pytree.tree_map(lambda leaf: leaf[index], tree)
+def at_index(tree: Any, index: slice | int) -> Any:
+    """Return the entries at *index* of each tensor's leading axis; None stays None."""
+    return pytree.tree_map(lambda leaf: None if leaf is None else leaf[index], tree)
 
 
 def _values(value: Objective, replicas: bool, moved: Named, fixed: Named, *batches: Any) -> Tensor:
@@ -162,13 +188,13 @@ def _values(value: Objective, replicas: bool, moved: Named, fixed: Named, *batch
         if not batches:
             return value(moved, held)
         if pytree.tree_leaves(batches)[0].shape[0] == 1:
-            return value(moved, held, *_at(batches, 0))
+            return value(moved, held, *at_index(batches, 0))
         return torch.vmap(value, in_dims=(None, None, 0))(moved, held, *batches).sum()
 
     if not replicas:
         return summed(moved, fixed, *batches)[None]
     if len(next(iter(moved.values()))) == 1:
-        return summed(*_at((moved, fixed, *batches), 0))[None]
+        return summed(*at_index((moved, fixed, *batches), 0))[None]
     return torch.vmap(summed)(moved, fixed, *batches)
 
 
@@ -202,7 +228,7 @@ def _parts(batches: Any, replicas: bool, size: int) -> list[tuple[Any, ...]]:
 
 def whole_batches(batches: Any) -> list[tuple[Any, ...]]:
     """Return the objective's further arguments for each batch of a pytree (M, ...): none where there are none."""
-    return [_at(part, 0) for part in _parts(batches, False, 1)]
+    return [at_index(part, 0) for part in _parts(batches, False, 1)]
 
 
 def _inverse_root(preconditioner: Mapping[str, Tensor], free: Mapping[str, Tensor], axes: int) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from stability.curvature.lanczos import Decomposition, lanczos
-from stability.curvature.products import Block, Hessian, Objective, hessian_of, unflatten
+from stability.curvature.products import Block, Hessian, Objective, at_index, hessian_of, replicas_at_once, unflatten
 from stability.registry import InputError
 from stability.streams import stream
 
@@ -130,31 +131,53 @@ def spectrum(
     >>> s.eigenvalues_high.round(decimals=3), s.eigenvalues_low.round(decimals=3), s.trace
     (tensor([3.]), tensor([-1.]), tensor(2.5000))
     """
-    hessian = hessian_of(
-        objective,
-        params,
-        replicas=replicas,
-        batches=batches,
-        preconditioner=preconditioner,
-        block=block,
-        chunk=chunk,
-        retain=retain,
-    )
+    how: dict[str, Any] = {"block": block, "chunk": chunk}
+    count = {"steps": steps, "probes": probes, "top": top, "trace_probes": trace_probes, "seed": seed}
+    if not replicas:
+        alone = hessian_of(objective, params, batches=batches, preconditioner=preconditioner, retain=retain, **how)
+        found = _spectrum_of(alone, **count)
+        return replace(found, **{name: _first(value) for name, value in _tensors(found).items()})
+    groups = replicas_at_once(objective, params, batches=batches, **how)
+    given = (dict(params), batches, None if preconditioner is None else dict(preconditioner))
+
+    def of_group(group: slice) -> Spectrum:
+        some, their_batches, theirs = at_index(given, group) if len(groups) > 1 else given
+        hessian = hessian_of(
+            objective, some, replicas=True, batches=their_batches, preconditioner=theirs, retain=retain, **how
+        )
+        return _spectrum_of(hessian, **count)
+
+    # One group after the other: what one keeps, its graph and its basis, is gone before the next begins.
+    return _side_by_side([of_group(group) for group in groups])
+
+
+def _spectrum_of(hessian: Hessian, steps: int, probes: int, top: int, trace_probes: int, seed: int) -> Spectrum:
+    """Return the spectrum of each of the operator's replicas (R, ...)."""
     size = hessian.point.shape[1]
     steps = _checked(steps, probes, top, trace_probes, size)
     run = _lanczos_of(hessian, steps, probes, seed)
     trace, trace_stderr, trace_hvps = _trace(hessian, run, trace_probes, seed)
-    ends = _extremes(hessian, run, top)
-    result: dict[str, Any] = {
-        **ends,
-        "trace": trace,
-        "trace_stderr": trace_stderr,
-        "nodes": _by_replica(run.theta, probes).to(hessian.point),
-        "weights": _by_replica(run.weights, probes).to(hessian.point),
-    }
-    if not replicas:
-        result = {key: _first(value) for key, value in result.items()}
-    return Spectrum(**result, hvps=steps * probes + trace_hvps + 2 * top, dtype=hessian.point.dtype)
+    return Spectrum(
+        **_extremes(hessian, run, top),
+        trace=trace,
+        trace_stderr=trace_stderr,
+        nodes=_by_replica(run.theta, probes).to(hessian.point),
+        weights=_by_replica(run.weights, probes).to(hessian.point),
+        hvps=steps * probes + trace_hvps + 2 * top,
+        dtype=hessian.point.dtype,
+    )
+
+
+def _tensors(spectrum: Spectrum) -> dict[str, Any]:
+    """Return what a spectrum has of each replica: tensors, or tensors by parameter."""
+    whole = {field.name: getattr(spectrum, field.name) for field in fields(spectrum)}
+    return {name: value for name, value in whole.items() if isinstance(value, Tensor | dict)}
+
+
+def _side_by_side(spectra: list[Spectrum]) -> Spectrum:
+    """Return the spectra of several groups of replicas as one."""
+    joined = tree_map(lambda *parts: torch.cat(parts), *map(_tensors, spectra))
+    return replace(spectra[0], **joined)
 
 
 def _checked(steps: int, probes: int, top: int, trace_probes: int, size: int) -> int:
