@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -59,10 +60,11 @@ def test_importing_the_package_does_not_import_torch_and_offers_the_promised_nam
 def test_every_catalogue_is_listed_with_a_line_for_each_entry(monkeypatch, capsys, what):
     code, out, _ = called(monkeypatch, capsys, "list", what)
     assert code == 0
-    entries = study_files() if what == "studies" else cli.catalogue(what)
+    entries = {"studies": study_files, "measures": cli.measures}.get(what, lambda: cli.catalogue(what))()
     assert entries
     for name in entries:
-        assert any(line.startswith(name) and len(line) > len(name) + 10 for line in out.splitlines()), name
+        # Beside the name, or below it, something is said of it.
+        assert re.search(rf"^{re.escape(name)}(\n)? +\S.{{9}}", out, re.MULTILINE), name
 
 
 @pytest.mark.parametrize(

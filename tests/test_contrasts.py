@@ -34,7 +34,7 @@ def by_name(name, a, b, **changes):
 @pytest.mark.parametrize("name", contrast)
 def test_every_contrast_declares_its_traits_and_asks_only_for_what_is_supplied(name):
     traits = contrast[name].traits
-    assert set(traits) - {"mixed"} == {"needs", "on", "reduction", "ratio"}
+    assert set(traits) - {"mixed"} == {"needs", "on", "reduction", "ratio", "says"}
     assert traits.get("mixed", "level") in {"level", "slope", "change"}
     assert traits["on"] in {"scale", "raw", "times", "diverged"}
     assert set(contrast[name].options) <= set(SUPPLIED)
@@ -170,3 +170,12 @@ def test_divergence_counts_cells_within_a_seed():
 def test_bad_input_is_refused_in_one_sentence(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", sorted(contrast))
+def test_every_contrast_says_what_a_claim_of_it_means_whatever_it_expects(name):
+    says = contrast[name].traits["says"]
+    assert says.keys() == {"lower", "higher", "equal"}
+    needs = contrast[name].traits["needs"]
+    for phrase in says.values():
+        assert ("{over}" in phrase, "{threshold}" in phrase) == ("over" in needs, "threshold" in needs)

@@ -117,6 +117,11 @@ def test_a_study_with_another_loss_asks_every_claim_of_it_against_each(catalogue
     assert [claim.compare[1] for claim in derived.claims] == ["clip", "siglip-log-b"] * 3
     assert [claim.primary for claim in derived.claims] == [True] + [False] * 5
     assert derived.train == base.train
+    assert [claim.text for claim in derived.claims][::2] == [
+        "Gradient noise fraction (towers) is lower under margin-sigmoid than under clip",
+        "Recall@1 has a higher slope over noise under margin-sigmoid than under clip",
+        "Recall@1 reaches 0.2 sooner under margin-sigmoid than under clip",
+    ]
     with pytest.raises(InputError, match="--against: unknown loss 'sigclip'; did you mean 'siglip'"):
         with_loss(base, "margin-sigmoid", ["sigclip"])
 

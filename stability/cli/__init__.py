@@ -8,6 +8,17 @@ from stability.cli.app import app, main
 
 # Verbs register on import, in the order in which --help lists them.
 from stability.cli import catalogues, studies, own, finished, calibration  # isort: skip
-from stability.cli.catalogues import CATALOGUES, catalogue
+from stability.cli.catalogues import CATALOGUES, catalogue, measures
 
-__all__ = ["CATALOGUES", "app", "calibration", "catalogue", "catalogues", "finished", "main", "own", "studies"]
+__all__ = [
+    "CATALOGUES",
+    "app",
+    "calibration",
+    "catalogue",
+    "catalogues",
+    "finished",
+    "main",
+    "measures",
+    "own",
+    "studies",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,10 @@ from stability.cli.app import app
 from stability.cli.terminal import print_rows
 from stability.registry import InputError, Registry, Variant, nearest
 
-CATALOGUES = ("studies", "losses", "encoders", "datasets", "corruptions", "probes", "contrasts")
+if TYPE_CHECKING:
+    from stability.probes import Measure
+
+CATALOGUES = ("studies", "losses", "encoders", "datasets", "corruptions", "probes", "measures", "contrasts")
 
 
 @app.command("list")
@@ -27,6 +30,8 @@ def list_(
         from stability.study import study_files
 
         rows = [(name, _question(path)) for name, path in study_files().items()]
+    elif what == "measures":
+        rows = [(name, _meaning(measure, by)) for name, (measure, by) in measures().items()]
     else:
         rows = [(name, _description(variant, what == "losses")) for name, variant in sorted(catalogue(what).items())]
     print_rows(rows)
@@ -54,8 +59,25 @@ def _options(variant: Variant) -> str:
     return "; ".join(f"{kind}: {', '.join(values)}" for kind, values in parts if values)
 
 
+def _meaning(measure: Measure, by: str) -> str:
+    """Return what a measure is called, what it means, its unit and scale, and what makes it."""
+    good = f"{measure.better} is better" if measure.better else ""
+    traits = [measure.unit and f"in {measure.unit}", f"scale {measure.scale}", good, by]
+    return f"{measure.label}. {measure.text}\n{'; '.join(filter(None, traits))}"
+
+
+def measures() -> dict[str, tuple[Measure, str]]:
+    """Return every measure that a claim may name, with what makes it: each step, or a probe."""
+    from stability.probes import STEP_MEASURES, probe
+
+    made = {measure.name: (measure, "made at each step") for measure in STEP_MEASURES}
+    for name, variant in sorted(probe.items()):
+        made |= {measure.name: (measure, f"made by the probe {name}") for measure in variant.traits["measures"]}
+    return {name: each for name, each in made.items() if not each[0].listed}
+
+
 def catalogue(what: str) -> Registry:
-    """Return the catalogue of that name, one of `CATALOGUES` but the studies."""
+    """Return the catalogue of that name, one of `CATALOGUES` but the studies and the measures."""
     from stability import contrasts, corruptions, datasets, encoders, losses, probes
 
     return {

@@ -31,8 +31,9 @@ def check(
     for column in ("", "property", "", "why"):
         table.add_column(column)
     for outcome in outcomes:
-        mark = Text("pass", "green") if outcome.passed else Text("FAIL", "red" if outcome.required else "yellow")
-        kind = "required" if outcome.required else "reported"
+        # What is only reported cannot fail: the loss has the property, or it has not.
+        kind, holds, lacks = ("required", "pass", "FAIL") if outcome.required else ("reported", "yes", "no")
+        mark = Text(holds, "green") if outcome.passed else Text(lacks, "red" if outcome.required else "yellow")
         table.add_row(mark, Text(outcome.property), Text(kind, "dim"), Text(outcome.reason))
     console_to().print(table)
     failed = [outcome.property for outcome in outcomes if outcome.required and not outcome.passed]

@@ -20,11 +20,20 @@ def complain(sentence: str) -> None:
     print(f"stability: {sentence}", file=sys.stderr)  # noqa: T201
 
 
+LONGEST_NAME = 32
+"""Characters that leave a column beside them on 80."""
+
+
 def print_rows(rows: list[tuple[str, str]]) -> None:
-    """Print names with what they are, in two columns."""
+    """Print names with what they are, in two columns; where names are long, above each other."""
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
+    if max(len(name) for name, _ in rows) > LONGEST_NAME:
+        for name, words in rows:
+            console_to().print(Text(name, style="bold"), Padding(Text(words), (0, 0, 0, 4)))
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, words in rows:
         table.add_row(Text(name, style="bold"), Text(words))

@@ -16,6 +16,7 @@ Traits say what the claim must give and how the arrays are made:
   last window), or "none" where the run itself is the number;
 - ``mixed``, where a mixed model can state the same effect: as the arm's own ("level"), as that on the slope over the
   levels ("slope"), or as that on the change from the lowest level to the highest ("change");
+- ``says``: what a claim of it says of its measure, by what it expects, with {over} and {threshold} from the claim;
 - ``ratio``: the effect is a ratio whatever the scale, so the claim's margin is one of ratios. Contrasts that
   ask for ``log`` give a ratio on logarithmic scales; `Comparison.ratio` has the last word.
 """

@@ -7,8 +7,15 @@ from stability.stats import Comparison, divergence_difference, time_ratio
 from stability.stats.comparison import Array
 from stability.stats.wording import Names
 
+SOON = {
+    "lower": "reaches {threshold} sooner",
+    "higher": "reaches {threshold} later",
+    "equal": "reaches {threshold} as soon",
+}
+OFTEN = {"lower": "diverges less often", "higher": "diverges more often", "equal": "diverges as often"}
 
-@contrast(needs=("threshold",), reduction="none", on="times", ratio=True, mixed="level")
+
+@contrast(needs=("threshold",), reduction="none", on="times", ratio=True, mixed="level", says=SOON)
 def time_to_threshold(
     a: Array,
     b: Array,
@@ -26,7 +33,7 @@ def time_to_threshold(
     return time_ratio(a, b, budget=budget, confidence=confidence, names=names, measure=measure)
 
 
-@contrast(needs=(), reduction="none", on="diverged", ratio=False)
+@contrast(needs=(), reduction="none", on="diverged", ratio=False, says=OFTEN)
 def divergence(a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b")) -> Comparison:
     """Return the difference of the shares of runs that diverged; *a* and *b* are booleans (or 0 and 1)."""
     return divergence_difference(a, b, confidence=confidence, names=names)

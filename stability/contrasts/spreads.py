@@ -7,8 +7,14 @@ from stability.stats import Comparison, spread_ratio
 from stability.stats.comparison import Array
 from stability.stats.wording import Names
 
+VARYING = {
+    "lower": "varies less from seed to seed",
+    "higher": "varies more from seed to seed",
+    "equal": "varies as much from seed to seed",
+}
 
-@contrast(needs=(), reduction="late", on="scale", ratio=True)
+
+@contrast(needs=(), reduction="late", on="scale", ratio=True, says=VARYING)
 def spread(
     a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
 ) -> Comparison:

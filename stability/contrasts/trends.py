@@ -11,8 +11,24 @@ from stability.stats import Comparison, paired_difference, slope_difference
 from stability.stats.comparison import Array
 from stability.stats.wording import Names, of_each
 
+SLOPES = {
+    "lower": "has a lower slope over {over}",
+    "higher": "has a higher slope over {over}",
+    "equal": "has the same slope over {over}",
+}
+CHANGES = {
+    "lower": "rises less from the lowest {over} to the highest",
+    "higher": "rises more from the lowest {over} to the highest",
+    "equal": "rises as much from the lowest {over} to the highest",
+}
+DEPENDENCE = {
+    "lower": "depends less on {over}",
+    "higher": "depends more on {over}",
+    "equal": "depends as much on {over}",
+}
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="slope")
+
+@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="slope", says=SLOPES)
 def slope(
     a: Array,
     b: Array,
@@ -32,7 +48,7 @@ def slope(
     return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure, per=per)
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="change")
+@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="change", says=CHANGES)
 def interaction(
     a: Array,
     b: Array,
@@ -62,7 +78,7 @@ def interaction(
     return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=change)
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False)
+@contrast(needs=("over",), reduction="late", on="scale", ratio=False, says=DEPENDENCE)
 def sensitivity(
     a: Array,
     b: Array,

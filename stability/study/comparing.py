@@ -8,12 +8,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stability.contrasts import contrast
 from stability.losses import loss
 from stability.registry import InputError, nearest
 from stability.study.schema import Study, Tune
 from stability.study.searching import settable
-
-VERBS = {"higher": "has a higher", "lower": "has a lower", "equal": "has the same"}
 
 
 def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
@@ -52,21 +51,25 @@ def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, ag
         asked.setdefault(key, claim)
     made: list[dict[str, Any]] = []
     for claim in asked.values():
-        what = f"{claim['contrast']} of {measures[claim['measure']].label}"
+        label = measures[claim["measure"]].label
         if "against" in claim:
             # Two measures of one arm's runs: asked of the newcomer, and of nobody else.
             other = measures[claim["against"]].label
-            text = f"{newcomer} {VERBS[claim['expect']]} {what} {_than(claim)} its {other}"
+            text = _sentence(claim, label, newcomer, f"its {other}")
             made.append(_asked(claim, f"{claim['id']}-{newcomer}", text, (newcomer, newcomer), not made))
             continue
         for other in against:
-            text = f"{newcomer} {VERBS[claim['expect']]} {what} {_than(claim)} {other}"
+            text = _sentence(claim, label, newcomer, f"under {other}")
             made.append(_asked(claim, f"{claim['id']}-{other}", text, (newcomer, other), not made))
     return made
 
 
-def _than(claim: Mapping[str, Any]) -> str:
-    return "as" if claim["expect"] == "equal" else "than"
+def _sentence(claim: Mapping[str, Any], label: str, newcomer: str, other: str) -> str:
+    """Return the claim in words: what its contrast says of its measure, of the newcomer and of the *other*."""
+    expected = claim["expect"]
+    says = contrast[claim["contrast"]].traits.get("says", {}).get(expected, f"has {expected} {claim['contrast']}")
+    phrase = says.format(over=claim.get("over", "").replace("_", " "), threshold=claim.get("threshold", ""))
+    return f"{label} {phrase} under {newcomer} {'as' if expected == 'equal' else 'than'} {other}"
 
 
 def _asked(claim: Mapping[str, Any], name: str, text: str, compare: Sequence[str], primary: bool) -> dict[str, Any]:
