@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from xml.etree import ElementTree
@@ -15,13 +16,22 @@ from stability.analysis import AXES, Results, analyse
 from stability.grid import runs_of
 from stability.report import render
 from stability.report.figures import SECTIONS, draw, svg, tables
-from stability.report.figures.forest import forest_plot
+from stability.report.figures.forest import forest_figure, forest_plot
 from stability.report.figures.geometry import embedding_geometry
-from stability.report.figures.levels import convergence, decline, medians, share_reached, sharpness, strip_figure
+from stability.report.figures.levels import (
+    claimed,
+    convergence,
+    decline,
+    medians,
+    share_reached,
+    sharpness,
+    strip_figure,
+)
 from stability.report.figures.markup import pair_of_tenths, relative_path
-from stability.report.figures.panels import CELL, log_ticks
+from stability.report.figures.panels import CELL, COLUMN, ROW, faceted, level_axis, log_ticks
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
+from stability.report.figures.trajectories import over_training
 from stability.report.style import DARK, LIGHT, looks, theme_css
 from stability.study import parse_study
 
@@ -166,7 +176,7 @@ def markup(drawn):
 
 
 def test_a_full_study_fills_every_section_in_reading_order(drawn):
-    not_asked = ("replications", "ranking", "tuning", "landscape")
+    not_asked = ("replications", "ranking", "tuning", "values", "landscape")
     asked = [name for name in SECTIONS if name not in not_asked]
     assert list(dict.fromkeys(figure.section for figure in drawn)) == asked
     assert len({figure.id for figure in drawn}) == len(drawn)
@@ -193,6 +203,101 @@ def test_one_noise_level_draws_no_decline_and_geometry_over_steps():
     assert not list(decline(clean))
     (shown,) = embedding_geometry(clean)
     assert set(shown.table["step"]) == {0, 100, 200, 300}
+
+
+GAP = """
+[[claims]]
+id = "gap"
+text = "SigLIP's trimmed margin is larger"
+measure = "margin_trimmed"
+contrast = "difference"
+reduction = "final"
+compare = ["siglip", "clip"]
+expect = "higher"
+margin = 0.1
+"""
+
+
+def test_what_a_claim_compares_is_shown_where_nothing_else_shows_it(results):
+    asked = made(STUDY + GAP)
+    (shown,) = claimed(asked, elsewhere={"gradient_noise_fraction"})
+    assert (shown.id, shown.section) == ("values-margin-trimmed", "values")
+    assert "at its last measured step" in shown.caption
+    assert set(shown.table["arm"]) == set(asked.study.grid.loss)
+    assert not list(claimed(asked, elsewhere={"gradient_noise_fraction", "margin_trimmed"}))
+    level = dataclasses.replace(asked, steps=asked.steps.assign(margin_trimmed=0.5))
+    assert not list(claimed(level, elsewhere={"gradient_noise_fraction"}))  # the same everywhere: nothing to see
+
+
+def test_a_scalar_that_is_held_draws_nothing(results):
+    held = dataclasses.replace(results, steps=results.steps.assign(bias=0.0))
+    assert "bias" not in {figure.id for figure in over_training(held)}
+
+
+# --- how panels are laid out ------------------------------------------------------------------------------------------
+
+
+def cells(**axes):
+    """A table with a row for each cell of these axes of the grid."""
+    whole = {"batch_size": [32], "pairs": [100], "lr": [1e-3], "lr_factor": [1.0], "corruption": ["mismatch"]}
+    whole |= {"noise": [0.0]} | axes
+    return pd.DataFrame(itertools.product(*whole.values()), columns=list(whole))
+
+
+def titles(sheet):
+    return [axes.get_title() for axes in sheet.axes.values()]
+
+
+def test_many_levels_stand_in_lines_of_several_panels():
+    factors = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    sheet = faceted(cells(lr_factor=factors), looks(["clip"]))
+    assert titles(sheet) == [f"B = 32, {factor:g} × lr" for factor in factors]
+    tops = [round(axes.get_position().y0, 3) for axes in sheet.axes.values()]
+    assert [tops.count(top) for top in dict.fromkeys(tops)] == [4, 3]
+    assert len(sheet.figure.axes) == len(factors)
+
+
+def test_several_corruptions_have_a_row_each():
+    table = cells(corruption=["image-noise", "mismatch", "text-noise"], noise=[0.0, 0.3, 0.6])
+    sheet = faceted(table, looks(["clip"]))
+    assert {title for title in titles(sheet) if title} == {"noise 0", "noise 0.3", "noise 0.6"}
+    for key in table[[*ROW, *COLUMN]].itertuples(index=False, name=None):
+        assert sheet.axes[key[: len(ROW)], key[len(ROW) :]]
+
+
+@pytest.mark.parametrize("arms", [["clip"], ["clip", "siglip"], [f"loss-of-some-name-{place}" for place in range(23)]])
+def test_a_legend_is_read_line_by_line_and_stays_within_the_figure(arms):
+    sheet = faceted(cells(), looks(arms))
+    sheet.figure.canvas.draw()
+    (legend,) = sheet.figure.legends
+    box, page = legend.get_window_extent(), sheet.figure.bbox
+    assert box.x0 >= 0
+    assert box.x1 <= page.x1
+    assert box.y0 >= max(axes.get_window_extent().y1 for axes in sheet.axes.values())
+    places = {text.get_text(): text.get_window_extent() for text in legend.get_texts()}
+    assert sorted(arms, key=lambda arm: (-round(places[arm].y0 / 4), places[arm].x0)) == arms
+
+
+def test_every_level_of_a_logarithmic_axis_is_named_as_far_as_there_is_room():
+    axes = next(iter(faceted(cells(), {}).axes.values()))
+    axes.set_xscale("log")
+    levels = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    level_axis(axes, levels)
+    assert list(axes.xaxis.get_major_locator()()) == levels
+    many = [2.0**power for power in range(60)]
+    level_axis(axes, many)
+    assert set(axes.xaxis.get_major_locator()()) < set(many)
+
+
+@pytest.mark.parametrize("words", ["log recall@1", "sensitivity over lr of log recall@1 above its chance level"])
+def test_the_words_below_a_panel_do_not_meet(results, words):
+    claims = analyse(results).claims
+    figure = forest_figure(claims, {claim.id: f"siglip − clip: {words}" for claim in claims})
+    figure.canvas.draw()
+    axes = next(axes for axes in figure.axes if axes.get_xscale() == "linear")
+    lower, quantity, higher = (text.get_window_extent() for text in axes.texts[:3])
+    assert axes.texts[1].get_text().endswith(words)
+    assert lower.x1 < quantity.x0 < quantity.x1 < higher.x0
 
 
 # --- what they say ---------------------------------------------------------------------------------------------------
@@ -413,7 +518,8 @@ def test_a_strip_holds_its_marks_against_the_level_it_was_given():
     table = marks.assign(**cell, run=["a", "b", "c"])
     known = looks(["clip"])
     for level, lowest in ((1.0, 0.2 / 1.15), (None, 0.0)):
-        axes = strip_figure(table, medians(table), known, "value", level).axes[0]
+        scale = "log" if level else "linear"
+        axes = strip_figure(table, medians(table), known, "value", level, scale).axes[0]
         dotted = [float(line.get_ydata()[0]) for line in axes.lines if list(line.get_xdata()) == [0, 1]]
         assert dotted == ([level] if level else [])
         assert axes.get_ylim()[0] == pytest.approx(lowest)

@@ -53,6 +53,10 @@ SECTIONS = {
         "Losses differ in scale, so how far one falls below its chance level says less than what the embeddings can do "
         "on pairs that training never saw.",
     ),
+    "values": (
+        "What the claims compare",
+        "Each run's value of what a claim is about, where no other figure shows it.",
+    ),
     "noise": (
         "Robustness to mismatched pairs",
         "The same runs with a growing share of pairs mismatched on purpose. An arm that starts lower has less to lose, "

@@ -7,14 +7,14 @@ from pathlib import Path
 from stability.analysis import Findings, Results
 from stability.report.figures.drawn import Drawn
 from stability.report.figures.forest import forest_plot
-from stability.report.figures.geometry import embedding_geometry
-from stability.report.figures.levels import along_axes, convergence, decline, sharpness
+from stability.report.figures.geometry import GEOMETRY, embedding_geometry
+from stability.report.figures.levels import along_axes, claimed, convergence, decline, sharpness
 from stability.report.figures.markup import svg
 from stability.report.figures.rankings import ranking_plots
 from stability.report.figures.replications import replication_plot
 from stability.report.figures.slices import flatness, landscapes
 from stability.report.figures.spectra import spectral_densities
-from stability.report.figures.trajectories import over_training
+from stability.report.figures.trajectories import PLOTS, over_training
 from stability.report.figures.tuning import tuning_curves
 
 SECTIONS = (
@@ -23,6 +23,7 @@ SECTIONS = (
     "ranking",
     "tuning",
     "learning",
+    "values",
     "noise",
     "convergence",
     "gradients",
@@ -40,13 +41,21 @@ def draw(results: Results, findings: Findings, grids: Path | None = None) -> tup
     *grids* is the folder in which `stability landscape` left what it looked at, if it did.
     """
     first, again = forest_plot(results, findings), replication_plot(results, findings)
+    followed = list(over_training(results))
+    shown = {figure.id for figure in followed}
+    elsewhere = {plot.measure for plot in PLOTS if plot.id in shown} | {
+        "filter_sharpness",
+        "sharpness_ratio",
+        *GEOMETRY,
+    }
     drawn = [
         *([first] if first else []),
         *([again] if again else []),
         *ranking_plots(findings, results.study.grid.loss),
         *tuning_curves(results),
-        *over_training(results),
+        *followed,
         *along_axes(results),
+        *claimed(results, elsewhere),
         *decline(results),
         *convergence(results),
         *spectral_densities(results),

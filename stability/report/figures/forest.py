@@ -25,6 +25,12 @@ from stability.study import DOUBLING, Claim, Study
 ROW = 0.62
 """Inches that a claim takes."""
 
+LETTERS = 102
+"""How many letters of a claim and of what came out stand in one line."""
+
+LETTERS_AN_INCH = 14
+"""How many letters of a figure's words stand beside each other."""
+
 VERDICTS = {"supported": "o", "contradicted": "X", "equivalent": "s", "inconclusive": "D", "not-testable": ""}
 """The marker of each verdict; hollow where the claim is open."""
 
@@ -114,14 +120,18 @@ def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> F
         for kind in kinds:
             height = ROW * len(kind)
             box = (0.15 / WIDTH, (ceiling - height) / total, 1 - 0.3 / WIDTH, height / total)
-            several = len({claim.compare for claim in kind}) > 1
-            quantity = "" if kind[0].ratio else quantities[kind[0].id]
-            # Rows of several pairs of arms share what is compared, not which.
-            _panel(
-                figure.add_axes(box), kind, f"first − second: {quantity.partition(': ')[2]}" if several else quantity
-            )
+            _panel(figure.add_axes(box), kind, shared_quantity(kind, quantities))
             ceiling -= height + foot
     return figure
+
+
+def shared_quantity(kind: Sequence[Finding], quantities: Mapping[str, str]) -> str:
+    """Return what the differences of a panel are differences of; of several pairs of arms, not of which."""
+    if kind[0].ratio:
+        return ""
+    quantity = quantities[kind[0].id]
+    several = len({claim.compare for claim in kind}) > 1
+    return f"first − second: {quantity.partition(': ')[2]}" if several else quantity
 
 
 def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
@@ -148,10 +158,13 @@ def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     if any(claim.against for claim in claims):
         a, b = "the first", "the second"
     quantity = f"{a} / {b}" if ratio else quantity
+    directions = (f"← {a} lower", f"{a} higher →")
+    if len(quantity.join(directions)) + 4 > LETTERS_AN_INCH * axes.get_position().width * WIDTH:
+        directions = ("← lower", "higher →")
     for end, side, words, colour in (
-        (0.0, "left", f"← {a} lower", "muted"),
+        (0.0, "left", directions[0], "muted"),
         (0.5, "center", quantity, "ink"),
-        (1.0, "right", f"{a} higher →", "muted"),
+        (1.0, "right", directions[1], "muted"),
     ):
         axes.annotate(
             words,
@@ -216,7 +229,7 @@ def _row(axes: Axes, place: int, claim: Finding) -> None:
     axes.text(
         0,
         place + 0.22,
-        textwrap.shorten(text, 74, placeholder=" …"),
+        textwrap.shorten(text, LETTERS - len(told(claim)), placeholder=" …"),
         transform=axes.get_yaxis_transform(),
         va="center",
         fontweight="bold" if claim.primary else "normal",

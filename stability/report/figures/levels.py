@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -97,7 +98,12 @@ def level_figure(
     sized = axis != "batch_size"
     sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())} if sized else {0: ""}
     table, middle = (part.assign(panel=part["batch_size"] if sized else 0) for part in (table, middle))
-    sheet = panels.sheet(rows, sizes, looks, height=1.9)
+    if len(sizes) == 1 and len(rows) in range(2, panels.ABREAST + 1):
+        turned = panels.sheet(sizes, rows, looks, height=1.9)
+        axes_at = {(row, size): axes for (size, row), axes in turned.axes.items()}
+        sheet = panels.Sheet(turned.figure, axes_at, looks)
+    else:
+        sheet = panels.sheet(rows, sizes, looks, height=1.9)
     by = ["panel", *others]
     with styled():
         for key, lines in panels.grouped(table, *by):
@@ -164,6 +170,51 @@ def along_axes(results: Results) -> Iterator[Drawn]:
             figure=level_figure(table, middle, known, axis, label, scale),
             table=tables.shown(middle),
         )
+
+
+# --- what claims compare, where nothing else shows it ---------------------------------------------------------------
+
+
+def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[Drawn]:
+    """Yield each run's value of the measures whose level or spread a claim compares, but those shown *elsewhere*."""
+    asked = [claim for claim in results.study.claims if not claim.over and claim.threshold is None]
+    shown = {name: claim.reduction or "late" for claim in reversed(asked) for name in reversed(claim.measures)}
+    for name, reduction in reversed(shown.items()):
+        measure = results.measures.get(name)
+        if measure is None or name in elsewhere:
+            continue
+        if any(column not in results.steps for column in measure.pooled or (measure.spikes or name,)):
+            continue
+        table = per_run(results, summarise(results, name, reduction))
+        if table["value"].nunique() < 2:
+            continue
+        known, middle = known_looks(results, table), medians(table)
+        label = _within(measure.label[:1].lower() + measure.label[1:], measure.unit)
+        scale = "log" if measure.scale == "log" and table["value"].min() > 0 else "linear"
+        varied = [axis for axis in ("batch_size", "pairs", "lr_factor", "lr", "noise") if table[axis].nunique() > 2]
+        if varied:
+            figure = level_figure(table, middle, known, varied[0], label, scale)
+            told = "Thin: one seed; bold: the median of the seeds."
+        else:
+            figure = strip_figure(table, middle, known, label, level=None, scale=scale)
+            told = "Each mark is one seed, the bar their median."
+        yield Drawn(
+            id=f"values-{name.replace('_', '-')}",
+            section="values",
+            title=measure.label,
+            caption=f"{measure.text}{'' if measure.spikes else f' Of each run: {_REDUCTIONS[reduction]}.'} {told}",
+            alt=f"{measure.label} of each run. Median over seeds: "
+            f"{tables.in_words(middle, list(known), 'median', most=18)}.",
+            figure=figure,
+            table=tables.shown(middle),
+        )
+
+
+def _within(label: str, unit: str) -> str:
+    """Return a measure's name and unit in two lines up a panel's side, or what of them fits; the title has the rest."""
+    whole = f"{label} ({unit})" if unit else label
+    lines = textwrap.wrap(whole, 24)
+    return "\n".join(lines) if len(lines) <= 2 else unit or "value"
 
 
 # --- time to a threshold ---------------------------------------------------------------------------------------------
@@ -292,11 +343,16 @@ def sharpness(results: Results) -> Iterator[Drawn]:
 
 
 def strip_figure(
-    table: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], label: str, level: float | None = 1.0
+    table: pd.DataFrame,
+    middle: pd.DataFrame,
+    looks: Mapping[str, Look],
+    label: str,
+    level: float | None = 1.0,
+    scale: str = "log",
 ) -> Figure:
     """Return a figure with one mark a seed and a bar at the median: cells side by side, arms within each.
 
-    With a *level* to hold them against, the axis is logarithmic; else linear from 0.
+    A *level* to hold them against is dotted. The axis is logarithmic, or linear from 0.
     """
     rows, columns = panels.facets(table)
     seeds, middles = (dict(panels.grouped(part, *panels.ROW, *panels.COLUMN)) for part in (table, middle))
@@ -326,9 +382,7 @@ def strip_figure(
         axes.set_xlim(-0.6, len(cells) - 0.4)
         axes.xaxis.set_major_locator(FixedLocator(range(len(cells))))
         axes.set_xticklabels(list(cells.values()))
-        if level is None:
-            panels.value_axis(sheet, "linear", [*table["value"], 0.0], zero=bool(table["value"].min() >= 0))
-        else:
-            panels.value_axis(sheet, "log", [*table["value"], level])
+        shown = [*table["value"], *([] if level is None else [level])]
+        panels.value_axis(sheet, scale, shown, zero=scale == "linear" and bool(table["value"].min() >= 0))
         panels.name_axes(sheet, "", label)
     return sheet.figure

@@ -23,8 +23,11 @@ MANY = 12
 CELL = ["arm", *AXES]
 """The columns that name a cell of the grid: all but the seed."""
 
-LEFT, RIGHT, BOTTOM, GAP, LINE = 0.62, 0.3, 0.45, 0.16, 0.2
+LEFT, RIGHT, BOTTOM, GAP, LINE = 0.68, 0.3, 0.45, 0.16, 0.2
 """Inches: margins of a sheet, gap between panels, and one line of legend or title."""
+
+LETTERS, HANDLE = 118, 11
+"""Letters in a line of legend, and how many of them a line's mark and the gap behind a name take."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -45,13 +48,19 @@ def sheet(
     *,
     height: float | None = None,
     share_y: bool | str = True,
+    gap: float = GAP,
 ) -> Sheet:
-    """Return a sheet with a panel per row and column, each named by its words; the legend shows *looks*."""
+    """Return a sheet with a panel per row and column, each named by its words; the legend shows *looks*.
+
+    Heights and the *gap* between rows are in inches.
+    """
     tall = height or (1.25 if len(columns) > 2 else 1.5 if len(columns) == 2 else 2.0)
-    lines = math.ceil(sum(len(arm) + 7 for arm in looks) / 90) if looks else 0
+    tall = 0.95 if not height and len(rows) > 3 and len(columns) > 2 else tall
+    legend = _legend_lines(list(looks))
+    lines = len(legend)
     titled = any(columns.values())
     top = LINE * lines + (LINE if titled else 0.06) + 0.02
-    total = top + tall * len(rows) + GAP * (len(rows) - 1) + BOTTOM
+    total = top + tall * len(rows) + gap * (len(rows) - 1) + BOTTOM
     inner = (WIDTH - LEFT - RIGHT - 0.1 * (len(columns) - 1)) / len(columns)
     with styled():
         figure = Figure(figsize=(WIDTH, total))
@@ -67,16 +76,17 @@ def sheet(
                 "bottom": BOTTOM / total,
                 "top": 1 - top / total,
                 "wspace": 0.1 / inner,
-                "hspace": GAP / tall,
+                "hspace": gap / tall,
             },
         )
         if looks:
-            per_line = math.ceil(len(looks) / lines)
+            # Matplotlib fills a legend column by column; it is read line by line.
+            columned = [line[place] for place in range(len(legend[0])) for line in legend if place < len(line)]
             figure.legend(
-                handles=[_handle(arm, look) for arm, look in looks.items()],
+                handles=[_handle(arm, looks[arm]) for arm in columned],
                 loc="upper left",
                 bbox_to_anchor=((LEFT - 0.08) / WIDTH, 1.0),
-                ncols=per_line,
+                ncols=len(legend[0]),
                 handlelength=2.4,
                 columnspacing=1.6,
                 borderpad=0.1,
@@ -103,6 +113,15 @@ def sheet(
             )
     keys = [(row, column) for row in rows for column in columns]
     return Sheet(figure, dict(zip(keys, grid.flat, strict=True)), looks)
+
+
+def _legend_lines(arms: Sequence[str]) -> list[Sequence[str]]:
+    """Return the arms in the fewest lines whose columns, each as wide as its widest name, stand beside each other."""
+    for across in range(len(arms), 1, -1):
+        widths = [max(map(len, arms[place::across])) + HANDLE for place in range(across)]
+        if sum(widths) <= LETTERS:
+            return [arms[start : start + across] for start in range(0, len(arms), across)]
+    return [[arm] for arm in arms]
 
 
 def _handle(arm: str, look: Look) -> Line2D:
@@ -148,10 +167,49 @@ def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
 def faceted(table: pd.DataFrame, looks: Mapping[str, Look]) -> Sheet:
     """Return a sheet with a panel per row and column key of a table; a lone column is laid on its side."""
     rows, columns = facets(table)
-    if len(columns) > 1 or len(rows) not in range(2, 7):
+    if len(columns) > ABREAST:
+        return _by_corruption(table, rows, columns, looks)
+    if len(columns) > 1:
         return sheet(rows, columns, looks)
+    if len(rows) > ABREAST:
+        return _in_lines(rows, next(iter(columns)), looks)
     turned = sheet(columns, rows, looks)
     return Sheet(turned.figure, {(row, column): axes for (column, row), axes in turned.axes.items()}, looks)
+
+
+ABREAST = 6
+"""Panels that stand beside each other."""
+
+
+def _by_corruption(
+    table: pd.DataFrame, rows: Mapping[Any, str], columns: Mapping[Any, str], looks: Mapping[str, Look]
+) -> Sheet:
+    """Return a sheet with a row for each row key and corruption, and a column for each noise level."""
+    named = len(rows) > 1
+    corrupted = list(dict.fromkeys(corruption for corruption, _ in columns))
+    down = {(row, each): f"{words}, {each}" if named else each for row, words in rows.items() for each in corrupted}
+    across = {noise: f"noise {noise:g}" for noise in sorted(table["noise"].unique())}
+    whole = sheet(down, across, looks)
+    placed = {(row, (each, noise)): axes for ((row, each), noise), axes in whole.axes.items()}
+    return Sheet(whole.figure, placed, looks)
+
+
+def _in_lines(rows: Mapping[Any, str], column: Any, looks: Mapping[str, Look]) -> Sheet:
+    """Return a sheet of a panel a row, several beside each other in lines of equal length, each under its own words."""
+    lines = math.ceil(len(rows) / ABREAST)
+    across = math.ceil(len(rows) / lines)
+    whole = sheet(dict.fromkeys(range(lines), ""), dict.fromkeys(range(across), " "), looks, gap=GAP + LINE)
+    axes = list(whole.axes.values())
+    for spare in axes[len(rows) :]:
+        spare.remove()
+    for above in axes[len(rows) - across : len(rows)]:
+        # The lowest of its column, where the last line is shorter.
+        above.tick_params(bottom=True, labelbottom=True)
+    named = dict(zip(rows, axes, strict=False))
+    with styled():
+        for row, words in rows.items():
+            named[row].set_title(words)
+    return Sheet(whole.figure, {(row, column): panel for row, panel in named.items()}, looks)
 
 
 ROW, COLUMN = ("batch_size", "pairs", "lr", "lr_factor"), ("corruption", "noise")
@@ -212,9 +270,9 @@ def value_axis(sheet: Sheet, scale: str, values: Iterable[float], *, zero: bool 
 def log_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
     """Make an axis of a panel logarithmic with three to seven ticks in plain numbers between two positive values."""
     if which == "x":
-        axes.set_xscale("log")
+        axes.set_xscale("log", nonpositive="mask")
     else:
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="mask")
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(log_ticks(low, high)))
     axis.set_minor_locator(NullLocator())
@@ -304,9 +362,16 @@ def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
     )
 
 
+LABEL = 0.3
+"""Inches that a level's label takes on an axis."""
+
+
 def level_axis(axes: Axes, levels: Sequence[float]) -> None:
-    """Give a panel an x axis over the levels of an axis of the grid, each of a few named."""
-    axes.xaxis.set_major_locator(FixedLocator(list(levels)) if len(levels) < 7 else MaxNLocator(5))
+    """Give a panel an x axis over the levels of an axis of the grid, named as far as there is room."""
+    every = math.ceil(len(levels) * LABEL / (axes.get_position().width * WIDTH))
+    # Between the levels of a logarithmic axis no round number is where a reader expects it.
+    named = every == 1 or axes.get_xscale() == "log"
+    axes.xaxis.set_major_locator(FixedLocator(list(levels[::every])) if named else MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.margins(x=0.06)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from stability.analysis import Finding, Findings, Results
 from stability.report.figures.drawn import Drawn
-from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, testable
+from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, shared_quantity, testable
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, number
@@ -72,8 +72,7 @@ def replication_figure(
         ceiling = total - 0.05
         for kind, height in zip(kinds, heights, strict=True):
             box = (NAMES / WIDTH, (ceiling - height) / total, 1 - (NAMES + 0.15) / WIDTH, height / total)
-            quantity = "" if kind[0].ratio else quantities[kind[0].id]
-            _panel(figure.add_axes(box), kind, rows, words, quantity, height)
+            _panel(figure.add_axes(box), kind, rows, words, shared_quantity(kind, quantities), height)
             ceiling -= height + FOOT
     return figure
 
@@ -107,7 +106,10 @@ def _panel(
             mark(axes, line, finding, size=7)
             if not testable(finding):
                 open_end = "" if finding.verdict == "not-testable" else ", interval unbounded"
-                axes.text(1, line, f"{finding.verdict.replace('-', ' ')}{open_end}", ha="right", **said)
+                # Its own ground: the band and the line of no difference may lie behind it.
+                ground = {"facecolor": LIGHT["page"], "edgecolor": "none", "pad": 1.0}
+                words_there = f"{finding.verdict.replace('-', ' ')}{open_end}"
+                axes.text(1, line, words_there, ha="right", bbox=ground, **said)
         top = high
 
 

@@ -47,7 +47,7 @@ def flatness(results: Results) -> Iterator[Drawn]:
         caption="Mean rise of the loss when every filter of the encoders moves at random by a given share of its norm, "
         "over the loss's chance level: lower is flatter. Each mark is one seed, the bar their median.",
         alt=f"Filter-normalised sharpness. Median over seeds: {tables.in_words(middle, list(known), 'median')}.",
-        figure=levels.strip_figure(table, middle, known, "rise / chance", level=None),
+        figure=levels.strip_figure(table, middle, known, "rise / chance", level=None, scale="linear"),
         table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
     )
 

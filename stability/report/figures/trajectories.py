@@ -121,7 +121,8 @@ def over_training(results: Results) -> Iterator[Drawn]:
     """Yield a figure per measure that was taken at more than one step."""
     for plot in PLOTS:
         table = values_of(results, plot)
-        if len(table) and table.groupby("run", sort=False)["step"].size().max() > 1:
+        # What is the same in all runs from first to last, as a scalar that is held, has nothing to show.
+        if table.get("value", pd.Series()).nunique() > 1 and table.groupby("run", sort=False)["step"].size().max() > 1:
             yield drawn(results, plot, table)
 
 
