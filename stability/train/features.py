@@ -20,7 +20,8 @@ from stability.probes import Params
 from stability.study import Study
 from stability.train.cuts import Cut
 from stability.train.feed import Feed
-from stability.train.population import Blueprint, within
+from stability.train.layers import within
+from stability.train.population import Blueprint
 
 CHUNK = 256
 """Samples that go through a tower at once."""

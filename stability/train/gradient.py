@@ -11,15 +11,13 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from stability.probes import Batch, Params
-from stability.train.chains import Chain, Pull
-from stability.train.population import Blueprint, within
+from stability.train.chains import Chain
+from stability.train.layers import LINE, Pull, within
+from stability.train.population import Blueprint
 
 State = dict[str, Tensor]
 
 NOTHING: Mapping[str, Tensor] = {}
-
-LINE = 16
-"""Numbers of a line of cache, in float32."""
 
 
 def room_for(theta: Tensor) -> Tensor:
