@@ -38,7 +38,8 @@ def _positions(position: Tensor, place: Tensor | None, x: Tensor, wanted: bool) 
 
 def _mean(x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     """Average (R, B, T, width) over positions."""
-    return x.mean(-2), lambda slope: (slope / x.shape[-2]).unsqueeze(-2).expand(x.shape) if wanted else None
+    shape, length = x.shape, x.shape[-2]
+    return x.mean(-2), lambda slope: (slope / length).unsqueeze(-2).expand(shape) if wanted else None
 
 
 @known(Block)
@@ -56,10 +57,10 @@ def _beside(*steps: Step) -> Step:
         made, pull = chained(steps, x, wanted)
 
         def back(slope: Tensor) -> Tensor | None:
-            inner = pull(slope)
-            return None if inner is None else inner.add_(slope)
+            found = pull(slope)
+            return None if found is None else slope + found
 
-        return made.add_(x), back
+        return x + made, back
 
     return layer, any(trained for _, trained in steps)
 
@@ -73,7 +74,7 @@ def _attention(module: Attention, params: Params, places: Params, x: Tensor, wan
 def _attend(heads: int, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     """Mix values by how well queries and keys fit: (R, B, T, 3 width) to (R, B, T, width)."""
     batch, length, width = x.shape[1:]
-    if not fills_lines(batch * length**2, batch * length * (width // 3 // heads)):
+    if not fills_lines(batch * heads * length**2, batch * length * width // 3):
         alone = [_attend_aligned(heads, own.clone()) for own in x.split(1)]
 
         def back(slope: Tensor) -> Tensor:
@@ -86,50 +87,42 @@ def _attend(heads: int, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
 
 def _attend_aligned(heads: int, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     replicas, batch, length, width = x.shape
-    every, width, share = replicas * batch, width // 3, width // 3 // heads
-    scale = share**-0.5
-    # Matrices of one head are read where they lie, and written head after head: (heads, R B, T, T or share).
-    split = x.view(every, length, 3, heads, share)
-    query, key, value = (split[:, :, i].unbind(2) for i in range(3))
-    weights = x.new_empty(heads, every, length, length)
-    for into, left, right in zip(weights, query, key, strict=True):
-        into.baddbmm_(left, right.mT, beta=0, alpha=scale)
-    weights = weights.softmax(-1)
-    mixed = x.new_empty(heads, every, length, share)
-    for into, left, right in zip(mixed, weights, value, strict=True):
-        torch.bmm(left, right, out=into)
+    scale = (width // 3 // heads) ** -0.5
+    # Written out as matrices of one head of one sample: (3, R B heads, T, width of a head).
+    split = x.view(replicas * batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = apart = split.reshape(3, replicas * batch * heads, length, -1)
+    # With ``beta=0`` it is the shape of the first that counts.
+    logits = torch.baddbmm(x.new_empty(1, 1, 1), query, key.mT, beta=0, alpha=scale)
+    weights = logits.softmax(-1)
+    mixed = torch.bmm(weights, value).view(-1, heads, length, apart.shape[-1])
 
     def pull(slope: Tensor) -> Tensor:
-        slopes = slope.reshape(every, length, heads, share).unbind(2)
-        by_weights = torch.empty_like(weights)
-        for into, left, right in zip(by_weights, slopes, value, strict=True):
-            torch.bmm(left, right.mT, out=into)
-        by_logits = softmax_backward(by_weights, weights, -1, x.dtype)
-        found = x.new_empty(3, heads, every, length, share)
-        for head in range(heads):
-            found[0, head].baddbmm_(by_logits[head], key[head], beta=0, alpha=scale)
-            found[1, head].baddbmm_(by_logits[head].mT, query[head], beta=0, alpha=scale)
-            torch.bmm(weights[head].mT, slopes[head], out=found[2, head])
-        return found.permute(2, 3, 0, 1, 4).reshape(x.shape)
+        slope = slope.reshape(-1, length, heads, apart.shape[-1]).transpose(1, 2).reshape(value.shape)
+        by_weights = torch.bmm(slope, value.mT)
+        by_logits = softmax_backward(by_weights, weights, -1, weights.dtype)
+        by_query, by_key, by_value = found = torch.empty_like(apart)
+        by_query.baddbmm_(by_logits, key, beta=0, alpha=scale)
+        by_key.baddbmm_(by_logits.mT, query, beta=0, alpha=scale)
+        torch.bmm(weights.mT, slope, out=by_value)
+        return (
+            found.view(3, -1, heads, length, apart.shape[-1])
+            .permute(1, 3, 0, 2, 4)
+            .reshape(replicas, batch, length, width)
+        )
 
-    return mixed.permute(1, 2, 0, 3).reshape(replicas, batch, length, width), pull
+    return mixed.transpose(1, 2).reshape(replicas, batch, length, -1), pull
 
 
 @known(Patches)
 def _patches(module: Patches, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
-    replicas, batch, channels, height, width = x.shape
-    rows, columns = height // module.patch, width // module.patch
-    split = x.reshape(replicas, batch, channels, rows, module.patch, columns, module.patch)
-    order = (0, 1, 3, 5, 2, 4, 6)
-    patches = split.permute(order).reshape(replicas, batch, rows * columns, -1)
+    replicas, batch, channels, height, width = shape = x.shape
+    patch, rows, columns = module.patch, height // module.patch, width // module.patch
+    split = x.reshape(replicas, batch, channels, rows, patch, columns, patch).permute(0, 1, 3, 5, 2, 4, 6)
     layer, _ = part(module, params, places, "linear")
-    y, pull = layer(patches, wanted)
+    y, pull = layer(split.reshape(replicas, batch, rows * columns, -1), wanted)
 
     def back(slope: Tensor) -> Tensor | None:
-        inner = pull(slope)
-        if inner is None:
-            return None
-        turned = split.permute(order)
-        return inner.view(turned.shape).permute(0, 1, 4, 2, 5, 3, 6).reshape(x.shape)
+        found = pull(slope)
+        return None if found is None else found.view(split.shape).permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
 
     return y, back
