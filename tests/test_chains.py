@@ -187,3 +187,15 @@ def test_a_replica_gets_the_same_bits_among_any_others_in_any_place(name, option
     for few in ([0, 1], [5, 15], [15, 3], [3, 14, 15], [7, 7, 2]):
         for found, all_of_it in zip(gradient_of(tower, theta[few], samples[few], slope[few]), everything, strict=True):
             assert torch.equal(found, all_of_it[few]), few
+
+
+@pytest.mark.parametrize("curve", [nn.ELU(), nn.SiLU(inplace=True), nn.Softplus(), nn.Sigmoid(), nn.Tanh(), nn.GELU()])
+def test_the_curve_of_a_number_does_not_depend_on_where_it_lies(curve):
+    generator = torch.Generator().manual_seed(0)
+    tower = nn.Sequential(nn.Linear(3, 7), curve, nn.Linear(7, 5))
+    theta = torch.randn(16, 28 + 40, generator=generator)
+    samples, slope = (torch.randn(16, 9, size, generator=generator) for size in (3, 5))
+    everything = gradient_of(tower, theta, samples, slope)
+    for few in ([0, 1], [5, 15], [15, 3], [3, 14, 15]):
+        for found, all_of_it in zip(gradient_of(tower, theta[few], samples[few], slope[few]), everything, strict=True):
+            assert torch.equal(found, all_of_it[few]), few

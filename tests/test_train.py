@@ -287,7 +287,8 @@ def test_a_chain_of_known_layers_gives_all_replicas_the_bits_that_vmap_gives_eac
     assert (chain is not None) == known
     if chain is None:
         return
-    samples = torch.randn(3, 5, 2, 3)
+    # Whole lines of the cache: elsewhere vmap gives each replica the bits of its place.
+    samples = torch.randn(3, 16, 2, 3)
     params = {name: torch.randn(3, *value.shape, requires_grad=True) for name, value in tower.named_parameters()}
     slow = vmap(lambda own, x: functional_call(tower, own, x))(params, samples)
     expected = torch.autograd.grad(slow.square().sum(), list(params.values()), allow_unused=True)
@@ -401,6 +402,25 @@ def test_losses_with_written_derivatives_are_the_plain_ones(function, scalars, s
     assert_close(found, expected.detach(), rtol=1e-11, atol=1e-12)
     assert_close([*by_end, *(by_scalar[name] for name in scalars)], list(slopes), rtol=1e-10, atol=1e-12)
     assert state == {}
+
+
+@pytest.mark.parametrize("function", [clip, siglip])
+@pytest.mark.parametrize(("size", "width"), [(6, 24), (9, 11), (13, 12), (5, 39)])
+def test_losses_with_written_derivatives_give_a_replica_its_own_bits(function, size, width):
+    """Also where its logits do not fill whole lines of the cache."""
+    generator = torch.Generator().manual_seed(0)
+    ends = [torch.randn(16, size, width, generator=generator) for _ in range(2)]
+    given = {name: torch.randn(16, generator=generator) for name in ("log_scale", "bias")}
+
+    def judged(places):
+        losses, _, by_end, by_scalar = judged_by(function)(
+            [end[places] for end in ends], {name: value[places] for name, value in given.items()}, given.keys()
+        )
+        return [losses, *by_end, by_scalar["log_scale"]]
+
+    everything = judged(list(range(16)))
+    for few in ([0, 1], [5, 15], [15, 3], [3, 14, 15]):
+        assert all(torch.equal(own, all_[few]) for own, all_ in zip(judged(few), everything, strict=True)), few
 
 
 def test_a_row_of_zeros_has_a_derivative_and_leaves_the_others_alone():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from stability.encoders.transformers import Attention, Block, Patches, Transformer
 from stability.probes import Params
-from stability.train.layers import LAYERS, Pull, Step, chained, fills_lines, known, part
+from stability.train.layers import LAYERS, Pull, Step, apart, chained, fills_lines, known, part
 
 softmax_backward = torch.ops.aten._softmax_backward_data.default
 
@@ -74,38 +73,34 @@ def _attention(module: Attention, params: Params, places: Params, x: Tensor, wan
 def _attend(heads: int, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     """Mix values by how well queries and keys fit: (R, B, T, 3 width) to (R, B, T, width)."""
     batch, length, width = x.shape[1:]
-    if not fills_lines(batch * heads * length**2, batch * length * width // 3):
-        alone = [_attend_aligned(heads, own.clone()) for own in x.split(1)]
-
-        def back(slope: Tensor) -> Tensor:
-            return torch.cat([pull(own.clone()) for (_, pull), own in zip(alone, slope.split(1), strict=True)])
-
-        return torch.cat([y for y, _ in alone]), lambda slope: back(slope) if wanted else None
-    y, pull = _attend_aligned(heads, x)
-    return y, lambda slope: pull(slope) if wanted else None
+    layer = partial(_attend_aligned, heads)
+    filled = fills_lines(batch * heads * length**2, batch * length * width // 3)
+    return layer(x, wanted) if filled else apart(layer, x, wanted)
 
 
-def _attend_aligned(heads: int, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _attend_aligned(heads: int, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     replicas, batch, length, width = x.shape
     scale = (width // 3 // heads) ** -0.5
     # Written out as matrices of one head of one sample: (3, R B heads, T, width of a head).
     split = x.view(replicas * batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    query, key, value = apart = split.reshape(3, replicas * batch * heads, length, -1)
+    query, key, value = split_up = split.reshape(3, replicas * batch * heads, length, -1)
     # With ``beta=0`` it is the shape of the first that counts.
     logits = torch.baddbmm(x.new_empty(1, 1, 1), query, key.mT, beta=0, alpha=scale)
     weights = logits.softmax(-1)
-    mixed = torch.bmm(weights, value).view(-1, heads, length, apart.shape[-1])
+    mixed = torch.bmm(weights, value).view(-1, heads, length, split_up.shape[-1])
 
-    def pull(slope: Tensor) -> Tensor:
-        slope = slope.reshape(-1, length, heads, apart.shape[-1]).transpose(1, 2).reshape(value.shape)
+    def pull(slope: Tensor) -> Tensor | None:
+        if not wanted:
+            return None
+        slope = slope.reshape(-1, length, heads, split_up.shape[-1]).transpose(1, 2).reshape(value.shape)
         by_weights = torch.bmm(slope, value.mT)
         by_logits = softmax_backward(by_weights, weights, -1, weights.dtype)
-        by_query, by_key, by_value = found = torch.empty_like(apart)
+        by_query, by_key, by_value = found = torch.empty_like(split_up)
         by_query.baddbmm_(by_logits, key, beta=0, alpha=scale)
         by_key.baddbmm_(by_logits.mT, query, beta=0, alpha=scale)
         torch.bmm(weights.mT, slope, out=by_value)
         return (
-            found.view(3, -1, heads, length, apart.shape[-1])
+            found.view(3, -1, heads, length, split_up.shape[-1])
             .permute(1, 3, 0, 2, 4)
             .reshape(replicas, batch, length, width)
         )

@@ -82,9 +82,21 @@ def _sequential(module: nn.Sequential, params: Params, places: Params, x: Tensor
 def fills_lines(*sizes: int) -> bool:
     """Return whether replicas that have so many numbers each all begin a line of the cache.
 
-    Where they do not, ``torch.bmm`` may sum in an order of their own, and a replica's bits would depend on its place.
+    Where they do not, a replica's bits would depend on its place: ``torch.bmm`` may sum in another order, and functions
+    such as ``exp`` treat what is left at the end of all numbers by other instructions than the rest.
     """
     return not any(size % LINE for size in sizes)
+
+
+def apart(layer: Layer, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+    """Return what *layer* does, of replicas that each begin a line of the cache."""
+    alone = [layer(own.clone(), wanted) for own in x.split(1)]
+
+    def back(slope: Tensor) -> Tensor | None:
+        found = [pull(own.clone()) for (_, pull), own in zip(alone, slope.split(1), strict=True)]
+        return torch.cat([own for own in found if own is not None]) if wanted else None
+
+    return torch.cat([y for y, _ in alone]), back
 
 
 def bmm_apart(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -171,9 +183,16 @@ def _gelu(module: nn.GELU, params: Params, places: Params, x: Tensor, wanted: bo
     return module(x), lambda slope: gelu_backward(slope, x, approximate=module.approximate) if wanted else None
 
 
-@known(nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh)
+@known(nn.ELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh)
+def _curve(module: nn.Module, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+    """Exponentials of every number on its own."""
+    layer = partial(_one_by_one, module, params, places)
+    return layer(x, wanted) if fills_lines(x[0].numel()) else apart(layer, x, wanted)
+
+
+@known(nn.Identity, nn.ReLU, nn.LeakyReLU)
 def _one_by_one(module: nn.Module, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
-    """Layers without parameters that look at every number on its own."""
+    """Look at every number on its own, without parameters."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(wanted)
         # A layer told to work in place gets a copy: neither a batch nor what another layer keeps is its own.
