@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stability.encoders.transformers import Attention, Block, Patches, Transformer
-from stability.probes import Params
-from stability.train.layers import LAYERS, Pull, Step, apart, chained, fills_lines, known, part
+from stability.train.layers import LAYERS, Own, Pull, Step, apart, chained, fills_lines, known, part
 
 softmax_backward = torch.ops.aten._softmax_backward_data.default
 
@@ -17,10 +16,11 @@ BEND: Step = partial(LAYERS[nn.GELU], nn.GELU(), {}, {}), False
 
 
 @known(Transformer)
-def _transformer(module: Transformer, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _transformer(module: Transformer, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     own = partial(part, module, params, places)
     place = partial(_positions, params["position"], places.get("position")), "position" in places
-    blocks = [own(f"blocks.{i}") for i in range(len(module.blocks))]
+    each = partial(part, module.blocks, params.get("blocks", {}), places.get("blocks", {}))
+    blocks = [each(name) for name in module.blocks._modules]
     return chained([own("embed"), place, *blocks, own("norm"), (_mean, False), own("project")], x, wanted)
 
 
@@ -42,7 +42,7 @@ def _mean(x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
 
 
 @known(Block)
-def _block(module: Block, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _block(module: Block, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     own = partial(part, module, params, places)
     attend = _beside(own("attention_norm"), own("attention"))
     think = _beside(own("mlp_norm"), own("expand"), BEND, own("contract"))
@@ -65,7 +65,7 @@ def _beside(*steps: Step) -> Step:
 
 
 @known(Attention)
-def _attention(module: Attention, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _attention(module: Attention, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     own = partial(part, module, params, places)
     return chained([own("query_key_value"), (partial(_attend, module.heads), False), own("out")], x, wanted)
 
@@ -109,7 +109,7 @@ def _attend_aligned(heads: int, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
 
 
 @known(Patches)
-def _patches(module: Patches, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _patches(module: Patches, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     replicas, batch, channels, height, width = shape = x.shape
     patch, rows, columns = module.patch, height // module.patch, width // module.patch
     split = x.reshape(replicas, batch, channels, rows, patch, columns, patch).permute(0, 1, 3, 5, 2, 4, 6)

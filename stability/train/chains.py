@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stability.probes import Params
 from stability.train import attention  # noqa: F401 - what it says is known
-from stability.train.layers import LAYERS, Pull
+from stability.train.layers import LAYERS, Pull, nested
 
 Chain = Callable[[Params, Params, Tensor], tuple[Tensor, Pull]]
 """From parameters (R, ...), the places of their gradients and samples (R, B, ...) to the output, and back."""
@@ -32,7 +32,7 @@ def chain_of(tower: nn.Module) -> Chain | None:
     if len(list(tower.named_parameters(remove_duplicate=False))) != len(list(tower.parameters())):
         return None
     layer = partial(LAYERS[type(tower)], tower)
-    return lambda params, places, x: layer(params, places, x, False)
+    return lambda params, places, x: layer(nested(params), nested(places), x, False)
 
 
 def _is_known(module: nn.Module) -> bool:

@@ -20,8 +20,7 @@ from stability.probes import Params
 from stability.study import Study
 from stability.train.cuts import Cut
 from stability.train.feed import Feed
-from stability.train.layers import within
-from stability.train.population import Blueprint
+from stability.train.population import Blueprint, within
 
 CHUNK = 256
 """Samples that go through a tower at once."""

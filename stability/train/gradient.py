@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from stability.probes import Batch, Params
 from stability.train.chains import Chain
-from stability.train.layers import LINE, Pull, within
-from stability.train.population import Blueprint
+from stability.train.layers import LINE, Pull
+from stability.train.population import Blueprint, within
 
 State = dict[str, Tensor]
 

@@ -20,9 +20,12 @@ Layer = Callable[[Tensor, bool], tuple[Tensor, Pull]]
 Step = tuple[Layer, bool]
 """A layer with its parameters, and whether any of these are trained."""
 
-Known = Callable[[Any, Params, Params, Tensor, bool], tuple[Tensor, Pull]]
-"""The layer that a module is, given its parameters (R, ...) and the places of the gradients, by the module's names for
-them. Those that it lacks are missing among the parameters, those without a gradient among the places."""
+Own = dict[str, Any]
+"""A module's parameters (R, ...), or the places of their gradients, by name; those of a part are one more of these."""
+
+Known = Callable[[Any, Own, Own, Tensor, bool], tuple[Tensor, Pull]]
+"""The layer that a module is, given its parameters and the places of their gradients. What it lacks is missing among the
+former, what is not trained among the latter."""
 
 LAYERS: dict[type[nn.Module], Known] = {}
 """What is known of each type of module; of a subclass nothing is."""
@@ -44,16 +47,22 @@ def known(*types: type[nn.Module]) -> Callable[[Known], Known]:
     return register
 
 
-def within(prefix: str, params: Params) -> Params:
-    """Return the parameters whose names begin with *prefix*, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+def nested(params: Params) -> Own:
+    """Return each module's parameters, by name, beside those of its parts: {"0": {"weight": ..., "bias": ...}}."""
+    tree: Own = {}
+    for name, value in params.items():
+        *places, last = name.split(".")
+        node = tree
+        for place in places:
+            node = node.setdefault(place, {})
+        node[last] = value
+    return tree
 
 
-def part(module: nn.Module, params: Params, places: Params, name: str) -> Step:
+def part(module: nn.Module, params: Own, places: Own, name: str) -> Step:
     """Return the part of *module* that is called *name*, with what is its own of parameters and places."""
-    own = module.get_submodule(name)
-    into = within(f"{name}.", places)
-    return partial(LAYERS[type(own)], own, within(f"{name}.", params), into), bool(into)
+    own, into = getattr(module, name), places.get(name, {})
+    return partial(LAYERS[type(own)], own, params.get(name, {}), into), bool(into)
 
 
 def chained(steps: Sequence[Step], x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
@@ -74,7 +83,7 @@ def _back(pulls: list[Pull], slope: Tensor | None) -> Tensor | None:
 
 
 @known(nn.Sequential)
-def _sequential(module: nn.Sequential, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _sequential(module: nn.Sequential, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     # Not `named_children`, which tells of a layer that is used twice only once.
     return chained([part(module, params, places, name) for name in module._modules], x, wanted)
 
@@ -106,9 +115,9 @@ def bmm_apart(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tens
 
 
 @known(nn.Linear)
-def _linear(module: nn.Linear, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _linear(module: nn.Linear, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     rows, weight = x.flatten(1, -2), params["weight"]
-    bmm = torch.bmm if fills_lines(rows[0].numel(), len(rows[0]) * weight.shape[1]) else bmm_apart
+    bmm = torch.bmm if fills_lines(rows.shape[1] * rows.shape[2], rows.shape[1] * weight.shape[1]) else bmm_apart
     product = bmm(rows, weight.mT)
     if "bias" in params:
         # Added afterwards, as under vmap: where matrices are small, `baddbmm` would sum in another order.
@@ -127,7 +136,7 @@ def _linear(module: nn.Linear, params: Params, places: Params, x: Tensor, wanted
 
 
 @known(nn.LayerNorm)
-def _layer_norm(module: nn.LayerNorm, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _layer_norm(module: nn.LayerNorm, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     shape = module.normalized_shape
     size = torch.Size(shape).numel()
     unit, mean, rate = torch.native_layer_norm(x, shape, None, None, module.eps)
@@ -155,7 +164,7 @@ def _layer_norm(module: nn.LayerNorm, params: Params, places: Params, x: Tensor,
 
 
 @known(nn.Embedding)
-def _embedding(module: nn.Embedding, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _embedding(module: nn.Embedding, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     weight, ids = params["weight"], x.flatten(1).long()
     # `gather` refuses a token beyond the vocabulary, and a negative one.
     rows = weight.gather(1, ids[..., None].expand(-1, -1, weight.shape[-1]))
@@ -172,26 +181,26 @@ def _embedding(module: nn.Embedding, params: Params, places: Params, x: Tensor, 
 
 
 @known(nn.Flatten)
-def _flatten(module: nn.Flatten, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _flatten(module: nn.Flatten, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     # Counted from the front, axes lie one further on than in one replica.
     start, end = (axis + 1 if axis >= 0 else axis for axis in (module.start_dim, module.end_dim))
     return x.flatten(start, end), lambda slope: slope.view(x.shape) if wanted else None
 
 
 @known(nn.GELU)
-def _gelu(module: nn.GELU, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _gelu(module: nn.GELU, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     return module(x), lambda slope: gelu_backward(slope, x, approximate=module.approximate) if wanted else None
 
 
 @known(nn.ELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh)
-def _curve(module: nn.Module, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _curve(module: nn.Module, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     """Exponentials of every number on its own."""
     layer = partial(_one_by_one, module, params, places)
-    return layer(x, wanted) if fills_lines(x[0].numel()) else apart(layer, x, wanted)
+    return layer(x, wanted) if fills_lines(x.shape[1:].numel()) else apart(layer, x, wanted)
 
 
 @known(nn.Identity, nn.ReLU, nn.LeakyReLU)
-def _one_by_one(module: nn.Module, params: Params, places: Params, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
+def _one_by_one(module: nn.Module, params: Own, places: Own, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
     """Look at every number on its own, without parameters."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(wanted)

@@ -23,7 +23,6 @@ from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
 from stability.train.chains import Chain, chain_of
 from stability.train.cuts import Cut, cut_of
-from stability.train.layers import within
 from stability.train.stacked_losses import Judged, judged_by
 
 
@@ -163,6 +162,11 @@ class Blueprint:
             return pair_losses.mean(), {}
         result = self.loss.function(*towers, **given)
         return result if "state" in self.loss.reserved else (result, {})
+
+
+def within(prefix: str, params: Params) -> Params:
+    """Return the parameters whose names begin with *prefix*, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
 
 
 def towers(study: Study, pairs: Pairs, seed: int | str) -> dict[str, nn.Module]:
