@@ -24,8 +24,8 @@ Own = dict[str, Any]
 """A module's parameters (R, ...), or the places of their gradients, by name; those of a part are one more of these."""
 
 Known = Callable[[Any, Own, Own, Tensor, bool], tuple[Tensor, Pull]]
-"""The layer that a module is, given its parameters and the places of their gradients. What it lacks is missing among the
-former, what is not trained among the latter."""
+"""The layer that a module is, given its parameters and the places of their gradients. What it lacks is missing among
+the former, what is not trained among the latter."""
 
 LAYERS: dict[type[nn.Module], Known] = {}
 """What is known of each type of module; of a subclass nothing is."""
