@@ -273,10 +273,10 @@ def with_a_hook() -> nn.Module:
         (lambda: nn.Sequential(nn.Flatten(1, -1), nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU())), True),
         (lambda: nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Flatten(-2), nn.Linear(16, 4)), True),
         (lambda: nn.Sequential(nn.Flatten(), *[nn.Tanh()] * 2, nn.Linear(6, 4)), True),
-        (lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 4), nn.ELU(inplace=True)), True),
+        (lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ELU(inplace=True)), True),
         (of_shared_layers, False),
         (lambda: nn.Sequential(nn.Flatten(), Doubled(6, 4)), False),
-        (lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(6)), False),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5)), False),
         (with_a_hook, False),
     ],
 )
@@ -363,7 +363,7 @@ def test_gradients_of_a_population_are_those_of_autograd_under_vmap(tiny_text, n
     """In float64: every loss, one tower that is a chain of known layers and one that is not, a parameter locked."""
     arm = f'[arms.{name}]\nloss = "clip"\nlabel_smoothing = 0.1\n\n' if name not in loss else ""
     population = trainer_of(tiny_text, name, 3, arm).population
-    assert population.plan.chains.keys() == {"image"}
+    assert population.plan.chains.keys() == {"image", "text"}
     assert (population.plan.loss.judged is not None) == (name in ("clip", "siglip"))
     theta = population.theta.double()
     batch = population.feed.batch(torch.stack([torch.randperm(40)[:8] for _ in range(3)]), population.generators)
@@ -401,6 +401,25 @@ def test_losses_with_written_derivatives_are_the_plain_ones(function, scalars, s
     assert_close(found, expected.detach(), rtol=1e-11, atol=1e-12)
     assert_close([*by_end, *(by_scalar[name] for name in scalars)], list(slopes), rtol=1e-10, atol=1e-12)
     assert state == {}
+
+
+@pytest.mark.parametrize("function", [clip, siglip])
+@pytest.mark.parametrize(("size", "width"), [(6, 24), (9, 11), (13, 12), (5, 39)])
+def test_losses_with_written_derivatives_give_a_replica_its_own_bits(function, size, width):
+    """Also where its logits do not fill whole lines of the cache."""
+    generator = torch.Generator().manual_seed(0)
+    ends = [torch.randn(16, size, width, generator=generator) for _ in range(2)]
+    given = {name: torch.randn(16, generator=generator) for name in ("log_scale", "bias")}
+
+    def judged(places):
+        losses, _, by_end, by_scalar = judged_by(function)(
+            [end[places] for end in ends], {name: value[places] for name, value in given.items()}, given.keys()
+        )
+        return [losses, *by_end, by_scalar["log_scale"]]
+
+    everything = judged(list(range(16)))
+    for few in ([0, 1], [5, 15], [15, 3], [3, 14, 15]):
+        assert all(torch.equal(own, all_[few]) for own, all_ in zip(judged(few), everything, strict=True)), few
 
 
 def test_a_row_of_zeros_has_a_derivative_and_leaves_the_others_alone():

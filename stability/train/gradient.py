@@ -11,15 +11,13 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from stability.probes import Batch, Params
-from stability.train.chains import Chain, Pull
+from stability.train.chains import Chain
+from stability.train.layers import LINE, Pull
 from stability.train.population import Blueprint, within
 
 State = dict[str, Tensor]
 
 NOTHING: Mapping[str, Tensor] = {}
-
-LINE = 16
-"""Numbers of a line of cache, in float32."""
 
 
 def room_for(theta: Tensor) -> Tensor:
@@ -38,9 +36,9 @@ def slopes(
     """Return the training objective of all replicas, (R,), and their losses' state; write the gradients to *places*.
 
     Parameters, places and batch have the axis of replicas in front. The same numbers as autograd's of
-    ``vmap(plan.training_objective)``, sooner where towers are chains of known layers, and to rounding where the
-    derivative of the loss is known (`stability.train.stacked_losses`). Fixed parameters get zeros. Of a tower whose
-    *features* (R, B, ...) are given, by modality, only what follows its cut is run.
+    ``vmap(plan.training_objective)``, sooner where towers are chains of known layers (transformers to rounding), and to
+    rounding where the derivative of the loss is known (`stability.train.stacked_losses`). Fixed parameters get zeros.
+    Of a tower whose *features* (R, B, ...) are given, by modality, only what follows its cut is run.
     """
     for name in plan.fixed:
         places[name].zero_()

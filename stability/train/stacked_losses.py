@@ -6,7 +6,7 @@ quantities take about a third of the passes and calls. What is not known here go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from stability.losses import clip, siglip
 from stability.losses.fused import is_large, judged_with_slopes, told_apart_with_slopes
+from stability.train.layers import fills_lines
 
 Judged = tuple[Tensor, dict[str, Tensor], list[Tensor], dict[str, Tensor]]
 """Losses (R,), their state (none), their derivatives by what the towers give (R, B, D), and by scalars (R,)."""
@@ -34,6 +35,9 @@ def judged_by(function: Callable[..., Any]) -> Callable[..., Judged] | None:
         return None
 
     def judge(ends: list[Tensor], scalars: Mapping[str, Tensor], trained: object) -> Judged:
+        replicas, size, width = ends[0].shape
+        if replicas > 1 and not fills_lines(size * size, size * width):
+            return _put_together([judge(*own, trained) for own in _apart(ends, scalars)])
         lengths = [torch.linalg.vector_norm(end, dim=-1, keepdim=True).clamp_(min=EPSILON) for end in ends]
         image, text = (end / length for end, length in zip(ends, lengths, strict=True))
         scale = scalars["log_scale"].exp()[:, None, None]
@@ -48,6 +52,20 @@ def judged_by(function: Callable[..., Any]) -> Callable[..., Judged] | None:
         return losses, {}, by_end, {"log_scale": by_log_scale, "bias": by_bias}
 
     return judge
+
+
+def _apart(ends: list[Tensor], scalars: Mapping[str, Tensor]) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
+    """Yield what each replica has, in memory of its own."""
+    for i in range(len(ends[0])):
+        yield [end[[i]] for end in ends], {name: value[[i]] for name, value in scalars.items()}
+
+
+def _put_together(judged: list[Judged]) -> Judged:
+    losses, _, by_end, by_scalar = zip(*judged, strict=True)
+    joined = {
+        name: torch.cat([own[name] for own in by_scalar]) for name, value in by_scalar[0].items() if value is not None
+    }
+    return torch.cat(losses), {}, [torch.cat(own) for own in zip(*by_end, strict=True)], joined
 
 
 def _told_apart(rows: Tensor, text: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor, None]:
