@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from stability.execute.machine import device_model, pick_device, versions
+from stability.execute.tolerances import means_of
 from stability.execute.worker import Task, train_here
-from stability.grid import Group
+from stability.grid import Group, Run
 from stability.probes import probe
 from stability.registry import InputError
 from stability.store import checksum, group_path, read_group, read_manifest, read_study
@@ -41,9 +42,10 @@ def verify(
 ) -> Verification:
     """Return how *sample* finished groups of *run_dir* (0: all), picked evenly, compare with themselves trained again.
 
-    On the machine and versions that ran them, on a CPU, every value must be bit-identical; elsewhere the final value of
-    every measure must agree to its tolerance (see `TOLERANCE`). Probes that measure time are exempt. Nothing in
-    *run_dir* is touched. Raises `InputError` if it holds no finished group, or this machine lacks the device.
+    On the machine and versions that ran them, on a CPU, every value must be bit-identical; elsewhere the means over
+    runs of every measure must agree as well as two machines can (see `stability.execute.tolerances`). Probes that
+    measure time are exempt. Nothing in *run_dir* is touched. Raises `InputError` if it holds no finished group, or this
+    machine lacks the device.
     """
     if sample < 0:
         raise InputError(f"--sample: got {sample}; allowed: 0 (all groups) or more")
@@ -72,7 +74,7 @@ def verify(
             outcome = train_here(Task(study, group, Path(folder), device), lambda step: None)
             if outcome.failure:
                 differences.append(f"group {group.id}: fails now: {outcome.failure.strip().splitlines()[-1]}")
-            elif said := _difference(read_group(stored), read_group(again), exact):
+            elif said := _difference(read_group(stored), read_group(again), exact, group.runs):
                 differences.append(f"group {group.id}: {said}")
     terms = "bit for bit" if exact else f"within tolerance ({_changed(manifest, device_model(device)) or 'on a GPU'})"
     return Verification(tuple(entry["id"] for entry in chosen), len(finished), terms, tuple(differences))
@@ -98,7 +100,7 @@ def _evenly(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [entries[place] for place in np.linspace(0, len(entries) - 1, count).round().astype(int)]
 
 
-def _timed() -> set[str]:
+def timed() -> set[str]:
     """Return the measures of probes that measure time."""
     return {
         measure.name
@@ -108,12 +110,12 @@ def _timed() -> set[str]:
     }
 
 
-def _difference(stored: pd.DataFrame, again: pd.DataFrame, exact: bool) -> str:
-    """Return where two tables of a group differ first, in words, or nothing."""
+def _difference(stored: pd.DataFrame, again: pd.DataFrame, exact: bool, runs: Sequence[Run]) -> str:
+    """Return where two tables of a group of *runs* differ first, in words, or nothing."""
     if list(stored.columns) != list(again.columns) or not stored[["run", "step"]].equals(again[["run", "step"]]):
         return "holds other columns, runs or steps than the same group trained again"
-    for name in stored.columns.drop(["run", "step", *(_timed() & set(stored.columns))]):
-        if said := (_unequal if exact else _far)(name, stored, again):
+    for name in stored.columns.drop(["run", "step", *(timed() & set(stored.columns))]):
+        if said := _unequal(name, stored, again) if exact else _far(name, stored, again, runs):
             return said
     return ""
 
@@ -135,21 +137,13 @@ def _said(name: str, stored: pd.DataFrame, again: pd.DataFrame, place: int) -> s
     return f"{name} of run {row['run']} at step {row['step']} is {again[name].iloc[place]}, stored is {row[name]}"
 
 
-TOLERANCE = 0.05
-"""Largest difference of a measure's mean over a group's runs, across machines: a share of its largest such mean, at any
-step. Rounding is amplified by training, run by run; a mean is what claims rest on."""
-
-
-def _far(name: str, stored: pd.DataFrame, again: pd.DataFrame) -> str:
-    """Return where the mean over runs of one number per step differs by more than its tolerance, or nothing."""
+def _far(name: str, stored: pd.DataFrame, again: pd.DataFrame, runs: Sequence[Run]) -> str:
+    """Return where the mean over runs of one number per step differs by more than two machines may, or nothing."""
     if stored[name].dtype == object:
         return ""  # Lists: the nodes of a density have no order that survives rounding.
-    was, now = (frame.groupby("step")[name].mean() for frame in (stored, again))
-    size = float(was.abs().max())
-    off = (now - was).abs().to_numpy() > TOLERANCE * (size or 1.0)
-    differ = off | (now.isna() != was.isna()).to_numpy()
-    if not differ.any():
+    means = means_of(name, stored, again, runs)
+    if not (far := means.off > means.allowed).any():
         return ""
-    place = int(differ.argmax())
-    means = f"{now.iloc[place]:.6g}, stored is {was.iloc[place]:.6g}"
-    return f"the mean of {name} at step {was.index[place]} is {means}: more than {TOLERANCE:.0%} off"
+    place = int(far.to_numpy().argmax())
+    values = f"{means.now.iloc[place]:.6g}, stored is {means.was.iloc[place]:.6g}"
+    return f"the mean of {name} at step {far.index[place]} is {values}: more than {means.allowed:.2g} off"

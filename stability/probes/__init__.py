@@ -55,6 +55,7 @@ class Measure:
     better: Literal["higher", "lower", ""] = ""
     needs: str = ""
     ceiling: float = math.inf
+    error_of: str = ""
 
     @property
     def stored(self) -> bool:

@@ -1,0 +1,214 @@
+"""How far the measures of the same runs lie apart where only rounding differs, as it does between two machines.
+
+python benchmarks/agreement.py [--measures] [--json FILE] [STUDY...]
+
+Each study is trained twice, the second time without the processor's vector instructions: other kernels, which add up
+in another order and round otherwise. Compared are means over the runs of a group, as `stability verify` compares them
+between machines, at the step where they differ most. Shipped studies are at scale smoke. Two are our own: LATE trains
+until recall has levelled off, EDGE for 5,000 steps at up to four times its learning rate, where the loss spikes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stability import execute
+from stability.execute.machine import device_model, pick_device, versions
+from stability.execute.tolerances import means_of
+from stability.execute.verifying import timed
+from stability.execute.worker import Task, train_here
+from stability.grid import Group
+from stability.probes import STEP_MEASURES, probe
+from stability.store import group_path, read_group, read_manifest, read_study
+from stability.study import Study, load_study, parse_study
+from stability.tuning import known_runs
+
+STUDIES = ("quickstart", "gradient-noise", "curvature", "noise-robustness", "modality-gap", "spikes", "late", "edge")
+"""Shipped ones at scale smoke, and our own."""
+
+PROBES = """
+[probes.retrieval]
+every = {every}
+
+[probes.gradient-noise]
+every = {every}
+batches = 4
+
+[probes.matched-noise]
+at = [0.5, 1.0]
+batches = 2
+
+[probes.curvature]
+at = [0.25, 1.0]
+batches = 2
+steps = 10
+seeds = 2
+
+[probes.geometry]
+every = {every}
+
+[probes.separability]
+"""
+
+LATE = """
+title = "Late"
+question = "How far do two machines part late in training?"
+source = "benchmarks/agreement.py"
+
+[data]
+name = "digits"
+
+[model]
+image = { name = "mlp", width = 32, depth = 1 }
+text = { name = "token-transformer", width = 16, heads = 2 }
+embed_dim = 16
+
+[train]
+steps = 400
+warmup = 10
+scalar_lr = 10.0
+
+[grid]
+loss = ["clip", "siglip"]
+batch_size = [32]
+corruption = ["mismatch"]
+noise = [0.0, 0.4]
+lr = [0.01]
+seeds = 4
+""" + PROBES.format(every=50)
+
+EDGE = """
+title = "Edge"
+question = "How far do two machines part where training spikes?"
+source = "benchmarks/agreement.py"
+
+[data]
+name = "latent"
+pairs = 4096
+
+[model]
+image = { name = "mlp", width = 32, depth = 2 }
+text = { name = "mlp", width = 32, depth = 2 }
+embed_dim = 16
+
+[train]
+steps = 5000
+warmup = 50
+schedule = "constant"
+betas = [0.9, 0.999]
+scalar_lr = 10.0
+
+[grid]
+loss = ["clip", "siglip"]
+batch_size = [32]
+lr = [0.01]
+lr_factors = [1, 4]
+seeds = 4
+""" + PROBES.format(every=500)
+
+NO_VECTORS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+
+
+def study_named(name: str) -> Study:
+    """Return a study of our own, or a shipped one at scale smoke."""
+    own = {"late": LATE, "edge": EDGE}
+    return parse_study(own[name], __file__, name) if name in own else load_study(name, scale="smoke")
+
+
+def groups_in(where: Path) -> tuple[Study, list[Group]]:
+    """Return the study of a run directory and its finished groups."""
+    manifest = read_manifest(where)
+    study = read_study(manifest, where)
+    finished = [entry for entry in manifest["groups"] if entry["status"] == "finished"]
+    runs = {run.id: run for run in known_runs(study, where, finished)[0]}
+    return study, [Group(entry["id"], tuple(runs[run] for run in entry["runs"])) for entry in finished]
+
+
+def train_again(where: Path, there: Path) -> None:
+    """Train every group of a run directory again, in this process, into another."""
+    (there / "groups").mkdir(parents=True)
+    study, groups = groups_in(where)
+    for group in groups:
+        outcome = train_here(Task(study, group, there, pick_device("cpu")), lambda step: None)
+        if outcome.failure:
+            raise SystemExit(outcome.failure)
+
+
+def apart(name: str, folder: Path) -> pd.DataFrame:
+    """Return a row per group and measure: how far the means of two trainings lie apart, and single runs."""
+    one, other = folder / name, folder / f"{name}-again"
+    execute.run(study_named(name), "cpu", out=one, replications=False)
+    command = [sys.executable, __file__, "--again", str(one), str(other)]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **NO_VECTORS}, check=True)
+    rows = []
+    for group in groups_in(one)[1]:
+        stored, again = (read_group(group_path(where, group.id)) for where in (one, other))
+        for measure in stored.select_dtypes("number").columns.difference(["step", *timed()]):
+            if stored[measure].notna().any():
+                means = means_of(measure, stored, again, group.runs)
+                off, size = means.off.max(), means.size or 1.0
+                rows.append(
+                    {
+                        "study": name,
+                        "group": group.id,
+                        "measure": measure,
+                        "probe": made_by(measure),
+                        "mean": off / size,
+                        "run": float((again[measure] - stored[measure]).abs().max()) / size,
+                        "errors": off / means.error if means.error else np.nan,
+                        "allowed": off / means.allowed,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def made_by(measure: str) -> str:
+    """Return the name of the probe that makes a measure."""
+    if measure in {each.name for each in STEP_MEASURES}:
+        return "every step"
+    return next(name for name, variant in probe.items() if measure in {m.name for m in variant.traits["measures"]})
+
+
+def table(found: pd.DataFrame, by: str) -> str:
+    """Return the largest differences as Markdown, a row each for steps taken and *by*."""
+    lines = [
+        f"| study | {by} | differs most | mean | single run | standard errors | of what is allowed |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    for (study, name), rows in found.groupby(["study", by], sort=False):
+        worst = rows.loc[rows["allowed"].idxmax()]
+        numbers = (rows["mean"].max(), rows["run"].max(), rows["errors"].max(), rows["allowed"].max())
+        said = ["0" if value == 0 else "–" if np.isnan(value) else f"{value:.1g}" for value in numbers]
+        lines.append(f"| {study} | {name} | {worst['measure']} | {' | '.join(said)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)} (default: all)")
+    parser.add_argument("--measures", action="store_true", help="a row for each measure, not for each probe")
+    parser.add_argument("--json", type=Path, help="write every group and measure there")
+    parser.add_argument("--again", nargs=2, type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.again:
+        train_again(*given.again)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = pd.concat([apart(name, Path(folder)) for name in given.studies or STUDIES], ignore_index=True)
+    if given.json:
+        given.json.write_text(found.to_json(orient="records", indent=1) + "\n")
+    asked = " ".join(["python benchmarks/agreement.py", *sys.argv[1:]])
+    print(f"`{asked}`, on {device_model(pick_device('cpu'))}, torch {versions()['torch']}:\n")
+    print(table(found, "measure" if given.measures else "probe"))
+
+
+if __name__ == "__main__":
+    main()
