@@ -191,6 +191,23 @@ def test_while_the_program_is_imported_too(tmp_path):
     assert ended.code != 130 or ended.err.startswith("stability: interrupted")
 
 
+def test_while_python_takes_itself_down_what_was_done_stays_done(tmp_path):
+    script = (
+        "import atexit, os, signal, sys\n"
+        "from stability.__main__ import main\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    atexit.register(os.kill, os.getpid(), number)\n"
+        "sys.argv = ['stability', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    for words, code in ((["list", "studies"], 0), (["verify", "nowhere"], 2)):
+        ended = subprocess.run(
+            [sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == code, ended
+        assert "interrupted" not in ended.stderr
+
+
 def test_in_the_background_of_a_script_it_ends_at_a_sigterm(tmp_path):
     """A shell begins what a script puts in the background with SIGINT ignored; SIGTERM must be heard nevertheless."""
     script = (

@@ -2,74 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from stability.grid import Run
 from stability.probes import probe
 
 SHARE = 0.001
-"""What a mean over runs may differ by for rounding: a share of the measure's largest such mean, at any step."""
+"""What rounding alone may change: a share of a measure's largest mean over runs, at any step."""
 
-ERRORS = 1.0
-"""What it may differ by beside that: so many of its standard errors over seeds, where these are largest.
+ERRORS = 6.0
+"""What means over runs may differ by beside that: so many standard errors of their difference, run by run.
 
-Where training amplifies rounding until two machines make other runs of the same distribution, it is the seeds that tell
-how far means then lie apart; a share of the mean does not. docs/faults.md has what was measured.
+Where training is stable, runs agree to a few parts in a million, and so do these errors; where it is chaotic, two
+machines soon make other runs of the same distribution, and the errors say how far their means then lie apart, which no
+share of the mean does. docs/faults.md has what was measured.
 """
 
 
 @dataclass(frozen=True)
-class Means:
-    """Means of one measure over runs, by step, as stored (*was*) and as trained again (*now*).
+class Pair:
+    """One measure of the runs of a group, (steps, runs), as *stored* and as trained *again*.
 
-    *size* is what differences are large or small against, *error* the largest standard error over seeds of a stored
-    mean; without seeds to tell, it is 0.
+    *size* is what a difference is large or small against.
     """
 
-    was: pd.Series
-    now: pd.Series
+    stored: pd.DataFrame
+    again: pd.DataFrame
     size: float
-    error: float
+
+    @property
+    def first(self) -> pd.Series:
+        """Return the difference by run at the first step, before training has amplified anything."""
+        return (self.again - self.stored).iloc[0].abs()
 
     @property
     def off(self) -> pd.Series:
-        """Return the difference by step; infinite where only one of both is a number."""
-        missing = self.now.isna() != self.was.isna()
-        return (self.now - self.was).abs().mask(missing, np.inf).fillna(0.0)
+        """Return the difference of the means by step; infinite where only one of both is a number."""
+        missing = self.again.isna().all(axis=1) != self.stored.isna().all(axis=1)
+        return (self.again - self.stored).mean(axis=1).abs().mask(missing, np.inf).fillna(0.0)
+
+    @property
+    def error(self) -> float:
+        """Return the standard error of the difference of the means, at the step where it is largest; 0 for one run."""
+        differences = self.again - self.stored
+        return float((differences.std(axis=1) / np.sqrt(differences.count(axis=1))).fillna(0.0).max())
 
     @property
     def allowed(self) -> float:
-        """Return the largest difference that two machines may have."""
-        return SHARE * (self.size or 1.0) + ERRORS * self.error
+        """Return the largest difference of the means that two machines may have."""
+        return SHARE * self.size + ERRORS * self.error
 
 
-def means_of(name: str, stored: pd.DataFrame, again: pd.DataFrame, runs: Sequence[Run]) -> Means:
-    """Return the means over *runs* of the measure *name* in two tables of their group, a row per run and step.
+def pair_of(name: str, stored: pd.DataFrame, again: pd.DataFrame) -> Pair:
+    """Return measure *name* from two tables of a group, a row per run and step each.
 
     A measure that is the computed error of another is held against that one: in itself it may be all rounding.
     """
-    was, now = (frame.groupby("step")[name].mean() for frame in (stored, again))
-    size = stored.groupby("step")[_held_against(name)].mean().abs().max()
-    return Means(was, now, float(np.nan_to_num(size)), _standard_error(name, stored, runs))
+    one, other, whole = (
+        frame.pivot(index="step", columns="run", values=column)
+        for frame, column in ((stored, name), (again, name), (stored, _held_against(name)))
+    )
+    return Pair(one, other, float(np.nan_to_num(whole.mean(axis=1).abs().max())) or 1.0)
 
 
 def _held_against(name: str) -> str:
     measures = (measure for variant in probe.values() for measure in variant.traits["measures"])
     return next((measure.error_of for measure in measures if measure.name == name and measure.error_of), name)
-
-
-def _standard_error(name: str, stored: pd.DataFrame, runs: Sequence[Run]) -> float:
-    """Return the standard error of the mean over *runs*, at the step where it is largest.
-
-    Only seeds are random: variances are within cells, which hold runs that are equal but for their seed.
-    """
-    cells = {run.id: replace(run, seed=0, id="") for run in runs}
-    by_cell = stored.assign(cell=stored["run"].map(cells)).groupby(["step", "cell"], sort=False)[name]
-    # the variance of a sum of count independent values, which one value alone does not tell
-    sums = (by_cell.var() * by_cell.count()).fillna(0.0).groupby("step").sum()
-    errors = np.sqrt(sums) / stored.groupby("step")[name].count()
-    return float(np.nan_to_num(errors.max()))

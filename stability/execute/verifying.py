@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from stability.execute.machine import device_model, pick_device, versions
-from stability.execute.tolerances import means_of
+from stability.execute.tolerances import SHARE, pair_of
 from stability.execute.worker import Task, train_here
-from stability.grid import Group, Run
+from stability.grid import Group
 from stability.probes import probe
 from stability.registry import InputError
 from stability.store import checksum, group_path, read_group, read_manifest, read_study
@@ -42,10 +42,10 @@ def verify(
 ) -> Verification:
     """Return how *sample* finished groups of *run_dir* (0: all), picked evenly, compare with themselves trained again.
 
-    On the machine and versions that ran them, on a CPU, every value must be bit-identical; elsewhere the means over
-    runs of every measure must agree as well as two machines can (see `stability.execute.tolerances`). Probes that
-    measure time are exempt. Nothing in *run_dir* is touched. Raises `InputError` if it holds no finished group, or this
-    machine lacks the device.
+    On the machine and versions that ran them, on a CPU, every value must be bit-identical; elsewhere single runs must
+    agree where training begins, and means over runs at every step, as well as two machines can (see
+    `stability.execute.tolerances`). Probes that measure time are exempt. Nothing in *run_dir* is touched. Raises
+    `InputError` if it holds no finished group, or this machine lacks the device.
     """
     if sample < 0:
         raise InputError(f"--sample: got {sample}; allowed: 0 (all groups) or more")
@@ -74,7 +74,7 @@ def verify(
             outcome = train_here(Task(study, group, Path(folder), device), lambda step: None)
             if outcome.failure:
                 differences.append(f"group {group.id}: fails now: {outcome.failure.strip().splitlines()[-1]}")
-            elif said := _difference(read_group(stored), read_group(again), exact, group.runs):
+            elif said := _difference(read_group(stored), read_group(again), exact):
                 differences.append(f"group {group.id}: {said}")
     terms = "bit for bit" if exact else f"within tolerance ({_changed(manifest, device_model(device)) or 'on a GPU'})"
     return Verification(tuple(entry["id"] for entry in chosen), len(finished), terms, tuple(differences))
@@ -110,12 +110,12 @@ def timed() -> set[str]:
     }
 
 
-def _difference(stored: pd.DataFrame, again: pd.DataFrame, exact: bool, runs: Sequence[Run]) -> str:
-    """Return where two tables of a group of *runs* differ first, in words, or nothing."""
+def _difference(stored: pd.DataFrame, again: pd.DataFrame, exact: bool) -> str:
+    """Return where two tables of a group differ first, in words, or nothing."""
     if list(stored.columns) != list(again.columns) or not stored[["run", "step"]].equals(again[["run", "step"]]):
         return "holds other columns, runs or steps than the same group trained again"
     for name in stored.columns.drop(["run", "step", *(timed() & set(stored.columns))]):
-        if said := _unequal(name, stored, again) if exact else _far(name, stored, again, runs):
+        if said := (_unequal if exact else _far)(name, stored, again):
             return said
     return ""
 
@@ -137,13 +137,17 @@ def _said(name: str, stored: pd.DataFrame, again: pd.DataFrame, place: int) -> s
     return f"{name} of run {row['run']} at step {row['step']} is {again[name].iloc[place]}, stored is {row[name]}"
 
 
-def _far(name: str, stored: pd.DataFrame, again: pd.DataFrame, runs: Sequence[Run]) -> str:
-    """Return where the mean over runs of one number per step differs by more than two machines may, or nothing."""
+def _far(name: str, stored: pd.DataFrame, again: pd.DataFrame) -> str:
+    """Return where one number per step differs by more than it may between two machines, or nothing."""
     if stored[name].dtype == object:
         return ""  # Lists: the nodes of a density have no order that survives rounding.
-    means = means_of(name, stored, again, runs)
-    if not (far := means.off > means.allowed).any():
+    pair = pair_of(name, stored, again)
+    if (pair.first > SHARE * pair.size).any():
+        run, step = pair.first.idxmax(), pair.stored.index[0]
+        return _said(name, stored, again, int(((stored["run"] == run) & (stored["step"] == step)).to_numpy().argmax()))
+    if not (far := pair.off.to_numpy() > pair.allowed).any():
         return ""
-    place = int(far.to_numpy().argmax())
-    values = f"{means.now.iloc[place]:.6g}, stored is {means.was.iloc[place]:.6g}"
-    return f"the mean of {name} at step {far.index[place]} is {values}: more than {means.allowed:.2g} off"
+    place = int(far.argmax())
+    now, was = (frame.iloc[place].mean() for frame in (pair.again, pair.stored))
+    means = f"{now:.6g}, stored is {was:.6g}"
+    return f"the mean of {name} at step {pair.stored.index[place]} is {means}: more than {pair.allowed:.2g} off"
