@@ -143,7 +143,7 @@ def train_again(where: Path, there: Path) -> None:
 
 
 def apart(name: str, folder: Path) -> pd.DataFrame:
-    """Return a row per group and measure: how far the means of two trainings lie apart, and single runs."""
+    """Return a row for each measure of each group: how far two trainings lie apart."""
     one, other = folder / name, folder / f"{name}-again"
     execute.run(study_named(name), "cpu", out=one, replications=False)
     command = [sys.executable, __file__, "--again", str(one), str(other)]
@@ -169,7 +169,6 @@ def differences(measure: str, stored: pd.DataFrame, again: pd.DataFrame) -> dict
     off, runs = float(pair.off.max()), pair.again - pair.stored
     over_seeds = float((pair.stored.std(axis=1) / np.sqrt(pair.stored.count(axis=1))).max())
     return {
-        "probe": made_by(measure),
         "first": float(pair.first.max()) / pair.size,
         "mean": off / pair.size,
         "run": float(runs.abs().max(axis=None)) / pair.size,
