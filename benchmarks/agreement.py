@@ -149,13 +149,13 @@ def apart(name: str, folder: Path) -> pd.DataFrame:
     command = [sys.executable, __file__, "--again", str(one), str(other)]
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **NO_VECTORS}, check=True)
     rows = []
-    for group in groups_in(one)[1]:
+    study, groups = groups_in(one)
+    for group in groups:
         stored, again = (read_group(group_path(where, group.id)) for where in (one, other))
         for measure in stored.select_dtypes("number").columns.difference(["step", *timed()], sort=False):
             if stored[measure].notna().any():
-                rows.append(
-                    {"study": name, "group": group.id, "measure": measure, **differences(measure, stored, again)}
-                )
+                found = {"study": name, "steps": study.train.steps, "measure": measure, "probe": made_by(measure)}
+                rows.append(found | differences(measure, stored, again))
     return pd.DataFrame(rows)
 
 
@@ -185,24 +185,27 @@ def made_by(measure: str) -> str:
     return next(name for name, variant in probe.items() if measure in {m.name for m in variant.traits["measures"]})
 
 
-COLUMNS = {
-    "first": "run, first step",
-    "mean": "mean",
-    "run": "run",
-    "over seeds": "mean, in errors over seeds",
-    "paired": "in paired errors",
-    "allowed": "of what is allowed",
-}
-
-
 def table(found: pd.DataFrame, by: str) -> str:
-    """Return the largest differences as Markdown, a row for each study and *by*."""
-    lines = [f"| study | {by} | {' | '.join(COLUMNS.values())} |", f"|---|---|{'--:|' * len(COLUMNS)}"]
-    for (study, name), rows in found.groupby(["study", by], sort=False):
-        values = [float(rows[column].max()) for column in COLUMNS]
-        said = ["0" if value == 0 else "–" if np.isnan(value) else f"{value:.1g}" for value in values]
-        lines.append(f"| {study} | {name} | {' | '.join(said)} |")
+    """Return the largest differences as Markdown, a row for each probe or measure, means by steps trained."""
+    lengths = sorted(found["steps"].unique())
+    heads = [
+        "single run, first step",
+        *(f"mean, {steps:,} steps" for steps in lengths),
+        "single run",
+        "mean / error over seeds",
+        "mean / paired error",
+        "of what is allowed",
+    ]
+    lines = [f"| {by} | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    for name, rows in found.groupby(by, sort=False):
+        by_length = [rows["mean"][rows["steps"] == steps].max() for steps in lengths]
+        rest = [rows[column].max() for column in ("run", "over seeds", "paired", "allowed")]
+        lines.append(f"| {name} | {' | '.join(map(_said, [rows['first'].max(), *by_length, *rest]))} |")
     return "\n".join(lines)
+
+
+def _said(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.1g}" if value < 0.01 else f"{value:.2g}"
 
 
 def main() -> None:
