@@ -22,7 +22,7 @@ import pandas as pd
 
 from stability import execute
 from stability.execute.machine import device_model, pick_device, versions
-from stability.execute.tolerances import pair_of
+from stability.execute.tolerances import EARLY, pair_of
 from stability.execute.verifying import timed
 from stability.execute.worker import Task, train_here
 from stability.grid import Group
@@ -162,14 +162,14 @@ def apart(name: str, folder: Path) -> pd.DataFrame:
 def differences(measure: str, stored: pd.DataFrame, again: pd.DataFrame) -> dict[str, object]:
     """Return how far one measure of a group lies apart, at any step.
 
-    At the first step, single runs; then means and single runs, as a share of the largest mean; means in standard errors
+    Single runs in the first steps; then means and single runs, as a share of the largest mean; means in standard errors
     over seeds, in standard errors of the paired difference, and as a share of what `stability verify` allows.
     """
     pair = pair_of(measure, stored, again)
     off, runs = float(pair.off.max()), pair.again - pair.stored
     over_seeds = float((pair.stored.std(axis=1) / np.sqrt(pair.stored.count(axis=1))).max())
     return {
-        "first": float(pair.first.max()) / pair.size,
+        "early": float(pair.early.max(axis=None)) / pair.size,
         "mean": off / pair.size,
         "run": float(runs.abs().max(axis=None)) / pair.size,
         "over seeds": off / over_seeds if over_seeds else np.nan,
@@ -189,7 +189,7 @@ def table(found: pd.DataFrame, by: str) -> str:
     """Return the largest differences as Markdown, a row for each probe or measure, means by steps trained."""
     lengths = sorted(found["steps"].unique())
     heads = [
-        "single run, first step",
+        f"single run, {EARLY} steps",
         *(f"mean, {steps:,} steps" for steps in lengths),
         "single run",
         "mean / error over seeds",
@@ -200,7 +200,7 @@ def table(found: pd.DataFrame, by: str) -> str:
     for name, rows in found.groupby(by, sort=False):
         by_length = [rows["mean"][rows["steps"] == steps].max() for steps in lengths]
         rest = [rows[column].max() for column in ("run", "over seeds", "paired", "allowed")]
-        lines.append(f"| {name} | {' | '.join(map(_said, [rows['first'].max(), *by_length, *rest]))} |")
+        lines.append(f"| {name} | {' | '.join(map(_said, [rows['early'].max(), *by_length, *rest]))} |")
     return "\n".join(lines)
 
 

@@ -12,6 +12,9 @@ from stability.probes import probe
 SHARE = 0.001
 """What rounding alone may change: a share of a measure's largest mean over runs, at any step."""
 
+EARLY = 20
+"""Steps in which training has not amplified rounding yet, so that nothing else may differ, in a typical run."""
+
 ERRORS = 6.0
 """What means over runs may differ by beside that: so many standard errors of their difference, run by run.
 
@@ -33,9 +36,9 @@ class Pair:
     size: float
 
     @property
-    def first(self) -> pd.Series:
-        """Return the difference by run at the first step, before training has amplified anything."""
-        return (self.again - self.stored).iloc[0].abs()
+    def early(self) -> pd.DataFrame:
+        """Return the differences by run in the first steps."""
+        return (self.again - self.stored).abs().loc[:EARLY]
 
     @property
     def off(self) -> pd.Series:
