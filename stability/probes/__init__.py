@@ -40,8 +40,8 @@ class Measure:
     of spikes of the column it names, one number a run. A *listed* one is a list per step. *better* says which way is
     good, where one is: it decides what "best" and "reaching a threshold" mean. *ceiling* is the highest value that it
     can have: where both sides of a claim lie at it, a report says that no difference could show. *error_of* is the
-    column whose computed error it is, as a residual is, which may be nothing but rounding. *needs* is what the data must
-    offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
+    column whose computed error it is, as a residual is, which may be nothing but rounding. *needs* is what the data
+    must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
     """
 
     name: str
