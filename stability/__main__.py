@@ -10,13 +10,18 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; an interruption is exit code 130 from the first moment on."""
+    """Run the command line; an interruption is exit code 130 from the first moment on, until everything is done."""
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _leave)
     from stability.cli import main as command
 
-    command()
+    try:
+        command()
+    finally:
+        # Python takes itself down for some tenths of a second and would die of an interruption then, its code lost.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(*_: object) -> None:

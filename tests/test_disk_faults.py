@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from stability import cli
 from stability.execute import Watch, run
 from stability.registry import InputError
 from stability.store import checksum, disk_fault, disk_faults_named, group_path, write_atomically
-from stability.study import parse_study
+from stability.study import load_study, parse_study
 
 QUICK = """
 title = "Quick"
@@ -78,6 +79,49 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(mounted, tmp_p
     trained = []
     run(study, "cpu", out=out, watch=Watch(done=lambda group, seconds: trained.append(group.id)))
     assert len(trained) == 1
+    assert sums(out) == sums(whole)
+
+
+def test_a_disk_that_is_full_for_the_manifest_alone_keeps_every_group_that_it_calls_finished(
+    mounted, tmp_path, monkeypatch, capsys
+):
+    """Words in the study make its manifest larger than a group and all that its training leaves for a while."""
+    words = "".join(f"# {'long words ' * 10}\n" for _ in range(700))
+    (tmp_path / "quick.toml").write_text(QUICK + words)
+    study = load_study(tmp_path / "quick.toml")
+    whole = run(study, "cpu", out=tmp_path / "whole")
+    room = max(path.stat().st_size for path in (whole / "groups").iterdir()) * 4
+    assert room < (whole / "manifest.json").stat().st_size
+    out, filler = mounted / "r", mounted / "filler"
+
+    def fill(group, seconds) -> None:
+        free = os.statvfs(mounted)
+        filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - room))
+
+    with pytest.raises(InputError, match="cannot be written \\(no space left on device\\); finished groups are kept"):
+        run(study, "cpu", out=out, watch=Watch(done=fill))
+    noted = (out / "manifest.json").read_bytes()
+    statuses = [entry["status"] for entry in json.loads(noted)["groups"]]
+    assert statuses == ["finished", "planned"]
+    assert sums(out) == sums(whole), "the second group was written, so that it was the manifest that failed"
+    first = group_path(out, json.loads(noted)["groups"][0]["id"])
+    trained = first.stat().st_mtime_ns
+
+    words = ["run", str(tmp_path / "quick.toml"), "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["stability", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"stability: {out}: cannot be written (no space left on device); finished groups are kept, and the same "
+        "command goes on from there\n"
+    )
+    assert (out / "manifest.json").read_bytes() == noted
+    assert list(out.rglob("*.tmp")) == []
+
+    filler.unlink()
+    run(study, "cpu", out=out)
+    assert first.stat().st_mtime_ns == trained
     assert sums(out) == sums(whole)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -35,9 +36,16 @@ class Ended:
 
 
 def interrupted(
-    words: list[str], folder: Path, ready: Callable[[], object], number: signal.Signals = signal.SIGINT, cores: int = 0
+    words: list[str],
+    folder: Path,
+    ready: Callable[[int], object],
+    number: signal.Signals = signal.SIGINT,
+    cores: int = 0,
 ) -> Ended:
-    """Start the program, interrupt its whole group once *ready*, as a terminal does, and return how it ended."""
+    """Start the program, interrupt its whole group once it is *ready*, as a terminal does, and return how it ended.
+
+    *ready* is asked again and again, with the process id.
+    """
     process = subprocess.Popen(
         [*PROGRAM, *words],
         cwd=folder,
@@ -48,7 +56,7 @@ def interrupted(
         preexec_fn=(lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])) if cores else None,
     )
     deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and not ready():
+    while process.poll() is None and not ready(process.pid):
         assert time.monotonic() < deadline, "the phase was never reached"
         time.sleep(0.01)
     start = time.monotonic()
@@ -94,7 +102,7 @@ def test_a_run_interrupted_while_it_computes_says_how_it_goes_on(tmp_path, tiny_
     groups = tmp_path / "out/groups"
     words = ["run", "tiny.toml", "--device", "cpu", "--out", "out"]
     words += [] if cores else ["--on", "processes:2"]
-    told(interrupted(words, tmp_path, lambda: list(groups.glob(".*.arrows")), cores=cores), words)
+    told(interrupted(words, tmp_path, lambda process: list(groups.glob(".*.arrows")), cores=cores), words)
     # Workers are killed, not asked: what they leave is dropped by the next run.
     assert cores == 0 or hidden(tmp_path) == []
     assert not (tmp_path / "out/.owner.json").exists()
@@ -107,6 +115,12 @@ def reported(tiny_run, tmp_path_factory) -> Path:
     shutil.copytree(tiny_run, folder / "r")
     subprocess.run([*PROGRAM, "report", "r"], cwd=folder, check=True, capture_output=True)
     return folder
+
+
+def computed(process: int) -> float:
+    """Return the seconds that a process has computed: how far it is, however busy the machine."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")  # utime: proc(5), counted from the state
 
 
 def bytes_below(folder: Path) -> dict[str, bytes]:
@@ -126,15 +140,14 @@ def bytes_below(folder: Path) -> dict[str, bytes]:
 )
 def test_a_verb_interrupted_at_any_time_leaves_nothing_half_done(reported, tmp_path, words, product):
     home = shutil.copytree(reported, tmp_path / "home")
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     subprocess.run([*PROGRAM, *words], cwd=home, check=True, capture_output=True)
-    takes = time.monotonic() - start
+    takes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     whole = bytes_below(home / product)
     codes = []
     for part in (0.4, 0.7, 0.85, 0.95):
         again = shutil.copytree(reported, tmp_path / f"at-{part}")
-        moment = time.monotonic() + part * takes
-        ended = interrupted(words, again, lambda moment=moment: time.monotonic() > moment)
+        ended = interrupted(words, again, lambda process, part=part: computed(process) > part * takes)
         codes.append(ended.code)
         if ended.code:
             told(ended, words)
@@ -155,7 +168,7 @@ def test_a_run_interrupted_while_it_reports_keeps_its_groups(tmp_path, tiny_text
     words = ["run", "tiny.toml", "--device", "cpu", "--on", "processes:2", "--out", "out"]
     manifest = tmp_path / "out/manifest.json"
 
-    def finished() -> bool:
+    def finished(process: int) -> bool:
         text = manifest.read_text() if manifest.exists() else ""
         return text.count('"status": "finished"') == text.count('"status"') > 0
 
@@ -172,10 +185,27 @@ def test_a_run_interrupted_while_it_reports_keeps_its_groups(tmp_path, tiny_text
 def test_while_the_program_is_imported_too(tmp_path):
     words = ["run", "no-such-study"]
     moment = time.monotonic() + 0.25
-    ended = interrupted(words, tmp_path, lambda: time.monotonic() > moment)
+    ended = interrupted(words, tmp_path, lambda process: time.monotonic() > moment)
     # Where Python itself had not begun, or was done with everything, that is so.
     assert ended.code in (130, -signal.SIGINT, 2)
     assert ended.code != 130 or ended.err.startswith("stability: interrupted")
+
+
+def test_while_python_takes_itself_down_what_was_done_stays_done(tmp_path):
+    script = (
+        "import atexit, os, signal, sys\n"
+        "from stability.__main__ import main\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    atexit.register(os.kill, os.getpid(), number)\n"
+        "sys.argv = ['stability', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    for words, code in ((["list", "studies"], 0), (["verify", "nowhere"], 2)):
+        ended = subprocess.run(
+            [sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == code, ended
+        assert "interrupted" not in ended.stderr
 
 
 def test_in_the_background_of_a_script_it_ends_at_a_sigterm(tmp_path):

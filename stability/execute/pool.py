@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 from stability.execute.worker import begin
@@ -15,10 +14,15 @@ from stability.plugins import Plugin
 
 
 class WorkerPool(Executor):
-    """A `ProcessPoolExecutor` that can be rebuilt after a worker's death; each worker loads *plugins* first."""
+    """A `ProcessPoolExecutor` that can be rebuilt after a worker's death; each worker loads *plugins* first.
+
+    Workers are begun in a thread of the pool's own, whoever submits: Linux ends them with that thread (see `begin`), so
+    it must live as long as they do.
+    """
 
     def __init__(self, workers: int, plugins: Sequence[Plugin] = ()) -> None:
         self._workers, self._plugins = workers, tuple(plugins)
+        self._starter = ThreadPoolExecutor(1, "starter", _hear_no_interruption)
         self._pool = self._fresh()
 
     def _fresh(self) -> ProcessPoolExecutor:
@@ -27,8 +31,7 @@ class WorkerPool(Executor):
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule a call; raises `BrokenExecutor` after a worker's death, until `rebuild`."""
-        with _interruptions_held():  # A call may start a worker.
-            return self._pool.submit(function, *args, **kwargs)
+        return self._starter.submit(self._pool.submit, function, *args, **kwargs).result()
 
     def rebuild(self) -> None:
         """Replace a broken pool."""
@@ -43,26 +46,25 @@ class WorkerPool(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers after their groups."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+        if wait:  # else the thread goes on, and the workers with it
+            self._starter.shutdown()
 
     def abandon(self) -> None:
         """End the workers now: an unfinished group is trained again, and no file is ever half written."""
+        self._starter.submit(self._abandon).result()  # behind a submission that an interruption has left to itself
+        self._starter.shutdown()
+
+    def _abandon(self) -> None:
         workers = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.kill()
 
 
-@contextmanager
-def _interruptions_held() -> Iterator[None]:
-    """Hold back an interruption of this thread; processes begun in here never see one.
+def _hear_no_interruption() -> None:
+    """Block interruptions in this thread; processes begun in it never see one.
 
     At a terminal it reaches every process, and a worker that is still importing what `begin` is in would complain.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -213,8 +215,20 @@ def begin(plugins: Sequence[Plugin]) -> None:
             parent.join()
             os._exit(1)
 
+        _die_with_the_parent()
+        # Where the system does not see to it; and a parent that was gone already is noticed nowhere else.
         threading.Thread(target=watch, daemon=True).start()
     load_plugins(plugins)
+
+
+PR_SET_PDEATHSIG = 1
+"""Operation of prctl(2), from Linux's linux/prctl.h."""
+
+
+def _die_with_the_parent() -> None:
+    """Have Linux kill this process, frozen or not, with the thread that began it; elsewhere do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def environment(device: torch.device) -> dict[str, str]:

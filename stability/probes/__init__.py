@@ -39,8 +39,9 @@ class Measure:
     ratio of the means of two columns over a window of steps, never a mean of ratios. A measure of *spikes* is the rate
     of spikes of the column it names, one number a run. A *listed* one is a list per step. *better* says which way is
     good, where one is: it decides what "best" and "reaching a threshold" mean. *ceiling* is the highest value that it
-    can have: where both sides of a claim lie at it, a report says that no difference could show. *needs* is what the
-    data must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
+    can have: where both sides of a claim lie at it, a report says that no difference could show. *error_of* is the
+    column whose computed error it is, as a residual is, which may be nothing but rounding. *needs* is what the data
+    must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Measure:
     better: Literal["higher", "lower", ""] = ""
     needs: str = ""
     ceiling: float = math.inf
+    error_of: str = ""
 
     @property
     def stored(self) -> bool:

@@ -39,6 +39,7 @@ def in_scalars(name: str) -> bool:
             "hessian_high_residual",
             "Residual of the top eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
+            error_of="hessian_high",
             scale="log",
         ),
         Measure(
@@ -50,10 +51,17 @@ def in_scalars(name: str) -> bool:
             "hessian_low_residual",
             "Residual of the lowest eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
+            error_of="hessian_low",
             scale="log",
         ),
         Measure("hessian_trace", "Hessian trace", "Hutchinson estimate of the sum of all eigenvalues."),
-        Measure("hessian_trace_stderr", "Standard error of the trace", "Over the Hutchinson probes.", scale="log"),
+        Measure(
+            "hessian_trace_stderr",
+            "Standard error of the trace",
+            "Over the Hutchinson probes.",
+            error_of="hessian_trace",
+            scale="log",
+        ),
         Measure(
             "hessian_negative_share",
             "Negative curvature",
@@ -82,6 +90,7 @@ def in_scalars(name: str) -> bool:
             "preconditioned_sharpness_residual",
             "Residual of the preconditioned sharpness",
             "|H v - lambda v| of its Ritz pair, in the preconditioned problem.",
+            error_of="preconditioned_sharpness",
             scale="log",
         ),
         Measure(
@@ -157,16 +166,34 @@ def curvature(
     least={"batches": 1, "trace_probes": 1},
     measures=(
         Measure("crosscheck_high", "Largest eigenvalue by magnitude", "By this package's Lanczos, float64."),
-        Measure("crosscheck_residual", "Its residual", "|H v - lambda v| of the Ritz pair.", scale="log"),
+        Measure(
+            "crosscheck_residual",
+            "Its residual",
+            "|H v - lambda v| of the Ritz pair.",
+            error_of="crosscheck_high",
+            scale="log",
+        ),
         Measure("crosscheck_trace", "Trace", "By this package's Hutchinson estimate, float64."),
-        Measure("crosscheck_trace_stderr", "Standard error of the trace", "Over the probes.", scale="log"),
+        Measure(
+            "crosscheck_trace_stderr",
+            "Standard error of the trace",
+            "Over the probes.",
+            error_of="crosscheck_trace",
+            scale="log",
+        ),
         Measure(
             "pyhessian_high",
             "Largest eigenvalue, PyHessian",
             "By PyHessian's power iteration on the same objective.",
         ),
         Measure("pyhessian_trace", "Trace, PyHessian", "By PyHessian's Hutchinson estimate on the same objective."),
-        Measure("pyhessian_trace_stderr", "Standard error of PyHessian's trace", "Over its probes.", scale="log"),
+        Measure(
+            "pyhessian_trace_stderr",
+            "Standard error of PyHessian's trace",
+            "Over its probes.",
+            error_of="pyhessian_trace",
+            scale="log",
+        ),
         Measure(
             "dense_high",
             "Largest eigenvalue, exact",
