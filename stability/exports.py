@@ -26,6 +26,7 @@ OF_A_RUN = {
     "pairs": "Training pairs of the run; 0 for all there are.",
     "lr": "Learning rate.",
     "lr_factor": "Multiple of the tuned or given rate.",
+    "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_factor.",
     "status": "finished, diverged, failed or planned.",
     "diverged_at": "Step at which the run diverged; missing if it did not.",
 }

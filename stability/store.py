@@ -206,7 +206,13 @@ def _check_shape(manifest: dict[str, Any], path: Path) -> None:
 def read_study(manifest: Mapping[str, Any], where: Path) -> Study:
     """Return the study as it was run: its text at its scale, with the looks registered and the seeds they led to."""
     source, replication = str(where / MANIFEST), manifest.get("replication", "")
-    study = parse_study(manifest["study_text"], source, manifest["study"], manifest["scale"], replication)
+    try:
+        study = parse_study(manifest["study_text"], source, manifest["study"], manifest["scale"], replication)
+    except InputError as error:
+        own = (
+            "; a loss of a file of yours has to be named again: --loss FILE.py" if "unknown loss" in str(error) else ""
+        )
+        raise InputError(f"{error}{own}") from error
     if "looks" not in manifest:
         return study
     return with_looks(study, manifest["looks"], manifest["seeds"])

@@ -176,6 +176,10 @@ MISTAKES = [
         "{ clip_norm = 1.0, clip_quantile = 0.5 }",
         r"t\.toml: arms\.siglip-log-b\.train\.clip_norm: give clip_norm or .*",
     ),
+    (
+        '{ optimizer = "sgd", betas = [0.9, 0.95] }',
+        r"t\.toml: arms\.siglip-log-b\.train\.betas: is AdamW's; allowed with the optimizer 'adamw' only",
+    ),
     ("3", r"t\.toml: arms\.siglip-log-b\.train: got 3; allowed: .*"),
 ]
 

@@ -70,11 +70,26 @@ def squared(image, text):
     return (image - text).square().sum(-1).mean()
 
 
+def contrasted(image, text):
+    """Return the squared distance of matches less that of all pairs."""
+    return squared(image, text) - (image[:, None] - text).square().sum(-1).mean()
+
+
 def test_a_sound_loss_without_scalars_fails_nothing_and_need_not_declare_its_chance_level():
-    assert not failed(made(squared))
-    (reason,) = (outcome.reason for outcome in check(made(squared)) if outcome.property == "chance level")
+    assert not failed(made(contrasted))
+    (reason,) = (outcome.reason for outcome in check(made(contrasted)) if outcome.property == "chance level")
     assert reason.startswith("none declared")
     assert reason.endswith("at B = 6 the best constant similarity reaches 0")
+
+
+def shrinking(image, text, *, log_scale):
+    """A loss that its own scalar can turn off: no embeddings do better than any others."""
+    return log_scale.exp() * squared(image, text)
+
+
+@pytest.mark.parametrize("loss_of_ones_own", [made(squared), made(shrinking, log_scale=Scalar(0.0))])
+def test_a_loss_under_which_every_run_would_count_as_diverged_is_told_so(loss_of_ones_own):
+    assert "every run would count as diverged" in failed(loss_of_ones_own)["chance level"]
 
 
 def nan(image, text):

@@ -16,9 +16,11 @@ import torch
 from stability import cli
 from stability.analysis import analyse, read, summarise
 from stability.curvature import spectrum
+from stability.execute import run
 from stability.exports import FORMATS, export, tables
 from stability.registry import InputError
 from stability.sinks import send, sink
+from stability.study import parse_study
 
 READERS = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}
 
@@ -61,6 +63,16 @@ def test_every_column_is_documented_once(results):
     for name, frame in made.items():
         assert documented[documented["table"] == name]["column"].tolist() == list(frame.columns)
     assert documented["text"].str.len().min() > 3
+
+
+def test_the_rates_of_a_search_are_exported_and_documented(tiny_text, tmp_path):
+    tuned = tiny_text.replace("[probes.retrieval]", "[tune]\nlr = [0.003, 0.03]\nseeds = 1\n[probes.retrieval]", 1)
+    study = parse_study(tuned, "t.toml", "t", "smoke")
+    run(study, out=tmp_path / "run")
+    tabled = tables(found := read(tmp_path / "run"), analyse(found))
+    assert set(tabled["runs"]["rate"]) <= {0.003, 0.03}
+    documented = tabled["columns"].query("table == 'runs'")
+    assert documented["column"].tolist() == list(tabled["runs"].columns)
 
 
 def test_lists_survive_in_every_format(tiny_run, results, tmp_path):

@@ -328,6 +328,7 @@ def test_a_study_measures_at_its_forks_and_nowhere_else_and_decides_a_claim(tiny
         ("fork = -1", "", r"fork: got -1; allowed: 0 or more"),
         ("fork = [1, -1]", "", r"fork: got \[1, -1\]; allowed: 0 or more"),
         ("fork = []", "", r"fork: got \[\]; allowed: a value of type int"),
+        ("fork = [4, 4]", "", r"fork: got \[4, 4\]; allowed: a step, or steps that differ"),
         ("fork = [1, true]", "", r"fork: got \[1, True\]; allowed: a value of type int"),
         ("fork = 0.5", "", r"fork: got 0\.5; allowed: a value of type int"),
         ("points = [3, 5]", "", r"points: got \[3, 5\]; allowed: a value of type int"),

@@ -173,6 +173,10 @@ def ranked_text(tiny_text, table='measure = "recall_at_1"'):
             r"t: rankings\[0\]\.losses\[1\]: 'dlc' is not in grid\.loss.*'dcl'.*",
         ),
         ('measure = "loss"\nscale = "chance-log"', r"t: rankings\[0\]\.scale: 'loss' has no chance level .*"),
+        (
+            'measure = "loss"\n[[rankings]]\nmeasure = "loss"',
+            r"t: rankings\[0\]\.measure: 'loss' is ranked twice in the same way",
+        ),
         ('measure = "loss"\nlimit = 3', r"t: rankings\[0\]\.limit: unknown key.*"),
     ],
 )

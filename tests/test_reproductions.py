@@ -111,6 +111,14 @@ def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
             'measure = "loss"\nvalues = { clip = 1, siglip = 2 }',
             r"published\[0\]\.values: 'siglip' is not in grid\.loss.*",
         ),
+        (
+            'measure = "loss"\nfactor = 0.0\nvalues = { clip = 1, siglip-log-b = 2 }',
+            r"published\[0\]\.factor: got 0; allowed: what turns our unit into the published one",
+        ),
+        (
+            'measure = "loss"\nvalues = { clip = "1", siglip-log-b = 2 }',
+            r"published\[0\]\.values\.clip: got '1'; allowed: a valid number",
+        ),
         ('measure = "loss"\nvalues = { clip = 1 }', r"published\[0\]\.values.*"),
         ('measure = "loss"\nover = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*over and compare .*"),
         (

@@ -65,6 +65,9 @@ EDITS = [
     ("margin = 0.1", "margin = 0", r"t\.toml: claims\[0\]\.margin: got 0; allowed: greater than 0"),
     ('expect = "lower"', 'expect = "smaller"', r"t\.toml: claims\[0\]\.expect: got 'smaller'; allowed: 'higher', 'lower' or 'equal'"),
     ("[scales.smoke]", "[scales.smok]", r"t\.toml: scales\.smok: unknown scale 'smok'; did you mean 'smoke'\?.*"),
+    ("[scales.smoke]", "[scales.smoke]\nreplications.otter.grid.seeds = 2", r"t\.toml: scales\.smoke\.replications\.otter: the study has no replication 'otter'.*"),
+    ("[[claims]]", '[rankings]\nmeasure = "recall_at_1"\n[[claims]]', r"t\.toml: rankings: got one table; allowed: a list of tables, each under \[\[rankings\]\]"),
+    ('measure = "gradient_noise_fraction"', 'measure = "bias"', r"t\.toml: claims\[0\]\.compare\[1\]: 'clip' has no bias, of which 'bias' tells"),
     ("[data]", "[data", r"t\.toml: not valid TOML: .*"),
     ("seeds = 3", "seeds = 2026-01-01", r"t\.toml: grid\.seeds: got '2026-01-01'; allowed: a valid integer"),
 ]  # fmt: skip
@@ -74,7 +77,7 @@ EDITS = [
 def test_a_mistake_in_a_study_is_one_exact_sentence(tiny_text, old, new, sentence):
     assert old in tiny_text
     with pytest.raises(InputError) as caught:
-        parse_study(tiny_text.replace(old, new, 1), "t.toml", "t")
+        parse_study(tiny_text.replace(old, new, 1), "t.toml", "t", "smoke" if "scales" in new else None)
     assert re.fullmatch(sentence, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
 

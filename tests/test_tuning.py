@@ -278,6 +278,8 @@ EDITS = [
     ("seeds = 2", "seeds = 0", r"t\.toml: tune\.seeds: got 0; allowed: greater than 0"),
     ("steps = 6", "steps = 2", r"t\.toml: tune\.steps: got 2; allowed: more than train\.warmup = 2"),
     ("bias = [-10.0, -3.0]", "bais = [-10.0]", r"t\.toml: tune\.bais: no loss .*; did you mean 'bias'\?.*"),
+    ("bias = [-10.0, -3.0]", "stepz = 10", r"t\.toml: tune\.stepz: no loss .*; did you mean 'steps'\?.*"),
+    ("lr = [0.003, 0.03]", "rate = [0.1]", r"t\.toml: tune\.lr: required, but missing \(given, but .* here: .*rate.*"),
     ("bias = [-10.0, -3.0]", "bias = []", r"t\.toml: tune\.bias: got \[\]; allowed: a list of values to try"),
     ("bias = [-10.0, -3.0]", "bias = -10.0", r"t\.toml: tune\.bias: got -10\.0; allowed: a list of values to try"),
     ("bias = [-10.0, -3.0]", 'bias = [-10.0, "B"]', r"t\.toml: tune\.bias\[1\]: a scalar starts .*; got 'B'"),

@@ -17,7 +17,7 @@ from stability.probes import Measure
 from stability.reproductions import reproduce
 from stability.results import AXES, FLOOR, Replicated, Results, Tuning, on_scale, run_frame, summarise, times_to
 from stability.sensitivity import NOTHING, Question, sensitivity
-from stability.study import LATE, Claim, Ranking, Study
+from stability.study import LATE, Claim, Ranking, Study, command_of
 
 __all__ = [
     "AXES",
@@ -128,7 +128,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "diverged": int(counts.get("diverged", 0)),
         "failed": int(counts.get("failed", 0)),
         **({"tuning_runs": len(results.tuning.tried)} if results.tuning else {}),
-        "command": f"stability run {study.name} --scale {study.scale} --device {manifest['device']['type']}"
+        "command": f"{command_of(study)} --scale {study.scale} --device {manifest['device']['type']}"
         + (f" --until-settled {study.looks[-1]}" if study.looks else ""),
     }
 

@@ -81,6 +81,9 @@ def numbers_of(results: Results, claim: Claim, name: str, on: str, reduction: st
         times = times_to(results, name, claim.threshold)
         return times.where(~diverged, math.inf).where(runs["status"].isin(["finished", "diverged"]))
     values = summarise(results, name, reduction).reindex(runs.index)
+    if reduction == "first":
+        # Measured before the first step, it knows nothing of what came of the run.
+        return values if on == "raw" else on_scale(results, name, values, scale)
     chance = results.measures[name].chance
     # A diverged run has learnt nothing: chance where a measure is bounded; elsewhere there is no such level.
     level = summarise(results, chance, "final").reindex(runs.index) if chance else math.nan

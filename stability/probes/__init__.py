@@ -41,7 +41,8 @@ class Measure:
     good, where one is: it decides what "best" and "reaching a threshold" mean. *ceiling* is the highest value that it
     can have: where both sides of a claim lie at it, a report says that no difference could show. *error_of* is the
     column whose computed error it is, as a residual is, which may be nothing but rounding. *needs* is what the data
-    must offer for it (see `stability.datasets`): a run on data that do not makes no such measure.
+    must offer for it (see `stability.datasets`): a run on data that do not makes no such measure; *scalar* is what the
+    loss must have for it: a run under one that has not gives none.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Measure:
     needs: str = ""
     ceiling: float = math.inf
     error_of: str = ""
+    scalar: str = ""
 
     @property
     def stored(self) -> bool:
@@ -146,8 +148,8 @@ STEP_MEASURES = (
         "Root mean square of the step over all trained weight matrices; vectors and the loss's scalars are left out.",
         scale="log",
     ),
-    Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t."),
-    Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one."),
+    Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t.", scalar="log_scale"),
+    Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one.", scalar="bias"),
     Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
     Measure("clipped", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
     Measure(

@@ -14,15 +14,18 @@ from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
     least={"batches": 1},
     fixed_batches=True,
     measures=(
-        Measure("bias_gradient", "Gradient on b", "dL/db of the mean loss over independent batches.", "nats"),
+        Measure(
+            "bias_gradient", "Gradient on b", "dL/db of the mean loss over independent batches.", "nats", scalar="bias"
+        ),
         Measure(
             "bias_gradient_size",
             "Size of the gradient on b",
             "|dL/db| of the mean loss over independent batches.",
             "nats",
             scale="log",
+            scalar="bias",
         ),
-        Measure("log_scale_gradient", "Gradient on log t", "dL/d(log t) of the mean loss.", "nats"),
+        Measure("log_scale_gradient", "Gradient on log t", "dL/d(log t) of the mean loss.", "nats", scalar="log_scale"),
         Measure(
             "tower_gradient_size",
             "Size of the gradient on the encoders",

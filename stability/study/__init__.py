@@ -1,6 +1,6 @@
 """A study: one TOML file, validated into frozen data. Nothing in it can run code."""
 
-from stability.study.comparing import with_loss
+from stability.study.comparing import command_of, with_loss
 from stability.study.reading import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
 from stability.study.schema import (
     DEFAULT_SCALE,
@@ -40,6 +40,7 @@ __all__ = [
     "Study",
     "Train",
     "Tune",
+    "command_of",
     "digest",
     "find_study",
     "kinds",

@@ -223,17 +223,25 @@ def _check_forks(study: Study, name: str, schedule: Schedule, option: str, where
     for key, given in (("every", schedule.every), ("at", schedule.at)):
         if given:
             raise InputError(f"{where}.{key}: {name!r} measures where it forks the runs; give {option!r} instead")
+    given = schedule.options.get(option, probe[name].options[option].default)
+    if isinstance(given, list) and (not given or len({*given}) < len(given)):
+        raise InputError(f"{where}.{option}: got {given}; allowed: a step, or steps that differ")
     steps = min(study.lengths(size)[0] for size in study.grid.batch_size)
     late = [step for step in study.due(name) if step > steps]
     if late:
-        raise InputError(f"{where}.{option}: got {max(late)}; allowed: 0 to {steps}, the steps of the study")
+        whose = "the study" if steps == study.train.steps else f"a run at batch size {max(study.grid.batch_size)}"
+        raise InputError(f"{where}.{option}: got {max(late)}; allowed: 0 to {steps}, the steps of {whose}")
 
 
 def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
     _check_recipe(train, locate, "train")
-    for name in study.arms:
-        _check_recipe(study.train_of(name), locate, "arms", name, "train")
+    for name, arm in study.arms.items():
+        recipe, given = study.train_of(name), arm.train.given if arm.train else {}
+        _check_recipe(recipe, locate, "arms", name, "train")
+        if recipe.optimizer == "sgd" and (adams := given.keys() & {"betas", "eps"}):
+            where = locate("arms", name, "train", min(adams))
+            raise InputError(f"{where}: is AdamW's; allowed with the optimizer 'adamw' only")
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
@@ -279,6 +287,9 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         if name not in study.grid.loss:
             hint = nearest(name, study.grid.loss)
             raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
+        if lacking := {known[each].scalar for each in named.values()} - {"", *scalars_of(loss[study.arm(name).loss])}:
+            where = locate("compare", side)
+            raise InputError(f"{where}: {name!r} has no {min(lacking)}, of which {claim.measure!r} tells")
     asked = "better" in found.options or claim.reduction == "best" or found.traits["on"] == "times"
     for key, name in named.items():
         if asked and not known[name].better:
@@ -295,6 +306,8 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     _check_scale(ranking.scale, ranking.measure, known, locate)
     check_coverage(study, ranking.measure, "measure", locate)
     check_first(study, ranking.measure, ranking.reduction, locate)
+    if study.rankings.count(ranking) > 1:
+        raise InputError(f"{locate('measure')}: {ranking.measure!r} is ranked twice in the same way")
     arms = study.ranked(ranking)
     for place, name in enumerate(arms):
         if name not in study.grid.loss:

@@ -14,6 +14,9 @@ from stability.registry import InputError, nearest
 from stability.study.schema import Study, Tune
 from stability.study.searching import settable
 
+DERIVED = "# Derived by: "
+"""Before the command, in the first line of a derived study."""
+
 
 def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
     """Return the TOML of *study* with *newcomer* compared to each of *against*, and to nothing else.
@@ -40,7 +43,14 @@ def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
         kept = {*Tune.model_fields, *(key for name in losses for key in settable(loss[name]))}
         plain["tune"] = {key: value for key, value in plain["tune"].items() if key in kept}
     plain["claims"] = _claims(study, plain.get("claims", []), newcomer, against)
-    return f"# Derived from the study {study.name!r} by `stability compare`.\n" + toml(plain)
+    command = f"stability compare --loss FILE.py:{newcomer} --against {','.join(against)} --study {study.name}"
+    return f"{DERIVED}{command}\n{toml(plain)}"
+
+
+def command_of(study: Study) -> str:
+    """Return the command by which a study is run, or by which it was derived from another and run."""
+    first, _, _ = study.text.partition("\n")
+    return first.removeprefix(DERIVED) if first.startswith(DERIVED) else f"stability run {study.name}"
 
 
 def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, against: Sequence[str]) -> list[Any]:

@@ -26,6 +26,11 @@ def at_scale(plain: Plain, scale: str, where: str) -> tuple[Plain, Paths]:
         raise InputError(f"unknown scale {scale!r}{nearest(scale, SCALES)}")
     if scale not in scales and scale != DEFAULT_SCALE:
         raise InputError(f"{where}: the study has no scale {scale!r}{nearest(scale, {*scales, DEFAULT_SCALE})}")
+    asked, known = (table.get("replications", {}) for table in (scales.get(scale, {}), plain))
+    if isinstance(asked, dict) and isinstance(known, dict):
+        for name in asked.keys() - known.keys():
+            place = f"{where}: scales.{scale}.replications.{name}"
+            raise InputError(f"{place}: the study has no replication {name!r}{nearest(name, known)}")
     rest = {key: value for key, value in plain.items() if key != "scales"}
     return overridden(rest, scales.get(scale, {}))
 

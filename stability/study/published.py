@@ -16,6 +16,8 @@ def check_published(study: Study, published: Published, locate: Locate) -> None:
     if published.measure not in known:
         where, hint = locate("measure"), nearest(published.measure, known)
         raise InputError(f"{where}: got {published.measure!r}; allowed: a measure of this study{hint}")
+    if not published.factor:
+        raise InputError(f"{locate('factor')}: got 0; allowed: what turns our unit into the published one")
     check_first(study, published.measure, published.reduction, locate)
     if bool(published.over) != bool(published.compare):
         raise InputError(f"{locate('over')}: over and compare are given together, or neither")

@@ -174,8 +174,12 @@ def _sentence(error: ValidationError, locate: Locate) -> str:
     if kind == "extra_forbidden":
         known = _keys(_model_at(keys)) + ["scales"] * (len(keys) == 1)
         return f"{place}: unknown key{nearest(str(keys[-1]), known)}"
+    if kind == "tuple_type" and isinstance(first["input"], dict):
+        return f"{place}: got one table; allowed: a list of tables, each under [[{keys[-1]}]]"
     if kind == "missing":
-        return f"{place}: required, but missing"
+        odd = [key for key in first["input"] if key not in _model_at(keys).model_fields]
+        beside = f" (given, but not known here: {', '.join(odd)})" if odd else ""
+        return f"{place}: required, but missing{beside}"
     plain = {
         "too_short": "at least one value",
         "string_too_short": "a text that is not empty",

@@ -248,7 +248,7 @@ class Published(_Frozen):
     source: Text
     transfers: Text
     measure: Name
-    values: Annotated[dict[str, Annotated[float, Field(strict=False)]], Field(min_length=2)]
+    values: Annotated[dict[str, float], Field(min_length=2)]
     statistic: Literal["mean", "sd"] = "mean"
     reduction: Reduction = "late"
     factor: float = 1.0

@@ -127,6 +127,8 @@ def search_of(study: Study) -> Study:
 
 def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
     """Raise `InputError` with one sentence on the first thing in ``[tune]`` that cannot be searched."""
+    for key in tune.options:
+        _check_known(study, tune, key, locate)
     for key in ("lr", *tune.options):
         values = tune.lr if key == "lr" else tune.options[key]
         if not isinstance(values, list | tuple) or not values:
@@ -153,12 +155,16 @@ def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
         raise InputError(f"{locate('tune', 'lr')}: {error}") from error
 
 
+def _check_known(study: Study, tune: Tune, key: str, locate: Locate) -> None:
+    known = {each for name in study.grid.loss for each in settable(loss[study.arm(name).loss])}
+    if key not in known:
+        hint = nearest(key, {*Tune.model_fields, *known})
+        raise InputError(f"{locate('tune', key)}: no loss of this study has a {key!r} to tune{hint}")
+
+
 def _check_searched(study: Study, tune: Tune, key: str, locate: Locate) -> None:
     variants = {name: loss[study.arm(name).loss] for name in study.grid.loss}
     takers = {name: variant for name, variant in variants.items() if key in settable(variant)}
-    if not takers:
-        known = {*Tune.model_fields, *(each for variant in variants.values() for each in settable(variant))}
-        raise InputError(f"{locate('tune', key)}: no loss of this study has a {key!r} to tune{nearest(key, known)}")
     if all(key in study.arm(name).options for name in takers):
         raise InputError(
             f"{locate('tune', key)}: every arm that has a {key!r} sets it itself; there is nothing to tune"
