@@ -27,8 +27,11 @@ AXIS_WORDS = {"batch_size": "batch size", "pairs": "number of training pairs", "
 READ_AT = {"first": "at the first step", "best": "at its best", "area": "averaged over training"}
 """How a claim reads a run, in a sentence; at the end of training, which most claims do, goes without saying."""
 
+Asked = tuple[list[np.ndarray], dict[str, Any]]
+"""The numbers of a claim's two arms, and what its contrast may ask for beside them."""
 
-def asked_of(results: Results, claim: Claim, confidence: float) -> tuple[list[np.ndarray], dict[str, Any]]:
+
+def asked_of(results: Results, claim: Claim, confidence: float) -> Asked:
     """Return the numbers of a claim's two arms, and what its contrast may ask for beside them."""
     variant = contrast[claim.contrast]
     measure = results.measures[claim.measure]
@@ -73,7 +76,7 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     variant, label = contrast[claim.contrast], measure.label[:1].lower() + measure.label[1:]
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
-    words = [label, READ_AT.get(claim.reduction, "")]
+    words = [label, READ_AT.get(claim.reduction or "", "")]
     if scale == "of-chance":
         words.insert(1, "as a share of chance")
     if variant.traits["on"] == "scale":

@@ -10,6 +10,7 @@ from typing import Any
 
 from stability.analysis import Findings, Results, look_sentence
 from stability.report.appendix import appendix
+from stability.report.doubts import doubts
 from stability.report.failures import failures
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
@@ -54,8 +55,8 @@ SECTIONS = {
         "on pairs that training never saw.",
     ),
     "noise": (
-        "Robustness to mismatched pairs",
-        "The same runs with a growing share of pairs mismatched on purpose. An arm that starts lower has less to lose, "
+        "Robustness to corrupted pairs",
+        "The same runs with a growing share of pairs corrupted on purpose. An arm that starts lower has less to lose, "
         "so slopes are compared on the chance-corrected logarithmic scale.",
     ),
     "convergence": (
@@ -95,8 +96,11 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
     found = findings.to_json()
     agreed = found.get("agreement", {})
     untuned = {claim["id"]: answer_of(claim) for claim in found.get("untuned", [])}
+    doubted = doubts(results, findings)
+    turned = {name: how.sentence for name, how in doubted.apart.items() if how.how == "turns"}
     answers = [
-        answer_of(claim) | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"])}
+        answer_of(claim)
+        | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"]), "turned": turned.get(claim["id"])}
         for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
     ]
     return {
@@ -120,7 +124,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "cells": cell_table(results),
         "sensitivity": appendix(findings),
         "method": method(results, findings),
-        "limitations": limitations(results, findings),
+        "limitations": limitations(results, findings, doubted),
         "failures": failures(results),
         "provenance": provenance_rows(results, findings),
         "command": findings.provenance["command"],

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from stability.analysis import Finding, Findings, Results
 from stability.report.figures.drawn import Drawn
-from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, testable
+from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, testable, untold
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, number
@@ -106,8 +106,7 @@ def _panel(
             axes.text(edge, line, shown, color=LIGHT["muted"], **said)
             mark(axes, line, finding, size=7)
             if not testable(finding):
-                open_end = "" if finding.verdict == "not-testable" else ", interval unbounded"
-                axes.text(1, line, f"{finding.verdict.replace('-', ' ')}{open_end}", ha="right", **said)
+                axes.text(1, line, untold(finding), ha="right", **said)
         top = high
 
 
@@ -115,7 +114,7 @@ def _words(claim: Finding, rows: Sequence[tuple[str, Finding]], word: str) -> st
     parts = [
         f"{name} {number(finding.effect)}, {between(finding.interval, finding.ratio)}"
         if testable(finding)
-        else f"{name} not testable"
+        else f"{name} {untold(finding)}"
         for name, finding in rows
     ]
     return f"{claim.id}, {word}: {'; '.join(parts)}."
