@@ -122,5 +122,10 @@ def test_equal_sides_that_are_smaller_than_the_margin_are_a_limitation(rates, ti
     made = replace(made, steps=steps)
     findings = analyse(made, checks=False)
     assert findings.claims[2].verdict == "equivalent"
-    titles = [each for each, text in doubts(made, findings).idle if "SigLIP spikes less" in text]
-    assert titles == ([title] if title else [])
+    found = doubts(made, findings).idle.get("spikes")
+    assert (found and found[0]) == title
+    told = describe(made, findings, [])
+    assert told["answers"][2]["idle"] == (found and found[1])
+    assert [each["title"] for each in told["limitations"] if "SigLIP spikes less" in each["text"]] == [title] * bool(
+        title
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,54 +21,53 @@ TITLES = {"turns": "Cells that go both ways", "differs": "An effect that differs
 
 @dataclass(frozen=True)
 class Doubts:
-    """How the cells of claims disagree, by the claim's id, and equalities that had little to judge, as limitations."""
+    """By a claim's id: how its cells disagree, and for an equality that had little to judge a title and a sentence."""
 
     apart: Mapping[str, Apart]
-    idle: Sequence[tuple[str, str]]
+    idle: Mapping[str, tuple[str, str]]
 
 
 def doubts(results: Results, findings: Findings) -> Doubts:
     """Return what the numbers behind each tested claim say against its verdict."""
     disagree: dict[str, Apart] = {}
-    idle: list[tuple[str, str]] = []
+    idle: dict[str, tuple[str, str]] = {}
     for claim, finding in zip(results.study.claims, findings.claims, strict=True):
         if finding.verdict == "not-testable":
             continue
         asked = asked_of(results, claim, finding.confidence)
         if how := apart(by_cell(results, claim, asked), finding.ratio, finding.margin):
             disagree[claim.id] = how
-        idle += _idle(claim, finding, asked)
-    return Doubts(disagree, tuple(idle))
+        if said := _idle(claim, finding, asked):
+            idle[claim.id] = said
+    return Doubts(disagree, idle)
 
 
-def uneven(findings: Findings, disagree: Mapping[str, Apart]) -> Iterator[tuple[str, str]]:
-    """Yield a limitation for each claim whose effect is a mean over cells that *disagree*."""
+def doubtful(findings: Findings, found: Doubts) -> Iterator[tuple[str, str]]:
+    """Yield a limitation for each doubt about a claim."""
     for finding in findings.claims:
-        if how := disagree.get(finding.id):
+        if how := found.apart.get(finding.id):
             yield (
                 TITLES[how.how],
                 f"“{finding.text}”: {how.sentence} (intervals at 95% for all cells together). The effect given, "
                 f"{effect_in_words(finding.effect, finding.ratio)}, is the mean over the cells.",
             )
+        if said := found.idle.get(finding.id):
+            yield said[0], f"“{finding.text}”: {said[1]}"
 
 
-def _idle(claim: Claim, finding: Finding, asked: Asked) -> Iterator[tuple[str, str]]:
-    """Yield a limitation where two sides are found equal that both lie closer to 0 than the margin."""
+def _idle(claim: Claim, finding: Finding, asked: Asked) -> tuple[str, str] | None:
+    """Return what is to be said where two sides are found equal that both lie closer to 0 than the margin."""
     equal = "supported" if finding.expect == "equal" else "equivalent"
     if finding.verdict != equal or finding.ratio or contrast[claim.contrast].traits["on"] == "times":
-        return
+        return None
     arms, supplied = asked
     own, other = (contrasts.compare(claim.contrast, arm, np.zeros_like(arm), supplied=supplied).effect for arm in arms)
     if not max(abs(own), abs(other)) < finding.margin:
-        return
+        return None
     if all(np.all(arm[np.isfinite(arm)] == 0) for arm in arms):
-        yield (
-            "Nothing happened",
-            f"“{finding.text}”: both sides are 0 in every run, and what never happens tells nothing apart.",
-        )
-    else:
-        yield (
-            "A margin wider than what it judges",
-            f"“{finding.text}”: both sides, {number(own)} and {number(other)}, are smaller than the margin of "
-            f"{number(finding.margin)}, so that a difference as large had little room to show.",
-        )
+        return "Nothing happened", "Both sides are 0 in every run, and what never happens tells nothing apart."
+    return (
+        "A margin wider than what it judges",
+        f"Both sides, {number(own)} and {number(other)}, are smaller than the margin of {number(finding.margin)}, so "
+        "that a difference as large had little room to show.",
+    )

@@ -11,7 +11,7 @@ import pandas as pd
 from stability.analysis import CLEAR, Findings, Results, summarise
 from stability.contrasts import contrast
 from stability.probes import probe
-from stability.report.doubts import Doubts, doubts, uneven
+from stability.report.doubts import Doubts, doubtful, doubts
 from stability.report.failures import failures
 from stability.stats.wording import number, percent, seeds
 from stability.tuning import edges
@@ -36,8 +36,7 @@ def limitations(results: Results, findings: Findings, found: Doubts | None = Non
         _unfinished(results),
         _open_claims(findings),
         _fragile(findings),
-        uneven(findings, found.apart),
-        found.idle,
+        doubtful(findings, found),
         _not_replicated(findings),
         _diverged(results),
         _left_out(results),

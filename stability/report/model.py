@@ -98,9 +98,11 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
     untuned = {claim["id"]: answer_of(claim) for claim in found.get("untuned", [])}
     doubted = doubts(results, findings)
     turned = {name: how.sentence for name, how in doubted.apart.items() if how.how == "turns"}
+    idle = {name: sentence for name, (_, sentence) in doubted.idle.items()}
     answers = [
         answer_of(claim)
         | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"]), "turned": turned.get(claim["id"])}
+        | {"idle": idle.get(claim["id"])}
         for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
     ]
     return {
