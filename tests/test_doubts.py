@@ -87,7 +87,10 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     assert (found and found.how) == how
     answer = describe(made, findings, [])["answers"][2]
     said = {limit["title"]: limit["text"] for limit in limitations(made, findings)}
-    assert bool(answer["turned"]) == (how == "turns")
+    assert answer["turns"] == (how == "turns")
+    assert bool(answer["uneven"]) == (how == "turns")  # that it only differs is said of the primary claim
+    first = describe(made, replace(findings, claims=tuple(replace(c, primary=True) for c in findings.claims)), [])
+    assert bool(first["answers"][2]["uneven"]) == (how is not None)
     assert ("Cells that go both ways" in said) == (how == "turns")
     assert ("An effect that differs between cells" in said) == (how == "differs")
     if how:

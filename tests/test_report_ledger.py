@@ -213,7 +213,7 @@ def test_the_ledger_names_decided_claims_that_their_own_reports_doubt(tmp_path):
     published(tmp_path, "shaky", sensitivity={"agrees": False})
     published(tmp_path, "open", verdict="inconclusive", sensitivity={"agrees": False})
     published(tmp_path, "mean", verdict="equivalent")
-    told = {"study_text": "", "answers": [{"id": "c", "turned": "1.1× at noise 0 …", "idle": "Both sides are 0."}]}
+    told = {"study_text": "", "answers": [{"id": "c", "turns": True, "idle": "Both sides are 0."}]}
     (tmp_path / "mean" / "report.json").write_text(json.dumps(told))
     assert answer(entries(tmp_path)).endswith(
         " Less sure: mean (its effect turns between the cells of the study, and both sides lie below its margin); "

@@ -134,7 +134,7 @@ def _doubts(folder: Path, claim: Mapping[str, Any]) -> list[str]:
     told: Json = next((each for each in _report(folder).get("answers", ()) if each["id"] == claim["id"]), {})
     doubted = {
         "fragile": not claim.get("sensitivity", {}).get("agrees", True),
-        "turned": bool(told.get("turned")),
+        "turned": bool(told.get("turns")),
         "idle": bool(told.get("idle")),
     }
     return [word for word, holds in doubted.items() if holds]

@@ -10,7 +10,7 @@ from typing import Any
 
 from stability.analysis import Findings, Results, look_sentence
 from stability.report.appendix import appendix
-from stability.report.doubts import doubts
+from stability.report.doubts import Doubts, doubts
 from stability.report.failures import failures
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
@@ -97,12 +97,10 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
     agreed = found.get("agreement", {})
     untuned = {claim["id"]: answer_of(claim) for claim in found.get("untuned", [])}
     doubted = doubts(results, findings)
-    turned = {name: how.sentence for name, how in doubted.apart.items() if how.how == "turns"}
-    idle = {name: sentence for name, (_, sentence) in doubted.idle.items()}
     answers = [
         answer_of(claim)
-        | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"]), "turned": turned.get(claim["id"])}
-        | {"idle": idle.get(claim["id"])}
+        | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"])}
+        | _doubts_of(claim, doubted)
         for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
     ]
     return {
@@ -187,6 +185,22 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         "kind": "ratio" if claim["ratio"] else "difference",
         "n": claim["n_pairs"],
         "p_adjusted": number(claim["p_adjusted"]) if tested and claim["p_adjusted"] is not None else None,
+    }
+
+
+def _doubts_of(claim: Mapping[str, Any], doubted: Doubts) -> Json:
+    """Return what stands below an answer: whether the effect *turns* between cells, how *uneven* it is, if it is *idle*.
+
+    That an effect only differs between cells is said of the primary claim, and of the others among the limitations.
+    """
+    how, idle = doubted.apart.get(claim["id"]), doubted.idle.get(claim["id"])
+    turns = how is not None and how.how == "turns"
+    lead = "It goes both ways" if turns else "It differs between cells"
+    said = how and (turns or claim["primary"])
+    return {
+        "turns": turns,
+        "uneven": f"{lead}: {how.sentence}. The effect above is the mean over the cells." if how and said else None,
+        "idle": idle[1] if idle else None,
     }
 
 
