@@ -71,7 +71,7 @@ def apart(cells: list[Cell], ratio: bool, margin: float) -> Apart | None:
     further apart than the *margin* (it differs).
 
     >>> apart([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 0.9, (0.86, 0.94))], True, 0.5).sentence
-    '1.1× (1.05 to 1.15) at noise 0 and 0.9× (0.86 to 0.94) at noise 0.4'
+    '1.1× (1.05 to 1.15) at noise 0; 0.9× (0.86 to 0.94) at noise 0.4'
     >>> apart([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 1.2, (1.16, 1.24))], True, 0.5)
     """
     if len(cells) < 2:
@@ -89,8 +89,7 @@ def apart(cells: list[Cell], ratio: bool, margin: float) -> Apart | None:
 def _told(cells: list[Cell], low: Cell, high: Cell, nothing: float, ratio: bool) -> str:
     """Return the effects of a few cells, or those furthest apart and on which side of no difference the others lie."""
     if len(cells) <= FEW:
-        *first, last = [_shown(cell, ratio) for cell in cells]
-        return f"{', '.join(first)} and {last}"
+        return "; ".join(_shown(cell, ratio) for cell in cells)
     sides = {
         "above": sum(cell.interval[0] > nothing for cell in cells),
         "below": sum(cell.interval[1] < nothing for cell in cells),

@@ -189,7 +189,7 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
 
 
 def _doubts_of(claim: Mapping[str, Any], doubted: Doubts) -> Json:
-    """Return what stands below an answer: whether the effect *turns* between cells, how *uneven* it is, if it is *idle*.
+    """Return what stands below an answer: if the effect *turns* between cells, how *uneven* it is, if it is *idle*.
 
     That an effect only differs between cells is said of the primary claim, and of the others among the limitations.
     """
