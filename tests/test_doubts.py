@@ -10,9 +10,11 @@ from numpy.testing import assert_allclose
 from stability import stats
 from stability.analysis import analyse
 from stability.analysis.cells import Cell, apart, by_cell
-from stability.report.doubts import doubts
+from stability.report.doubts import coarse, doubts
 from stability.report.limitations import limitations
+from stability.report.method import method
 from stability.report.model import describe
+from stability.stats.wording import percent
 from stability.study import parse_study
 
 LEVEL = """
@@ -132,3 +134,27 @@ def test_equal_sides_that_are_smaller_than_the_margin_are_a_limitation(rates, ti
     assert [each["title"] for each in told["limitations"] if "SigLIP spikes less" in each["text"]] == [title] * bool(
         title
     )
+
+
+def test_steps_that_are_counted_in_strides_longer_than_the_margin_are_a_limitation():
+    study = study_of(LEVEL)  # its second claim counts steps; recall is measured every 10 of them
+    made = curves(study)
+    findings = analyse(made, checks=False)
+    said = dict(coarse(made, findings))["Steps counted in strides"]
+    assert "every 10 steps" in said
+    assert f"margin of {percent(0.1)}." in said
+    wide = [claim.model_copy(update={"margin": 1.5}) for claim in study.claims]
+    assert not dict(coarse(replace(made, study=study.model_copy(update={"claims": tuple(wide)})), findings))
+
+
+def test_the_method_says_what_a_claim_takes_of_a_run_and_along_what():
+    study = study_of(LEVEL)
+    made = curves(study)
+    told = {part["title"]: part["text"] for part in method(made, analyse(made, checks=False))}
+    late = "the mean over the last fifth of a run's steps"
+    assert (
+        f"Measure: Recall@1, {late}, as a logarithm above chance; contrast slope over noise" in told["The claim slope"]
+    )
+    assert "contrast time-to-threshold at 0.2" in told["The claim speed"]
+    assert f"(towers), {late}; contrast ratio, expected" in told["The claim level"]
+    assert "No verdict rests on that" in told["Cells"]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from stability import contrasts
-from stability.analysis import Finding, Findings, Results
+from stability.analysis import Finding, Findings, Results, times_to
 from stability.analysis.cells import Apart, apart, by_cell
 from stability.analysis.pairing import Asked, asked_of
 from stability.contrasts import contrast
 from stability.report.tables import effect_in_words
-from stability.stats.wording import number
+from stability.stats.wording import number, percent
 from stability.study import Claim
 
 TITLES = {"turns": "Cells that go both ways", "differs": "An effect that differs between cells"}
@@ -53,6 +54,25 @@ def doubtful(findings: Findings, found: Doubts) -> Iterator[tuple[str, str]]:
             )
         if said := found.idle.get(finding.id):
             yield said[0], f"“{finding.text}”: {said[1]}"
+
+
+def coarse(results: Results, findings: Findings) -> Iterator[tuple[str, str]]:
+    """Yield a limitation where steps to a threshold are known only to a share of themselves above the margin."""
+    for claim, finding in zip(results.study.claims, findings.claims, strict=True):
+        if claim.threshold is None or finding.verdict == "not-testable":
+            continue
+        measured = results.steps.loc[results.steps[claim.measure].notna(), "step"].unique()
+        apart = int(np.diff(np.sort(measured)).min()) if len(measured) > 1 else 0
+        arms = results.runs.loc[results.runs["arm"].isin(claim.compare), "run"]
+        times = times_to(results, claim.measure, claim.threshold)[arms]
+        typical = float(times.median())
+        if math.isfinite(typical) and apart > claim.margin * typical:
+            yield (
+                "Steps counted in strides",
+                f"“{claim.text}”: the measure was taken every {apart} steps and half of the runs were there by step "
+                f"{typical:g}, so that one run's time is known to {percent(apart / typical)} of itself; only a mean "
+                f"over runs can be finer than the margin of {percent(claim.margin)}.",
+            )
 
 
 def _idle(claim: Claim, finding: Finding, asked: Asked) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ import pandas as pd
 from stability.analysis import CLEAR, Findings, Results, summarise
 from stability.contrasts import contrast
 from stability.probes import probe
-from stability.report.doubts import Doubts, doubtful, doubts
+from stability.report.doubts import Doubts, coarse, doubtful, doubts
 from stability.report.failures import failures
 from stability.stats.wording import number, percent, seeds
 from stability.tuning import edges
@@ -47,6 +47,7 @@ def limitations(results: Results, findings: Findings, found: Doubts | None = Non
         _false_negatives(results),
         _slow_scalars(results),
         _loose_eigenvalues(results),
+        coarse(results, findings),
         _timed(results),
         _scope(results),
     )
