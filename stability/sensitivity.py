@@ -167,7 +167,7 @@ def _without_each_seed(primary: Comparison, verdict: str, arms: Sequence[Array],
 
 def _told(seeds: Sequence[int], word: str) -> str:
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"any one of the seeds {_listed([str(seed) for seed in seeds])}"
-    return f"without {which} {word}"
+    return f"{word} without {which}"
 
 
 def _check(

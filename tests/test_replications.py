@@ -327,7 +327,7 @@ def test_the_report_says_where_each_claim_held(told, closed_form, tmp_path):
     assert any(part["title"] == "Replications" and "no further p-value" in part["text"] for part in report["method"])
     limits = {limit["title"]: limit["text"] for limit in report["limitations"]}
     assert limits["Replication three missing"] == "Not begun; it counts nowhere."
-    assert limits["The claim slope elsewhere"].startswith("Supported here; held on 2 of 3, contradicted on two. Also")
+    assert limits["The claim slope elsewhere"].startswith("Supported here. Also supported on one; contradicted on two")
     assert paths["pdf"].stat().st_size > 10_000
 
 

@@ -208,6 +208,19 @@ def test_the_ledger_says_which_decided_claims_hold_on_one_data_set_only(tmp_path
     )
 
 
+def test_the_ledger_names_decided_claims_that_their_own_reports_doubt(tmp_path):
+    published(tmp_path, "sure", sensitivity={"agrees": True})
+    published(tmp_path, "shaky", sensitivity={"agrees": False})
+    published(tmp_path, "open", verdict="inconclusive", sensitivity={"agrees": False})
+    published(tmp_path, "mean", verdict="equivalent")
+    told = {"study_text": "", "answers": [{"id": "c", "turns": True, "idle": "Both sides are 0."}]}
+    (tmp_path / "mean" / "report.json").write_text(json.dumps(told))
+    assert answer(entries(tmp_path)).endswith(
+        " Less sure: mean (its effect turns between the cells of the study, and both sides lie below its margin); "
+        "shaky (its verdict changes by another method or without one seed)."
+    )
+
+
 def test_the_ledger_has_a_column_of_replications_where_there_are_any(tmp_path):
     published(tmp_path, "plain")
     assert "Replications" not in publish([], tmp_path).read_text()

@@ -45,7 +45,10 @@ def test_it_is_the_best_level_less_the_mean_paired_by_seed():
     assert_allclose(found.per_seed, [1.0, 2.0, -1.0])
     assert_allclose(found.effect, 2 / 3)
     assert not found.ratio
-    assert "siglip's loss of recall from its best to its mean level is 0.667 higher than clip's" in found.sentence
+    assert (
+        "siglip's gap of recall between the best level and the mean of all is 0.667 higher than clip's"
+        in found.sentence
+    )
 
 
 def test_where_less_is_better_the_best_is_the_lowest():

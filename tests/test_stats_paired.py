@@ -273,8 +273,8 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
         ),
         (
             st.time_ratio([100, 120, 110], [300, 360, 340], budget=500, names=("siglip", "clip"), measure="recall 0.3"),
-            "siglip takes 67% less time than clip to reach recall 0.3 "
-            "(time ratio 0.33, 95% CI 0.316 to 0.344, n = 3 seeds).",
+            "siglip takes 67% fewer steps than clip to reach recall 0.3 "
+            "(ratio of steps 0.33, 95% CI 0.316 to 0.344, n = 3 seeds).",
         ),
         (
             st.log_ratio([5.0, 6.0, 7.0], [1.0, 2.0, 1.0]),

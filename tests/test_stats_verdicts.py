@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from stability import stats as st
 from stability.registry import InputError
+from stability.stats import wording
 
 NOISE = np.array([-1.2, 0.3, 0.8, -0.5, 0.1, 1.1, -0.9, 0.4, -0.3, 0.2])
 OPPOSITE = {"higher": "lower", "lower": "higher", "equal": "equal"}
@@ -54,6 +55,28 @@ def test_an_equivalent_difference_that_is_real_is_said_to_be_real():
     assert "real" not in open_.reason
     assert open_.sentence.endswith("; any difference is smaller than the margin of 1.")
     assert "not settled" not in open_.sentence
+
+
+def test_an_equivalence_shows_the_interval_that_decides_where_the_other_crosses_the_margin():
+    found = measured(0.1)
+    (low, high), (inner_low, inner_high) = found.interval, found.equivalence_interval
+    margin = (max(-low, high) + max(-inner_low, inner_high)) / 2
+    assert low < -margin or high > margin
+    sentence = st.verdict(found, margin=margin).sentence
+    assert sentence.endswith(
+        f" (90% interval of equivalence, {wording.number(inner_low)} to {wording.number(inner_high)})."
+    )
+    assert "interval of equivalence" not in st.verdict(found, margin=2 * margin).sentence
+
+
+def test_a_direction_whose_size_is_open_says_so():
+    found = measured(2.0)  # the interval, 1.28 to 2.72
+    assert st.verdict(found, margin=1.5).sentence.endswith("; it may be smaller than the margin of 1.5.")
+    assert "may be smaller" not in st.verdict(found, margin=1.0).sentence
+    assert st.verdict(found, expect="lower", margin=1.5).sentence.endswith(
+        "; it may be smaller than the margin of 1.5."
+    )
+    assert "may be smaller" not in st.verdict(found, expect="equal", margin=1.0).sentence
 
 
 def test_no_seeds_are_promised_when_those_at_hand_should_have_settled_it():

@@ -108,11 +108,11 @@ def test_swapping_the_measures_inverts_the_ratio_and_exchanges_the_verdicts(resu
     [
         (
             '"slope"\nover = "noise"',
-            "slope of {}",
+            "slope of log {} per unit of noise",
         ),
-        ('"interaction"\nover = "noise"', "change of {} from the lowest to the highest level"),
+        ('"interaction"\nover = "noise"', "growth factor of {} from the lowest to the highest noise"),
         ('"ratio"', "{}"),
-        ('"spread"', "{}"),
+        ('"spread"', "log {}"),
     ],
 )
 def test_the_sentence_names_both_measures_whatever_the_contrast(results, contrast, words):
@@ -121,6 +121,25 @@ def test_the_sentence_names_both_measures_whatever_the_contrast(results, contras
     assert found.sentence.startswith(f"clip's {words.format(LABELS[0])} ")
     assert f" its {words.format(LABELS[1])} (" in found.sentence
     assert found.testable
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ('"difference"', "recall@1 above chance"),
+        ('"ratio"', "recall@1"),
+        ('"spread"', "log recall@1 above chance"),
+        ('"difference"\nreduction = "best"', "recall@1 above chance at its best"),
+        ('"slope"\nover = "noise"\nreduction = "area"', "slope of log recall@1 above chance averaged over training"),
+        ('"difference"\nreduction = "final"', "recall@1 above chance"),
+        ('"difference"\nscale = "linear"', "recall@1"),
+    ],
+)
+def test_a_sentence_says_on_which_scale_and_when_a_bounded_measure_is_compared(keys, words):
+    own = CLAIM.replace(OWN, "recall_at_1").replace(f'against = "{OTHER}"\n', "").replace('"clip"]', '"siglip"]')
+    study = study_of(PLAIN + own.replace('"difference"', keys))
+    told = compared(curves(study), study.claims[2], 0.95).sentence
+    assert told.startswith((f"clip's {words} is", f"clip's {words} per unit of noise is", f"clip's {words} varies"))
 
 
 MISTAKES = [

@@ -24,8 +24,14 @@ from stability.study import DOUBLING, Claim, Study
 
 AXIS_WORDS = {"batch_size": "batch size", "pairs": "number of training pairs", "lr": "learning rate"}
 
+READ_AT = {"first": "at the first step", "best": "at its best", "area": "averaged over training"}
+"""How a claim reads a run, in a sentence; at the end of training, which most claims do, goes without saying."""
 
-def asked_of(results: Results, claim: Claim, confidence: float) -> tuple[list[np.ndarray], dict[str, Any]]:
+Asked = tuple[list[np.ndarray], dict[str, Any]]
+"""The numbers of a claim's two arms, and what its contrast may ask for beside them."""
+
+
+def asked_of(results: Results, claim: Claim, confidence: float) -> Asked:
     """Return the numbers of a claim's two arms, and what its contrast may ask for beside them."""
     variant = contrast[claim.contrast]
     measure = results.measures[claim.measure]
@@ -34,13 +40,14 @@ def asked_of(results: Results, claim: Claim, confidence: float) -> tuple[list[np
         array_of(results, claim, arm, numbers_of(results, claim, name, variant.traits["on"], reduction, scale))
         for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
-    names = claim.compare
+    names, axis = claim.compare, AXIS_WORDS.get(claim.over, claim.over)
     if claim.against:
         names = (claim.compare[0], stats.wording.another(_in_words(claim, results.measures[claim.against], scale)))
     supplied = {
         "confidence": confidence,
         "levels": levels_of(results.study, claim.over),
-        "per": f" per doubling of the {AXIS_WORDS[claim.over]}" if claim.over in DOUBLING else "",
+        "per": f" per doubling of the {axis}" if claim.over in DOUBLING else f" per unit of {axis}",
+        "axis": axis or "level",
         "better": measure.better,
         "log": scale in LOGARITHMS,
         "budget": float(results.study.train.steps),
@@ -62,12 +69,20 @@ def reading_of(claim: Claim, measure: Measure) -> tuple[str, str]:
 
 
 def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
-    label = measure.label[:1].lower() + measure.label[1:]
+    """Return a measure as a claim compares it: on its scale, and at what time of a run if not at the end.
+
+    A contrast that gives a ratio on a logarithmic scale speaks of levels; any other speaks of their logarithms.
+    """
+    variant, label = contrast[claim.contrast], measure.label[:1].lower() + measure.label[1:]
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
+    words = [label, READ_AT.get(claim.reduction or "", "")]
     if scale == "of-chance":
-        return f"{label} as a share of chance"
-    return f"log chance-corrected {label}" if scale == "chance-log" and claim.over else label
+        words.insert(1, "as a share of chance")
+    if variant.traits["on"] == "scale":
+        words.insert(1, "above chance" if scale == "chance-log" else "")
+        words.insert(0, "log" if scale in LOGARITHMS and "log" not in variant.options else "")
+    return " ".join(filter(None, words))
 
 
 def numbers_of(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:

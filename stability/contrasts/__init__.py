@@ -36,7 +36,8 @@ contrast = Registry("contrast")
 SUPPLIED: Mapping[str, str] = {
     "confidence": "confidence of the interval, already shared among the study's claims",
     "levels": "the values of the axis that the claim's `over` names, in doublings where a step is a factor",
-    "per": "the unit of a slope over the levels in a sentence: nothing, or per doubling of what",
+    "per": "the unit of a slope over the levels in a sentence: per unit or per doubling of what",
+    "axis": "the axis that the claim's `over` names, in a sentence",
     "better": "which way the measure is good: higher, lower or nothing",
     "log": "whether the values are logarithms",
     "budget": "the number of steps that a run had to cross the threshold",

@@ -56,6 +56,7 @@ def interaction(
     levels: ArrayLike,
     confidence: float = 0.95,
     log: bool = False,
+    axis: str = "level",
     names: Names = ("a", "b"),
     measure: str = "value",
 ) -> Comparison:
@@ -74,7 +75,8 @@ def interaction(
         )
     low, high = int(np.argmin(x)), int(np.argmax(x))
     changes = [_change(arm, low, high) for arm in (a, b)]
-    names, change = of_each("change of {} from the lowest to the highest level", names, measure)
+    what = "growth factor" if log else "change"
+    names, change = of_each(f"{what} of {{}} from the lowest to the highest {axis}", names, measure)
     return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=change)
 
 
@@ -85,6 +87,7 @@ def sensitivity(
     *,
     better: str = "higher",
     confidence: float = 0.95,
+    axis: str = "level",
     names: Names = ("a", "b"),
     measure: str = "value",
 ) -> Comparison:
@@ -105,7 +108,7 @@ def sensitivity(
             f"arms of shapes {np.shape(a)} and {np.shape(b)}; allowed: equal shapes with an axis of levels"
         )
     losses = [_lost(arm, 1.0 if better == "higher" else -1.0) for arm in (a, b)]
-    names, lost = of_each("loss of {} from its best to its mean level", names, measure)
+    names, lost = of_each(f"gap of {{}} between the best {axis} and the mean of all", names, measure)
     return paired_difference(*losses, confidence=confidence, names=names, measure=lost)
 
 

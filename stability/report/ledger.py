@@ -23,12 +23,15 @@ RULE = (
     "one of the loss clip. It counts for the arm that it finds steadier if it is supported or contradicted and its "
     "p-value, adjusted by Benjamini and Hochberg over all primary claims of this page, is at most "
     f"{number(ALPHA)}; for neither if it is equivalent within its own margin; otherwise, or while runs are missing, it "
-    "is open. Steadier is more of a measure of success (such as recall, also under noise), and less of gradient noise, "
-    "sharpness, negative curvature, spikes, spread over seeds, sensitivity to the learning rate, time to a threshold "
-    "or divergence. A claim on another measure is left out; so are the level of a loss, which says nothing across "
-    "losses, the cost of a step, and what becomes of a lead as batches or data grow. Where a study was replicated, its "
-    "decided claim is on more than one data set if its verdict is the same in a replication on other data. One that is "
-    "supported here and contradicted there, or the other way round, counts for nobody: it hangs on the data."
+    "is open. Steadier is more of a measure of success (such as recall, also under noise), and less of gradient "
+    "noise, sharpness against its threshold, negative curvature, spikes, spread over seeds, sensitivity to the "
+    "learning rate, time to a threshold or divergence. A claim on another measure is left out; so are the level of a "
+    "loss and its rise around a minimum, which say nothing across losses and temperatures, the cost of a step, and "
+    "what becomes of a lead as batches or data grow. Where a study was replicated, its decided claim is on more than "
+    "one data set if its verdict is the same in a replication on other data. One that is supported here and "
+    "contradicted there, or the other way round, counts for nobody: it depends on the data. Less sure are decided "
+    "claims whose verdict changes by another method or without one seed, whose effect turns between the cells of the "
+    "study, or that call equal what never happened or lies below the margin on both sides."
 )
 """The rule in words, printed under the answer."""
 
@@ -59,6 +62,14 @@ REACH = {
     None: "not asked on other data",
 }
 """What is said of decided claims by what other data gave (see `_replicated`)."""
+
+
+DOUBTS = {
+    "fragile": "its verdict changes by another method or without one seed",
+    "turned": "its effect turns between the cells of the study",
+    "idle": "both sides lie below its margin",
+}
+"""What is said of a decided claim that its own report doubts (see `_doubts`)."""
 
 
 def entries(reports: Path) -> list[Json]:
@@ -102,6 +113,7 @@ def _entry(path: Path) -> Json:
             "leaning": "",
             "agreement": found.get("agreement", {}).get(raw["id"]) if raw else None,
             "replicated": _replicated(raw, found.get("replications", ())) if raw else None,
+            "doubts": _doubts(path.parent, raw) if raw else [],
         }
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the findings of a report ({type(error).__name__}: {error})") from error
@@ -115,6 +127,17 @@ def _replicated(claim: Mapping[str, Any], replications: Sequence[Mapping[str, An
         return None
     turned = {"supported": "contradicted", "contradicted": "supported"}.get(claim["verdict"])
     return "turned" if turned in verdicts else "elsewhere" if claim["verdict"] in verdicts else "here alone"
+
+
+def _doubts(folder: Path, claim: Mapping[str, Any]) -> list[str]:
+    """Return what its own report says against a claim's verdict: see the last sentence of `RULE`."""
+    told: Json = next((each for each in _report(folder).get("answers", ()) if each["id"] == claim["id"]), {})
+    doubted = {
+        "fragile": not claim.get("sensitivity", {}).get("agrees", True),
+        "turned": bool(told.get("turns")),
+        "idle": bool(told.get("idle")),
+    }
+    return [word for word, holds in doubted.items() if holds]
 
 
 def _p_value(claim: Mapping[str, Any] | None, looks: Mapping[str, Any] | None) -> float:
@@ -214,7 +237,7 @@ def answer(found: Sequence[Mapping[str, Any]]) -> str:
     told = {
         word: f"{WORDS[word][len(studies) > 1]} ({', '.join(studies)})" for word, studies in groups.items() if studies
     }
-    reach = _reach(found)
+    reach = _reach(found) + _less_sure(found)
     if total == 1:
         return f"{head} The one primary claim that compares them {next(iter(told.values()))}.{reach}"
     *first, last = [f"{len(groups[word])} {words}" for word, words in told.items()]
@@ -236,6 +259,17 @@ def _reach(found: Sequence[Mapping[str, Any]]) -> str:
             parts.append(f"{words}: {', '.join(names)}")
     asked = any(entry.get("replicated") for entry in decided)
     return f" Of the decided, {'; '.join(parts)}." if asked else ""
+
+
+def _less_sure(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return which decided claims their own reports doubt, and why, in a sentence; nothing if none.
+
+    >>> _less_sure([{"leaning": "clip", "study": "speed", "doubts": ["fragile"]}])
+    ' Less sure: speed (its verdict changes by another method or without one seed).'
+    """
+    decided = [entry for entry in found if entry["leaning"] in ("siglip", "clip", "equal") and entry.get("doubts")]
+    parts = [f"{each['study']} ({', and '.join(DOUBTS[word] for word in each['doubts'])})" for each in decided]
+    return f" Less sure: {'; '.join(parts)}." if parts else ""
 
 
 def _head(count: Mapping[str, int]) -> str:

@@ -10,8 +10,10 @@ import pandas as pd
 
 from stability.analysis import CLEAR, Findings, Results, summarise
 from stability.contrasts import contrast
+from stability.probes import probe
+from stability.report.doubts import Doubts, coarse, doubtful, doubts
 from stability.report.failures import failures
-from stability.stats.wording import number, percent
+from stability.stats.wording import number, percent, seeds
 from stability.tuning import edges
 
 SATURATED = 0.95
@@ -24,12 +26,17 @@ CONVERGED = 0.05
 """An eigenvalue counts as converged if its residual is at most this share of it."""
 
 
-def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
-    """Return the limitations of a study, those that touch the verdicts first; each has a title and a text."""
+def limitations(results: Results, findings: Findings, found: Doubts | None = None) -> list[dict[str, str]]:
+    """Return the limitations of a study, those that touch the verdicts first; each has a title and a text.
+
+    *found* is what `doubts` returns, made here unless given.
+    """
+    found = found or doubts(results, findings)
     sources = (
         _unfinished(results),
         _open_claims(findings),
         _fragile(findings),
+        doubtful(findings, found),
         _not_replicated(findings),
         _diverged(results),
         _left_out(results),
@@ -40,6 +47,8 @@ def limitations(results: Results, findings: Findings) -> list[dict[str, str]]:
         _false_negatives(results),
         _slow_scalars(results),
         _loose_eigenvalues(results),
+        coarse(results, findings),
+        _timed(results),
         _scope(results),
     )
     return [{"title": title, "text": text} for source in sources for title, text in source]
@@ -76,8 +85,8 @@ def _not_replicated(findings: Findings) -> Said:
     for claim in findings.claims:
         differ = {each.verdict for again in findings.replications for each in again.claims if each.id == claim.id}
         if differ - {claim.verdict}:
-            agreed = findings.agreement(claim.id)
-            yield f"The claim {claim.id} elsewhere", f"{_capital(claim.verdict)} here; {agreed.word}. {agreed.clause}"
+            here = _capital(claim.verdict.replace("-", " "))
+            yield f"The claim {claim.id} elsewhere", f"{here} here. {findings.agreement(claim.id).clause}"
 
 
 def _capital(words: str) -> str:
@@ -92,7 +101,7 @@ def _open_claims(findings: Findings) -> Said:
                 if claim.seeds_to_settle
                 else "the effect is too close to the margin for a number of seeds to be promised"
             )
-            yield "Too few seeds for a claim", f"“{claim.text}” stays open with {claim.n_pairs} pairs: {advice}."
+            yield "Too few seeds for a claim", f"“{claim.text}” stays open with {seeds(claim.n_pairs)}: {advice}."
         elif claim.verdict == "not-testable":
             yield "A claim that could not be tested", f"“{claim.text}”: {claim.reason}."
 
@@ -116,8 +125,8 @@ def _diverged(results: Results) -> Said:
     yield (
         "Diverged runs",
         f"{len(diverged)} of {len(runs)} runs ended at or above the loss of embeddings that say nothing ({cells}). "
-        "They count as finished: at chance where a measure is bounded, as the whole budget where time is measured, and "
-        "as missing where no such level exists.",
+        "They count as finished: at chance where a measure is bounded, as the whole budget where steps to a "
+        "threshold are counted, and as missing where no such level exists.",
     )
 
 
@@ -161,14 +170,15 @@ def _bounded(results: Results) -> Said:
         table = runs.assign(value=values.reindex(runs["run"]).to_numpy(), chance=chance.reindex(runs["run"]).to_numpy())
         level = table.groupby(["arm", "batch_size"], sort=False)[["value", "chance"]].mean().dropna()
         label = measure.label
+        inside = f"{label[:1].lower()}{label[1:]}"
         if low := _places(level[level["value"] < CLEAR * level["chance"]]):
             yield (
                 f"{label} near chance",
-                f"Without noise, {label} ends below {CLEAR:g} times its chance level for {low}; little can be "
+                f"Without noise, {inside} ends below {CLEAR:g} times its chance level for {low}; little can be "
                 "lost there.",
             )
         if high := _places(level[level["value"] > SATURATED]):
-            yield f"{label} near its ceiling", f"Without noise, {label} ends above {percent(SATURATED)} for {high}."
+            yield f"{label} near its ceiling", f"Without noise, {inside} ends above {percent(SATURATED)} for {high}."
 
 
 def _full(results: Results) -> Said:
@@ -263,6 +273,16 @@ def _loose_eigenvalues(results: Results) -> Said:
             "Eigenvalues that did not converge",
             f"After the Lanczos steps given, the residual is above {percent(CONVERGED)} of the value for "
             f"{', '.join(loose)}; read these as approximate.",
+        )
+
+
+def _timed(results: Results) -> Said:
+    if any(probe[name].traits.get("timed") for name in results.study.probes):
+        device = results.manifest["device"]
+        yield (
+            "One machine",
+            f"Times and memory were measured on one kind of machine ({device['type']}, {device['model']}); another may "
+            "put the losses in another order.",
         )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from stability.agreement import RULE
 from stability.analysis import Finding, Findings, Results, look_sentence
+from stability.analysis.pairing import AXIS_WORDS, reading_of
 from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.stats.wording import confidence_in_percent, number
-from stability.study import Train, search_of, settings_of
+from stability.study import Claim, Train, search_of, settings_of
 
 FORMULAS = {
     "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
@@ -193,7 +194,15 @@ def _inference(results: Results, findings: Findings) -> Said:
         "From the mean and the standard deviation s of the n differences:",
         "interval",
     )
-    for claim in findings.claims:
+    if any(len(results.study.grid.values(axis)) > 1 for axis in ("batch_size", "pairs", "corruption", "noise", "lr")):
+        yield (
+            "Cells",
+            "Where a claim is a mean over several cells of the grid, its effect is also found in each, with intervals"
+            " at 95% for all of them together. It goes both ways where one cell lies above no difference and another "
+            "below, and differs where two intervals do not meet and the effects are further apart than the margin. No"
+            " verdict rests on that.",
+        )
+    for claim, asked in zip(findings.claims, results.study.claims, strict=True):
         expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
         measured = results.measures[claim.measure].label
         if claim.against:
@@ -204,8 +213,8 @@ def _inference(results: Results, findings: Findings) -> Said:
             )
         yield (
             f"The claim {claim.id}",
-            f"Measure: {measured}; "
-            f"contrast {claim.contrast}, expected {expected}, margin {claim.margin:g}. "
+            f"Measure: {measured}{_read(results, asked)}; "
+            f"contrast {claim.contrast}{_along(asked)}, expected {expected}, margin {claim.margin:g}. "
             f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}",
         )
     if results.study.looks:
@@ -317,6 +326,31 @@ def _measures(results: Results, findings: Findings) -> Said:
             "5% and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
             "margin",
         )
+
+
+READ = {
+    "late": "the mean over the last fifth of a run's steps",
+    "final": "the last value of a run",
+    "first": "the first value of a run",
+    "best": "the best value of a run",
+    "area": "the mean of a run after warm-up",
+}
+"""What a claim takes of a run, in words."""
+
+SCALES = {"log": "as a logarithm", "chance-log": "as a logarithm above chance", "of-chance": "as a share of chance"}
+
+
+def _read(results: Results, claim: Claim) -> str:
+    """Return what a claim takes of a run and on which scale, in words."""
+    reduction, scale = reading_of(claim, results.measures[claim.measure])
+    on = contrast[claim.contrast].traits["on"]
+    told = [READ.get(reduction, ""), SCALES.get(scale, "") if on == "scale" else ""]
+    return "".join(f", {words}" for words in told if words)
+
+
+def _along(claim: Claim) -> str:
+    over = f" over {AXIS_WORDS.get(claim.over, claim.over)}" if claim.over else ""
+    return over if claim.threshold is None else f"{over} at {claim.threshold:g}"
 
 
 def _sign_flip(claim: Finding) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stability.analysis import Findings, Results, look_sentence
 from stability.report.appendix import appendix
+from stability.report.doubts import Doubts, doubts
 from stability.report.failures import failures
 from stability.report.figures import Drawn
 from stability.report.limitations import limitations
@@ -58,8 +59,8 @@ SECTIONS = {
         "Each run's value of what a claim is about, where no other figure shows it.",
     ),
     "noise": (
-        "Robustness to mismatched pairs",
-        "The same runs with a growing share of pairs mismatched on purpose. An arm that starts lower has less to lose, "
+        "Robustness to corrupted pairs",
+        "The same runs with a growing share of pairs corrupted on purpose. An arm that starts lower has less to lose, "
         "so slopes are compared on the chance-corrected logarithmic scale.",
     ),
     "convergence": (
@@ -99,8 +100,11 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
     found = findings.to_json()
     agreed = found.get("agreement", {})
     untuned = {claim["id"]: answer_of(claim) for claim in found.get("untuned", [])}
+    doubted = doubts(results, findings)
     answers = [
-        answer_of(claim) | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"])}
+        answer_of(claim)
+        | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"])}
+        | _doubts_of(claim, doubted)
         for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
     ]
     return {
@@ -124,7 +128,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "cells": cell_table(results),
         "sensitivity": appendix(findings),
         "method": method(results, findings),
-        "limitations": limitations(results, findings),
+        "limitations": limitations(results, findings, doubted),
         "failures": failures(results),
         "provenance": provenance_rows(results, findings),
         "command": findings.provenance["command"],
@@ -185,6 +189,22 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         "kind": "ratio" if claim["ratio"] else "difference",
         "n": claim["n_pairs"],
         "p_adjusted": number(claim["p_adjusted"]) if tested and claim["p_adjusted"] is not None else None,
+    }
+
+
+def _doubts_of(claim: Mapping[str, Any], doubted: Doubts) -> Json:
+    """Return what stands below an answer: if the effect *turns* between cells, how *uneven* it is, if it is *idle*.
+
+    That an effect only differs between cells is said of the primary claim, and of the others among the limitations.
+    """
+    how, idle = doubted.apart.get(claim["id"]), doubted.idle.get(claim["id"])
+    turns = how is not None and how.how == "turns"
+    lead = "It goes both ways" if turns else "It differs between cells"
+    said = how and (turns or claim["primary"])
+    return {
+        "turns": turns,
+        "uneven": f"{lead}: {how.sentence}. The effect above is the mean over the cells." if how and said else None,
+        "idle": idle[1] if idle else None,
     }
 
 

@@ -184,7 +184,7 @@ def _plainly(value: Any) -> str:
 def _with_error(value: float, error: float | None) -> Json:
     cell = _cell(value)
     if error is not None and math.isfinite(error):
-        cell["text"] += f"\u00a0±\u00a0{error:.2g}"
+        cell["text"] += f"\u00a0±\u00a0{number(float(f'{error:.2g}'))}"
     return cell
 
 
@@ -219,8 +219,12 @@ def with_spread(mean: float, spread: float) -> str:
 
     >>> with_spread(-0.006123, 0.0058), with_spread(1.0974, 0.0251), with_spread(1234.0, 560.0), with_spread(1e-6, 2e-7)
     ('−0.0061\\xa0±\\xa00.0058', '1.097\\xa0±\\xa00.025', '1,234\\xa0±\\xa0560', '1e-06\\xa0±\\xa02e-07')
+    >>> with_spread(3.4e-4, 3e-5)
+    '0.00034\\xa0±\\xa00.00003'
     """
     places = 1 - math.floor(math.log10(spread))
+    if places == 6 and abs(mean) >= 1e-4:
+        return minus(f"{mean:.5f}\u00a0±\u00a0{spread:.5f}")
     if places > 5:
         return minus(f"{mean:.2g}\u00a0±\u00a0{spread:.1g}")
     places = max(0, places)

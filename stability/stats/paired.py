@@ -144,7 +144,7 @@ def time_ratio(
     left, right = paired_values(*(np.minimum(t, budget) for t in times))
     clause = wording.of_time(names, measure)
     assumptions = INDEPENDENT + "; a run that never got there counts as one that took the whole budget"
-    account = Account("paired t over seeds' log censored times", assumptions, "time ratio", clause, ratio=True)
+    account = Account("paired t over seeds' log censored times", assumptions, "ratio of steps", clause, ratio=True)
     early = int(np.any((left <= 0) | (right <= 0), axis=1).sum())
     if early:
         problem = f"{early} of {wording.seeds(len(left))} reached {measure} at time 0, before anything happened"

@@ -70,7 +70,20 @@ def verdict(
     beyond = f"the margin, {between(region, comparison.ratio)}" if expect == "equal" else number(nothing[0])
     place = "above" if side == "higher" else "below"
     reason = f"the {confidence_in_percent(comparison.confidence)} interval lies {place} {beyond}"
-    return Verdict(word, reason, f"{word.capitalize()}: {comparison.sentence}")
+    return Verdict(word, reason, f"{word.capitalize()}: {_with_size(comparison, region, margin)}")
+
+
+def _with_size(comparison: Comparison, region: Interval, margin: float) -> str:
+    """Return a decided comparison's sentence, which owns up where the interval reaches into the margin."""
+    if _side(comparison.interval, region) != "open":
+        return comparison.sentence
+    return (
+        f"{comparison.sentence.removesuffix('.')}; it may be smaller than the margin of {_limit(comparison, margin)}."
+    )
+
+
+def _limit(comparison: Comparison, margin: float) -> str:
+    return percent(margin) if comparison.ratio else number(margin)
 
 
 def _obstacle(comparison: Comparison, min_pairs: int, failed: int, failure_limit: float) -> str:
@@ -91,11 +104,14 @@ def _within(comparison: Comparison, word: Word, region: Interval, margin: float,
     confidence = confidence_in_percent(2 * comparison.confidence - 1)
     interval = between(comparison.equivalence_interval, comparison.ratio)
     inside = f"the {confidence} interval, {interval}, lies inside the margin, {between(region, comparison.ratio)}"
-    limit = percent(margin) if comparison.ratio else number(margin)
     told = comparison.sentence.removesuffix(".").replace(f"; {OPEN}", "")
     smaller = "the difference is real, but smaller" if real else "any difference is smaller"
     reason = f"{inside}; the difference is real all the same" if real else inside
-    return Verdict(word, reason, f"{word.capitalize()}: {told}; {smaller} than the margin of {limit}.")
+    # The wider interval of the direction may reach beyond a margin that the one of equivalence keeps to.
+    within = region[0] < comparison.interval[0] and comparison.interval[1] < region[1]
+    shown = "" if within else f" ({confidence} interval of equivalence, {interval})"
+    limit = _limit(comparison, margin)
+    return Verdict(word, reason, f"{word.capitalize()}: {told}; {smaller} than the margin of {limit}{shown}.")
 
 
 def _unsettled(comparison: Comparison, region: Interval | None, margin: float) -> Verdict:

@@ -58,8 +58,8 @@ def between(interval: tuple[float, float], ratio: bool) -> str:
 def relative(factor: float, more: str, less: str) -> str:
     """Return how far a ratio is from 1, e.g. ``"12% lower than"`` or ``"2.5 times"``.
 
-    >>> relative(0.88, "higher", "lower"), relative(1.2, "more time", "less time")
-    ('12% lower than', '20% more time than')
+    >>> relative(0.88, "higher", "lower"), relative(1.2, "more steps", "fewer steps")
+    ('12% lower than', '20% more steps than')
     """
     return f"{percent(abs(factor - 1))} {more if factor > 1 else less} than"
 
@@ -128,14 +128,14 @@ def of_spread(names: Names, measure: str) -> Clause:
 
 
 def of_time(names: Names, measure: str) -> Clause:
-    """Return the clause for a ratio of times: *"siglip takes 25% less time than clip to reach the threshold"*."""
+    """Return the clause for a ratio of steps: *"siglip takes 25% fewer steps than clip to reach the threshold"*."""
     a, b = names
 
     def clause(ratio: float) -> str:
         if ratio == 1:
             return f"{a} reaches {measure} as soon as {b}"
         if ratio >= 2:
-            return f"{a} takes {number(ratio)} times as long as {b} to reach {measure}"
-        return f"{a} takes {relative(ratio, 'more time', 'less time')} {b} to reach {measure}"
+            return f"{a} takes {number(ratio)} times as many steps as {b} to reach {measure}"
+        return f"{a} takes {relative(ratio, 'more steps', 'fewer steps')} {b} to reach {measure}"
 
     return clause

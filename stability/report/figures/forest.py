@@ -63,7 +63,7 @@ def _words(claim: Finding) -> str:
     sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against) if claim.against else claim.compare
     what = f"{'ratio' if claim.ratio else 'difference'} {' to '.join(sides)}"
     if not testable(claim):
-        return f"{claim.id}: not testable."
+        return f"{claim.id}: {untold(claim)}."
     return (
         f"{claim.id}: {claim.verdict}, {what} {number(claim.effect)}, interval {between(claim.interval, claim.ratio)}, "
         f"margin {region}."
@@ -241,9 +241,15 @@ def _row(axes: Axes, place: int, claim: Finding) -> None:
 def told(claim: Finding) -> str:
     """Return a claim's verdict, effect and interval as they stand beside its mark."""
     if not testable(claim):
-        return "not testable"
+        return untold(claim)
     interval = between(claim.interval, False).replace(" to ", ", ")
     return f"{claim.verdict}: {number(claim.effect)} [{interval}]".replace("-", "−")
+
+
+def untold(claim: Finding) -> str:
+    """Return the verdict of a claim that has no interval to draw, in words."""
+    open_end = "" if claim.verdict == "not-testable" else ", interval unbounded"
+    return f"{claim.verdict.replace('-', ' ')}{open_end}"
 
 
 def mark(axes: Axes, line: float, claim: Finding, size: float = 9) -> None:

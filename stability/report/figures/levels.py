@@ -56,7 +56,7 @@ def decline(results: Results) -> Iterator[Drawn]:
     yield Drawn(
         id="noise-decline",
         section="noise",
-        title="Retrieval as captions are mismatched",
+        title="Retrieval as pairs are corrupted",
         caption=f"Recall@1 above chance, (x − chance) / (1 − chance), of each run ({_REDUCTIONS[reduction]}) against "
         "the share of corrupted pairs, on a logarithmic axis: parallel lines lose the same proportion. Thin: one seed; "
         "bold: the median of the seeds.",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from stability.analysis import Finding, Findings, Results
 from stability.report.figures.drawn import Drawn
-from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, shared_quantity, testable
+from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, shared_quantity, testable, untold
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, number
@@ -105,11 +105,9 @@ def _panel(
             axes.text(edge, line, shown, color=LIGHT["muted"], **said)
             mark(axes, line, finding, size=7)
             if not testable(finding):
-                open_end = "" if finding.verdict == "not-testable" else ", interval unbounded"
                 # Its own ground: the band and the line of no difference may lie behind it.
                 ground = {"facecolor": LIGHT["page"], "edgecolor": "none", "pad": 1.0}
-                words_there = f"{finding.verdict.replace('-', ' ')}{open_end}"
-                axes.text(1, line, words_there, ha="right", bbox=ground, **said)
+                axes.text(1, line, untold(finding), ha="right", bbox=ground, **said)
         top = high
 
 
@@ -117,7 +115,7 @@ def _words(claim: Finding, rows: Sequence[tuple[str, Finding]], word: str) -> st
     parts = [
         f"{name} {number(finding.effect)}, {between(finding.interval, finding.ratio)}"
         if testable(finding)
-        else f"{name} not testable"
+        else f"{name} {untold(finding)}"
         for name, finding in rows
     ]
     return f"{claim.id}, {word}: {'; '.join(parts)}."

@@ -90,7 +90,7 @@ PLOTS = (
         "log-scale",
         "scalars",
         "log_scale",
-        "Inverse temperature over training",
+        "Logarithm of the inverse temperature over training",
         "Logarithm of the loss's trained inverse temperature t. Adam moves a scalar by at most about the sum of its "
         "learning rates, so a short run may end before it has settled.",
         "log t",
