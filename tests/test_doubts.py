@@ -104,7 +104,7 @@ def test_of_many_cells_the_two_furthest_apart_are_named_and_the_others_counted()
     found = apart(cells, True, 0.2)
     assert found.how == "differs"
     assert found.sentence == (
-        "from 1× (0.98 to 1.02) at noise 0 to 1.5× (1.48 to 1.52) at noise 5; 5 above 1 of 6 cells"
+        "from 1× (0.98 to 1.02) at noise 0 to 1.5× (1.48 to 1.52) at noise 5; of 6 cells, 5 above 1"
     )
     assert apart(cells[:1], True, 0.2) is None
     assert apart([], True, 0.2) is None

@@ -95,7 +95,7 @@ def _told(cells: list[Cell], low: Cell, high: Cell, nothing: float, ratio: bool)
         "below": sum(cell.interval[1] < nothing for cell in cells),
     }
     counted = " and ".join(f"{count} {side} {nothing:g}" for side, count in sides.items() if count)
-    where = f"; {counted} of {len(cells)} cells" if counted else ""
+    where = f"; of {len(cells)} cells, {counted}" if counted else ""
     return f"from {_shown(low, ratio)} to {_shown(high, ratio)}{where}"
 
 

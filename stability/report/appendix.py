@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stability.analysis import Finding, Findings
-from stability.report.tables import Json, minus
+from stability.report.tables import Json, minus, signs
 from stability.stats.wording import between, number
 
 HEADS = (("Method", False), ("Effect", True), ("Interval", True), ("p", True), ("Verdict", False))
@@ -37,7 +37,7 @@ def appendix(findings: Findings) -> list[Json]:
             "id": claim.id,
             "text": claim.text,
             "agrees": claim.sensitivity.agrees,
-            "sentence": claim.sensitivity.sentence,
+            "sentence": signs(claim.sensitivity.sentence),
             "table": _table(claim),
         }
         for claim in sorted(findings.claims, key=lambda claim: not claim.primary)

@@ -13,6 +13,7 @@ from stability.contrasts import contrast
 from stability.probes import probe
 from stability.report.doubts import Doubts, coarse, doubtful, doubts
 from stability.report.failures import failures
+from stability.report.tables import signs
 from stability.stats.wording import number, percent, seeds
 from stability.tuning import edges
 
@@ -51,7 +52,7 @@ def limitations(results: Results, findings: Findings, found: Doubts | None = Non
         _timed(results),
         _scope(results),
     )
-    return [{"title": title, "text": text} for source in sources for title, text in source]
+    return [{"title": title, "text": signs(text)} for source in sources for title, text in source]
 
 
 Said = Iterator[tuple[str, str]]

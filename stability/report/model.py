@@ -25,6 +25,7 @@ from stability.report.tables import (
     interval_in_words,
     missing_table,
     plain_table,
+    signs,
     tuning_table,
 )
 from stability.stats.comparison import margin_region
@@ -181,7 +182,7 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
         **{key: claim[key] for key in kept},
         "word": word,
         "shape": SHAPES[claim["verdict"]],
-        "told": claim["sentence"].removeprefix(f"{word.capitalize()}: "),
+        "told": signs(claim["sentence"].removeprefix(f"{word.capitalize()}: ")),
         "arms": _sides(claim),
         "effect": effect_in_words(claim["effect"], claim["ratio"]) if tested else None,
         "interval": interval_in_words(claim["interval"], claim["ratio"]) if tested else None,
@@ -200,11 +201,11 @@ def _doubts_of(claim: Mapping[str, Any], doubted: Doubts) -> Json:
     how, idle = doubted.apart.get(claim["id"]), doubted.idle.get(claim["id"])
     turns = how is not None and how.how == "turns"
     lead = "It goes both ways" if turns else "It differs between cells"
-    said = how and (turns or claim["primary"])
+    said = how if turns or claim["primary"] else None
     return {
         "turns": turns,
-        "uneven": f"{lead}: {how.sentence}. The effect above is the mean over the cells." if how and said else None,
-        "idle": idle[1] if idle else None,
+        "uneven": signs(f"{lead}: {said.sentence}. The effect above is the mean over the cells.") if said else None,
+        "idle": signs(idle[1]) if idle else None,
     }
 
 

@@ -238,3 +238,12 @@ def minus(text: str) -> str:
     '−0.2 to −2e-07'
     """
     return re.sub(r"(?<![\w.])-(?=[\di])", "−", text)
+
+
+def signs(text: str) -> str:
+    """Return a sentence with the minus sign before its numbers that a table has; hyphens in names stay.
+
+    >>> signs("b-minus-10's is -0.5 lower (-0.7 to -.3) than siglip-log-b's")
+    "b-minus-10's is −0.5 lower (−0.7 to −.3) than siglip-log-b's"
+    """
+    return re.sub(r"(?<![\w-])-(?=\.?\d)", "−", text)
