@@ -13,8 +13,9 @@ from stability.execute.machine import device_model, pick_device, reproducible_ar
 from stability.grid import Group, study_of
 from stability.registry import InputError
 from stability.store import (
-    checksum,
+    damaged_groups,
     group_path,
+    is_as_written,
     parameters_path,
     read_group,
     read_manifest,
@@ -54,14 +55,14 @@ def replay_run(
     if entry is None or entry["status"] != "finished":
         raise InputError(f"{where}: run {chosen.id} is not finished; `stability run` goes on with it")
     path, saved = group_path(where, entry["id"]), None
-    if not path.is_file() or checksum(path) != entry["checksum"]:
-        raise InputError(f"{path}: missing or damaged; `stability run` will compute it again")
+    for sentence in damaged_groups(where, [entry]):
+        raise InputError(sentence)
     group = Group(entry["id"], tuple(known[each] for each in entry["runs"]))
     total = study_of(study, group).train.steps
     last = total if step is None else step
     kept = keep(last) if callable(keep) else keep
     params_path = parameters_path(where, entry["id"])
-    if last == total and params_path.is_file() and checksum(params_path) == entry.get("params_checksum"):
+    if last == total and is_as_written(params_path, entry.get("params_checksum")):
         saved = read_parameters(params_path, chosen.id)
     with reproducible_arithmetic():
         return replay(
