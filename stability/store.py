@@ -107,7 +107,9 @@ def is_as_written(path: Path, written: str | None) -> bool:
 
 def damaged_groups(run_dir: Path, groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a sentence for each finished one of *groups* whose file is missing or not as it was written."""
-    finished = {group_path(run_dir, group["id"]): group["checksum"] for group in groups if group["status"] == "finished"}
+    finished = {
+        group_path(run_dir, group["id"]): group["checksum"] for group in groups if group["status"] == "finished"
+    }
     return tuple(
         f"{path}: missing or damaged; `stability run` will compute it again"
         for path, written in finished.items()

@@ -119,7 +119,30 @@ def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
             'measure = "loss"\nvalues = { clip = "1", siglip-log-b = 2 }',
             r"published\[0\]\.values\.clip: got '1'; allowed: a valid number",
         ),
-        ('measure = "loss"\nvalues = { clip = 1 }', r"published\[0\]\.values.*"),
+        (
+            'measure = "loss"\nvalues = { clip = 1 }',
+            r"published\[0\]\.values: got \{'clip': 1\.0\}; allowed: the figures of two or more arms",
+        ),
+        (
+            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 8 = 3.8 }',
+            r"published\[0\]\.values: got \{'8': 3\.8\}; allowed: the figures of two or more levels of batch_size",
+        ),
+        (
+            'measure = "loss"\nover = "colour"\ncompare = ["clip", "siglip-log-b"]\nvalues = { large = 3.8 }',
+            r"published\[0\]\.over: got 'colour'; allowed: batch_size, .*",
+        ),
+        (
+            'measure = "loss"\nover = "batch_size"\ncompare = ["clip"]\nvalues = { large = 3.8 }',
+            r"published\[0\]\.compare: got \['clip'\]; allowed: a list of two values",
+        ),
+        (
+            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "clip"]\nvalues = { 8 = 3.8, 16 = 4 }',
+            r"published\[0\]\.compare: got 'clip' twice; allowed: two arms that differ",
+        ),
+        (
+            'measure = "loss"\nover = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0.0 = 3.8, 0.4 = 2 }',
+            r"published\[0\]\.values\.0: got a table; allowed: a number, its key in quotes .*, as \"0\.0\"",
+        ),
         ('measure = "loss"\nover = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*over and compare .*"),
         (
             'measure = "loss"\nover = "lr"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 1 = 1, 2 = 2 }',

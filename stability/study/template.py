@@ -11,7 +11,7 @@ from typing import Any
 
 from stability.datasets import Pairs, dataset
 from stability.losses import loss
-from stability.registry import InputError, nearest
+from stability.registry import KINDS, InputError, nearest
 from stability.study.reading import parse_study
 from stability.study.schema import SCALES
 
@@ -144,7 +144,7 @@ def parse_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
         try:
             options[key] = wanted(value)
         except ValueError as error:
-            raise InputError(f"--option: {key}: got {value!r}; allowed: a value of type {wanted.__name__}") from error
+            raise InputError(f"--option: {key}: got {value!r}; allowed: {KINDS[wanted]}") from error
     return options
 
 
