@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stability.analysis import analyse, findings_text, read
@@ -75,6 +76,36 @@ def test_a_diverged_run_has_no_value(known):
     clip, siglip = found.rows
     assert (clip.n, siglip.n) == (2, 3)
     np.testing.assert_allclose(clip.ours, 0.31)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "sd"])
+def test_where_every_run_of_an_arm_diverged_there_is_no_order_to_speak_of(known, statistic):
+    status = np.where(known.runs["arm"] == "clip", "diverged", "finished")
+    found = reproduce(replace(known, runs=known.runs.assign(status=status)), asked(statistic=statistic))
+    assert [row.n for row in found.rows] == [0, 3]
+    assert np.isnan(found.rows[0].ours)
+    assert found.sentence == "Ours cannot be held against the published order: every run of clip diverged."
+
+
+def test_where_one_seed_is_left_it_is_seeds_that_lack(known):
+    status = np.where(known.runs["seed"] > 0, "diverged", "finished")
+    lone = replace(known, runs=known.runs.assign(status=status))
+    lacking = "fewer than two seeds have a value of both clip and siglip-log-b"
+    assert reproduce(lone, asked()).sentence.endswith(f"the published order: {lacking}.")
+    over = asked(over="batch_size", compare=("clip", "siglip-log-b"), values={"8": 3.0, "16": 2.0})
+    assert reproduce(lone, over).sentence == (
+        "Published, the difference changes by -1 per doubling of the batch size; ours has no slope with an interval: "
+        f"{lacking} at every level."
+    )
+
+
+def test_of_several_pairs_those_without_a_value_are_told_apart(known):
+    third = known.runs[known.runs["arm"] == "clip"].assign(arm="sogclr", status="diverged")
+    third = third.assign(run="x" + third["run"])
+    more = replace(known, runs=pd.concat([known.runs, third], ignore_index=True))
+    sentence = reproduce(more, asked(values={"clip": 10.0, "siglip-log-b": 12.0, "sogclr": 11.0})).sentence
+    assert sentence.startswith("Of 3 pairs, ours keep the published order in 1, reverse it in 0 and leave 0 open")
+    assert sentence.endswith("; 2 cannot be compared: every run of sogclr diverged.")
 
 
 def test_standard_deviations_are_those_between_seeds(known):

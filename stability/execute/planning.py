@@ -148,8 +148,10 @@ def estimate(
         steps=study.train.steps,
         device=device_model(device),
         workers=workers,
-        # Nothing of the test can begin before the last of the search is done.
-        seconds=start + sum(_makespan(each, workers) for each in seconds.values()),
+        # Each worker loads at its first readings. Nothing of the test can begin before the last of the search is done.
+        seconds=start
+        + max((sample.timing.loading for sample in samples.values()), default=0.0)
+        + sum(_makespan(each, workers) for each in seconds.values()),
         measured_steps=steps,
         bytes=sum(sorted(needs)[-workers:]),
     )

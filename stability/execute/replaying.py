@@ -85,10 +85,11 @@ def resolve(given: str, known: Collection[str], where: Path) -> str:
         return given if given in known else found[0]
     if found:
         raise InputError(f"{where}: {len(found)} runs begin with {given!r} ({_some(found)}); give more of the id")
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
-    raise InputError(
-        f"{where}: holds no run {given!r}; the nearest is {near[0]!r} (among {len(known)}: {_some(known)})"
-    )
+    near = difflib.get_close_matches(given, known, n=1)
+    # A head is short beside an id: what begins alike is near too.
+    near = near or [each for each in sorted(known) if len(given) > 2 and each.startswith(given[:-1])][:1]
+    nearest = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{where}: holds no run {given!r}{nearest} (known are {len(known)}: {_some(known)})")
 
 
 def _some(ids: Collection[str]) -> str:

@@ -206,7 +206,7 @@ def _inference(results: Results, findings: Findings) -> Said:
             f"The claim {claim.id}",
             f"Measure: {measured}; "
             f"contrast {claim.contrast}, expected {expected}, margin {claim.margin:g}. "
-            f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}",
+            f"{_tested(claim)}",
         )
     if results.study.looks:
         yield (
@@ -317,6 +317,13 @@ def _measures(results: Results, findings: Findings) -> Said:
             "5% and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
             "margin",
         )
+
+
+def _tested(claim: Finding) -> str:
+    """Return how a claim was tested; of one that was not, that it has no p-value, whatever numbers lay there."""
+    if claim.verdict == "not-testable":
+        return "It could not be tested, so that there is no p-value to tell."
+    return f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}"
 
 
 def _sign_flip(claim: Finding) -> str:
