@@ -99,6 +99,7 @@ def plan(
     print_rows(
         [
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
+            *(("data", note) for note in loaded.notes),
             *([("tuning", f"{cost.tuning_runs} runs first, on seeds of their own")] if cost.tuning_runs else []),
             ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
             ("device", f"{cost.device}, {cost.workers} at a time"),
