@@ -79,6 +79,7 @@ def test_more_workers_take_less_time_and_more_memory_with_the_same_groups(tiny):
     assert (one.groups, one.workers, four.workers) == (four.groups, 1, 4)
     assert four.bytes > 2 * one.bytes
     assert four.seconds < one.seconds
+    assert 0 <= one.start < one.seconds
 
 
 @pytest.mark.parametrize("on", ["processes:0", "processes:²", "dask:tcp://there:8786", "locally", "processes:-1"])
