@@ -30,6 +30,19 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f"{hint} (known: {', '.join(names) or 'none'})"
 
 
+def shortened(value: object) -> str:
+    """Return a value as it was given, for an error sentence: its end left out where it is long.
+
+    >>> shortened("digits"), len(shortened(list(range(100))))
+    ("'digits'", 60)
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One entry of a catalogue: a function, its options (the keyword-only parameters) and its declared traits."""
@@ -62,8 +75,9 @@ class Variant:
             several = key in self.traits.get("several", ()) and isinstance(value, list)
             values = value if several and value else [value]
             if default is not inspect.Parameter.empty and not all(_fits(each, default) for each in values):
-                allowed = type(default).__name__
-                raise InputError(f"{where}.{key}: got {value!r}; allowed: a value of type {allowed}, as {default!r}")
+                allowed = f"{KINDS.get(type(default), type(default).__name__)}, as {default!r}"
+                allowed += ", or a list of them" * (key in self.traits.get("several", ()))
+                raise InputError(f"{where}.{key}: got {shortened(value)}; allowed: {allowed}")
             least = self.traits.get("least", {}).get(key)
             if least is not None and min(values) < least:
                 raise InputError(f"{where}.{key}: got {value!r}; allowed: {least} or more")

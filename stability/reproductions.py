@@ -59,11 +59,11 @@ def reproduce(results: Results, asked: Published) -> Reproduction:
         rows, sentence = _over(results, asked, values)
     elif asked.statistic == "sd":
         rows = tuple(_sd_row(arm, figure, values(arm)) for arm, figure in asked.values.items())
-        sentence = _order(asked, lambda a, b: _side(stats.spread_ratio(values(a), values(b), confidence=CONFIDENCE)))
+        sentence = _order(results, asked, lambda a, b: stats.spread_ratio(values(a), values(b), confidence=CONFIDENCE))
     else:
         rows = tuple(_row(arm, figure, values(arm).mean(axis=1)) for arm, figure in asked.values.items())
         sentence = _order(
-            asked, lambda a, b: _side(stats.paired_difference(values(a), values(b), confidence=CONFIDENCE))
+            results, asked, lambda a, b: stats.paired_difference(values(a), values(b), confidence=CONFIDENCE)
         )
     label = results.measures[asked.measure].label
     if asked.factor != 1 and not asked.unit:
@@ -105,8 +105,11 @@ def _row(of: str, published: float, per_seed: np.ndarray) -> Row:
 
 def _sd_row(of: str, published: float, values: np.ndarray) -> Row:
     """Return a row of the standard deviation between seeds, pooled over cells; its interval is that of the order."""
-    variances = np.nanvar(values, axis=0, ddof=1)
-    return Row(of, published, float(np.sqrt(np.nanmean(variances))), (math.nan, math.nan), len(values))
+    several = values[:, np.isfinite(values).sum(axis=0) > 1]
+    if not several.size:
+        return Row(of, published, math.nan, (math.nan, math.nan), 0)
+    variances = np.nanvar(several, axis=0, ddof=1)
+    return Row(of, published, float(np.sqrt(variances.mean())), (math.nan, math.nan), len(values))
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -118,18 +121,36 @@ def _side(found: stats.Comparison) -> int:
     return int(low > found.no_difference) - int(high < found.no_difference)
 
 
-def _order(asked: Published, side: Callable[[str, str], int]) -> str:
-    """Return how many pairs of arms keep the published order, in a sentence."""
+def _order(results: Results, asked: Published, compare: Callable[[str, str], stats.Comparison]) -> str:
+    """Return how many pairs of arms keep the published order, in a sentence; pairs without an interval stay apart."""
     pairs = [(a, b) for a, b in combinations(asked.values, 2) if asked.values[a] != asked.values[b]]
-    agreed = [side(a, b) * np.sign(asked.values[a] - asked.values[b]) for a, b in pairs]
+    found = {pair: compare(*pair) for pair in pairs}
+    compared = [pair for pair in pairs if found[pair].n > 1]
+    agreed = [_side(found[a, b]) * np.sign(asked.values[a] - asked.values[b]) for a, b in compared]
     kept, reversed_, left = (agreed.count(way) for way in (1, -1, 0))
+    lacking = [_why_not(results, *pair) for pair in pairs if pair not in compared]
+    reasons = "; ".join(dict.fromkeys(lacking))
+    if pairs and not compared:
+        return f"Ours cannot be held against the published order: {reasons}."
     if len(pairs) == 1:
         word = "keeps" if kept else "reverses" if reversed_ else "leaves open"
         return f"Ours {word} the published order (95% interval of the pair)."
+    but = f"; {len(lacking)} cannot be compared: {reasons}" if lacking else ""
     return (
         f"Of {len(pairs)} pairs, ours keep the published order in {kept}, reverse it in {reversed_} and leave {left} "
-        "open (95% intervals, each pair for itself)."
+        f"open (95% intervals, each pair for itself){but}."
     )
+
+
+def _why_not(results: Results, *arms: str) -> str:
+    """Return why two arms have no interval of their difference: what there is of too few seeds."""
+    for arm in arms:
+        status = results.runs.loc[results.runs["arm"] == arm, "status"]
+        if (status == "diverged").all():
+            return f"every run of {arm} diverged"
+        if (status != "finished").all():
+            return f"no run of {arm} has a value"
+    return f"fewer than two seeds have a value of both {arms[0]} and {arms[1]}"
 
 
 def _over(results: Results, asked: Published, values: Callable[[str], np.ndarray]) -> tuple[tuple[Row, ...], str]:
@@ -146,13 +167,21 @@ def _over(results: Results, asked: Published, values: Callable[[str], np.ndarray
     )
     stated = _slope(asked.over, list(published), np.array([list(published.values())]))[0]
     own = _row("slope", stated, _slope(asked.over, list(ours), difference))
-    per = f" per doubling of the {asked.over.replace('_', ' ')}" if asked.over in DOUBLING else ""
+    if own.n < 2:
+        return rows, (
+            f"Published, the difference changes by {number(stated)}{_per(asked)}; ours has no slope with an interval: "
+            f"{_why_not(results, *asked.compare)} at every level."
+        )
     low, high = own.interval
     agrees = "this is open" if low <= 0 <= high else "the same sign" if low * stated > 0 else "the other sign"
     return rows, (
-        f"Published, the difference changes by {number(stated)}{per}; here by {number(own.ours)} "
+        f"Published, the difference changes by {number(stated)}{_per(asked)}; here by {number(own.ours)} "
         f"(95% interval {between(own.interval, False)}): {agrees}."
     )
+
+
+def _per(asked: Published) -> str:
+    return f" per doubling of the {asked.over.replace('_', ' ')}" if asked.over in DOUBLING else ""
 
 
 def _slope(over: str, levels: Sequence[float], rows: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -98,6 +98,23 @@ def quarantine(run_dir: Path, path: Path) -> Path:
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def is_as_written(path: Path, written: str | None) -> bool:
+    """Tell whether a file is there and has the checksum that was *written* down for it."""
+    return path.is_file() and checksum(path) == written
+
+
+def damaged_groups(run_dir: Path, groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return a sentence for each finished one of *groups* whose file is missing or not as it was written."""
+    finished = {
+        group_path(run_dir, group["id"]): group["checksum"] for group in groups if group["status"] == "finished"
+    }
+    return tuple(
+        f"{path}: missing or damaged; `stability run` will compute it again"
+        for path, written in finished.items()
+        if not is_as_written(path, written)
+    )
 
 
 def group_path(run_dir: Path, group_id: str) -> Path:
@@ -304,11 +321,8 @@ def read_groups(run_dir: Path, groups: list[dict[str, Any]], warn: Callable[[str
     """Return the rows of all finished groups in one frame; a file that fails its checksum is named and left out."""
     frames = []
     for group in groups:
-        path = group_path(run_dir, group["id"])
-        if group["status"] != "finished":
-            continue
-        if not path.is_file() or checksum(path) != group["checksum"]:
-            warn(f"{path}: missing or damaged; `stability run` will compute it again")
-            continue
-        frames.append(read_group(path))
+        for sentence in (damaged := damaged_groups(run_dir, [group])):
+            warn(sentence)
+        if group["status"] == "finished" and not damaged:
+            frames.append(read_group(group_path(run_dir, group["id"])))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"run": [], "step": []})

@@ -34,6 +34,13 @@ def fresh_python(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
 
+def test_a_rate_of_spikes_is_listed_as_one_number_a_run():
+    from stability.cli.catalogues import measures
+
+    told = {name: by for name, (_, by) in measures().items()}
+    assert (told["loss_spike_rate"], told["loss"]) == ("one number a run", "made at each step")
+
+
 def test_help_answers_without_importing_torch():
     answer = fresh_python(
         "import sys; sys.argv = ['stability', '--help']\n"

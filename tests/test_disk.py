@@ -273,6 +273,22 @@ def test_a_folder_says_what_is_wrong_with_its_captions(tmp_path):
         dataset["folder"](path=str(where), captions="more.jsonl")
 
 
+def test_images_of_a_folder_that_no_caption_names_are_counted(tmp_path):
+    where = tmp_path / "data"
+    write_folder(where, SAMPLES)
+    assert dataset["folder"](path=str(where), image_size=8).notes == ()
+    for name in ("pictures/900.png", "pictures/901.JPG", "902.png", "pictures/notes.txt"):
+        (where / name).write_bytes(png(1))
+    before = dataset["folder"](path=str(where), image_size=8)
+    assert before.notes == (
+        "3 images lie in the folder that no row of captions.csv names (the first: 902.png) and were not used.",
+    )
+    for name in ("pictures/900.png", "902.png"):
+        (where / name).unlink()
+    (note,) = dataset["folder"](path=str(where), image_size=8).notes
+    assert note.startswith("1 image lies in the folder that no row of captions.csv names (the first: pictures/901.JPG)")
+
+
 def test_several_captions_of_one_image_make_as_many_pairs_on_one_side(tmp_path):
     captions = [[f"{one['caption']}", f"the {one['label']} one"] for one in SAMPLES]
     images = [one["image"] for one in SAMPLES]

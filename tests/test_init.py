@@ -90,8 +90,10 @@ def test_a_file_that_is_there_is_never_overwritten(monkeypatch, capsys, workplac
         (("mine", *EMBEDDINGS, "--losses", "clip"), "--losses: got 'clip'; allowed: two or more that differ"),
         (("mine", *EMBEDDINGS, "--losses", "clip,siglp"), "--losses: unknown loss 'siglp'; did you mean 'siglip'?"),
         (("mine", *EMBEDDINGS, "--option", "labl=x"), "'labl=x' is no KEY=VALUE of dataset 'embeddings'; did you mean"),
-        (("mine", *EMBEDDINGS, "--option", "held_out=x"), "held_out: got 'x'; allowed: a value of type float"),
+        (("mine", *EMBEDDINGS, "--option", "held_out=x"), "held_out: got 'x'; allowed: a number"),
         (("mine", "--data", "embeddings", "--path", "no.npz"), "path: no.npz: there is no such file or folder"),
+        (("mine", *EMBEDDINGS, "--option", "held_out=2.0"), "a share between 0 and 1 (--option held_out=VALUE)"),
+        (("mine", "--data", "folder", "--path", "."), "name one by data.captions (--option captions=FILE)"),
         (("a/b", *EMBEDDINGS), "NAME: got 'a/b'; allowed: letters, digits"),
     ],
 )

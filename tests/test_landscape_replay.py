@@ -96,10 +96,17 @@ def test_the_head_of_an_id_is_enough_where_it_is_unique(tiny, tiny_run):
     assert replay_run(tiny_run, None, step=0).run.id == ids[0]
 
 
+def test_a_run_whose_id_is_mistyped_is_named(tiny, tiny_run):
+    known = [run.id for run in runs_of(tiny)]
+    for given in (known[3][:5] + "_" + known[3][5:], known[3][:6] + "_"):
+        with pytest.raises(InputError, match=f"holds no run '{given}'; did you mean '{known[3]}'"):
+            replay_run(tiny_run, given)
+
+
 @pytest.mark.parametrize(
     ("given", "step", "sentence"),
     [
-        ("zzz", None, r"holds no run 'zzz'; the nearest is '\w{16}' \(among 24: "),
+        ("zzz", None, r"holds no run 'zzz' \(known are 24: "),
         ("", None, "holds no run ''"),
         (None, 9, "step is 9; allowed: 0 to 8"),
         (None, -1, "step is -1; allowed: 0 to 8"),

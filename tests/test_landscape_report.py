@@ -101,7 +101,7 @@ def test_the_way_between_two_runs_starts_and_ends_at_their_own_loss_and_recall(m
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--run", "zzz"], "holds no run 'zzz'; the nearest is"),
+        (["--run", "zzz"], "holds no run 'zzz' (known are "),
         (["--run", "{clip}", "--kind", "fliter"], "--kind: unknown kind 'fliter'; did you mean 'filter'"),
         (["--run", "{clip}", "--points", "1"], "--points: got 1"),
         (["--run", "{clip}", "--step", "7"], "step is 7; allowed: 0 to 6"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from stability.execute.machine import peak_of
 from stability.execute.planning import _measured, _shape, estimate, measure, plan_groups, workers_on
 from stability.grid import runs_of
+from stability.probes import Measure, Replica, probe
 from stability.registry import InputError
+from stability.study import Schedule
 
 CPU = torch.device("cpu")
 
@@ -39,6 +43,25 @@ def test_every_arm_and_shape_is_measured_once_and_probes_for_one_arm_of_each_sha
     assert all(len(probes) == 1 for probes in by_shape.values())
 
 
+def test_what_a_process_loads_at_its_first_reading_is_no_cost_of_every_group(tiny, monkeypatch):
+    """A group's probes are timed as later ones find them; the loading stands apart, once."""
+    monkeypatch.setattr(probe, "_variants", dict(probe._variants))
+    begun = []
+
+    @probe(name="loads-once", measures=(Measure("loaded", "Loaded", "Whether it was."),))
+    def loads_once(replica: Replica) -> dict[str, torch.Tensor]:
+        if not begun:
+            time.sleep(0.8)
+        begun.append(True)
+        return {"loaded": torch.ones(())}
+
+    study = tiny.model_copy(update={"probes": {"loads-once": Schedule(every=1)}, "claims": ()})
+    group = plan_groups(study, CPU, runs_of(study)).groups[0]
+    found = [measure(study, group, CPU, bytes_expected=1, steps=1, with_probes=True).timing for _ in range(2)]
+    assert found[0].loading > 0.6
+    assert max(found[0].probes, found[1].probes + found[1].loading) < 0.6
+
+
 def test_where_the_system_does_not_tell_the_peak_the_expected_bytes_stand_in(tiny, monkeypatch):
     group = plan_groups(tiny, CPU, runs_of(tiny)).groups[0]
     monkeypatch.setattr("pathlib.Path.write_text", _refuse)
@@ -56,6 +79,7 @@ def test_more_workers_take_less_time_and_more_memory_with_the_same_groups(tiny):
     assert (one.groups, one.workers, four.workers) == (four.groups, 1, 4)
     assert four.bytes > 2 * one.bytes
     assert four.seconds < one.seconds
+    assert 0 <= one.start < one.seconds
 
 
 @pytest.mark.parametrize("on", ["processes:0", "processes:²", "dask:tcp://there:8786", "locally", "processes:-1"])

@@ -150,7 +150,7 @@ def test_a_probe_of_the_first_seeds_reads_those_of_the_replication(text):
         ),
         ("[replications.'a/b']\ngrid.first_seed = 9", r"replications: got 'a/b'; allowed: a name of letters"),
         ("[replications.'..']\ngrid.first_seed = 9", r"replications: got '\.\.'; allowed: a name of letters"),
-        ("[replications]\nx = 3", r"replications: got {'x': 3}; allowed: tables of overrides, as \[replications"),
+        ("[replications]\nx = 3", r"replications\.x: got 3; allowed: a table of overrides, as \[replications"),
         (
             "[replications.a]\ngrid.first_seed = 9\n[replications.b]\ngrid.first_seed = 11",
             r"replications\.b: has the runs",

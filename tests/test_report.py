@@ -14,7 +14,7 @@ from stability.registry import InputError
 from stability.report import publish, render, write_report
 from stability.report.html import TEMPLATES, as_csv
 from stability.report.limitations import limitations
-from stability.report.method import FORMULAS
+from stability.report.method import FORMULAS, method
 from stability.report.model import answer_of
 from stability.report.tables import plain_table
 
@@ -220,6 +220,18 @@ def test_an_unbounded_interval_and_a_claim_without_effect_are_said_in_words(find
     assert answer_of(claim | {"interval": [-0.5, 0.25]})["interval"] == "−0.5 to 0.25"
     silent = answer_of(claim | {"verdict": "not-testable", "effect": None})
     assert (silent["effect"], silent["word"], silent["shape"]) == (None, "not testable", "–")
+
+
+def test_the_method_of_a_claim_that_could_not_be_tested_tells_no_p_value(results, findings):
+    first, *others = findings.claims
+    for verdict, said in (("supported", True), ("not-testable", False)):
+        claim = replace(
+            first, verdict=verdict, p_value=1.0, p_sign_flip=1.0, method="exact sign interval of the median"
+        )
+        told = method(results, replace(findings, claims=(claim, *others)))
+        text = next(each["text"] for each in told if each["title"] == f"The claim {first.id}")
+        assert ("sign flips" in text, "Test: exact sign interval" in text) == (said, said)
+        assert ("could not be tested" in text) != said
 
 
 def test_limitations_name_what_the_data_show(results, findings):

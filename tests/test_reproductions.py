@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stability.analysis import analyse, findings_text, read
@@ -77,6 +78,36 @@ def test_a_diverged_run_has_no_value(known):
     np.testing.assert_allclose(clip.ours, 0.31)
 
 
+@pytest.mark.parametrize("statistic", ["mean", "sd"])
+def test_where_every_run_of_an_arm_diverged_there_is_no_order_to_speak_of(known, statistic):
+    status = np.where(known.runs["arm"] == "clip", "diverged", "finished")
+    found = reproduce(replace(known, runs=known.runs.assign(status=status)), asked(statistic=statistic))
+    assert [row.n for row in found.rows] == [0, 3]
+    assert np.isnan(found.rows[0].ours)
+    assert found.sentence == "Ours cannot be held against the published order: every run of clip diverged."
+
+
+def test_where_one_seed_is_left_it_is_seeds_that_lack(known):
+    status = np.where(known.runs["seed"] > 0, "diverged", "finished")
+    lone = replace(known, runs=known.runs.assign(status=status))
+    lacking = "fewer than two seeds have a value of both clip and siglip-log-b"
+    assert reproduce(lone, asked()).sentence.endswith(f"the published order: {lacking}.")
+    over = asked(over="batch_size", compare=("clip", "siglip-log-b"), values={"8": 3.0, "16": 2.0})
+    assert reproduce(lone, over).sentence == (
+        "Published, the difference changes by -1 per doubling of the batch size; ours has no slope with an interval: "
+        f"{lacking} at every level."
+    )
+
+
+def test_of_several_pairs_those_without_a_value_are_told_apart(known):
+    third = known.runs[known.runs["arm"] == "clip"].assign(arm="sogclr", status="diverged")
+    third = third.assign(run="x" + third["run"])
+    more = replace(known, runs=pd.concat([known.runs, third], ignore_index=True))
+    sentence = reproduce(more, asked(values={"clip": 10.0, "siglip-log-b": 12.0, "sogclr": 11.0})).sentence
+    assert sentence.startswith("Of 3 pairs, ours keep the published order in 1, reverse it in 0 and leave 0 open")
+    assert sentence.endswith("; 2 cannot be compared: every run of sogclr diverged.")
+
+
 def test_standard_deviations_are_those_between_seeds(known):
     found = reproduce(known, asked(statistic="sd", values={"clip": 0.1, "siglip-log-b": 0.2}))
     siglip = np.sqrt((np.var(SEEDS + OWN, ddof=1) + np.var(SEEDS + OWN + SLOPES, ddof=1)) / 2)
@@ -119,7 +150,30 @@ def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
             'measure = "loss"\nvalues = { clip = "1", siglip-log-b = 2 }',
             r"published\[0\]\.values\.clip: got '1'; allowed: a valid number",
         ),
-        ('measure = "loss"\nvalues = { clip = 1 }', r"published\[0\]\.values.*"),
+        (
+            'measure = "loss"\nvalues = { clip = 1 }',
+            r"published\[0\]\.values: got \{'clip': 1\.0\}; allowed: the figures of two or more arms",
+        ),
+        (
+            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 8 = 3.8 }',
+            r"published\[0\]\.values: got \{'8': 3\.8\}; allowed: the figures of two or more levels of batch_size",
+        ),
+        (
+            'measure = "loss"\nover = "colour"\ncompare = ["clip", "siglip-log-b"]\nvalues = { large = 3.8 }',
+            r"published\[0\]\.over: got 'colour'; allowed: batch_size, .*",
+        ),
+        (
+            'measure = "loss"\nover = "batch_size"\ncompare = ["clip"]\nvalues = { large = 3.8 }',
+            r"published\[0\]\.compare: got \['clip'\]; allowed: a list of two values",
+        ),
+        (
+            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "clip"]\nvalues = { 8 = 3.8, 16 = 4 }',
+            r"published\[0\]\.compare: got 'clip' twice; allowed: two arms that differ",
+        ),
+        (
+            'measure = "loss"\nover = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0.0 = 3.8, 0.4 = 2 }',
+            r"published\[0\]\.values\.0: got a table; allowed: a number, its key in quotes .*, as \"0\.0\"",
+        ),
         ('measure = "loss"\nover = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*over and compare .*"),
         (
             'measure = "loss"\nover = "lr"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 1 = 1, 2 = 2 }',

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -232,9 +233,23 @@ def test_a_damaged_tuning_file_is_trained_again_and_nothing_of_the_test_is_lost(
     (copied / "groups" / f"{victim['id']}.parquet").write_bytes(b"")
     with pytest.raises(InputError, match="the tuning runs are not all finished"):
         analysis.read(copied)
-    trained = []
-    run(parsed(), "cpu", out=copied, watch=Watch(done=lambda group, seconds: trained.append(group.id)))
+    trained, said = [], []
+    run(parsed(), "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, _: trained.append(group.id)))
     assert trained == [victim["id"]]
+    assert sums(copied) == sums(tuned_run)
+    assert len(said) == 1
+
+
+def test_damage_to_the_search_and_to_the_test_is_told_once_a_file(tuned_run, tmp_path):
+    copied = shutil.copytree(tuned_run, tmp_path / "r")
+    groups = json.loads((copied / "manifest.json").read_text())["groups"]
+    victims = [next(entry["id"] for entry in groups if bool(entry.get("tuning")) == of) for of in (True, False)]
+    for victim in victims:
+        (copied / "groups" / f"{victim}.parquet").write_bytes(b"")
+    trained, said = [], []
+    run(parsed(), "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, _: trained.append(group.id)))
+    assert trained == victims
+    assert [Path(each.split("; its")[0].split("kept as ")[1]).stem for each in said] == victims
     assert sums(copied) == sums(tuned_run)
 
 
@@ -280,11 +295,13 @@ EDITS = [
     ("bias = [-10.0, -3.0]", "bais = [-10.0]", r"t\.toml: tune\.bais: no loss .*; did you mean 'bias'\?.*"),
     ("bias = [-10.0, -3.0]", "stepz = 10", r"t\.toml: tune\.stepz: no loss .*; did you mean 'steps'\?.*"),
     ("lr = [0.003, 0.03]", "rate = [0.1]", r"t\.toml: tune\.lr: required, but missing \(given, but .* here: .*rate.*"),
-    ("bias = [-10.0, -3.0]", "bias = []", r"t\.toml: tune\.bias: got \[\]; allowed: a list of values to try"),
-    ("bias = [-10.0, -3.0]", "bias = -10.0", r"t\.toml: tune\.bias: got -10\.0; allowed: a list of values to try"),
+    ("bias = [-10.0, -3.0]", "bias = []", r"t\.toml: tune\.bias: got \[\]; allowed: a list .* scalar 'bias' to try"),
+    ("bias = [-10.0, -3.0]", "bias = -10.0", r"t\.toml: tune\.bias: got -10\.0; allowed: a list .* scalar 'bias' .*"),
     ("bias = [-10.0, -3.0]", 'bias = [-10.0, "B"]', r"t\.toml: tune\.bias\[1\]: a scalar starts .*; got 'B'"),
     ("bias = [-10.0, -3.0]", 'label_smoothing = ["much"]', r"t\.toml: tune\.label_smoothing: got 'much'; allowed: .*"),
     ("untuned = true", 'measure = "recall"', r"t\.toml: tune\.measure: got 'recall'; allowed: a measure with .*"),
+    ("bias = [-10.0, -3.0]", "label_smoothing = 0.1", r".*got 0\.1; allowed: .* of the losses' option .*"),
+    ("seeds = 2", "seeds = 10000000", r"t\.toml: tune\.seeds: got 10000000; allowed: at most 1,000 a setting"),
     ("untuned = true", "noise = 2.0", r"t\.toml: tune\.noise: got 2\.0; allowed: less than or equal to 1"),
     ("lr = [0.01]", "lr = [0.01, 0.1]", r"t\.toml: grid\.lr: got \[0\.01, 0\.1\]; allowed with \[tune\]: one rate, .*"),
 ]  # fmt: skip

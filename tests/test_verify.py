@@ -78,7 +78,31 @@ def test_a_value_off_by_one_bit_is_found_and_the_exit_code_is_1(copied, monkeypa
 def test_a_damaged_file_is_a_difference(copied):
     path = next((copied / "groups").glob("*.parquet"))
     path.write_bytes(path.read_bytes()[:-1])
-    assert ["missing or damaged" in each for each in verify(copied, 0).differences] == [True]
+    found = verify(copied, 0)
+    assert ["missing or damaged" in each for each in found.differences] == [True]
+    assert found.sentence == "1 of 2 finished groups missing or damaged; none trained again"
+
+
+def test_every_file_is_compared_before_anything_is_trained(copied, monkeypatch, capsys):
+    """A group of the search that is damaged leaves the runs of the test unknown: that is not what is said."""
+    manifest = json.loads((copied / "manifest.json").read_text())
+    first, last = (copied / "groups" / f"{entry['id']}.parquet" for entry in manifest["groups"])
+    last.write_bytes(last.read_bytes()[:200])
+    # As replications lie: each a run directory inside that of its study.
+    again = copied / "replications" / "again"
+    shutil.copytree(copied / "groups", again / "groups")
+    shutil.copy(copied / "manifest.json", again)
+    (again / "groups" / first.name).unlink()
+    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--sample", "1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 1
+    found = " ".join(printed.err.split())
+    for path in (last, again / "groups" / last.name, again / "groups" / first.name):
+        assert f"{path.name}: missing or damaged; `stability run` will compute it again" in found
+    assert found.count("missing or damaged") == 3
+    assert "trained again, compared" not in printed.out
 
 
 def test_with_other_versions_means_are_compared_within_the_tolerance(copied):

@@ -70,7 +70,10 @@ def measures() -> dict[str, tuple[Measure, str]]:
     """Return every measure that a claim may name, with what makes it: each step, or a probe."""
     from stability.probes import STEP_MEASURES, probe
 
-    made = {measure.name: (measure, "made at each step") for measure in STEP_MEASURES}
+    made = {
+        measure.name: (measure, "one number a run" if measure.spikes else "made at each step")
+        for measure in STEP_MEASURES
+    }
     for name, variant in sorted(probe.items()):
         made |= {measure.name: (measure, f"made by the probe {name}") for measure in variant.traits["measures"]}
     return {name: each for name, each in made.items() if not each[0].listed}

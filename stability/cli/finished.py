@@ -82,14 +82,22 @@ def verify(
     loss: LossFile = "",
     encoders: Encoders = None,
 ) -> None:
-    """Train a sample of groups again and compare with what is stored; exit code 1 if they differ."""
+    """Compare every file with its checksum, then a sample of groups with themselves trained again.
+
+    Exit code 1 if they differ, or a file is missing or damaged; then nothing is trained.
+    """
     from stability.execute.verifying import verify as check_again
-    from stability.store import has_finished, replications_in
+    from stability.store import damaged_groups, has_finished, read_manifest, replications_in
 
     load_own(loss, encoders)
+    places = (run_dir, *(place for place in replications_in(run_dir) if has_finished(place)))
+    if damaged := [each for place in places for each in damaged_groups(place, read_manifest(place)["groups"])]:
+        for sentence in damaged:
+            complain(sentence)
+        console_to().print("nothing was trained again", soft_wrap=True, markup=False)
+        raise typer.Exit(1)
     differ = False
-    begun = [place for place in replications_in(run_dir) if has_finished(place)]
-    for place in (run_dir, *begun):
+    for place in places:
         with bar("training groups again") as progress:
             verification = check_again(place, sample, progress)
         for sentence in verification.differences:

@@ -99,18 +99,25 @@ def plan(
     print_rows(
         [
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
+            *(("data", note) for note in loaded.notes),
             *([("tuning", f"{cost.tuning_runs} runs first, on seeds of their own")] if cost.tuning_runs else []),
             ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
                 "time",
-                f"about {_minutes(cost.seconds)} (from {cost.measured_steps} steps a group and the probes)",
+                f"about {_minutes(cost.seconds)}{_to_start(cost)} "
+                f"(from {cost.measured_steps} steps a group and the probes)",
             ),
             *((f"replication {name}", _in_short(each)) for name, each in again.items()),
             *([("in all", f"about {_minutes(sum(each.seconds for each in whole))}")] if again else []),
             ("memory", f"about {_gibibytes(peak)} at the peak, Python and PyTorch included{too_much}"),
         ]
     )
+
+
+def _to_start(cost: Cost) -> str:
+    """Return what of the time is spent once on starting, where that is a good part of it; replications spend none."""
+    return f", {_minutes(cost.start)} of it to start" if cost.start > 0.2 * cost.seconds else ""
 
 
 def _in_short(cost: Cost) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stability.datasets import Pairs, dataset, disk
 from stability.datasets.disk import CAPTION_COLUMNS, IMAGE_COLUMNS, Recipe, Sample, column, existing
+from stability.datasets.images import ENDINGS
 from stability.registry import InputError
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -87,7 +90,8 @@ def folder(
     tokens: byte-level BPE of up to *words* words learnt from the training captions, or *tokens* = "bytes". The side of
     a pair hangs on a hash of its image's pixels alone, a share *held_out*. *classes* is a file with a class a line, and
     *label_column* says which one an image is of (by name or number, from 0). More than a share *tolerate* of unusable
-    samples is refused; fewer are left out and counted. All is prepared once, in the folder *cache*.
+    samples is refused; fewer are left out and counted, as are images beside them that no row names. All is prepared
+    once, in the folder *cache*.
     """
     home = existing(path, "a folder of images with a table of captions")
     if not home.is_dir():
@@ -108,5 +112,27 @@ def folder(
             yield Sample(f"{place}: {name or 'no name'}", found, row.get(of_caption), row.get(label_column))
 
     recipe = Recipe(image_size, tokens, words, length, held_out, classes, tolerate)
-    files = [table, *(home / row[of_image] for _, row in rows if of_image in row)]
-    return disk.image_text_pairs("folder", path, files, samples, recipe, cache, of_image, of_caption, label_column)
+    named = [home / row[of_image] for _, row in rows if of_image in row]
+    also = (of_image, of_caption, label_column)
+    pairs = disk.image_text_pairs("folder", path, [table, *named], samples, recipe, cache, *also)
+    return replace(pairs, notes=(*pairs.notes, *_unnamed(Path(os.path.normpath(home)), named, table)))
+
+
+def _unnamed(home: Path, named: Sequence[Path], table: Path) -> tuple[str, ...]:
+    """Return a sentence on the images that lie in the folder, or in parts of it with named ones, but no row names."""
+    known = {Path(os.path.normpath(path)) for path in named}
+    parts = {home, *(path.parent for path in known if path.is_relative_to(home))}
+    left = [path for part in sorted(parts) for path in _images_in(part) if path not in known]
+    if not left:
+        return ()
+    count, lie, were = ("1 image", "lies", "was") if len(left) == 1 else (f"{len(left):,} images", "lie", "were")
+    first = left[0].relative_to(home)
+    return (f"{count} {lie} in the folder that no row of {table.name} names (the first: {first}) and {were} not used.",)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        found = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []  # What cannot be listed holds no image that could be told of.
+    return sorted(path for path in found if path.suffix.lower() in ENDINGS and path.is_file())

@@ -12,6 +12,9 @@ import numpy as np
 from stability.extras import optional
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+"""How files in these formats are usually named."""
 """Read by Pillow itself; others, as EPS, it hands to programs that would run what is in the file."""
 
 

@@ -16,9 +16,9 @@ from stability.grid import SCHEMA, Group, run_table
 from stability.registry import InputError
 from stability.store import (
     MANIFEST,
-    checksum,
     drop_leftovers,
     group_path,
+    is_as_written,
     make_writable,
     parameters_path,
     quarantine,
@@ -59,7 +59,7 @@ def open_run(
     known, tuning = known_runs(study, where, finished)
     runs = {run.id: run for run in known}
     manifest["runs"] = run_table(runs.values())
-    waiting = [entry for entry in old if tuning and entry not in finished and not set(entry["runs"]) <= set(runs)]
+    waits = [entry for entry in old if tuning and entry not in finished and not set(entry["runs"]) <= set(runs)]
     strangers = {run for entry in finished for run in entry["runs"]} - set(runs)
     if strangers and not tuning:
         say(f"{where}: {len(strangers)} stored runs are not in the study any more and are ignored")
@@ -70,7 +70,8 @@ def open_run(
     manifest["bytes_per_replica"] = plan.bytes
     commit = git_commit()
     failures = {entry["id"]: entry for entry in old if entry["status"] == "failed"}
-    manifest["groups"] = finished + [_entry(group, commit, failures) for group in plan.groups] + waiting
+    manifest["groups"] = finished + [_entry(group, commit, failures) for group in plan.groups]
+    manifest["groups"] += [_planned_again(entry) for entry in waits]
     if study.tune:
         manifest["tuning"] = tuning
     write_manifest(where, manifest)
@@ -122,11 +123,19 @@ def _is_intact(where: Path, entry: dict[str, Any], say: Say, save_params: bool) 
     if save_params:
         files[parameters_path(where, entry["id"])] = entry.get("params_checksum")
     for path, written in files.items():
-        if not path.is_file() or checksum(path) != written:
+        if not is_as_written(path, written):
             kept = f", kept as {quarantine(where, path)}" if path.is_file() else ""
             say(f"{path}: {'damaged' if kept else 'missing'}{kept}; its {len(entry['runs'])} runs are computed again")
             return False
     return True
+
+
+def _planned_again(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a group that waits for a search; one found damaged is planned, so that its damage is told once."""
+    if entry["status"] != "finished":
+        return entry
+    gone = ("checksum", "params_checksum", "seconds")
+    return {key: value for key, value in entry.items() if key not in gone} | {"status": "planned"}
 
 
 def narrowed(where: Path, manifest: dict[str, Any], group: Group, parts: Sequence[Group]) -> None:

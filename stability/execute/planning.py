@@ -74,6 +74,8 @@ def plan_groups(study: Study, device: torch.device, runs: Sequence[Run], kept: S
 class Cost:
     """What a study takes on one machine: counts, seconds of training and probes, bytes while the widest train.
 
+    Of the *seconds*, *start* are those until the first worker is ready and has loaded what it needs, paid once.
+
     *runs* are those of the test, *tuning_runs* those of the search before it, *groups* both. Where the test is also run
     without tuning, runs that tuning leaves as they are count twice here and are trained once. *bytes* are those of the
     GPU, or of all worker processes with what Python and PyTorch take (where the system tells no peak, without).
@@ -86,6 +88,7 @@ class Cost:
     device: str
     workers: int
     seconds: float
+    start: float
     measured_steps: int
     bytes: int
 
@@ -141,6 +144,8 @@ def estimate(
         sample = samples[group.arm, _shape(study, group)]
         seconds[group.tuning] += [sample.timing.seconds] * (1 if group.tuning else copies)
         needs.append(sample.bytes)
+    # Each worker starts once, and loads at its first readings.
+    start += max((sample.timing.loading for sample in samples.values()), default=0.0)
     return Cost(
         runs=len(test) * copies,
         tuning_runs=sum(len(group.runs) for group in plan.groups if group.tuning),
@@ -150,6 +155,7 @@ def estimate(
         workers=workers,
         # Nothing of the test can begin before the last of the search is done.
         seconds=start + sum(_makespan(each, workers) for each in seconds.values()),
+        start=start,
         measured_steps=steps,
         bytes=sum(sorted(needs)[-workers:]),
     )

@@ -13,8 +13,9 @@ from stability.execute.machine import device_model, pick_device, reproducible_ar
 from stability.grid import Group, study_of
 from stability.registry import InputError
 from stability.store import (
-    checksum,
+    damaged_groups,
     group_path,
+    is_as_written,
     parameters_path,
     read_group,
     read_manifest,
@@ -54,14 +55,14 @@ def replay_run(
     if entry is None or entry["status"] != "finished":
         raise InputError(f"{where}: run {chosen.id} is not finished; `stability run` goes on with it")
     path, saved = group_path(where, entry["id"]), None
-    if not path.is_file() or checksum(path) != entry["checksum"]:
-        raise InputError(f"{path}: missing or damaged; `stability run` will compute it again")
+    for sentence in damaged_groups(where, [entry]):
+        raise InputError(sentence)
     group = Group(entry["id"], tuple(known[each] for each in entry["runs"]))
     total = study_of(study, group).train.steps
     last = total if step is None else step
     kept = keep(last) if callable(keep) else keep
     params_path = parameters_path(where, entry["id"])
-    if last == total and params_path.is_file() and checksum(params_path) == entry.get("params_checksum"):
+    if last == total and is_as_written(params_path, entry.get("params_checksum")):
         saved = read_parameters(params_path, chosen.id)
     with reproducible_arithmetic():
         return replay(
@@ -84,10 +85,11 @@ def resolve(given: str, known: Collection[str], where: Path) -> str:
         return given if given in known else found[0]
     if found:
         raise InputError(f"{where}: {len(found)} runs begin with {given!r} ({_some(found)}); give more of the id")
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
-    raise InputError(
-        f"{where}: holds no run {given!r}; the nearest is {near[0]!r} (among {len(known)}: {_some(known)})"
-    )
+    near = difflib.get_close_matches(given, known, n=1)
+    # A head is short beside an id: what begins alike is near too.
+    near = near or [each for each in sorted(known) if len(given) > 2 and each.startswith(given[:-1])][:1]
+    nearest = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{where}: holds no run {given!r}{nearest} (known are {len(known)}: {_some(known)})")
 
 
 def _some(ids: Collection[str]) -> str:

@@ -17,7 +17,7 @@ from stability.execute.worker import Task, train_here
 from stability.grid import Group
 from stability.probes import probe
 from stability.registry import InputError
-from stability.store import checksum, group_path, read_group, read_manifest, read_study
+from stability.store import damaged_groups, group_path, read_group, read_manifest, read_study
 from stability.tuning import known_runs
 
 
@@ -33,6 +33,8 @@ class Verification:
     @property
     def sentence(self) -> str:
         """Return the result in one sentence."""
+        if not self.groups:
+            return f"{len(self.differences)} of {self.finished} finished groups missing or damaged; none trained again"
         found = f"{len(self.differences)} differ" if self.differences else "all agree"
         return f"{len(self.groups)} of {self.finished} finished groups trained again, compared {self.terms}: {found}"
 
@@ -44,7 +46,8 @@ def verify(
 
     On the machine and versions that ran them, on a CPU, every value must be bit-identical; elsewhere a typical
     run must agree while training begins, and means over runs at every step, as well as two machines can (see
-    `stability.execute.tolerances`). Probes that measure time are exempt. Nothing in *run_dir* is touched. Raises
+    `stability.execute.tolerances`). Where a finished group's file is missing or damaged, that is the difference told,
+    and nothing is trained. Probes that measure time are exempt. Nothing in *run_dir* is touched. Raises
     `InputError` if it holds no finished group, or this machine lacks the device.
     """
     if sample < 0:
@@ -55,6 +58,9 @@ def verify(
     finished = [entry for entry in manifest["groups"] if entry["status"] == "finished"]
     if not finished:
         raise InputError(f"{where}: holds no finished group; `stability run` goes on with it")
+    # Before anything is trained: without its files of the search, a study does not even know the runs of its test.
+    if damaged := damaged_groups(where, finished):
+        return Verification((), len(finished), "", damaged)
     device = pick_device(manifest["device"]["type"])
     exact = device.type == "cpu" and _changed(manifest, device_model(device)) == ""
     runs = {run.id: run for run in known_runs(study, where, finished)[0]}
@@ -68,9 +74,6 @@ def verify(
                 raise InputError(f"{where}: group {entry['id']} holds runs that its study does not have")
             group = Group(entry["id"], tuple(runs[run] for run in entry["runs"]))
             stored, again = group_path(where, group.id), group_path(Path(folder), group.id)
-            if not stored.is_file() or checksum(stored) != entry["checksum"]:
-                differences.append(f"{stored}: missing or damaged; `stability run` will compute it again")
-                continue
             outcome = train_here(Task(study, group, Path(folder), device), lambda step: None)
             if outcome.failure:
                 differences.append(f"group {group.id}: fails now: {outcome.failure.strip().splitlines()[-1]}")

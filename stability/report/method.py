@@ -215,7 +215,7 @@ def _inference(results: Results, findings: Findings) -> Said:
             f"The claim {claim.id}",
             f"Measure: {measured}{_read(results, asked)}; "
             f"contrast {claim.contrast}{_along(asked)}, expected {expected}, margin {claim.margin:g}. "
-            f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}",
+            f"{_tested(claim)}",
         )
     if results.study.looks:
         yield (
@@ -351,6 +351,13 @@ def _read(results: Results, claim: Claim) -> str:
 def _along(claim: Claim) -> str:
     over = f" over {AXIS_WORDS.get(claim.over, claim.over)}" if claim.over else ""
     return over if claim.threshold is None else f"{over} at {claim.threshold:g}"
+
+
+def _tested(claim: Finding) -> str:
+    """Return how a claim was tested; of one that was not, that it has no p-value, whatever numbers lay there."""
+    if claim.verdict == "not-testable":
+        return "It could not be tested, so that there is no p-value to tell."
+    return f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}"
 
 
 def _sign_flip(claim: Finding) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import AXES, Results, summarise
+from stability.analysis.pairing import reading_of
+from stability.probes import probe
 from stability.stats.wording import between, number, percent
-from stability.study import settings_of
+from stability.study import Claim, settings_of
 from stability.tuning import edges
 
 Json = dict[str, Any]
@@ -75,7 +77,7 @@ def cell_table(results: Results) -> Json:
     axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
     chosen = dict(CELL_MEASURES)
     for claim in results.study.claims:
-        how = claim.reduction if claim.reduction in ("first", "final") else "late"
+        how = _shown_as(results, claim)
         chosen |= {name: how for name in claim.measures if name not in chosen}
     made = {name: _known(results, name, how) for name, how in chosen.items()}
     numbers = {name: values for name, values in made.items() if values is not None}
@@ -96,6 +98,22 @@ def cell_table(results: Results) -> Json:
         shared["lr"] = "as tuned"
     fixed = [f"{AXIS_LABELS[axis].lower()} {value}" for axis, value in shared.items()]
     return {"columns": heads, "rows": rows, "fixed": ", ".join(fixed) or None}
+
+
+def _shown_as(results: Results, claim: Claim) -> str:
+    """Return the reduction by which the table shows a claim's measure: late, unless that says something else.
+
+    What a probe measures where it forks a run lies at no late step, so it is shown as the claim reads it.
+    """
+    forked = {
+        measure.name
+        for name in results.study.probes
+        if probe[name].traits.get("forks")
+        for measure in probe[name].traits["measures"]
+    }
+    if forked & {*claim.measures}:
+        return reading_of(claim, results.measures[claim.measure])[0]
+    return claim.reduction if claim.reduction in ("first", "final") else "late"
 
 
 def missing_table(runs: pd.DataFrame) -> Json:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stability.registry import InputError, nearest
+from stability.registry import InputError, nearest, shortened
 from stability.study.schema import DEFAULT_SCALE, SCALES, Data
 
 Plain = dict[str, Any]
@@ -52,8 +52,12 @@ def replication_tables(plain: Plain, where: str) -> dict[str, Plain]:
 
 def _tables(plain: Plain, key: str, example: str, where: str) -> dict[str, Plain]:
     tables = plain.get(key, {})
-    if not isinstance(tables, dict) or not all(isinstance(value, dict) for value in tables.values()):
-        raise InputError(f"{where}: {key}: got {tables!r}; allowed: tables of overrides, as [{key}.{example}]")
+    if not isinstance(tables, dict):
+        raise InputError(f"{where}: {key}: got {shortened(tables)}; allowed: tables of overrides, as [{key}.{example}]")
+    for name, value in tables.items():
+        if not isinstance(value, dict):
+            place = f"{where}: {key}.{name}"
+            raise InputError(f"{place}: got {shortened(value)}; allowed: a table of overrides, as [{key}.{example}]")
     return tables
 
 

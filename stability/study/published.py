@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from stability.registry import InputError, nearest
+from stability.registry import InputError, nearest, shortened
 from stability.study.coverage import check_first
 from stability.study.schema import DOUBLING, OVER, Published, Study
 from stability.study.searching import Locate
@@ -26,12 +26,25 @@ def check_published(study: Study, published: Published, locate: Locate) -> None:
         raise InputError(f'{where}: got {published.over!r}; allowed: {", ".join(OVER)}, with statistic = "mean"')
     if published.over and len(set(study.grid.values(published.over))) < 2:
         raise InputError(f"{locate('over')}: grid.{published.over} has one value; a slope needs two or more")
-    for arm in published.compare or published.values:
-        if arm not in study.grid.loss:
-            raise InputError(f"{locate('values')}: {arm!r} is not in grid.loss{nearest(arm, study.grid.loss)}")
+    _check_values(study, published, locate)
+
+
+def _check_values(study: Study, published: Published, locate: Locate) -> None:
+    """Raise `InputError` unless the figures are of two or more arms or levels that there can be."""
+    if published.compare and published.compare[0] == published.compare[1]:
+        where = locate("compare")
+        raise InputError(f"{where}: got {published.compare[0]!r} twice; allowed: two arms that differ")
+    named = {"compare": published.compare} if published.compare else {"values": tuple(published.values)}
+    for key, arms in named.items():
+        for arm in arms:
+            if arm not in study.grid.loss:
+                raise InputError(f"{locate(key)}: {arm!r} is not in grid.loss{nearest(arm, study.grid.loss)}")
     for level in published.values if published.over else ():
         if not _is_level(level, above_zero=published.over in DOUBLING):
             raise InputError(f"{locate('values')}: got {level!r}; allowed: values of {published.over}, as numbers")
+    if len(published.values) < 2:
+        where, of = locate("values"), f"levels of {published.over}" if published.over else "arms"
+        raise InputError(f"{where}: got {shortened(published.values)}; allowed: the figures of two or more {of}")
 
 
 def _is_level(text: str, above_zero: bool) -> bool:

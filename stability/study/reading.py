@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from stability.registry import InputError, nearest
+from stability.registry import InputError, nearest, shortened
 from stability.study.checks import check, check_replication
 from stability.study.overriding import at_scale, in_words, overridden, replication_tables
 from stability.study.schema import DEFAULT_SCALE, NAME_PATTERN, Study
@@ -176,19 +176,29 @@ def _sentence(error: ValidationError, locate: Locate) -> str:
         return f"{place}: unknown key{nearest(str(keys[-1]), known)}"
     if kind == "tuple_type" and isinstance(first["input"], dict):
         return f"{place}: got one table; allowed: a list of tables, each under [[{keys[-1]}]]"
+    if kind in ("missing", "too_long") and isinstance(first["input"], list | tuple):
+        items, listed = list(first["input"]), keys[:-1] if kind == "missing" else keys
+        return f"{locate(*listed)}: got {shortened(items)}; allowed: a list of two values"
     if kind == "missing":
         odd = [key for key in first["input"] if key not in _model_at(keys).model_fields]
         beside = f" (given, but not known here: {', '.join(odd)})" if odd else ""
         return f"{place}: required, but missing{beside}"
+    if kind == "float_type" and isinstance(first["input"], dict):
+        dotted = f"{keys[-1]}.{next(iter(first['input']), 0)}"
+        return f'{place}: got a table; allowed: a number, its key in quotes where it holds a dot, as "{dotted}"'
+    table, many = "a table", "a list"
     plain = {
+        "dict_type": table,
+        "model_type": table,
+        "model_attributes_type": table,
+        "list_type": many,
+        "tuple_type": many,
+        "string_type": "a text, in quotes",
         "too_short": "at least one value",
         "string_too_short": "a text that is not empty",
         "string_pattern_mismatch": "a name of letters, digits, spaces and . _ + -",
     }
     said = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{place}: got {_short(first['input'])}; allowed: {plain.get(kind, said.removeprefix('input should be '))}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return (
+        f"{place}: got {shortened(first['input'])}; allowed: {plain.get(kind, said.removeprefix('input should be '))}"
+    )

@@ -248,7 +248,7 @@ class Published(_Frozen):
     source: Text
     transfers: Text
     measure: Name
-    values: Annotated[dict[str, float], Field(min_length=2)]
+    values: dict[str, float]
     statistic: Literal["mean", "sd"] = "mean"
     reduction: Reduction = "late"
     factor: float = 1.0

@@ -18,6 +18,9 @@ Locate = Callable[..., str]
 FIRST_TUNING_SEED = 1_000_000
 """Tuning runs have seeds from here on, test runs lower ones: no run of the search is a run of the test."""
 
+MOST_TUNING_SEEDS = 1_000
+"""Far beyond what a choice between settings needs, and few enough to be planned at once."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -127,17 +130,14 @@ def search_of(study: Study) -> Study:
 
 def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
     """Raise `InputError` with one sentence on the first thing in ``[tune]`` that cannot be searched."""
-    for key in tune.options:
-        _check_known(study, tune, key, locate)
-    for key in ("lr", *tune.options):
-        values = tune.lr if key == "lr" else tune.options[key]
-        if not isinstance(values, list | tuple) or not values:
-            raise InputError(f"{locate('tune', key)}: got {values!r}; allowed: a list of values to try")
-        if len(set(map(repr, values))) < len(values):
-            raise InputError(f"{locate('tune', key)}: got {list(values)}; allowed: values that differ")
+    _check_lists(study, tune, locate)
     for key in tune.options:
         _check_searched(study, tune, key, locate)
     _check_criterion(study, locate)
+    if tune.seeds > MOST_TUNING_SEEDS:
+        raise InputError(
+            f"{locate('tune', 'seeds')}: got {tune.seeds}; allowed: at most {MOST_TUNING_SEEDS:,} a setting"
+        )
     if len(study.grid.lr) != 1:
         where = locate("grid", "lr")
         raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with [tune]: one rate, that of untuned runs")
@@ -153,6 +153,28 @@ def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
             settings_of(study, name)
     except InputError as error:
         raise InputError(f"{locate('tune', 'lr')}: {error}") from error
+
+
+def _check_lists(study: Study, tune: Tune, locate: Locate) -> None:
+    """Raise `InputError` unless every key is known and lists values that differ."""
+    for key in tune.options:
+        _check_known(study, tune, key, locate)
+    for key in ("lr", *tune.options):
+        values = tune.lr if key == "lr" else tune.options[key]
+        if not isinstance(values, list | tuple) or not values:
+            raise InputError(f"{locate('tune', key)}: got {values!r}; allowed: {_to_try(study, key)}")
+        if len(set(map(repr, values))) < len(values):
+            raise InputError(f"{locate('tune', key)}: got {list(values)}; allowed: values that differ")
+
+
+def _to_try(study: Study, key: str) -> str:
+    """Return what a key of ``[tune]`` takes, which may bear the name of a key that other tables have."""
+    if key == "lr":
+        return "a list of rates to try"
+    variants = [loss[study.arm(name).loss] for name in study.grid.loss]
+    if any(key in scalars_of(variant) for variant in variants):
+        return f"a list of initial values of the losses' scalar {key!r} to try"
+    return f"a list of values of the losses' option {key!r} to try"
 
 
 def _check_known(study: Study, tune: Tune, key: str, locate: Locate) -> None:

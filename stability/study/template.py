@@ -11,7 +11,7 @@ from typing import Any
 
 from stability.datasets import Pairs, dataset
 from stability.losses import loss
-from stability.registry import InputError, nearest
+from stability.registry import KINDS, InputError, nearest
 from stability.study.reading import parse_study
 from stability.study.schema import SCALES
 
@@ -144,7 +144,7 @@ def parse_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
         try:
             options[key] = wanted(value)
         except ValueError as error:
-            raise InputError(f"--option: {key}: got {value!r}; allowed: a value of type {wanted.__name__}") from error
+            raise InputError(f"--option: {key}: got {value!r}; allowed: {KINDS[wanted]}") from error
     return options
 
 
@@ -174,7 +174,10 @@ def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequen
             raise InputError(f"--losses: unknown loss {each!r}{nearest(each, loss)}")
     if len(losses) < 2 or len({*losses}) < len(losses):
         raise InputError(f"--losses: got {', '.join(losses)!r}; allowed: two or more that differ, as clip,siglip")
-    pairs: Pairs = dataset[kind](**options)
+    try:
+        pairs: Pairs = dataset[kind](**options)
+    except InputError as error:
+        raise InputError(_as_typed(kind, str(error))) from error
     if len(pairs.held_out) > MOST_HELD_OUT and "held_out" not in options:
         # A round share: it is written into a file that people read.
         share = float(f"{MOST_HELD_OUT / len(pairs.image):.1g}")
@@ -190,6 +193,32 @@ def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequen
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
     return path
+
+
+def _as_typed(kind: str, sentence: str) -> str:
+    """Return what is wrong with options of data, with each as it is typed on the command line beside its key.
+
+    >>> _as_typed("folder", "captions: a holds 0 tables (none); name one by data.captions")
+    'captions: a holds 0 tables (none); name one by data.captions (--option captions=FILE)'
+    >>> _as_typed("folder", "length: got 0; allowed: 1 or more")
+    'length: got 0; allowed: 1 or more (--option length=VALUE)'
+    >>> _as_typed("folder", "path: x: there is no such file or folder")
+    'path: x: there is no such file or folder (--path)'
+    """
+    known = dataset[kind].options
+
+    def typed(key: str) -> str:
+        values = {"path": "", "captions": "FILE", "classes": "FILE", "cache": "FOLDER"}
+        value = values.get(key, "COLUMN" if key.endswith("_column") else "VALUE")
+        return f"(--option {key}={value})" if value else "(--path)"
+
+    def beside(found: re.Match[str]) -> str:
+        return f"{found[0]} {typed(found[1])}" if found[1] in known else found[0]
+
+    said = re.sub(r"\bdata\.(\w+)\b(?: = [\w.]*\w)?", beside, sentence)
+    head = re.match(r"(\w+)(?:: | = )", sentence)
+    at_fault = head is not None and said == sentence and head[1] in known
+    return f"{said} {typed(head[1])}" if head is not None and at_fault else said
 
 
 def study_text(

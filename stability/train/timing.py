@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,15 +21,19 @@ REPEATED = 3.0
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a group: to get ready, of all its steps, of all readings of its probes with the children they fork."""
+    """Seconds of a group: to get ready, of all its steps, of all readings of its probes with the children they fork.
+
+    *loading* is what first readings took longer than later ones: a process pays it once, whatever groups it trains.
+    """
 
     ready: float
     steps: float
     probes: float
+    loading: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """All together."""
+        """All of the group's own."""
         return self.ready + self.steps + self.probes
 
 
@@ -41,23 +45,30 @@ def time_group(
     Without probes (*with_probes*) these count as none. Children of forked runs are not trained here: their steps take
     what those of their parents take.
     """
-    # What a first step loads, it loads once for all groups.
-    Trainer(study, group, pairs, device).step()
+    cold = _cold(study, group, pairs, device, study.probes if with_probes else ())
     start = time.perf_counter()
     trainer = Trainer(study, group, pairs, device)
     trainer.step()
     ready = time.perf_counter() - start
     each = sorted(_seconds(trainer.step, device) for _ in range(steps))[steps // 2]
     children = [trainer.population.theta] * CHILDREN
-    probes = 0.0
-    for name in study.probes if with_probes else ():
-        reading = _seconds(partial(trainer.read, name, children), device)
+    probes = loading = 0.0
+    for name, reading in cold.items():
         if reading < REPEATED:
-            probes += reading
+            first = _seconds(partial(trainer.read, name, children), device)
+            loading += max(0.0, reading - first)
             reading = _seconds(partial(trainer.read, name, children), device)
-            probes -= reading
+            probes += first - reading
         probes += reading * len(study.due(name)) + each * child_steps(study, name, group.runs)
-    return Timing(ready, each * study.train.steps, probes)
+    return Timing(ready, each * study.train.steps, probes, loading)
+
+
+def _cold(study: Study, group: Group, pairs: Pairs, device: torch.device, names: Iterable[str]) -> dict[str, float]:
+    """Return the seconds of the first readings there are, by probe, after a step: both load what they need, once."""
+    trainer = Trainer(study, group, pairs, device)
+    trainer.step()
+    children = [trainer.population.theta] * CHILDREN
+    return {name: _seconds(partial(trainer.read, name, children), device) for name in names}
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
