@@ -129,7 +129,7 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = Fals
             loss[step > at] = math.nan
         frame = pd.DataFrame({"run": run.id, "step": step, "loss": loss, "log_scale": 2.3 + level * step / total})
         frame["bias"] = math.nan if run.arm == "clip" else -10.0 + step / total
-        frame["duplicate_share"] = 0.01
+        frame["duplicate_share"], frame["learning_rate"] = 0.01, run.lr
         every25, every50, every100 = step % 25 == 0, step % 50 == 0, step % 100 == 0
         frame["recall_at_1"] = np.where(every25, recall, math.nan)
         frame["recall_at_1_chance"] = np.where(every25, 0.0136, math.nan)
