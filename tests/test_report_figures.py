@@ -147,13 +147,15 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = Fals
         weights = np.exp(-np.abs(np.arcsinh(nodes * 50)))
         frame["hessian_high"] = np.where(curved, high, math.nan)
         frame["hessian_low"] = np.where(curved, -high / 20, math.nan)
+        for end in ("high", "low"):
+            frame[f"hessian_{end}_residual"] = np.where(curved, 1e-6 * high, math.nan)
         frame["sharpness_ratio"] = np.where(curved, high / 120, math.nan)
         frame["hessian_nodes"] = [nodes if shown else None for shown in curved]
         frame["hessian_weights"] = [weights / weights.sum() if shown else None for shown in curved]
         frames.append(frame)
         cell = {key: getattr(run, key) for key in ("arm", "seed", *AXES)}
         rows.append({"run": run.id, **cell, "status": "diverged" if diverged else "finished", "diverged_at": at})
-    manifest = {"versions": {"python": "3"}, "device": {"type": "cpu"}, "groups": []}
+    manifest = {"versions": {"python": "3"}, "device": {"type": "cpu", "model": "chip"}, "groups": []}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), study.measures)
 
 
