@@ -95,7 +95,8 @@ def _attend_aligned(heads: int, x: Tensor, wanted: bool) -> tuple[Tensor, Pull]:
         slope = slope.reshape(-1, length, heads, split_up.shape[-1]).transpose(1, 2).reshape(value.shape)
         by_weights = torch.bmm(slope, value.mT)
         by_logits = softmax_backward(by_weights, weights, -1, weights.dtype)
-        by_query, by_key, by_value = found = torch.empty_like(split_up)
+        # Of one head, what was split up may lie between the others; into such places products go one by one.
+        by_query, by_key, by_value = found = torch.empty_like(split_up, memory_format=torch.contiguous_format)
         by_query.baddbmm_(by_logits, key, beta=0, alpha=scale)
         by_key.baddbmm_(by_logits.mT, query, beta=0, alpha=scale)
         torch.bmm(weights.mT, slope, out=by_value)
