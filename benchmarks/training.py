@@ -285,7 +285,8 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         panel.set_xlabel("replicas")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("ms per replica and step")
-    panels[0].legend(frameon=False, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
     picture.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
