@@ -126,7 +126,8 @@ def train_step(population: Population, index: Tensor) -> dict[str, Tensor]:
     features = {name: kept.rows(index) for name, kept in population.features.items()}
     # Texts are looked at for duplicates as well.
     batch = population.feed.batch(index, population.generators, without=features.keys() - {"text"})
-    asked = asked_of(plan, population.runs, population.draws, population.state, population.step, index.shape[1:-1])
+    draws, state = population.draws, population.state
+    asked = asked_of(plan, population.runs, draws, state, population.step, index.shape[1:-1], index.device)
     with torch.no_grad():
         gradient = room_for(population.theta)
         params = plan.layout.unflatten(population.theta)

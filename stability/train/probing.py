@@ -61,14 +61,15 @@ def asked_of(
     state: Mapping[str, Tensor],
     step: int,
     lead: torch.Size,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Return what the loss asks for beside the batch, (R, *lead, ...): its step, random numbers and state."""
     asked: dict[str, Any] = {}
     shape = (len(runs), *lead)
     if "step" in plan.loss.reserved:
-        asked["step"] = torch.full(shape, step)
+        asked["step"] = torch.full(shape, step, device=device)
     if "uniform" in plan.loss.reserved:
-        asked["uniform"] = uniform_numbers(runs, draws, lead)
+        asked["uniform"] = uniform_numbers(runs, draws, lead).to(device)
     if "state" in plan.loss.reserved:
         asked["state"] = {
             name: value.view(len(runs), *(1 for _ in lead), *value.shape[1:]).expand(*shape, *value.shape[1:])
@@ -197,7 +198,7 @@ def probe_batches(
     some = feed.select(chosen)
     draws = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
     state = {key: value[chosen] for key, value in snapshot.state.items()}
-    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1])
+    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1], index.device)
     return some.batch(index, some.generators(use)) | asked
 
 
