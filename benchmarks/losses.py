@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stability.losses.fused import siglip_sum_tiled, clip_sum_tiled
+from stability.losses.fused import clip_sum_tiled, siglip_sum_tiled
 from stability.losses.logits import both_ways, sum_over_pairs
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.losses import clip, fused, siglip
-from stability.losses.fused import TILE, is_large, siglip_sum_tiled, clip_sum_tiled
+from stability.losses.fused import TILE, clip_sum_tiled, is_large, siglip_sum_tiled
 from stability.losses.logits import both_ways
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stability.losses import Scalar, loss
 from stability.losses.batched import clip_kernel
-from stability.losses.fused import is_large, clip_sum_tiled
+from stability.losses.fused import clip_sum_tiled, is_large
 from stability.losses.logits import both_ways, scaled, scaled_similarities
 
 

@@ -41,7 +41,8 @@ def adamw(
     """Return Adam's direction, -m_hat / (sqrt(v_hat) + eps); weight decay is decoupled from it.
 
     m and v are running means of the gradient and of its square, *betas* their decays; hats correct the bias of their
-    start at zero. Kingma and Ba (2015), arXiv:1412.6980, Alg. 1; Loshchilov and Hutter (2019), arXiv:1711.05101, Alg. 2.
+    start at zero. Kingma and Ba (2015), arXiv:1412.6980, Alg. 1; Loshchilov and Hutter (2019), arXiv:1711.05101,
+    Alg. 2.
     """
     # Torch's fused kernel, one pass over gradient and both means: a step of rate 1 from zero is the direction.
     direction = torch.zeros_like(grad)

@@ -66,6 +66,8 @@ class CapturedStep:
                 result = self._step(kept)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            self.note = f"the step cannot be recorded as a CUDA graph, so its operations are launched one by one: {reason}"
+            self.note = (
+                f"the step cannot be recorded as a CUDA graph, so its operations are launched one by one: {reason}"
+            )
             return
         self._graph, self._inputs, self._result = graph, kept, result

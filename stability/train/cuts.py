@@ -21,8 +21,8 @@ MOST_FEATURES = 4096
 class Cut:
     """A tower in two parts: *locked*, whose features of a sample never change, and the *rest* (maybe of no layers).
 
-    *names* are the parameters of the locked part, *shape* is that of one sample's features (float32), *forward* the rest
-    for all replicas at once where its layers are supported.
+    *names* are the parameters of the locked part, *shape* is that of one sample's features (float32), *forward* the
+    rest for all replicas at once where its layers are supported.
     """
 
     locked: nn.Module

@@ -50,7 +50,7 @@ class Features:
         return self.table.device.type == "cpu"
 
     def rows(self, index: Tensor) -> Tensor:
-        """Return the features (R, ..., B, *shape) of the pairs at *index* (R, ..., B), which lies where the table does."""
+        """Return the features (R, ..., B, *shape) of pairs; the *index* (R, ..., B) is on the table's device."""
         first = self.owner * self.table.shape[1]
         rows = index + first.view(-1, *(1,) * (index.dim() - 1))
         return self.table.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)

@@ -76,7 +76,9 @@ def _write(plan: Blueprint, grads: Params, grad: Tensor) -> None:
     nothing = grad.new_zeros(1, 1)
     replicas = len(grad)
     parts = [
-        grads[name].reshape(replicas, size) if name in grads and name not in plan.fixed else nothing.expand(replicas, size)
+        grads[name].reshape(replicas, size)
+        if name in grads and name not in plan.fixed
+        else nothing.expand(replicas, size)
         for name, size in plan.layout.sizes.items()
     ]
     padding = grad.shape[1] - plan.layout.size

@@ -88,8 +88,7 @@ def _write(
     width = len(log.runs)
     columns: dict[str, object] = {}
     if pending:
-        values = torch.stack(pending, 1)[:, :, :width].cpu().numpy()
-        columns |= dict(zip(names, values, strict=True))
+        columns |= dict(zip(names, torch.stack(pending, 1)[:, :, :width].cpu().numpy(), strict=True))
     for reading in readings:
         kept = [replica for replica in reading.replicas if replica < width]
         for name, values in reading.values.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,9 @@ class OptimizerState:
 
     def select(self, rows: Tensor) -> OptimizerState:
         """Return a copy of the state of some replicas, by their indices."""
-        return OptimizerState({name: value[rows] for name, value in self.buffers.items()}, self.count.clone(), self.steps)
+        return OptimizerState(
+            {name: value[rows] for name, value in self.buffers.items()}, self.count.clone(), self.steps
+        )
 
 
 def variant_of(train: Train) -> tuple[Variant, dict[str, object]]:
@@ -117,16 +119,17 @@ class ParamGroups:
     lr_multiplier: Tensor | None
 
     @classmethod
-    def of(
-        cls, parameters: Sequence[tuple[int, float, float]], width: int, device: torch.device | None = None
-    ) -> ParamGroups:
-        """Return the rows for parameters given in order by (size, weight decay, lr multiplier), padded to *width*."""
-        decay = torch.cat([torch.full((size,), decay) for size, decay, _ in parameters])
-        multiplier = torch.cat([torch.full((size,), multiplier) for size, _, multiplier in parameters])
-        multiplier = torch.nn.functional.pad(multiplier, (0, width - len(multiplier)), value=1.0)
-        last = int(decay.nonzero().max()) + 1 if decay.any() else 0
-        all_one = bool((multiplier == 1).all())
-        return cls(decay[:last].to(device), None if all_one else multiplier.to(device))
+    def of(cls, parameters: Sequence[tuple[int, float, float]], theta: Tensor) -> ParamGroups:
+        """Return the rows for *theta*, whose parameters lie in order with their (size, decay, lr multiplier)."""
+
+        def row(values: Iterable[tuple[int, float]], padding: float) -> Tensor:
+            parts = torch.cat([theta.new_full((size,), value) for size, value in values])
+            return torch.nn.functional.pad(parts, (0, theta.shape[-1] - len(parts)), value=padding)
+
+        decay = row(((size, decay) for size, decay, _ in parameters), 0.0)
+        multiplier = row(((size, multiplier) for size, _, multiplier in parameters), 1.0)
+        decaying = int(decay.nonzero().max()) + 1 if bool(decay.any()) else 0
+        return cls(decay[:decaying], None if bool((multiplier == 1).all()) else multiplier)
 
 
 def update_norm(update: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=initial_state(study.train, theta),
-        groups=ParamGroups.of(parameters, theta.shape[1], device),
+        groups=ParamGroups.of(parameters, theta),
         rates=LearningRates.of(study.train, [run.lr for run in runs], device),
         clipper=GradClipper.of(study.train, len(runs), device),
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
