@@ -170,7 +170,9 @@ class Blueprint:
         """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's state after it."""
         given = within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
-            stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
+            # Made on the device: an index from the host would be waited for in every step.
+            first, second = torch.triu_indices(len(towers), len(towers), offset=1, device=towers[0].device)
+            stacked = torch.stack(towers)
             pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(
                 stacked[first], stacked[second]
             )
