@@ -39,7 +39,7 @@ def batched_forward(tower: nn.Module) -> Forward | None:
         return None
     if len(list(tower.named_parameters(remove_duplicate=False))) != len(list(tower.parameters())):
         return None
-    return lambda params, samples: _run(tower, _tree(params), samples)
+    return lambda params, samples: LAYERS[type(tower)](tower, _tree(params), samples)
 
 
 def _is_supported(module: nn.Module) -> bool:
@@ -64,12 +64,11 @@ def _tree(params: Params) -> ParamTree:
     return tree
 
 
-def _run(module: nn.Module, params: ParamTree, x: Tensor) -> Tensor:
-    return LAYERS[type(module)](module, params, x)
-
-
 def _submodule(module: nn.Module, name: str, params: ParamTree, x: Tensor) -> Tensor:
-    return _run(getattr(module, name), params.get(name, {}), x)
+    # Not `getattr`, which torch looks up in several dictionaries.
+    submodule = module._modules[name]
+    assert submodule is not None
+    return LAYERS[type(submodule)](submodule, params.get(name, {}), x)
 
 
 def layer(*types: type[nn.Module]) -> Callable[[LayerForward], LayerForward]:
@@ -115,7 +114,7 @@ def _linear(module: nn.Linear, params: ParamTree, x: Tensor) -> Tensor:
     if "bias" in params:
         # Not `baddbmm`: for small matrices it sums in another order than the product alone, which vmap takes.
         product.add_(params["bias"][:, None])
-    return product.unflatten(1, x.shape[1:-1])
+    return product.view(*x.shape[:-1], -1)
 
 
 @layer(nn.LayerNorm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Layout:
         return {name: math.prod(self.shapes[name]) for name in order}
 
     @cached_property
+    def starts(self) -> dict[str, int]:
+        """Where each parameter begins."""
+        return dict(zip(self.sizes, itertools.accumulate(self.sizes.values(), initial=0), strict=False))
+
+    @cached_property
     def size(self) -> int:
         """Number of elements of all parameters."""
         return sum(self.sizes.values())
@@ -63,6 +69,16 @@ class Layout:
             name: part.view((*flat.shape[:-1], *self.shapes[name][:: -1 if name in self.turned else 1]))
             for name, part in parts
         }
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """Return one parameter as a view of *flat* (..., P)."""
+        start, shape = self.starts[name], self.shapes[name]
+        part = flat[..., start : start + self.sizes[name]]
+        return (
+            part.view((*flat.shape[:-1], *shape[::-1])).mT
+            if name in self.turned
+            else part.view((*flat.shape[:-1], *shape))
+        )
 
     def unflatten(self, flat: Tensor) -> Params:
         """Return the parameters as views of *flat* (..., P)."""

@@ -179,11 +179,14 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
     everything that outlives the step is updated in place, so that it can be recorded once and replayed.
     """
     plan, train = population.plan, population.study.train
-    params = plan.layout.unflatten(population.theta)
     with torch.no_grad():
         batch, features = _batch(population, inputs)
         # Before the update moves them.
-        scalars = [params[f"loss.{name}"].clone() for name in population.measures if name in SCALARS]
+        scalars = [
+            plan.layout.view(population.theta, f"loss.{name}").clone()
+            for name in SCALARS
+            if name in plan.initial_scalars
+        ]
         losses, state = value_and_grad(plan, population.theta, batch, population.grad, features)
         norm = torch.linalg.vector_norm(population.grad, dim=-1)
         population.alive &= torch.isfinite(losses + norm)
@@ -206,7 +209,7 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
         for name, value in state.items():
             population.state[name].copy_(value)
         for name in plan.reprojected:
-            rows = params[name]
+            rows = plan.layout.view(population.theta, name)
             rows.copy_(normalize(rows, dim=-1))
         duplicates = duplicate_share(identity(batch["text"], population.hash_multipliers))
         measures = torch.stack([losses, norm, clipped, *scalars, *update.values(), inputs["rate"], duplicates])
