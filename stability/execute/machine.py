@@ -137,8 +137,10 @@ def reproducible_arithmetic() -> Iterator[None]:
     Memory freed in the meantime is kept for the next step.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(PRECISION)
+    torch.backends.cudnn.allow_tf32 = False  # which the setting above leaves on, for convolutions
     _keep_memory(HELD)
     try:
         yield
@@ -146,6 +148,7 @@ def reproducible_arithmetic() -> Iterator[None]:
         _keep_memory(USUAL)
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def core_count() -> int:
