@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,22 +81,26 @@ def ended(stage: StageFile, name: str, code: int | None, limit: float, log: Path
 
 
 def run_all(names: Sequence[str], minutes: float, options: Options) -> list[StageFile]:
-    """Run stages in order until the minutes are over; what was left out has a row that says so."""
-    deadline, stages = time.monotonic() + 60 * minutes, []
+    """Run stages until the minutes are over, in order, at toy sizes side by side; what was left out has a row."""
+    deadline = time.monotonic() + 60 * minutes
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        left = deadline - time.monotonic()
-        if left <= 0:
+
+    def run_one(name: str) -> StageFile:
+        begun = time.monotonic()
+        if begun >= deadline:
             why = f"left out: {minutes:g} minutes were over"
             stage = StageFile(options.out / f"{name}.json", options.dry, [Row(name, "stage", "end", why)], why)
             stage.write()
         else:
-            begun = time.monotonic()
             # What is under way when the minutes are over may end a row, and begins no other.
-            stage = run_stage(name, min(LIMITS[name], left + 15), options)
-            print(f"{name}: {stage.ended}, {len(stage.rows)} rows, {time.monotonic() - begun:.0f} s", flush=True)
-        stages.append(stage)
-    return stages
+            stage = run_stage(name, min(LIMITS[name], deadline - begun + 15), options)
+        print(f"{name}: {stage.ended}, {len(stage.rows)} rows, {time.monotonic() - begun:.0f} s", flush=True)
+        return stage
+
+    if options.dry:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(run_one, names))
+    return [run_one(name) for name in names]
 
 
 def chosen(text: str) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,13 +177,13 @@ def study(plan: Plan) -> Iterator[Row]:
     words = ["run", name, "--scale", scale, "--device", plan.device, "--out", str(where), "--no-replications"]
     if plan.dry:
         words += ["--on", "processes:1"]
+    shutil.rmtree(where, ignore_errors=True)  # an earlier run would be finished already
     begun = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "stability", *words], cwd=ROOT)
     try:
         code = process.wait(max(5.0, plan.left() - 12))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(10)
+        code = interrupted(process)
     seconds, case = time.monotonic() - begun, f"{plan.study if not plan.dry else 'toy'}, {scale}"
     yield Row("study", case, "exit code", code, goal="0")
     yield Row("study", case, "whole command", seconds, "s")
@@ -194,6 +195,16 @@ def study(plan: Plan) -> Iterator[Row]:
             yield Row("study", case, figure, path.stat().st_size / 1e6, "MB")
         elif file == "report.pdf" and code == 0:
             yield Row("study", case, figure, "absent: typst is not here; pip install typst, then stability report")
+
+
+def interrupted(process: subprocess.Popen[bytes], patience: float = 8.0) -> int:
+    """Return the exit code of a process that is interrupted, and killed where that does not end it."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def study_rows(case: str, seconds: float, manifest: Mapping[str, object]) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -127,8 +128,8 @@ def ours(plan: Plan, work: Work, known: Loop) -> Iterator[Row]:
 
     case, goal = case_of(work), GOALS.get((work.towers, work.replicas), "")
     limits, needs = measured_ceilings(plan), demand(work_of(plan, work.towers, 1))
-    for figure, capture in (("ours, CUDA graph", True), ("ours, eager", False)):
-        if capture and (plan.device == "cpu" or not can_capture()):
+    for figure, capture in (("ours, CUDA graph", None), ("ours, eager", False)):
+        if capture is None and (plan.device == "cpu" or not can_capture()):
             yield Row("training", case, figure, "absent: nothing is captured here")
             continue
         with reproducible_arithmetic():
@@ -138,7 +139,7 @@ def ours(plan: Plan, work: Work, known: Loop) -> Iterator[Row]:
             yield Row("training", case, f"{figure}: until timed", time.perf_counter() - begun, "s")
             for note in dict.fromkeys(note for trainer in trainers for note in getattr(trainer, "notes", ())):
                 yield Row("training", case, f"{figure}: note", note)
-            if capture and not all(getattr(trainer, "captured", False) for trainer in trainers):
+            if capture is None and not all(getattr(trainer, "captured", False) for trainer in trainers):
                 figure = f"{figure} (not captured)"
             yield speed_row(case, figure, ms, losses, known, goal)
             yield Row("training", case, f"{figure}: of the matrix ceiling", 1000 * needs[0] / limits[0] / ms, "share")
@@ -180,8 +181,9 @@ def launches_of(step: Callable[[], object], device: str) -> Launches:
     # Calls of CUDA's runtime and driver: cudaLaunchKernel, cudaLaunchKernelExC, cuLaunchKernel, cudaGraphLaunch...
     words = ("LaunchKernel", "GraphLaunch", "MemcpyAsync", "MemsetAsync")
     host = [event for event in events if event.name.startswith("cu") and any(word in event.name for word in words)]
-    work = [event for event in events if event.device_type == DeviceType.CUDA]
-    return Launches(len(host), len(work), sum(event.self_device_time_total for event in work) / 1000)
+    # What is annotated on the host, as an optimizer's step, is seen on the device again, around its kernels.
+    work = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    return Launches(len(host), len(work), sum(event.time_range.elapsed_us() for event in work) / 1000)
 
 
 def launch_rows(plan: Plan, case: str, figure: str, trainers: Sequence[Trainer], step_ms: float) -> Iterator[Row]:
@@ -253,6 +255,7 @@ def jax_row(plan: Plan, work: Work, known: Loop) -> Iterator[Row]:
     if plan.left() < 30:
         yield Row("training", case, "JAX", "left out: no time left")
         return
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it would take most of the GPU's memory at once
     import jax
 
     if jax.default_backend() == "cpu":
