@@ -5,7 +5,9 @@ All are built in a process of their own. Data lie on the device before the clock
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -33,33 +35,62 @@ def ours(work: Work, threads: int) -> Advance:
 
     A worker trains a group from its first step to its last in one context, which is entered here for good.
     """
-    study = work.study()
     del threads  # one, whatever is offered
     context = ExitStack()
     context.enter_context(reproducible_arithmetic())
-    pairs, runs = study.pairs(), work.runs(study)
-    width = WIDEST[torch.device(work.device).type]
-    parts = [runs[start : start + width] for start in range(0, len(runs), width)]
-    trainers = [Trainer(study, Group("benchmark", part), pairs, torch.device(work.device)) for part in parts]
+    step_all = advance_of(trainers_of(work), work.last - work.first)
 
     def advance(steps: int, held: ExitStack = context) -> np.ndarray:
-        # One group after the other, as a worker trains them.
-        losses = [torch.stack([trainer.step()["loss"] for _ in range(steps)]) for trainer in trainers]
-        return torch.cat(losses, 1).cpu().numpy()[:, : work.last - work.first]
+        return step_all(steps)
 
     return advance
 
 
-def loop(work: Work, threads: int, compiled: bool = False) -> Advance:
-    """Train one replica after the other with modules, autograd and fused AdamW, as a tutorial would."""
+def trainers_of(work: Work, capture: bool | None = None) -> list[Trainer]:
+    """Return a trainer for each group of the replicas; *capture* as `Trainer` takes it, where it does."""
+    study = work.study()
+    pairs, runs, device = study.pairs(), work.runs(study), torch.device(work.device)
+    width = WIDEST[device.type]
+    parts = [runs[start : start + width] for start in range(0, len(runs), width)]
+    options = {"capture": capture} if can_capture() else {}
+    return [Trainer(study, Group("benchmark", part), pairs, device, **options) for part in parts]
+
+
+def can_capture() -> bool:
+    """Return whether this version's trainer takes the option to capture its step in a CUDA graph."""
+    return "capture" in inspect.signature(Trainer).parameters
+
+
+def advance_of(trainers: Sequence[Trainer], replicas: int) -> Advance:
+    """Return what trains one group after the other, as a worker does."""
+
+    def advance(steps: int) -> np.ndarray:
+        # A captured step writes its losses where the next one will write them too.
+        losses = [torch.stack([trainer.step()["loss"].clone() for _ in range(steps)]) for trainer in trainers]
+        return torch.cat(losses, 1).cpu().numpy()[:, :replicas]
+
+    return advance
+
+
+def loop(work: Work, threads: int, compiled: bool = False, graphed: bool = False) -> Advance:
+    """Train one replica after the other with modules, autograd and fused AdamW, as a tutorial would.
+
+    Losses are read after the last step, so that a GPU is not waited for at every one.
+    """
     torch.set_num_threads(threads)
     study = work.study()
     pairs = study.pairs()
     steppers = [
-        _one_replica(work, study, run.seed, _pairs_of_batches(work, study, run), compiled) for run in work.runs(study)
+        _one_replica(work, study, run.seed, _pairs_of_batches(work, study, run), compiled, graphed)
+        for run in work.runs(study)
     ]
     del pairs
-    return lambda steps: np.array([[next(stepper) for _ in range(steps)] for stepper in steppers]).T
+
+    def advance(steps: int) -> np.ndarray:
+        losses = [torch.stack([next(stepper) for _ in range(steps)]) for stepper in steppers]
+        return torch.stack(losses, 1).cpu().numpy()
+
+    return advance
 
 
 def loop_in_one_thread(work: Work, threads: int) -> Advance:
@@ -73,6 +104,11 @@ def compiled_loop(work: Work, threads: int) -> Advance:
     return loop(work, threads, compiled=True)
 
 
+def graphed_loop(work: Work, threads: int) -> Advance:
+    """Train like `loop`, its whole step captured in a CUDA graph and replayed."""
+    return loop(work, threads, graphed=True)
+
+
 def _pairs_of_batches(work: Work, study: Study, run: object) -> list[tuple[Tensor, Tensor]]:
     pairs = study.pairs()
     places = batches(pairs, run, EPOCH)  # type: ignore[arg-type]
@@ -80,8 +116,8 @@ def _pairs_of_batches(work: Work, study: Study, run: object) -> list[tuple[Tenso
 
 
 def _one_replica(
-    work: Work, study: Study, seed: int, data: list[tuple[Tensor, Tensor]], compiled: bool
-) -> Iterator[float]:
+    work: Work, study: Study, seed: int, data: list[tuple[Tensor, Tensor]], compiled: bool, graphed: bool
+) -> Iterator[Tensor]:
     image, text = (tower.to(work.device) for tower in towers(study, study.pairs(), seed).values())
     log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32, device=work.device))
     parameters = [*image.parameters(), *text.parameters()]
@@ -96,17 +132,46 @@ def _one_replica(
         betas=study.train.betas,
         eps=study.train.eps,
         fused=True,
+        capturable=graphed,
     )
 
     def objective(pixels: Tensor, words: Tensor) -> Tensor:
         return clip(F.normalize(image(pixels), dim=-1), F.normalize(text(words), dim=-1), log_scale=log_scale)
 
     measured = torch.compile(objective, dynamic=False) if compiled else objective
-    step = 0
-    while True:
+
+    def take_step(pixels: Tensor, words: Tensor) -> Tensor:
         optimizer.zero_grad()
-        value = measured(*data[step % EPOCH])
+        value = measured(pixels, words)
         value.backward()
         optimizer.step()
-        yield value.item()
-        step += 1
+        return value.detach()
+
+    if graphed:
+        yield from _replayed(take_step, data)
+    for step in itertools.count():
+        yield take_step(*data[step % EPOCH])
+
+
+WARM_UP = 3
+"""Steps before a capture: they set up what is set up once, such as the optimizer's state and cuBLAS."""
+
+
+def _replayed(take_step: Callable[[Tensor, Tensor], Tensor], data: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+    """Yield the losses of a step that is captured after its first executions, on a stream of their own."""
+    pixels, words = (samples.clone() for samples in data[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        first = [take_step(*data[step]) for step in range(WARM_UP)]
+    torch.cuda.current_stream().wait_stream(side)
+    yield from first
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = take_step(pixels, words)
+    for step in itertools.count(WARM_UP):
+        fresh_pixels, fresh_words = data[step % EPOCH]
+        pixels.copy_(fresh_pixels)
+        words.copy_(fresh_words)
+        graph.replay()
+        yield value.clone()

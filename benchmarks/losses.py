@@ -54,16 +54,19 @@ LOSSES: dict[str, dict[str, Loss]] = {
 }
 
 
-def inputs(batch: int) -> tuple[Tensor, ...]:
+def inputs(batch: int, device: str = "cpu") -> tuple[Tensor, ...]:
     """Return images, texts, log t and bias."""
     image, text = normalize(torch.randn(2, batch, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
-    return tuple(x.requires_grad_() for x in (image, text, torch.tensor(math.log(10.0)), torch.tensor(-10.0)))
+    scalars = torch.tensor(math.log(10.0)), torch.tensor(-10.0)
+    return tuple(x.to(device).requires_grad_() for x in (image, text, *scalars))
 
 
 def step(loss: Loss, given: tuple[Tensor, ...]) -> float:
     """Return the seconds of one forward and backward pass."""
     start = time.perf_counter()
     torch.autograd.grad(loss(*given), given, allow_unused=True)
+    if given[0].is_cuda:
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

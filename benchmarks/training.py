@@ -132,21 +132,29 @@ def team(engine: Engine, work: Work) -> Iterator[Team]:
             process.join()
 
 
-def ceilings() -> tuple[float, float]:
-    """Return this machine's floating-point operations a second in a large matrix product, and bytes a second copied."""
+def ceilings(device: str = "cpu", side: int = 1536, numbers: int = 16_000_000) -> tuple[float, float]:
+    """Return the device's floating-point operations a second in a large matrix product, and bytes a second copied."""
     torch.set_num_threads(core_count())
-    a, x = torch.randn(1536, 1536), torch.randn(16_000_000)
+    a, x = torch.randn(side, side, device=device), torch.randn(numbers, device=device)
     y = torch.empty_like(x)
 
     def best(call: Callable[[], object]) -> float:
         times = []
         for _ in range(10):
+            settle(device)
             start = time.perf_counter()
             call()
+            settle(device)
             times.append(time.perf_counter() - start)
         return min(times)
 
     return 2 * len(a) ** 3 / best(lambda: a @ a), 2 * x.nbytes / best(lambda: y.copy_(x))
+
+
+def settle(device: str) -> None:
+    """Wait until the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def demand(work: Work) -> tuple[float, float]:

@@ -142,6 +142,17 @@ def test_a_study_is_planned_run_reported_and_published(monkeypatch, capsys, tmp_
     assert "tiny" in (tmp_path / "reports/index.html").read_text()
 
 
+def test_a_report_without_typst_ends_well_and_says_what_brings_the_pdf(monkeypatch, capsys, tiny_run, tmp_path):
+    where = tmp_path / "tiny"
+    shutil.copytree(tiny_run, where)
+    monkeypatch.setitem(sys.modules, "typst", None)
+    code, said, err = called(monkeypatch, capsys, "report", str(where))
+    assert code == 0, err
+    assert f"`pip install typst` brings it, and `stability report {where}` writes the PDF then" in said
+    assert (where / "report" / "index.html").is_file()
+    assert not (where / "report" / "report.pdf").exists()
+
+
 def test_a_run_that_is_interrupted_keeps_what_is_finished_and_exits_with_130(tmp_path, tiny_text):
     (tmp_path / "tiny.toml").write_text(tiny_text.replace("steps = 8\n", "steps = 4000\n"))
     command = [*PROGRAM, "run", "tiny.toml", "--on", "processes:1", "--device", "cpu"]

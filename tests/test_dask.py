@@ -184,6 +184,15 @@ def test_a_worker_with_another_version_is_refused_in_words(scheduler, tmp_path):
         worker.wait()
 
 
+def test_two_workers_on_one_gpu_while_others_are_idle_are_refused_in_words():
+    from stability.execute.cluster import _check_cards
+
+    _check_cards({"tcp://a:1": ("GPU-3f", 1), "tcp://a:2": ("GPU-3f", 1)})  # there is no other
+    _check_cards({"tcp://a:1": ("GPU-3f", 2), "tcp://b:1": ("GPU-77", 2)})
+    with pytest.raises(InputError, match="workers tcp://a:1 and tcp://a:2: train on the same GPU and see 2"):
+        _check_cards({"tcp://a:1": ("GPU-3f", 2), "tcp://a:2": ("GPU-3f", 2)})
+
+
 def test_the_source_is_part_of_what_must_be_equal():
     import torch
 

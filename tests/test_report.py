@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -195,6 +196,29 @@ def test_only_the_formats_asked_for_are_written(bare, results, findings, tmp_pat
     assert 'href="report.pdf"' not in bare["html"].read_text()
     with pytest.raises(InputError, match=r"unknown format 'docx' \(known: html, pdf\)"):
         render(results, findings, tmp_path, formats=("docx",))
+
+
+def test_without_typst_a_report_is_written_that_says_how_to_get_the_pdf(results, findings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typst", None)  # importing it raises ModuleNotFoundError
+    (tmp_path / "report.pdf").write_bytes(b"%PDF of an older report")
+    paths = render(results, findings, tmp_path)
+    assert set(paths) == {"json", "findings", "html", "picture"}
+    assert not (tmp_path / "report.pdf").exists()
+    text = paths["html"].read_text()
+    assert "the package &#39;typst&#39; is not installed; `pip install typst` brings it" in text
+    assert 'href="report.pdf"' not in text
+    with pytest.raises(InputError, match="formats: no PDF: the package 'typst' is not installed"):
+        render(results, findings, tmp_path, formats=("html", "pdf"))
+
+
+def test_without_typst_publishing_says_how_to_get_the_pdf(written, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typst", None)
+    (tmp_path / "run" / "report").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest_of("test")))
+    for kind in ("html", "findings", "json"):
+        (tmp_path / "run" / "report" / written[kind].name).write_bytes(written[kind].read_bytes())
+    with pytest.raises(InputError, match=r"report\.pdf is missing; no PDF: .*`pip install typst`"):
+        publish([tmp_path / "run"], tmp_path / "reports")
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):

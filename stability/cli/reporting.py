@@ -21,7 +21,7 @@ def load_own(loss: str, encoders: Sequence[str] | None) -> None:
 def write_report(where: Path, as_json: bool = False) -> int:
     """Write the report, print the verdicts and the path (or findings.json alone), and return the exit code."""
     from stability.analysis import analyse, read
-    from stability.report import render
+    from stability.report import render, why_no_pdf
     from stability.report.terminal import print_verdicts
 
     console = console_to()
@@ -45,4 +45,6 @@ def write_report(where: Path, as_json: bool = False) -> int:
         complain(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
     if not as_json:
         console.print(f"report: {paths['html']}", soft_wrap=True, markup=False)
+        if "pdf" not in paths:
+            console.print(why_no_pdf().replace("RUN_DIR", str(where)), style="yellow", soft_wrap=True, markup=False)
     return 1 if failed else 0

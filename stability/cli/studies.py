@@ -82,12 +82,13 @@ def plan(
 ) -> None:
     """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
     from stability.execute import estimate, executor_of, pick_device
+    from stability.execute.devices import devices_of
     from stability.execute.machine import device_memory
     from stability.execute.planning import workers_on
 
     loaded, plugins = study_with(encoders, study, scale)
     chosen = pick_device(device)
-    workers, memory = workers_on(on, chosen), device_memory(chosen)
+    workers, memory = workers_on(on, chosen), device_memory(chosen) * max(1, len(devices_of(chosen)))
     with executor_of(on, device, plugins) as executor:
         cost = estimate(loaded, chosen, workers=workers, executor=executor)
         again = {

@@ -15,7 +15,7 @@ from stability.execute.executors import executor_of
 from stability.execute.lock import owned
 from stability.execute.machine import pick_device
 from stability.execute.manifest import narrowed, open_run
-from stability.execute.planning import estimate
+from stability.execute.planning import estimate, sharing_of
 from stability.execute.replaying import replay_run
 from stability.execute.scheduling import SILENCE, Watch, in_order, side_by_side
 from stability.execute.worker import Outcome, Task
@@ -115,7 +115,7 @@ def _train_what_is_known(
     fail_fast: bool,
 ) -> bool:
     """Train the groups that can be planned by now, and return whether more will follow, as the test does a search."""
-    manifest, groups = open_run(study, where, device, watch.say, save_params)
+    manifest, groups = open_run(study, where, device, watch.say, save_params, sharing_of(executor))
     if only_failed:
         groups = _failed(manifest, groups, where, watch)
     watch.begin(len(groups))

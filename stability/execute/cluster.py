@@ -1,9 +1,10 @@
 """The workers of a Dask cluster as an executor of groups: the same numbers on more than one machine.
 
 A worker must have this machine's versions and model of device, and one thread. What it declares is respected: a group
-on a GPU takes one ``GPU``; where workers declare ``MEMORY``, a group takes the bytes that it needs; further resources
-are named in the address, as ``dask:tcp://HOST:PORT?BIG=1``. Dask pickles what it sends between machines: a scheduler
-belongs on a network of your own.
+on a GPU takes one ``GPU``, which is the first that its worker sees, so each worker of a machine is started with a
+``CUDA_VISIBLE_DEVICES`` of its own; where workers declare ``MEMORY``, a group takes the bytes that it needs; further
+resources are named in the address, as ``dask:tcp://HOST:PORT?BIG=1``. Dask pickles what it sends between machines: a
+scheduler belongs on a network of your own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from urllib.parse import parse_qsl
 
 import torch
 
+from stability.execute.devices import VISIBLE, card_in_use
 from stability.execute.worker import Outcome, Task, environment, sign_path, train_elsewhere
 from stability.extras import optional
 from stability.plugins import Plugin, load_plugins
@@ -35,9 +37,9 @@ PATIENCE = 10.0
 def cluster_of(address: str, device: torch.device, plugins: Sequence[Plugin] = ()) -> Iterator[Cluster]:
     """Yield the workers of the scheduler at *address* (``tcp://HOST:PORT``, with ``?NAME=AMOUNT`` for resources).
 
-    Raises `InputError` if no scheduler answers, if a worker has other versions or another device than this machine, or
-    if a resource is asked for that no worker declares. Workers may join later; a scheduler that has none yet is waited
-    for.
+    Raises `InputError` if no scheduler answers, if a worker has other versions or another device than this machine, if
+    workers would share a GPU while others are idle, or if a resource is asked for that no worker declares. Workers may
+    join later; a scheduler that has none yet is waited for.
     """
     distributed = optional("distributed", f"--on dask:{address}", "dask")
     place, _, query = address.partition("?")
@@ -51,6 +53,8 @@ def cluster_of(address: str, device: torch.device, plugins: Sequence[Plugin] = (
         declared = [worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
         _check_declared(needs, declared, address)
         _check_alike(client.run(environment, device, on_error="return"), environment(device))
+        if device.type == "cuda":
+            _check_cards(client.run(card_in_use, device))
         cluster = Cluster(client, plugins, needs)
         try:
             yield cluster
@@ -92,6 +96,21 @@ def _check_alike(found: Mapping[str, Any], ours: Mapping[str, str]) -> None:
         for name, here in ours.items():
             if (there := theirs.get(name, "unknown")) != here:
                 raise InputError(f"worker {worker}: has {name} {there}, this machine {here}; results could differ")
+
+
+def _check_cards(cards: Mapping[str, tuple[str, int]]) -> None:
+    """Raise `InputError` for two workers that train on one GPU although they see several, by worker.
+
+    >>> _check_cards({"tcp://a:1": ("GPU-3f", 1), "tcp://a:2": ("GPU-3f", 1), "tcp://b:1": ("GPU-77", 2)})
+    """
+    users: dict[str, str] = {}
+    for worker, (card, seen) in cards.items():
+        if seen > 1 and card in users:
+            raise InputError(
+                f"workers {users[card]} and {worker}: train on the same GPU and see {seen}; start each with a "
+                f"{VISIBLE} of its own, as `dask cuda worker` of the package dask-cuda does"
+            )
+        users[card] = worker
 
 
 class Cluster(Executor):

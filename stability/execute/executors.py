@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 
+from stability.execute.devices import devices_of
 from stability.execute.machine import pick_device
 from stability.execute.planning import worker_count
 from stability.execute.pool import WorkerPool
@@ -17,9 +18,10 @@ from stability.registry import InputError
 def executor_of(on: str, device: str = "auto", plugins: Sequence[Plugin] = ()) -> Iterator[Executor | None]:
     """Yield the executor that ``--on`` names.
 
-    ``local`` is one worker process a core on a CPU, and this process on a GPU; ``processes:N`` is N worker processes;
-    ``dask:ADDRESS`` the workers of a Dask scheduler (see `stability.execute.cluster`). Each worker loads *plugins*
-    first. Leaving by an exception, as an interruption is, stops the workers of this machine at once.
+    ``local`` is one worker process a core on a CPU, this process on a GPU, and one worker process a GPU where there are
+    several; ``processes:N`` is N worker processes, which take the GPUs in turn; ``dask:ADDRESS`` the workers of a Dask
+    scheduler (see `stability.execute.cluster`). Each worker loads *plugins* first. Leaving by an exception, as an
+    interruption is, stops the workers of this machine at once.
     """
     kind, _, rest = on.partition(":")
     if kind == "dask" and rest:
@@ -37,7 +39,7 @@ def executor_of(on: str, device: str = "auto", plugins: Sequence[Plugin] = ()) -
     if on == "local" and workers == 1:
         yield None
         return
-    pool = WorkerPool(workers, plugins)
+    pool = WorkerPool(workers, plugins, devices_of(pick_device(device)))
     try:
         yield pool
     except BaseException:

@@ -34,15 +34,15 @@ NONE: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
 
 def open_run(
-    study: Study, where: Path, device: torch.device, say: Say, save_params: bool = False
+    study: Study, where: Path, device: torch.device, say: Say, save_params: bool = False, sharing: int = 1
 ) -> tuple[dict[str, Any], tuple[Group, ...]]:
     """Return the manifest of a new or continued run, written to disk, and the groups still to be trained.
 
     Groups once planned keep their runs, so that a run that was interrupted ends in the same files as one that was not;
     only runs that are in no kept group are planned anew. With *save_params* a group whose parameters were not saved is
     still to be trained. *say* is told of stored runs that the study has no more, of damaged files, and of what was left
-    out of the data. While a search is not finished only its runs are planned (``manifest["tuning"]`` says so); what was
-    planned of the test then waits in the manifest.
+    out of the data; *sharing* is how many workers share a GPU. While a search is not finished only its runs are planned
+    (``manifest["tuning"]`` says so); what was planned of the test then waits in the manifest.
     """
     make_writable(where)
     drop_leftovers(where)
@@ -66,7 +66,7 @@ def open_run(
     open_again = [entry for entry in old if entry not in finished and set(entry["runs"]) <= set(runs)]
     kept = [Group(entry["id"], tuple(runs[run] for run in entry["runs"])) for entry in open_again]
     covered = {run for entry in (*finished, *open_again) for run in entry["runs"]}
-    plan = plan_groups(study, device, [run for run in runs.values() if run.id not in covered], kept)
+    plan = plan_groups(study, device, [run for run in runs.values() if run.id not in covered], kept, sharing)
     manifest["bytes_per_replica"] = plan.bytes
     commit = git_commit()
     failures = {entry["id"]: entry for entry in old if entry["status"] == "failed"}

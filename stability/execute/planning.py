@@ -10,7 +10,9 @@ from functools import partial
 
 import torch
 
+from stability.execute.devices import devices_of
 from stability.execute.machine import core_count, device_memory, device_model, peak_of, reproducible_arithmetic
+from stability.execute.pool import WorkerPool
 from stability.grid import Group, Run, groups_of, runs_of, study_of, tuning_runs_of
 from stability.registry import InputError
 from stability.study import Study
@@ -31,11 +33,11 @@ class Plan:
 
 
 def worker_count(device: torch.device) -> int:
-    """Return how many processes train side by side: one a core on a CPU, each with one thread; one on a GPU.
+    """Return how many processes train side by side: one a core on a CPU, each with one thread; one on each GPU.
 
     One thread each, because the arithmetic of a small model is too short to share: two threads wait for each other.
     """
-    return 1 if device.type == "cuda" else core_count()
+    return max(1, len(devices_of(device))) if device.type == "cuda" else core_count()
 
 
 def workers_on(on: str, device: torch.device) -> int:
@@ -52,13 +54,21 @@ def workers_on(on: str, device: torch.device) -> int:
     return int(count)
 
 
-def plan_groups(study: Study, device: torch.device, runs: Sequence[Run], kept: Sequence[Group] = ()) -> Plan:
+def sharing_of(executor: Executor | None) -> int:
+    """Return how many workers of *executor* share one GPU; 1 where it is not known to place its workers."""
+    return executor.sharing if isinstance(executor, WorkerPool) else 1
+
+
+def plan_groups(
+    study: Study, device: torch.device, runs: Sequence[Run], kept: Sequence[Group] = (), sharing: int = 1
+) -> Plan:
     """Return the *kept* groups and new ones of *runs*, longest first.
 
-    A new group is as wide as half the memory of its worker allows: a pure function of study and machine.
+    A new group is as wide as half the memory of its worker allows: a pure function of study and machine, and on a GPU
+    of how many workers are *sharing* it.
     """
     pairs = study.pairs()
-    budget = device_memory(device) // 2 // worker_count(device)
+    budget = device_memory(device) // 2 // (sharing if device.type == "cuda" else worker_count(device))
     needs = {
         (arm, size): bytes_per_replica(study, arm, size, pairs)
         for arm in study.grid.loss
@@ -130,10 +140,10 @@ def estimate(
     What a probe takes hangs on the towers and the batch, hardly on the loss: it is read for one arm of each batch size.
     The measurements are taken on *executor*, side by side as the groups will train, or one by one in this process.
     *workers* is the number of processes that will train side by side (None: `worker_count`); more workers take more
-    memory in all, but the groups stay the same.
+    memory in all, but the groups stay the same (except where more workers than GPUs have to share one).
     """
     test = runs_of(study)
-    plan = plan_groups(study, device, (*tuning_runs_of(study), *test))
+    plan = plan_groups(study, device, (*tuning_runs_of(study), *test), sharing=sharing_of(executor))
     workers = min(workers or worker_count(device), max(1, len(plan.groups)))
     samples, start = _measured(study, plan, device, steps, workers, executor)
     # Without tuning as well, the test is trained twice over.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
+from stability.execute.devices import workers_a_device
 from stability.execute.worker import begin
 from stability.plugins import Plugin
 
@@ -16,18 +17,25 @@ from stability.plugins import Plugin
 class WorkerPool(Executor):
     """A `ProcessPoolExecutor` that can be rebuilt after a worker's death; each worker loads *plugins* first.
 
+    Where *devices* are several, as `stability.execute.devices.devices_of` names them, each worker sees one of them, in
+    turn, also after a death. `sharing` is how many workers share the memory of one device.
+
     Workers are begun in a thread of the pool's own, whoever submits: Linux ends them with that thread (see `begin`), so
     it must live as long as they do.
     """
 
-    def __init__(self, workers: int, plugins: Sequence[Plugin] = ()) -> None:
-        self._workers, self._plugins = workers, tuple(plugins)
+    def __init__(self, workers: int, plugins: Sequence[Plugin] = (), devices: Sequence[str] = ()) -> None:
+        self._workers, self._plugins, self._devices = workers, tuple(plugins), tuple(devices)
+        self.sharing = workers_a_device(workers, devices)
         self._starter = ThreadPoolExecutor(1, "starter", _hear_no_interruption)
         self._pool = self._fresh()
 
     def _fresh(self) -> ProcessPoolExecutor:
         # Spawned, not forked: a fork copies locks of threads that it does not copy.
-        return ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"), begin, (self._plugins,))
+        context = multiprocessing.get_context("spawn")
+        # A pool gives all its workers the same arguments: they number themselves, anew in every pool.
+        number = context.Value("i", 0) if len(self._devices) > 1 else None
+        return ProcessPoolExecutor(self._workers, context, begin, (self._plugins, self._devices, number))
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule a call; raises `BrokenExecutor` after a worker's death, until `rebuild`."""

@@ -16,16 +16,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from stability.execute.devices import VISIBLE, device_of_worker
 from stability.execute.machine import device_model, reproducible_arithmetic, source_hash, versions
 from stability.grid import Group, study_of
 from stability.plugins import Plugin, load_plugins
 from stability.store import disk_fault, group_path, parameters_path
 from stability.study import Study
 from stability.train import train_group
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 HEARTBEAT = 0.5
 """Seconds between two signs of life of a worker."""
@@ -202,9 +206,10 @@ def _taken_along(path: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def begin(plugins: Sequence[Plugin]) -> None:
+def begin(plugins: Sequence[Plugin], devices: Sequence[str] = (), number: Synchronized[int] | None = None) -> None:
     """Make a worker process ready: it knows the user's losses, and ends when its parent is gone, even if killed.
 
+    With a *number*, which counts the workers of a pool, it sees one of *devices* only, from before CUDA is first used.
     An interruption at the terminal, which reaches every process, is its parent's to handle.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -218,6 +223,10 @@ def begin(plugins: Sequence[Plugin]) -> None:
         _die_with_the_parent()
         # Where the system does not see to it; and a parent that was gone already is noticed nowhere else.
         threading.Thread(target=watch, daemon=True).start()
+    if number is not None:
+        with number.get_lock():
+            os.environ[VISIBLE] = device_of_worker(number.value, devices)
+            number.value += 1
     load_plugins(plugins)
 
 

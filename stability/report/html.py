@@ -27,11 +27,11 @@ LARGEST_CSV = 100_000
 """Compressed bytes beyond which the page does not carry a table at all; report.json always does."""
 
 
-def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, pdf: bool) -> str:
+def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, pdf: bool, no_pdf: str = "") -> str:
     """Return the page of a report.
 
     *figures* holds each figure's themed SVG with its label, *found* is the text of findings.json, *pdf* whether
-    report.pdf lies beside the page.
+    report.pdf lies beside the page, and *no_pdf* the sentence that says why it does not.
     """
     shown = {
         figure["id"]: {"svg": Markup(figures[figure["id"]]), **_data(as_csv(figure["table"]))}
@@ -39,7 +39,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, p
         for figure in section["figures"]
     }
     template = environment().get_template("page.html")
-    return template.render(report=report, figures=shown, findings=_json_block(found), pdf=pdf)
+    return template.render(report=report, figures=shown, findings=_json_block(found), pdf=pdf, no_pdf=no_pdf)
 
 
 def environment() -> Environment:

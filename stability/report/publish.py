@@ -9,6 +9,7 @@ from typing import Any
 from stability.registry import InputError
 from stability.report.html import environment
 from stability.report.ledger import RULE, answer, coverage, entries
+from stability.report.pdf import why_no_pdf
 from stability.store import read_manifest, write_atomically
 from stability.study import shipped_studies
 
@@ -30,7 +31,9 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
             raise InputError(f"{run_dir}: is a replication; publish the run of {name!r} that it lies in")
         missing = [name for name in FILES if not (source / name).is_file()]
         if missing:
-            raise InputError(f"{source}: {missing[0]} is missing; write it with `stability report {run_dir}`")
+            reason = why_no_pdf() if missing[0] == "report.pdf" else ""
+            remedy = reason or f"write it with `stability report {run_dir}`"
+            raise InputError(f"{source}: {missing[0]} is missing; {remedy}")
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(f"{run_dir}: the study's name {name!r} cannot name a directory")
         _copy(source, reports / name)
