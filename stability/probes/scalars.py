@@ -13,6 +13,7 @@ from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
 @probe(
     least={"batches": 1},
     fixed_batches=True,
+    holds=("batches",),
     measures=(
         Measure(
             "bias_gradient", "Gradient on b", "dL/db of the mean loss over independent batches.", "nats", scalar="bias"

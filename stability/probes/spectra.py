@@ -32,6 +32,7 @@ def in_scalars(name: str) -> bool:
 @probe(
     stacked=True,
     fixed_batches=True,
+    holds=("batches",),
     least={"batches": 1, "steps": 1, "edge_steps": 1, "trace_probes": 1},
     measures=(
         Measure("hessian_high", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
@@ -124,8 +125,11 @@ def curvature(
     seeded. Raw eigenvalues scale with the loss; the sharpness ratio does not. Cohen et al. (2022), arXiv:2207.14484.
     """
 
+    # An accelerator takes all batches in one graph, if its memory holds it.
+    chunk = 1 if replica.learning_rate.device.type == "cpu" else None
+
     def of(**how: Any) -> Spectrum:
-        return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=1, **how)
+        return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=chunk, **how)
 
     whole = of(steps=steps, trace_probes=trace_probes)
     towers = of(steps=edge_steps, trace_probes=1, block=in_towers)
@@ -163,6 +167,7 @@ def curvature(
     stacked=True,
     alone=True,
     fixed_batches=True,
+    holds=(),
     least={"batches": 1, "trace_probes": 1},
     measures=(
         Measure("crosscheck_high", "Largest eigenvalue by magnitude", "By this package's Lanczos, float64."),
