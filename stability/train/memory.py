@@ -1,15 +1,24 @@
-"""How much memory a replica takes while it trains: what decides how many train side by side."""
+"""How much memory a replica takes while it trains or is probed: what decides how many do so side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from stability.curvature.graphs import bytes_of
 from stability.datasets import Pairs
-from stability.probes import probe
+from stability.probes import Batch, HeldOut, probe
 from stability.study import Study
 from stability.train.features import bytes_kept
-from stability.train.population import blueprint, initial_parameters
+from stability.train.feed import Feed
+from stability.train.population import Blueprint, blueprint, initial_parameters
+
+if TYPE_CHECKING:
+    from stability.train.probing import Snapshot
 
 STATE_COPIES = 8
 """Flat copies of the parameters that a step holds: parameters, gradient, two moments, update and its temporaries."""
@@ -19,6 +28,62 @@ FORK_COPIES = 5
 
 SLACK = 2.0
 """Activations are held once for the backward pass; its temporaries need about as much again."""
+
+
+READING_COPIES = 32
+"""Flat copies of the parameters that a reading holds of a replica: parameters, preconditioner, gradients, sums."""
+
+BACKWARD = 8
+"""What a batch takes with its derivatives, second ones too, as a multiple of all that one evaluation computes."""
+
+TABLES = 16
+"""Numbers that a reading holds for each pair of held-out samples: similarities, sorted ones and their indices."""
+
+
+def bytes_per_reading(
+    name: str, options: Mapping[str, Any], plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot
+) -> int:
+    """Return an estimate of the bytes that probe *name* holds of one replica, by what it declares to hold.
+
+    From one evaluation of one replica on one batch and on the held-out pairs: a function of the study and of shapes.
+    """
+    holds = probe[name].traits.get("holds", ("batches", "similarities"))
+    params = plan.layout.unflatten(snapshot.theta[0].detach())
+    # A basis of the Krylov space has a vector a step.
+    vectors = READING_COPIES + int(options.get("steps", 0))
+    total = vectors * snapshot.theta[0].numel() * snapshot.theta.element_size()
+    count = int(options.get("batches", 0))
+    if count:
+        batch = _first_batch(feed, snapshot)
+        evaluated = bytes_of(lambda: plan.objective(params, batch), params)
+        samples = sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(batch))
+        unseen = bool(probe[name].traits.get("held_out_batches"))
+        total += (1 + unseen) * count * samples
+        total += BACKWARD * evaluated * (count if "batches" in holds else "batch" in holds)
+    if "embeddings" in holds or "similarities" in holds:
+        embeddings = (
+            lambda: plan.embed_image(params, held.image),
+            lambda: plan.embed_text(params, held.text),
+            lambda: plan.embed_further(params, held.further),
+        )
+        total += 2 * sum(bytes_of(embed, params) for embed in embeddings)
+    if "similarities" in holds:
+        towers = len(plan.towers)
+        total += TABLES * towers * (towers - 1) // 2 * len(held.image) ** 2 * snapshot.theta.element_size()
+    return total
+
+
+def _first_batch(feed: Feed, snapshot: Snapshot) -> Batch:
+    """Return the first pairs of the first replica, with stand-ins for what a loss may ask for beside them."""
+    size, device = feed.batch_size, snapshot.theta.device
+    sides = {name: feed.side(name) for name in ("image", "text", *feed.further)}
+    return {
+        **{name: (samples if shared else samples[0])[:size] for name, (samples, shared) in sides.items()},
+        "index": torch.arange(size, device=device),
+        "step": torch.zeros((), device=device),
+        "uniform": torch.zeros(size, size, device=device),
+        "state": {name: value[0] for name, value in snapshot.state.items()},
+    }
 
 
 def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> int:
