@@ -20,12 +20,14 @@ def copied_to(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True) if values.device.type == "cpu" else values.to(device)
 
 
-def room_on(device: torch.device, on_cpu: int) -> int:
-    """Return how many bytes one call may compute at once: *on_cpu*, or a share of all memory of an accelerator.
+def room_on(device: torch.device, on_cpu: int, taken: int = 0) -> int:
+    """Return how many bytes one call may compute at once: *on_cpu*, or a share of an accelerator's memory.
 
-    Never of the memory that happens to be free, so that numbers do not depend on what else lies there.
+    That is of all its memory but what the caller says is *taken*; never of the memory that happens to be free, so that
+    numbers do not depend on what else lies there.
     """
     if device.type == "cpu":
         return on_cpu
     known = device.type == "cuda"
-    return (torch.cuda.get_device_properties(device).total_memory if known else UNKNOWN_MEMORY) // SHARE
+    memory = torch.cuda.get_device_properties(device).total_memory if known else UNKNOWN_MEMORY
+    return max(0, memory - taken) // SHARE

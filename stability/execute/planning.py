@@ -15,7 +15,7 @@ from stability.grid import Group, Run, groups_of, runs_of, study_of, tuning_runs
 from stability.registry import InputError
 from stability.study import Study
 from stability.train import Timing, time_group
-from stability.train.memory import bytes_per_replica
+from stability.train.memory import bytes_of_data, bytes_per_replica
 from stability.train.probing import selects
 
 WIDEST = {"cpu": 32, "cuda": 1024}
@@ -55,12 +55,14 @@ def workers_on(on: str, device: torch.device) -> int:
 def plan_groups(study: Study, device: torch.device, runs: Sequence[Run], kept: Sequence[Group] = ()) -> Plan:
     """Return the *kept* groups and new ones of *runs*, longest first.
 
-    A new group is as wide as half the memory of its worker allows: a pure function of study and machine.
+    A new group is as wide as half the memory of its worker allows: a pure function of study and machine. On an
+    accelerator it is half of what the data leave.
     """
     pairs = study.pairs()
-    budget = device_memory(device) // 2 // worker_count(device)
+    shared, own = (0, 0) if device.type == "cpu" else bytes_of_data(study, pairs)
+    budget = max(0, device_memory(device) - shared) // 2 // worker_count(device)
     needs = {
-        (arm, size): bytes_per_replica(study, arm, size, pairs)
+        (arm, size): bytes_per_replica(study, arm, size, pairs) + own
         for arm in study.grid.loss
         for size in study.grid.batch_size
     }

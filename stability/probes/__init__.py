@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from stability.accelerator import copied_to
 from stability.registry import Registry
 
 probe = Registry("probe")
@@ -102,12 +102,18 @@ class HeldOut:
     def _positions(self, equal: bool) -> Tensor:
         caption = self.caption.cpu()
         same = caption[:, None] == caption
-        return copied_to((same == equal).flatten().nonzero()[:, 0], self.caption.device)
+        return (same == equal).flatten().nonzero()[:, 0].to(self.caption.device)
 
     @cached_property
     def labelled(self) -> Tensor:
         """Positions of the images that have a class."""
-        return copied_to((self.label.cpu() >= 0).nonzero()[:, 0], self.label.device)
+        return (self.label.cpu() >= 0).nonzero()[:, 0].to(self.label.device)
+
+    @cached_property
+    def on_cpu(self) -> HeldOut:
+        """The same in the memory of the host."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return HeldOut(**pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu(), named))
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -149,6 +155,18 @@ class Replica:
     chance: float = math.nan
     held_out_batches: Batch = field(default_factory=dict)
     children: tuple[Params, ...] = ()
+
+
+def mean_over(batches: Any, loss: Callable[[Any], Tensor]) -> Tensor:
+    """Return the mean of ``loss(batch)`` over whole *batches*, stacked along the first axis of each tensor.
+
+    One after the other on a CPU; on an accelerator all in one call.
+    """
+    first = pytree.tree_leaves(batches)[0]
+    if first.device.type != "cpu":
+        return torch.vmap(loss)(batches).mean()
+    each = [pytree.tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(first))]
+    return torch.stack([loss(batch) for batch in each]).mean()
 
 
 def embedded(embed: Callable[[Params], Tensor], params: Params) -> np.ndarray:
@@ -245,6 +263,7 @@ __all__ = [
     "forks",
     "gradients",
     "in_towers",
+    "mean_over",
     "measures_of",
     "modalities",
     "perturbations",

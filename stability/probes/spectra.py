@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from stability.curvature import Spectrum, adaptive_threshold, momentum_threshold, pyhessian_check, spectrum
+from stability.curvature.products import at_index
 from stability.probes import Measure, Replica, in_towers, probe
 
 
@@ -214,12 +215,11 @@ def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -
     arXiv:1912.07145.
     """
     count = len(replica.learning_rate)
+    # It is computed on the CPU: all replicas are copied there at once.
+    params, stacked = tree_map(Tensor.cpu, (replica.params, replica.batches))
     checks = [
         pyhessian_check(
-            replica.objective,
-            _at(replica.params, place),
-            batches=_at(replica.batches, place),
-            trace_probes=trace_probes,
+            replica.objective, at_index(params, place), batches=at_index(stacked, place), trace_probes=trace_probes
         )
         for place in range(count)
     ]
@@ -235,8 +235,3 @@ def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -
         "dense_trace": "dense_trace",
     }
     return {column: torch.tensor([getattr(check, field) for check in checks]) for column, field in columns.items()}
-
-
-def _at(tensors: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """Return one replica's part of tensors by name, which may hold tensors by name themselves."""
-    return {name: _at(value, place) if isinstance(value, Mapping) else value[place] for name, value in tensors.items()}

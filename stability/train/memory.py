@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from stability.curvature.graphs import bytes_of
-from stability.datasets import Pairs
+from stability.datasets import Pairs, rows
+from stability.grid import Run, runs_of
 from stability.probes import Batch, HeldOut, probe
 from stability.study import Study
 from stability.train.features import bytes_kept
-from stability.train.feed import Feed
+from stability.train.feed import Feed, feed_of
 from stability.train.population import Blueprint, blueprint, initial_parameters
 
 if TYPE_CHECKING:
@@ -51,14 +52,16 @@ def bytes_per_reading(
     params = plan.layout.unflatten(snapshot.theta[0].detach())
     # A basis of the Krylov space has a vector a step.
     vectors = READING_COPIES + int(options.get("steps", 0))
-    total = vectors * snapshot.theta[0].numel() * snapshot.theta.element_size()
+    total = vectors * _bytes(snapshot.theta[0])
     count = int(options.get("batches", 0))
     if count:
         batch = _first_batch(feed, snapshot)
         evaluated = bytes_of(lambda: plan.objective(params, batch), params)
-        samples = sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(batch))
+        samples = sum(map(_bytes, pytree.tree_leaves(batch)))
         unseen = bool(probe[name].traits.get("held_out_batches"))
-        total += (1 + unseen) * count * samples
+        sides = [feed.side(side) for side in ("image", "text", *feed.further)]
+        selected = sum(_bytes(own[0]) for own, is_shared in sides if not is_shared)
+        total += (1 + unseen) * (count * samples + selected)
         total += BACKWARD * evaluated * (count if "batches" in holds else "batch" in holds)
     if "embeddings" in holds or "similarities" in holds:
         embeddings = (
@@ -71,6 +74,43 @@ def bytes_per_reading(
         towers = len(plan.towers)
         total += TABLES * towers * (towers - 1) // 2 * len(held.image) ** 2 * snapshot.theta.element_size()
     return total
+
+
+def bytes_lying(feed: Feed, held: HeldOut, snapshot: Snapshot) -> int:
+    """Return the bytes that data and population take between two steps: *feed*, *held*, parameters and moments."""
+    data = [feed.image, feed.text, *feed.further.values(), *_tensors(held)]
+    state = [snapshot.theta, snapshot.moments.first, snapshot.moments.second]
+    return sum(map(_bytes, [*data, *state]))
+
+
+def bytes_of_data(study: Study, pairs: Pairs) -> tuple[int, int]:
+    """Return the bytes of data on an accelerator: those that all replicas share, and what each needs of its own.
+
+    Training pairs are a replica's own on a side that is corrupted beforehand, and where a run trains on a part of them.
+    """
+    widest: dict[tuple[str, int], Run] = {}
+    for run in runs_of(study):
+        known = widest.setdefault((run.corruption, run.pairs), run)
+        if run.noise > known.noise:
+            widest[run.corruption, run.pairs] = run
+    shared, own = [], []
+    for run in widest.values():
+        feed = feed_of([run], pairs, study.data.corruption, torch.device("cpu"))
+        sides = [feed.side(name) for name in ("image", "text", *feed.further)]
+        shared.append(sum(_bytes(samples) for samples, is_shared in sides if is_shared))
+        own.append(sum(_bytes(samples) for samples, is_shared in sides if not is_shared))
+    seen = [rows(samples, pairs.held_out) for samples in (*pairs.modalities.values(), pairs.caption, pairs.label)]
+    seen += [pairs.prompts, *([] if pairs.hard_negatives is None else [pairs.hard_negatives])]
+    return max(shared) + sum(map(_bytes, seen)), max(own)
+
+
+def _tensors(held: HeldOut) -> list[Tensor]:
+    hard = [] if held.hard_negatives is None else [held.hard_negatives]
+    return [held.image, held.text, held.caption, held.label, held.prompts, *hard, *held.further]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _first_batch(feed: Feed, snapshot: Snapshot) -> Batch:

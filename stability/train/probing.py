@@ -21,7 +21,7 @@ from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
 from stability.study import Study
 from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
-from stability.train.memory import bytes_per_reading
+from stability.train.memory import bytes_lying, bytes_per_reading
 from stability.train.optimizer import Moments, preconditioner, schedule
 from stability.train.population import Blueprint
 
@@ -101,8 +101,8 @@ def read(
     if snapshot.theta.device.type == "cpu":
         widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
     else:
-        taken = bytes_per_reading(name, _options(study, name), plan, feed, held, snapshot)
-        widest = max(1, room_on(snapshot.theta.device, 0) // taken)
+        room = room_on(snapshot.theta.device, 0, taken=bytes_lying(feed, held, snapshot))
+        widest = max(1, room // bytes_per_reading(name, _options(study, name), plan, feed, held, snapshot))
     parts = [_read_some(name, study, plan, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
     return Reading(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
 
@@ -169,7 +169,7 @@ def _read_some(
         "children": tuple(plan.layout.apart(child[rows]) for child in children),
     }
     if variant.traits.get("held_out_batches"):
-        tensors["held_out_batches"] = held_out_batches(name, options["batches"], feed.select(padded), held, snapshot)
+        tensors["held_out_batches"] = held_out_batches(name, options["batches"], _some(feed, padded), held, snapshot)
     chance = math.nan
     if variant.traits.get("chance"):
         # There is no share of a chance level of 0.
@@ -199,6 +199,11 @@ def _read_some(
     return {key: value[: len(chosen)].detach() for key, value in values.items()}
 
 
+def _some(feed: Feed, replicas: list[int]) -> Feed:
+    """Return the feed of some of the replicas: without a copy of their data where these are all."""
+    return feed if replicas == list(range(len(feed.runs))) else feed.select(replicas)
+
+
 def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[int]) -> Tensor:
     """Return the rates (r,) at which some replicas train at this step; after the last step, its rate."""
     factor = schedule(study.train, min(snapshot.step, study.train.steps - 1))
@@ -221,7 +226,7 @@ def probe_batches(
     }
     device = snapshot.theta.device
     index = copied_to(torch.stack([by_seed[feed.runs[place].luck] for place in chosen]), device)
-    some = feed.select(chosen)
+    some = _some(feed, chosen)
     draws = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
     state = snapshot.state
     if state:
@@ -241,12 +246,15 @@ def held_out_batches(name: str, count: int, feed: Feed, held: HeldOut, snapshot:
     Their stream is their own, so that no other batch changes where they are drawn. As training pairs are, they are
     corrupted at the level of the run, and at one seed the same for all losses.
     """
-    use = f"probe/{name}/held-out"
-    unseen = held_out_feed(feed, held.image, held.text, held.further, held.caption, use)
+    use, device = f"probe/{name}/held-out", snapshot.theta.device
+    # Corruptions draw on the CPU, for one replica after the other: there all batches are made, and moved together.
+    made_on = held.on_cpu if feed.fresh or any(run.noise for run in feed.runs) else held
+    unseen = held_out_feed(feed, made_on.image, made_on.text, made_on.further, made_on.caption, use)
     here, size = f"{use}/{snapshot.step}", feed.batch_size
     by_seed = {
         seed: independent_indices(seed, here, count, unseen.available, size)
         for seed in dict.fromkeys(run.luck for run in feed.runs)
     }
-    index = copied_to(torch.stack([by_seed[run.luck] for run in feed.runs]), snapshot.theta.device)
-    return unseen.batch(index, unseen.generators(here))
+    index = copied_to(torch.stack([by_seed[run.luck] for run in feed.runs]), made_on.image.device)
+    batch = unseen.batch(index, unseen.generators(here))
+    return {key: copied_to(value, device) for key, value in batch.items()}
