@@ -102,7 +102,9 @@ def read(
         widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
     else:
         room = room_on(snapshot.theta.device, 0, taken=bytes_lying(feed, held, snapshot))
-        widest = max(1, room // bytes_per_reading(name, _options(study, name), plan, feed, held, snapshot))
+        # One replica alone would be read as two, unless its probe takes replicas one by one.
+        least = 1 if probe[name].traits.get("alone") else 2
+        widest = max(least, room // bytes_per_reading(name, _options(study, name), plan, feed, held, snapshot))
     parts = [_read_some(name, study, plan, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
     return Reading(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
 
