@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from functools import cache
 from typing import get_args
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stability.corruptions import corruption
-from stability.datasets import Pairs
+from stability.datasets import Pairs, dataset
 from stability.encoders import encoder, reads
 from stability.grid import Group, runs_of
 from stability.losses import loss
@@ -131,12 +132,14 @@ def study_of(text: str) -> Study:
 
 @cache
 def _pairs_of(data: str) -> Pairs:
-    return study_of(study_text(data=data)).pairs()
+    options = tomllib.loads(data)
+    return dataset[options.pop("name")](**options)
 
 
 def pairs_of(text: str) -> Pairs:
     """Return the data of a study, made once for all studies with the same."""
-    return _pairs_of(text.split("[data]")[1].split("[model]")[0])
+    data = text.split("[data]\n")[1].split("[model]")[0]
+    return _pairs_of("\n".join(line for line in data.splitlines() if not line.startswith("corruption")))
 
 
 def trainer_on(device: torch.device, text: str, **how: bool) -> Trainer:

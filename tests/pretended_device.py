@@ -216,7 +216,8 @@ def _dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     name = func._schema.name.removeprefix("aten::")
     onto = bool(ours) if kwargs.get("device") is None else _is_device(kwargs["device"])
-    launches = onto and not func.is_view and name not in NO_LAUNCH
+    views = func.is_view or torch.Tag.inplace_view in func.tags
+    launches = onto and not views and name not in NO_LAUNCH
     if name in COPIES:
         onto = onto if name == "_to_copy" else isinstance(args[0], OnDevice)
         launches = isinstance(args[name == "copy_"], OnDevice) == onto
@@ -231,6 +232,10 @@ def _dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     result = func(*map(_values, args), **{key: _values(value) for key, value in kwargs.items()})
+    if torch.Tag.inplace_view in func.tags:
+        # The shape of the wrapper changes as that of its values has.
+        with torch._C._DisableTorchDispatch():
+            func(*args, **kwargs)
     for counts in _listening if launches else ():
         counts.operations[name] += 1
     return _wrapped(result, ours) if onto else result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.corruptions import Values, corruption
+from stability.corruptions import Values, beside, corruption
 from stability.registry import InputError
 
 
@@ -83,7 +83,7 @@ def mismatch(
     else:
         source = strangers(caption, generator)[chosen]
     mixed = text.clone()
-    mixed[chosen] = text[source]
+    mixed[beside(text, chosen)] = text[beside(text, source)]
     return image, mixed
 
 
@@ -106,7 +106,8 @@ def near_duplicates(
     loss then pushes apart an image and a text that belong together.
     """
     chosen = struck(len(text), level, generator)
-    source = strangers(caption, generator)[chosen]
+    source = beside(image, strangers(caption, generator)[chosen])
+    chosen = beside(image, chosen)
     copy = image[source]
     if image.is_floating_point():
         moved = Values(-strength, strength).draw(image, generator)[chosen] * (images.high - images.low)
