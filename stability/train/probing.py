@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
 from stability.study import Study
 from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
-from stability.train.optimizer import Moments, preconditioner, schedule
+from stability.train.optimizer import OptimizerState, lr_factor, preconditioner
 from stability.train.population import Blueprint
 
 CHUNK, STACKED_CHUNK = 8, 4
@@ -31,7 +31,7 @@ class Snapshot:
     """The state of a population at one step, before the update."""
 
     theta: Tensor
-    moments: Moments
+    optimizer: OptimizerState
     state: Mapping[str, Tensor]
     step: int
 
@@ -136,10 +136,9 @@ def _read_some(
     options = {key: value.default for key, value in variant.options.items()} | study.probes[name].options
     device = snapshot.theta.device
     rows = torch.tensor(padded, device=device)
-    moments = replace(snapshot.moments, second=snapshot.moments.second[rows], first=snapshot.moments.first[rows])
     tensors: dict[str, Any] = {
         "params": plan.layout.apart(snapshot.theta[rows]),
-        "preconditioner": plan.layout.apart(preconditioner(moments, study.train)),
+        "preconditioner": plan.layout.apart(preconditioner(snapshot.optimizer.select(rows), study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
         "held_out_batches": {},
@@ -178,7 +177,7 @@ def _read_some(
 
 def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[int]) -> Tensor:
     """Return the rates (r,) at which some replicas train at this step; after the last step, its rate."""
-    factor = schedule(study.train, min(snapshot.step, study.train.steps - 1))
+    factor = lr_factor(study.train, min(snapshot.step, study.train.steps - 1))
     return torch.tensor([feed.runs[place].lr * factor for place in replicas], device=snapshot.theta.device)
 
 
