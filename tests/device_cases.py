@@ -8,7 +8,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from functools import cache
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from stability.datasets import Pairs, dataset
 from stability.encoders import encoder, reads
 from stability.grid import Group, runs_of
 from stability.losses import loss
+from stability.optimizers import optimizer
 from stability.probes import probe
 from stability.study import Study, parse_study
-from stability.study.schema import Optimizer
 from stability.train import Trainer
 
 STEPS = 4
@@ -79,7 +78,7 @@ def _locked(tower: str) -> str:
 
 TRAINING: dict[str, str] = {
     **{f"loss {name}": study_text(name=name) for name in sorted(loss)},
-    **{f"optimizer {name}": study_text(more=f'optimizer = "{name}"') for name in get_args(Optimizer)},
+    **{f"optimizer {name}": study_text(more=f'optimizer = "{name}"') for name in sorted(optimizer)},
     **{f"encoder {name}": _tower(name) for name in sorted(encoder)},
     **{
         f"{kind} {name}": study_text(

@@ -49,14 +49,7 @@ class Values:
             drawn = self.low + (self.high - self.low) * torch.rand(like.shape, generator=generator, dtype=like.dtype)
         else:
             drawn = torch.randint(int(self.low), int(self.high) + 1, like.shape, generator=generator)
-        return beside(like, drawn)
-
-
-def beside(like: Tensor, drawn: Tensor) -> Tensor:
-    """Return what was *drawn* on the CPU on the device of *like*; nobody waits for the copy to a GPU."""
-    if like.device.type == "cpu":
-        return drawn
-    return drawn.pin_memory().to(like.device, non_blocking=True)
+        return drawn.to(like.device)
 
 
 def corrupt(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.corruptions import Values, beside, corruption
+from stability.corruptions import Values, corruption
 from stability.corruptions.pairs import mismatch, struck
 from stability.registry import InputError
 
@@ -18,7 +18,7 @@ def image_noise(
 
     Struck are round(level * n) images. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 1.
     """
-    chosen = beside(image, struck(len(image), level, generator))
+    chosen = struck(len(image), level, generator)
     noise = images.draw(image, generator)
     if not image.is_floating_point():
         noise = _unlike(noise, image, images)
@@ -37,12 +37,12 @@ def text_noise(
     A text that happens to equal the one it replaces gets another first word. Real-valued text becomes uniform noise in
     the range of the data. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 2.
     """
-    chosen = beside(text, struck(len(text), level, generator))
+    chosen = struck(len(text), level, generator)
     noise = texts.draw(text, generator)
     if not text.is_floating_point():
         length = torch.randint(1, text.shape[-1] + 1, (len(text), 1), generator=generator)
         behind = torch.arange(text.shape[-1]) >= length
-        noise = _unlike(noise.masked_fill(beside(text, behind), 0), text, texts)
+        noise = _unlike(noise.masked_fill(behind.to(text.device), 0), text, texts)
     noisy = text.clone()
     noisy[chosen] = noise[chosen]
     return image, noisy
@@ -98,8 +98,10 @@ def caption_dropout(
     """
     if not text.is_floating_point() and texts.low == 0:
         raise InputError("caption-dropout: every token id of these data is a word, so there is no empty caption")
-    chosen = beside(text, struck(len(text), level, generator))
-    return image, text.index_fill(0, chosen, 0)
+    chosen = struck(len(text), level, generator)
+    dropped = text.clone()
+    dropped[chosen] = 0
+    return image, dropped
 
 
 def _unlike(noise: Tensor, original: Tensor, values: Values) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.corruptions import Values, beside, corruption
+from stability.corruptions import Values, corruption
 from stability.registry import InputError
 
 
@@ -83,7 +83,7 @@ def mismatch(
     else:
         source = strangers(caption, generator)[chosen]
     mixed = text.clone()
-    mixed[beside(text, chosen)] = text[beside(text, source)]
+    mixed[chosen] = text[source]
     return image, mixed
 
 
@@ -106,8 +106,7 @@ def near_duplicates(
     loss then pushes apart an image and a text that belong together.
     """
     chosen = struck(len(text), level, generator)
-    source = beside(image, strangers(caption, generator)[chosen])
-    chosen = beside(image, chosen)
+    source = strangers(caption, generator)[chosen]
     copy = image[source]
     if image.is_floating_point():
         moved = Values(-strength, strength).draw(image, generator)[chosen] * (images.high - images.low)

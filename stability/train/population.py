@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -170,10 +171,9 @@ class Blueprint:
         """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's state after it."""
         given = within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
-            stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
-            pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(
-                stacked[first], stacked[second]
-            )
+            # Stacked, not indexed: an index would be copied to the device in every step.
+            first, second = (torch.stack(side) for side in zip(*itertools.combinations(towers, 2), strict=True))
+            pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(first, second)
             return pair_losses.mean(), {}
         result = self.loss.function(*towers, **given)
         return result if "state" in self.loss.reserved else (result, {})
