@@ -28,8 +28,8 @@ LATENT = 'name = "latent"\npairs = 400\nview_dim = 6\nlatent_dim = 3'
 MLP = '{ name = "mlp", width = 8, depth = 1 }'
 TOKENS = '{ name = "token-transformer", width = 8, heads = 2, depth = 1 }'
 
-SMALL = {"batches": 2, "draws": 2, "steps": 3, "edge_steps": 2, "trace_probes": 2, "points": 3, "repeats": 1, "fork": 2}
-"""Options of probes that make them quick; *fork* is the step at which they are read here."""
+SMALL = {"batches": 2, "draws": 1, "steps": 3, "edge_steps": 2, "trace_probes": 2, "points": 3, "repeats": 1, "fork": 2}
+"""Options of probes that make them quick, or the least that a probe takes; *fork* is the step at which it is read."""
 
 
 def study_text(
@@ -101,7 +101,9 @@ TRAINING: dict[str, str] = {
 
 
 def _table(name: str) -> str:
-    options = "".join(f"{option} = {SMALL[option]}\n" for option in probe[name].options if option in SMALL)
+    least = probe[name].traits.get("least", {})
+    small = {option: max(SMALL[option], least.get(option, 0)) for option in probe[name].options if option in SMALL}
+    options = "".join(f"{option} = {value}\n" for option, value in small.items())
     # One model after the other, each with its whole Hessian: the slowest by far.
     return f"[probes.{name}]\n{options}" + "seeds = 1\n" * (name == "cross-check")
 

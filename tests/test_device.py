@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -41,6 +42,14 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
             assert torch.equal(one.cpu().nan_to_num(1e9), another.nan_to_num(1e9)), pytree.keystr(path)
         else:
             assert one == another, pytree.keystr(path)
+
+
+def assert_same_on_both(work: Callable[[torch.device], Any]) -> None:
+    """Raise unless *work* returns the same bits on the pretended device as on the CPU."""
+    theirs = work(CPU)
+    with pretended():
+        ours = work(DEVICE)
+        assert_same_bits(ours, theirs)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -85,14 +94,13 @@ def test_a_step_waits_for_nothing(case):
 
 def test_gradients_are_clipped_at_a_quantile_of_their_own_history_as_on_the_cpu():
     norms = torch.tensor([[1.0, 4.0], [3.0, 2.0], [5.0, 1.0], [2.0, 8.0]])
-    gradients = torch.linspace(-1, 1, 24).view(4, 2, 3)
-    with pretended():
-        here, there = (
-            GradClipper.of(Train(steps=4, clip_quantile=0.5), 2, device, window=2) for device in (CPU, DEVICE)
-        )
-        for gradient, norm in zip(gradients, norms, strict=True):
-            moved = gradient.to(DEVICE)
-            assert_same_bits((there(moved, norm.to(DEVICE)), moved), (here(gradient, norm), gradient))
+
+    def clipped(device: torch.device) -> Any:
+        clip = GradClipper.of(Train(steps=4, clip_quantile=0.5), 2, device, window=2)
+        gradients = torch.linspace(-1, 1, 24).view(4, 2, 3).to(device)
+        return [clip(gradient, norm) for gradient, norm in zip(gradients, norms.to(device), strict=True)], gradients
+
+    assert_same_on_both(clipped)
 
 
 @pytest.mark.parametrize("case", ["loss clip", "loss adaptive", "a locked tower", "three modalities"])
@@ -111,10 +119,12 @@ def test_a_group_writes_the_files_that_it_writes_on_the_cpu(case, tmp_path):
 def test_a_run_trained_again_is_the_one_on_the_cpu():
     text = TRAINING["loss siglip"]
     study, group = study_of(text), Group("g", runs_of(study_of(text)))
-    with pretended():
-        here, there = (replay(study, group, group.runs[1], pairs=pairs_of(text), device=each) for each in (CPU, DEVICE))
-        assert_same_bits(there.params, here.params)
-        assert_same_bits(there.recall_error(there.params), here.recall_error(here.params))
+
+    def again(device: torch.device) -> Any:
+        found = replay(study, group, group.runs[1], pairs=pairs_of(text), device=device)
+        return found.params, found.recall_error(found.params)
+
+    assert_same_on_both(again)
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
@@ -123,7 +133,7 @@ def test_a_run_trained_again_is_the_one_on_the_cpu():
 @cache
 def probed_trainer(device: torch.device, text: str) -> Trainer:
     """Return the trainer of a study after two steps; every probe may read it, which changes nothing."""
-    with pretended():
+    with pretended() if device == DEVICE else nullcontext():
         trainer = trainer_on(device, text)
         steps_of(trainer, 2)
     return trainer
@@ -131,9 +141,7 @@ def probed_trainer(device: torch.device, text: str) -> Trainer:
 
 @pytest.mark.parametrize("name", sorted(probe))
 def test_every_probe_reads_the_bits_of_the_cpu(name):
-    with pretended():
-        ours, theirs = (reading_of(probed_trainer(device, probed(name, 4)), name) for device in (DEVICE, CPU))
-    assert_same_bits(ours, theirs)
+    assert_same_on_both(lambda device: reading_of(probed_trainer(device, probed(name, 4)), name))
 
 
 ONE_REPLICA_AFTER_THE_OTHER = {
@@ -194,8 +202,7 @@ def of_path(objective: Any, params: Any, batches: Any) -> Any:
 
 @pytest.mark.parametrize("work", [of_spectrum, of_line, of_plane, of_path])
 def test_curvature_and_landscape_are_those_on_the_cpu(work):
-    with pretended():
-        assert_same_bits(work(*objective_on(DEVICE)), work(*objective_on(CPU)))
+    assert_same_on_both(lambda device: work(*objective_on(device)))
 
 
 def direction_options(kind: str, objective: Any, params: Any, batches: Any) -> dict[str, Any]:
@@ -216,5 +223,4 @@ def test_every_kind_of_direction_is_the_one_on_the_cpu(kind):
         options = direction_options(kind, objective, params, batches)
         return landscape.directions(params, kind, 1 if kind == "interpolation" else 2, **options)
 
-    with pretended():
-        assert_same_bits(found(DEVICE), found(CPU))
+    assert_same_on_both(found)
