@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -171,9 +170,12 @@ class Blueprint:
         """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's state after it."""
         given = within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
-            # Stacked, not indexed: an index would be copied to the device in every step.
-            first, second = (torch.stack(side) for side in zip(*itertools.combinations(towers, 2), strict=True))
-            pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(first, second)
+            # Made on the device: an index from the host would be waited for in every step.
+            first, second = torch.triu_indices(len(towers), len(towers), offset=1, device=towers[0].device)
+            stacked = torch.stack(towers)
+            pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(
+                stacked[first], stacked[second]
+            )
             return pair_losses.mean(), {}
         result = self.loss.function(*towers, **given)
         return result if "state" in self.loss.reserved else (result, {})
