@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stability.losses.fused import judged_pairs, told_apart
+from stability.losses.fused import clip_sum_tiled, siglip_sum_tiled
 from stability.losses.logits import both_ways, sum_over_pairs
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -40,12 +40,12 @@ def plain_clip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tens
 
 def ours_siglip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
     """Return the tiled form at every batch size."""
-    return judged_pairs(log_t.exp() * image, text, bias) / len(image)
+    return siglip_sum_tiled(log_t.exp() * image, text, bias) / len(image)
 
 
 def ours_clip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
     """Return the tiled form at every batch size."""
-    return told_apart(log_t.exp() * image, text) / 2 / len(image)
+    return clip_sum_tiled(log_t.exp() * image, text) / 2 / len(image)
 
 
 LOSSES: dict[str, dict[str, Loss]] = {

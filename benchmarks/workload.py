@@ -12,7 +12,7 @@ from torch import Tensor
 from stability.datasets import Pairs
 from stability.grid import Run, runs_of
 from stability.study import Study, parse_study
-from stability.train.feed import batch_indices
+from stability.train.batches import batch_indices
 
 TOWERS = {
     "mlp": """

@@ -1,4 +1,7 @@
-"""What several test files share: a study that trains in a second, and one finished run of it."""
+"""What several test files share: a study that trains in a second, and one finished run of it.
+
+What only some of them need is imported where it is used, so that the others run without it (reports need typst).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from closed_form_results import results_of
 
-from stability.analysis import analyse
-from stability.execute import run
-from stability.report import render
 from stability.results import Results
 from stability.study import Study, parse_study
 
@@ -126,16 +125,23 @@ def tiny() -> Study:
 @pytest.fixture(scope="session")
 def tiny_run(tiny: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny study; treat it as read-only."""
+    from stability.execute import run
+
     return run(tiny, "cpu", out=tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def closed_form() -> Results:
     """Results of a study with everything that a report shows, by formula instead of training."""
+    from closed_form_results import results_of
+
     return results_of()
 
 
 @pytest.fixture(scope="session")
 def closed_form_report(closed_form: Results, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The files of its report, all formats; treat them as read-only."""
+    from stability.analysis import analyse
+    from stability.report import render
+
     return render(closed_form, analyse(closed_form), tmp_path_factory.mktemp("closed-form") / "report")

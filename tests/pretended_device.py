@@ -21,7 +21,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stability
@@ -143,6 +142,12 @@ class OnDevice(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _dispatch(func, args, kwargs or {})
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.values.untyped_storage()
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     def __repr__(self) -> str:
         return f"OnDevice({self.values!r})"
 
@@ -158,32 +163,26 @@ class _Functions(TorchFunctionMode):
     """Changes the calls that PyTorch would answer for its meta device before any operation is seen."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if kwargs.get("pin_memory"):
-            del kwargs["pin_memory"]
-        if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_device(kwargs.get("device")):
-            del kwargs["device"]
-            return func(*args, **kwargs).to(DEVICE)
-        if not (args and isinstance(args[0], Tensor)):
-            return func(*args, **kwargs)
-        first = args[0]
+            kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+        if func in _FROM_DATA and _is_device(kwargs.get("device")):
+            return func(*args, **{name: value for name, value in kwargs.items() if name != "device"}).to(DEVICE)
         if func is torch.Tensor.pin_memory:
-            return first.clone()
-        if first.device != DEVICE:
-            return func(*args, **kwargs)
-        if func is torch.Tensor.new_tensor:
-            return torch.tensor(*args[1:], **{"dtype": first.dtype, **kwargs}).to(DEVICE)
-        if func is torch.Tensor.tolist:
-            return first.cpu().tolist()
-        if func is torch.Tensor.untyped_storage:
-            return first.values.untyped_storage()
-        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
-            return func(first, _with_host_tensors(args[1]), *(_as_host_number(value, first) for value in args[2:]))
+            return args[0].clone()
+        if func in _METHODS and args[0].device == DEVICE:
+            return _METHODS[func](*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _is_device(device: Any) -> bool:
-    return device is not None and torch.device(device) == DEVICE
+def _getitem(tensor: Tensor, index: Any) -> Tensor:
+    return tensor[_with_host_tensors(index)]
+
+
+def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
+    # CUDA takes a number from the CPU.
+    number = value if isinstance(value, Tensor) else torch.tensor(value, dtype=tensor.dtype)
+    tensor[_with_host_tensors(index)] = number
 
 
 def _with_host_tensors(index: Any) -> Any:
@@ -193,20 +192,32 @@ def _with_host_tensors(index: Any) -> Any:
     return torch.as_tensor(index) if isinstance(index, list | np.ndarray) else index
 
 
-def _as_host_number(value: Any, target: Tensor) -> Any:
-    """Return a number that is assigned to a part of *target* as a tensor on the CPU, as it would be for CUDA."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=target.dtype)
+_FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
+_METHODS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.__getitem__: _getitem,
+    torch.Tensor.__setitem__: _setitem,
+    torch.Tensor.new_tensor: lambda like, data, dtype=None: torch.tensor(data, dtype=dtype or like.dtype).to(DEVICE),
+}
+
+
+def _is_device(device: Any) -> bool:
+    return device is not None and torch.device(device) == DEVICE
 
 
 def _dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run one operation on the values of its tensors, and note what it is on the device."""
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = _tensors_in(args)
+    if kwargs:
+        tensors += _tensors_in(kwargs.values())
     ours = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
+    if any(tensor.is_meta and not isinstance(tensor, OnDevice) for tensor in tensors):
+        raise RuntimeError(f"{func}: a tensor was made on the device in a way that is not pretended here")
     if not ours and not _is_device(kwargs.get("device")):
         return func(*args, **kwargs)
     name = func._schema.name.removeprefix("aten::")
     onto = bool(ours) if kwargs.get("device") is None else _is_device(kwargs["device"])
-    launches = onto and not func.is_view and name not in NO_LAUNCH
+    views = func.is_view or torch.Tag.inplace_view in func.tags
+    launches = onto and not views and name not in NO_LAUNCH
     if name in COPIES:
         onto = onto if name == "_to_copy" else isinstance(args[0], OnDevice)
         launches = isinstance(args[name == "copy_"], OnDevice) == onto
@@ -220,31 +231,44 @@ def _dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             _note("read", name)
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    result = func(*pytree.tree_map(_values, tuple(args)), **pytree.tree_map(_values, kwargs))
+    result = func(*map(_values, args), **{key: _values(value) for key, value in kwargs.items()})
+    if torch.Tag.inplace_view in func.tags:
+        # The shape of the wrapper changes as that of its values has.
+        with torch._C._DisableTorchDispatch():
+            func(*args, **kwargs)
     for counts in _listening if launches else ():
         counts.operations[name] += 1
     return _wrapped(result, ours) if onto else result
 
 
-def _values(leaf: Any) -> Any:
-    return leaf.values if isinstance(leaf, OnDevice) else leaf
+def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, list | tuple):
+            found += [each for each in argument if isinstance(each, Tensor)]
+    return found
+
+
+def _values(argument: Any) -> Any:
+    if isinstance(argument, OnDevice):
+        return argument.values
+    return [_values(each) for each in argument] if isinstance(argument, list | tuple) else argument
 
 
 def _wrapped(result: Any, inputs: Sequence[OnDevice]) -> Any:
     """Return what an operation has made as tensors on the device: its own inputs where it has changed them."""
-    known = {id(tensor.values): tensor for tensor in inputs}
-
-    def wrap(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        wrapped = known.get(id(leaf))
-        if wrapped is None:
-            return OnDevice(leaf)
-        if wrapped.shape != leaf.shape:
-            raise RuntimeError(f"a tensor of shape {tuple(wrapped.shape)} was resized to {tuple(leaf.shape)} in place")
-        return wrapped
-
-    return pytree.tree_map(wrap, result)
+    if isinstance(result, list | tuple):
+        return type(result)(_wrapped(each, inputs) for each in result)
+    if not isinstance(result, Tensor):
+        return result
+    changed = next((tensor for tensor in inputs if tensor.values is result), None)
+    if changed is None:
+        return OnDevice(result)
+    if changed.shape != result.shape:
+        raise RuntimeError(f"a tensor of shape {tuple(changed.shape)} was resized to {tuple(result.shape)} in place")
+    return changed
 
 
 def _refuse_mixing(func: Any, name: str, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:

@@ -20,7 +20,7 @@ from stability.registry import InputError
 from stability.report.method import method
 from stability.study import Train, parse_study
 from stability.train import Trainer
-from stability.train.optimizer import Moments, blocks_of, preconditioner, take_step
+from stability.train.optimizer import ParamGroups, apply_update_, initial_state, preconditioner
 
 
 def study_of(tiny_text, old="", new=""):
@@ -49,19 +49,21 @@ def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replic
     generator = torch.Generator().manual_seed(0)
     train = Train(steps=20, optimizer="sgd", momentum=momentum, weight_decay=0.1)
     start = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-    rates = [0.01, 0.1, 0.5]
-    ours, moments = start.clone(), Moments.zeros_like(start)
-    blocks = blocks_of([(4, 0.1, 1.0), (3, 0.0, 2.0)])
+    rates = torch.tensor([0.01, 0.1, 0.5], dtype=torch.float64)
+    ours, state = start.clone(), initial_state(train, start)
+    groups = ParamGroups.of([(4, 0.1, 1.0), (3, 0.0, 2.0)], start)
     theirs = [(nn.Parameter(row[:4].clone()), nn.Parameter(row[4:].clone())) for row in start]
     optimizers = [
         torch.optim.SGD(
-            [{"params": [decayed], "weight_decay": 0.1}, {"params": [bare], "lr": 2 * rate}], lr=rate, momentum=momentum
+            [{"params": [decayed], "weight_decay": 0.1}, {"params": [bare], "lr": 2 * float(rate)}],
+            lr=float(rate),
+            momentum=momentum,
         )
         for rate, (decayed, bare) in zip(rates, theirs, strict=True)
     ]
     for _ in range(20):
         gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-        take_step(ours, gradient, moments, rates, blocks, train)
+        apply_update_(ours, gradient.clone(), state, rates, groups, train)
         for row, (decayed, bare), optimizer in zip(gradient, theirs, optimizers, strict=True):
             decayed.grad, bare.grad = row[:4].clone(), row[4:].clone()
             optimizer.step()
@@ -75,17 +77,21 @@ def test_heavy_ball_on_a_parabola_converges_just_below_the_threshold_and_explode
     ends = []
     for sharpness in (0.99 * edge, 1.01 * edge):
         place = torch.ones(2, 1, dtype=torch.float64)
-        moments = Moments.zeros_like(place)
+        state, rates, groups = (
+            initial_state(train, place),
+            torch.full((2,), 0.1),
+            ParamGroups.of([(1, 0.0, 1.0)], place),
+        )
         for _ in range(4000):
-            take_step(place, sharpness * place, moments, [0.1, 0.1], blocks_of([(1, 0.0, 1.0)]), train)
+            apply_update_(place, sharpness * place, state, rates, groups, train)
         ends.append(float(place.abs().max()))
     assert ends[0] < 1e-3
     assert ends[1] > 1e3
 
 
 def test_sgd_divides_by_nothing():
-    moments = Moments(torch.ones(2, 3), torch.full((2, 3), 4.0), 5)
-    assert_close(preconditioner(moments, Train(steps=1, optimizer="sgd")), torch.ones(2, 3))
+    train = Train(steps=1, optimizer="sgd")
+    assert_close(preconditioner(initial_state(train, torch.ones(2, 3)), train), torch.ones(2, 3))
 
 
 def test_the_sharpness_of_sgd_is_the_top_eigenvalue_of_the_towers_as_a_multiple_of_its_threshold():

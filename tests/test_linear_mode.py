@@ -22,9 +22,10 @@ from stability.report.tables import cell_table
 from stability.results import summarise
 from stability.study import Schedule, Study, load_study, parse_study
 from stability.train import Trainer
-from stability.train.feed import batch_indices, independent_indices
+from stability.train.batches import BatchStream, batch_indices
+from stability.train.feed import independent_indices
 from stability.train.forking import child_steps, order_of
-from stability.train.optimizer import schedule
+from stability.train.optimizer import lr_factor
 from stability.train.population import towers
 
 CPU = torch.device("cpu")
@@ -171,7 +172,7 @@ class Single:
 
     def train(self, steps, draws):
         for step in steps:
-            rate = self.run.lr * schedule(self.study.train, step)
+            rate = self.run.lr * lr_factor(self.study.train, step)
             for group, factor in zip(self.optimizer.param_groups, (1, 1, self.study.train.scalar_lr), strict=True):
                 group["lr"] = rate * factor
             self.optimizer.zero_grad()
@@ -282,7 +283,10 @@ def test_all_losses_read_the_children_s_data_in_the_same_order(tiny):
     orders = []
     for arm in ("clip", "siglip-log-b"):
         trainer = trainer_at(tiny, 2, of_arm(tiny, arm)[:2])
-        orders.append(next(trainer._batches(trainer.population.runs, order_of(2, 0))[0]))
+        feed, seeds = trainer.population.feed, [run.luck for run in trainer.population.runs]
+        batches = BatchStream(seeds, feed.available, feed.batch_size, trainer.device, order_of(2, 0))
+        batches.advance()
+        orders.append(batches.index()[0])
     assert torch.equal(*orders)
     assert not torch.equal(orders[0], next(batch_indices(0, len(tiny.pairs().train), 8, order_of(2, 1))))
 

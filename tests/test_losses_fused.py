@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.losses import clip, fused, siglip
-from stability.losses.fused import SIDE, is_large, judged_pairs, told_apart
+from stability.losses.fused import TILE, clip_sum_tiled, is_large, siglip_sum_tiled
 from stability.losses.logits import both_ways
 
 
@@ -46,7 +46,7 @@ def like(tensors: tuple[Tensor, ...], seed: int = 1) -> tuple[Tensor, ...]:
 
 def inputs_of(function, size: int, t: float = 7.0, b: float = -4.0, **how) -> tuple[Tensor, ...]:
     image, text = towers(size, **how)
-    return (t * image, text, *([image.new_tensor(b)] if function is judged_pairs else []))
+    return (t * image, text, *([image.new_tensor(b)] if function is siglip_sum_tiled else []))
 
 
 def slopes(function, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -58,24 +58,24 @@ def product(function, inputs: tuple[Tensor, ...], vectors: tuple[Tensor, ...]) -
     return slopes(lambda *x: sum((g * v).sum() for g, v in zip(slopes(function, x), vectors, strict=True)), inputs)
 
 
-BOTH = [(judged_pairs, plain_sigmoid), (told_apart, plain_softmax)]
+BOTH = [(siglip_sum_tiled, plain_sigmoid), (clip_sum_tiled, plain_softmax)]
 both = pytest.mark.parametrize(("ours", "plain"), BOTH)
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Make many tiles of few pairs: the last of each row and column is ragged."""
-    monkeypatch.setattr(fused, "SIDE", 5)
+    monkeypatch.setattr(fused, "TILE", 5)
 
 
 def test_equal_rows_cost_the_logarithm_of_the_batch_both_ways():
     ones = torch.ones(700, 2, dtype=torch.float64)
-    assert_close(told_apart(ones, ones).item(), 2 * 700 * math.log(700))
+    assert_close(clip_sum_tiled(ones, ones).item(), 2 * 700 * math.log(700))
 
 
 def test_zero_logits_cost_log_2_a_pair():
     zeros = torch.zeros(700, 2, dtype=torch.float64)
-    assert_close(judged_pairs(zeros, zeros, zeros[0, 0]).item(), 700**2 * math.log(2))
+    assert_close(siglip_sum_tiled(zeros, zeros, zeros[0, 0]).item(), 700**2 * math.log(2))
 
 
 @both
@@ -92,7 +92,7 @@ def test_value_gradient_and_hessian_vector_product_in_many_ragged_tiles(ours, pl
 
 
 @both
-@pytest.mark.parametrize("size", [SIDE - 1, SIDE, SIDE + 1, 2 * SIDE + 77])
+@pytest.mark.parametrize("size", [TILE - 1, TILE, TILE + 1, 2 * TILE + 77])
 def test_value_and_gradient_in_whole_tiles(ours, plain, size):
     inputs = inputs_of(ours, size, width=8)
     assert_close(ours(*inputs), plain(*inputs))
@@ -101,7 +101,7 @@ def test_value_and_gradient_in_whole_tiles(ours, plain, size):
 
 @both
 def test_a_hessian_vector_product_in_several_blocks_of_rows(ours, plain):
-    inputs = inputs_of(ours, 2 * SIDE + 77, width=4)
+    inputs = inputs_of(ours, 2 * TILE + 77, width=4)
     vectors = like(inputs)
     assert_close(product(ours, inputs, vectors), product(plain, inputs, vectors))
 
@@ -116,7 +116,7 @@ def test_extreme_scales_biases_and_duplicates(ours, plain, t, b, dtype, small_ti
         image.index_copy(0, torch.tensor([1, 2]), image[[0, 0]]),
         text.index_copy(0, torch.tensor(3), text[:1]),
     )
-    exact = (t * image, text, *([torch.tensor(b).double()] if ours is judged_pairs else []))
+    exact = (t * image, text, *([torch.tensor(b).double()] if ours is siglip_sum_tiled else []))
     inputs = tuple(x.to(dtype) for x in exact)
     expected = plain(*exact), *slopes(plain, exact)
     # From a logit of 20 on, torch's softplus, in the plain formula, is cut to a line: 2e-9 off.
@@ -129,7 +129,7 @@ def test_a_well_judged_batch_keeps_its_tiny_loss():
     """Losses of 1e-20 a pair survive in float32: no logarithm of a number rounded to 1."""
     eye = torch.eye(40)
     logit = 50.0
-    value = judged_pairs(2 * logit * eye, eye, torch.tensor(-logit))
+    value = siglip_sum_tiled(2 * logit * eye, eye, torch.tensor(-logit))
     assert_close(value.item(), 1600 * math.exp(-logit), rtol=1e-5, atol=0.0)
 
 
@@ -139,7 +139,7 @@ def test_wholly_apart_rows_are_told_apart_whatever_the_scale(small_tiles):
     strength = torch.logspace(-3, 4, 9)[:, None]
     rows = strength * image
     exact = plain_softmax(rows.double(), text.double()).float()
-    assert_close(told_apart(rows, text), exact, rtol=1e-5, atol=0.0)
+    assert_close(clip_sum_tiled(rows, text), exact, rtol=1e-5, atol=0.0)
 
 
 @both
@@ -157,11 +157,11 @@ def test_a_logit_that_is_not_finite_is_not_hidden(ours, plain):
 def test_any_shape_in_any_tiles(ours, plain, size, width, side, chunk, data):
     t, b = data.draw(st.floats(1e-3, 1e3)), data.draw(st.floats(-50, 50))
     inputs = inputs_of(ours, size, t, b, width=width, seed=size)
-    whole, fused.SIDE = fused.SIDE, side
+    whole, fused.TILE = fused.TILE, side
     try:
         found = ours(*inputs, chunk=chunk), *slopes(lambda *x: ours(*x, chunk=chunk), inputs)
     finally:
-        fused.SIDE = whole
+        fused.TILE = whole
     assert_close(found, (plain(*inputs), *slopes(plain, inputs)), rtol=1e-8, atol=1e-8)
 
 
@@ -227,8 +227,8 @@ def test_what_needs_no_gradient_gets_none(ours, plain):
 
 @both
 def test_memory_for_value_and_gradient_is_far_below_one_matrix_of_logits(ours, plain):
-    inputs = tuple(x.requires_grad_() for x in inputs_of(ours, 4 * SIDE, width=4))
-    matrix = (4 * SIDE) ** 2 * 8
+    inputs = tuple(x.requires_grad_() for x in inputs_of(ours, 4 * TILE, width=4))
+    matrix = (4 * TILE) ** 2 * 8
     assert peak_bytes(lambda: torch.autograd.grad(ours(*inputs), inputs)) < matrix / 4
     assert peak_bytes(lambda: torch.autograd.grad(plain(*inputs), inputs)) > 2 * matrix
 
@@ -238,9 +238,9 @@ def test_memory_for_value_and_gradient_is_far_below_one_matrix_of_logits(ours, p
 
 @pytest.mark.parametrize("options", [{}, {"max_scale": 3.0}, {"reduction": "mean_pairs"}])
 def test_siglip_of_a_large_batch_is_its_formula(options):
-    image, text = towers(SIDE + 3)
+    image, text = towers(TILE + 3)
     assert is_large(image)
-    assert not is_large(image[: SIDE - 1])
+    assert not is_large(image[: TILE - 1])
     rows = min(options.get("max_scale", math.inf), 10.0) * image
     divisor = len(image) ** (2 if "reduction" in options else 1)
     log_t, bias = torch.tensor(10.0).double().log(), torch.tensor(-3.0).double()
@@ -250,7 +250,7 @@ def test_siglip_of_a_large_batch_is_its_formula(options):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_clip_of_a_large_batch_is_the_cross_entropy_of_torch(smoothing):
-    inputs = (*towers(SIDE + 3), torch.tensor(10.0).double().log())
+    inputs = (*towers(TILE + 3), torch.tensor(10.0).double().log())
 
     def ours(image, text, log_scale):
         return clip(image, text, log_scale=log_scale, label_smoothing=smoothing)

@@ -179,6 +179,15 @@ def test_results_and_gradients_are_those_of_the_cpu():
         assert torch.equal(leaf.grad.cpu(), weight.exp())
 
 
+def test_what_changes_the_shape_of_a_tensor_in_place_launches_nothing():
+    with counted() as counts:
+        rows = on_device(2, 1)
+        rows.squeeze_(1).unsqueeze_(0)
+        assert counts.launches == 0
+        assert rows.quantile(0.5, dim=1).cpu().tolist() == [1.5]
+    assert rows.shape == (1, 2)
+
+
 def test_nothing_is_left_behind():
     with counted() as counts:
         on_device(2)

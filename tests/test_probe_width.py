@@ -11,7 +11,7 @@ from pretended_device import DEVICE, counted, pretended
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
 
-from stability import accelerator
+from stability import devices
 from stability.curvature import spectrum
 from stability.curvature.lanczos import LONG, lanczos
 from stability.curvature.products import hessian_of, replicas_at_once
@@ -58,9 +58,10 @@ def trainer_of(study, device):
     population, trained = there.population, trainer.population
     # The CPU's own parameters: what differs is the reading alone.
     population.theta.copy_(trained.theta)
-    population.moments.first.copy_(trained.moments.first)
-    population.moments.second.copy_(trained.moments.second)
-    population.moments.count, population.step = trained.moments.count, trained.step
+    for name, buffer in population.optimizer.buffers.items():
+        buffer.copy_(trained.optimizer.buffers[name])
+    population.optimizer.count.copy_(trained.optimizer.count)
+    population.optimizer.steps, population.step = trained.optimizer.steps, trained.step
     return there
 
 
@@ -114,7 +115,7 @@ def test_little_memory_makes_several_narrow_readings_of_the_same_numbers(tiny_te
         wide = trainer.read("retrieval").values
         population = trainer.population
         parts = population.plan, population.feed, population.held, population.snapshot()
-        monkeypatch.setattr(accelerator, "UNKNOWN_MEMORY", 0)
+        monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 0)
         with counted() as counts:
             narrow = read("retrieval", trainer.study, *parts).values
     for key, value in wide.items():
@@ -206,7 +207,7 @@ def test_a_spectrum_on_an_accelerator_is_that_of_a_cpu_by_whichever_groups(monke
         there, data, scale = pytree.tree_map(lambda leaf: leaf.to(DEVICE), (params, batches, weights))
         assert len(replicas_at_once(quartic, there, batches=data)) == 1
         spectra = [spectrum(quartic, there, batches=data, preconditioner=scale, **how)]
-        monkeypatch.setattr(accelerator, "UNKNOWN_MEMORY", 2**17)
+        monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 2**17)
         assert 1 < len(replicas_at_once(quartic, there, batches=data)) <= 3
         spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, **how))
         spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, retain=False, **how))
@@ -281,7 +282,7 @@ def there(tensors):
 def test_flatness_of_all_draws_together_is_that_of_one_after_the_other(monkeypatch, memory):
     tensors = shaken_replica()
     expected = measured("flatness", tensors, batches=3, draws=5)
-    monkeypatch.setattr(accelerator, "UNKNOWN_MEMORY", memory)
+    monkeypatch.setattr(devices, "UNKNOWN_MEMORY", memory)
     with counted() as counts:
         found = measured("flatness", there(tensors), batches=3, draws=5)
     for key, value in expected.items():
@@ -313,7 +314,7 @@ def test_a_plane_of_a_landscape_is_read_once_whatever_its_points(monkeypatch):
     expected = slice2d(quartic, point, directions(point, vectors="filter"), points=5, batches=batches)
     reads = []
     for memory in (2**34, 2**13):
-        monkeypatch.setattr(accelerator, "UNKNOWN_MEMORY", memory)
+        monkeypatch.setattr(devices, "UNKNOWN_MEMORY", memory)
         with counted() as counts:
             there, data = pytree.tree_map(lambda leaf: leaf.to(DEVICE), (point, batches))
             axes = directions(there, vectors="filter")
@@ -329,16 +330,15 @@ def test_a_plane_of_a_landscape_is_read_once_whatever_its_points(monkeypatch):
 def test_data_on_an_accelerator_narrow_its_groups(tiny_text, monkeypatch):
     study = study_of("retrieval", tiny_text, seeds=200)
     pairs = study.pairs()
-    shared, own = bytes_of_data(study, pairs)
-    assert own == 0
-    everything = sum(map(len, map(torch.Tensor.flatten, (pairs.image, pairs.text)))) * 4
-    assert shared >= everything
-    noisy = study_of("retrieval", tiny_text, seeds=200, noise=(0.0, 0.4))
-    shared_noisy, own_noisy = bytes_of_data(noisy, pairs)
+    clean = bytes_of_data(study, pairs)
+    assert clean.own == 0
+    assert clean.shared == sum(_bytes(samples[pairs.train]) for samples in (pairs.image, pairs.text))
+    assert clean.held_out > sum(_bytes(samples[pairs.held_out]) for samples in (pairs.image, pairs.text))
+    noisy_study = study_of("retrieval", tiny_text, seeds=200, noise=(0.0, 0.4))
+    noisy = bytes_of_data(noisy_study, pairs)
     # Wrong captions: the texts are each replica's own, the images stay shared.
-    texts = pairs.text[pairs.train]
-    assert own_noisy == texts.numel() * texts.element_size()
-    assert shared_noisy == shared - own_noisy
+    assert noisy.own == _bytes(pairs.text[pairs.train])
+    assert noisy.shared == clean.shared - noisy.own
 
     def widest(study, memory):
         monkeypatch.setattr(planning, "device_memory", lambda device: memory)
@@ -346,17 +346,28 @@ def test_data_on_an_accelerator_narrow_its_groups(tiny_text, monkeypatch):
         return max(len(group.runs) for group in plan.groups)
 
     need = plan_groups(study, CPU, runs_of(study)).bytes["clip 8"]
-    assert widest(study, shared + 2 * 50 * need + need) == 50
-    assert widest(noisy, shared_noisy + 2 * 50 * (need + own_noisy) + need) == 50
-    assert widest(study, shared // 2) == 2
+    assert widest(study, clean.held_out + clean.shared + 2 * 50 * need + need) == 50
+    memory = noisy.held_out + noisy.shared + 2 * 50 * (need + noisy.own) + need
+    # So many texts are left on the host.
+    assert widest(noisy_study, memory) == (memory - noisy.held_out) // 2 // need
+    monkeypatch.setattr(planning, "HOST_SHARE", 0.5)
+    assert widest(noisy_study, memory) == 50
+    assert widest(study, clean.held_out) == 2
 
 
 def test_a_part_of_the_pairs_is_each_replicas_own(tiny_text):
     study = study_of("retrieval", tiny_text, seeds=2)
     study = study.model_copy(update={"grid": study.grid.model_copy(update={"pairs": (100,)})})
     pairs = study.pairs()
-    _, own = bytes_of_data(study, pairs)
-    assert own == sum(samples[:100].numel() * samples.element_size() for samples in (pairs.image, pairs.text))
+    found = bytes_of_data(study, pairs)
+    assert (found.shared, found.own) == (0, sum(_bytes(samples[:100]) for samples in (pairs.image, pairs.text)))
+    anew = study.model_copy(update={"data": study.data.model_copy(update={"corruption": "fresh"})})
+    # Pairs that are corrupted anew at every step lie on the host.
+    assert (bytes_of_data(anew, pairs).shared, bytes_of_data(anew, pairs).own) == (0, 0)
+
+
+def _bytes(tensor):
+    return tensor.numel() * tensor.element_size()
 
 
 def test_positions_of_matches_are_those_of_equal_captions():

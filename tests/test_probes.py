@@ -149,8 +149,8 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
     layout = population.plan.layout
     params = layout.unflatten(population.theta.detach().double()[place])
     names = [name for name in params if name.startswith(("image.", "text."))]
-    moments = population.moments
-    v_hat = moments.second[place].double() / (1 - 0.95**moments.count)
+    state = population.optimizer
+    v_hat = state.buffers["second"][place].double() / (1 - 0.95**state.steps)
     scale = layout.unflatten((v_hat.sqrt() + 1e-8).rsqrt())
     index = independent_indices(runs[place].seed, "probe/curvature", 2, population.feed.available, 8)
     batches = population.feed.select([place]).batch(index[None], ())

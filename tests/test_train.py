@@ -20,16 +20,17 @@ from stability.encoders import Modality, encoder
 from stability.execute.machine import reproducible_arithmetic
 from stability.grid import Group, runs_of
 from stability.losses import clip, loss, siglip
+from stability.losses.batched import clip_kernel, loss_and_grads, siglip_kernel
 from stability.registry import InputError, Variant
 from stability.study import Study, Train, load_study, parse_study
 from stability.train import Trainer, diverged_at, population_of, train_step
-from stability.train.chains import chain_of
-from stability.train.feed import batch_indices, duplicate_share, feed_of, identity, independent_indices
-from stability.train.gradient import slopes
-from stability.train.optimizer import Clip, Moments, blocks_of, schedule, take_step
+from stability.train.batched_layers import batched_forward
+from stability.train.batches import STEPS_AHEAD, BatchStream, batch_indices
+from stability.train.feed import duplicate_share, feed_of, identity, independent_indices
+from stability.train.gradient import value_and_grad
+from stability.train.optimizer import GradClipper, LearningRates, ParamGroups, apply_update_, initial_state, lr_factor
 from stability.train.population import Layout, towers
-from stability.train.probing import asked_of
-from stability.train.stacked_losses import judged_by
+from stability.train.trainer import step_inputs
 
 CPU = torch.device("cpu")
 
@@ -46,8 +47,8 @@ def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own
     train = Train(steps=20, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
     start = torch.randn(3, 7, generator=generator, dtype=torch.float64)
     lrs = torch.tensor([0.01, 0.1, 0.5], dtype=torch.float64)
-    ours, moments = start.clone(), Moments.zeros_like(start)
-    blocks = blocks_of([(3, 0.1, 1.0), (1, 0.1, 1.0), (3, 0.0, 1.0)])
+    ours, state = start.clone(), initial_state(train, start)
+    groups = ParamGroups.of([(3, 0.1, 1.0), (1, 0.1, 1.0), (3, 0.0, 1.0)], start)
     theirs = [(nn.Parameter(row[:4].clone()), nn.Parameter(row[4:].clone())) for row in start]
     optimizers = [
         torch.optim.AdamW(
@@ -60,7 +61,7 @@ def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own
     ]
     for _ in range(20):
         gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-        take_step(ours, gradient, moments, lrs.tolist(), blocks, train)
+        apply_update_(ours, gradient.clone(), state, lrs, groups, train)
         for row, (decayed, bare), optimizer in zip(gradient, theirs, optimizers, strict=True):
             decayed.grad, bare.grad = row[:4].clone(), row[4:].clone()
             optimizer.step()
@@ -70,7 +71,7 @@ def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own
 
 def test_the_cosine_schedule_falls_from_one_to_nearly_zero_after_a_linear_warm_up():
     train = Train(steps=100, warmup=10, schedule="cosine")
-    factors = [schedule(train, step) for step in range(100)]
+    factors = [lr_factor(train, step) for step in range(100)]
     assert_close(factors[:10], [(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0
     assert all(later < earlier for earlier, later in pairwise(factors[10:]))
@@ -78,29 +79,30 @@ def test_the_cosine_schedule_falls_from_one_to_nearly_zero_after_a_linear_warm_u
 
 
 def test_clipping_at_a_norm_scales_the_gradient_and_leaves_small_ones():
-    clipping = Clip(quantile=None, norm=2.0, recent=torch.zeros(2, 4))
-    gradient = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
-    clipped, was = clipping(gradient, gradient.norm(dim=-1))
-    assert_close(clipped, torch.tensor([[1.2, 1.6], [0.3, 0.4]]))
-    assert was.tolist() == [1.0, 0.0]
+    clipper = GradClipper(quantile=None, norm=2.0, recent=torch.zeros(2, 4))
+    grad = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    clipped = clipper(grad, grad.norm(dim=-1))
+    assert_close(grad, torch.tensor([[1.2, 1.6], [0.3, 0.4]]))
+    assert clipped.tolist() == [1.0, 0.0]
 
 
 def test_clipping_at_a_quantile_follows_each_replica_s_own_norms_whatever_their_scale():
-    clipping = Clip(quantile=0.5, norm=None, recent=torch.zeros(2, 4))
+    clipper = GradClipper(quantile=0.5, norm=None, recent=torch.zeros(2, 4))
     scale = torch.tensor([[1.0], [64.0]])
     for size in (1.0, 2.0, 3.0, 4.0):
-        gradient = size * scale
-        _, was = clipping(gradient, gradient.norm(dim=-1))
-        assert was.tolist() == [0.0, 0.0]
-    clipped, was = clipping(10 * scale, (10 * scale).norm(dim=-1))
-    assert_close(clipped, 2.5 * scale)
-    assert was.tolist() == [1.0, 1.0]
+        grad = size * scale
+        assert clipper(grad, grad.norm(dim=-1)).tolist() == [0.0, 0.0]
+        assert_close(grad, size * scale)
+    grad = 10 * scale
+    assert clipper(grad, grad.norm(dim=-1)).tolist() == [1.0, 1.0]
+    assert_close(grad, 2.5 * scale)
 
 
 def test_parameters_lie_flat_and_come_back_with_what_the_optimizer_treats_alike_side_by_side():
     layout = Layout({"a.weight": (2, 3), "a.bias": (2,), "b.weight": (1, 4), "loss.log_scale": ()})
     assert list(layout.sizes) == ["a.weight", "b.weight", "a.bias", "loss.log_scale"]
-    flat = torch.arange(2 * 13.0).view(2, 13)
+    assert (layout.size, layout.width) == (13, 16)
+    flat = F.pad(torch.arange(2 * 13.0).view(2, 13), (0, 3))
     params = layout.unflatten(flat)
     assert {name: tuple(value.shape[1:]) for name, value in params.items()} == layout.shapes
     assert params["loss.log_scale"].tolist() == [12.0, 25.0]
@@ -123,21 +125,34 @@ def test_turned_matrices_lie_transposed_and_come_back_the_same():
         assert copies[name].is_contiguous()
 
 
-def test_the_optimizer_returns_the_norms_of_the_updates_and_leaves_frozen_replicas_whatever_its_parts(monkeypatch):
+def test_the_optimizer_returns_the_norms_of_the_updates_and_leaves_dead_replicas_whatever_its_chunks(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     start, gradient = torch.randn(2, 5, 7, generator=generator)
-    blocks, frozen = blocks_of([(4, 0.1, 1.0), (3, 0.0, 2.0)]), torch.tensor([False, True, False, False, True])
-    found = []
-    for cache in (1, 14, 10**6):
-        monkeypatch.setattr("stability.train.optimizer.CACHE", cache)
-        theta, moments = start.clone(), Moments.zeros_like(start)
-        taken = take_step(theta, gradient, moments, [0.1, 0.1, 0.2, 0.1, 0.2], blocks, Train(steps=3), frozen=frozen)
-        norms = taken["update_norm"]
+    train, rates = Train(steps=3), torch.tensor([0.1, 0.1, 0.2, 0.1, 0.2])
+    groups, dead = (
+        ParamGroups.of([(4, 0.1, 1.0), (3, 0.0, 2.0)], start),
+        torch.tensor([False, True, False, False, True]),
+    )
+    results = []
+    for chunk in (1, 14, 10**6):
+        monkeypatch.setattr("stability.train.optimizer.CHUNK_FLOATS", chunk)
+        theta, state = start.clone(), initial_state(train, start)
+        norms = apply_update_(theta, gradient.clone(), state, rates, groups, train, dead=dead)["update_norm"]
         assert_close(norms, (theta - start).norm(dim=-1))
-        assert torch.equal(norms == 0, frozen)
-        assert torch.equal((theta == start).all(-1), frozen)
-        found.append((theta, norms))
-    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(found[0], each, strict=True))
+        assert torch.equal(norms == 0, dead)
+        assert torch.equal((theta == start).all(-1), dead)
+        results.append((theta, norms))
+    assert all(torch.equal(one, other) for each in results[1:] for one, other in zip(results[0], each, strict=True))
+
+
+def test_rates_are_those_of_each_replica_at_each_step_and_stay_after_the_last():
+    train = Train(steps=8, warmup=4, schedule="cosine")
+    lrs = [0.1, 0.3, 0.1]
+    rates = LearningRates.of(train, lrs, CPU)
+    assert rates.table.shape == (8, 2)
+    for step in range(10):
+        assert rates.at(step).tolist() == torch.tensor([lr * lr_factor(train, min(step, 7)) for lr in lrs]).tolist()
+    assert rates.select(torch.tensor([1, 0])).at(2).tolist() == rates.at(2)[[1, 0]].tolist()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
@@ -185,7 +200,7 @@ def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
         )
         draws = batch_indices(run.seed, len(pairs.train), run.batch_size)
         for step in range(tiny.train.steps):
-            rate = run.lr * schedule(tiny.train, step)
+            rate = run.lr * lr_factor(tiny.train, step)
             for group, factor in zip(optimizer.param_groups, (1, 1, tiny.train.scalar_lr), strict=True):
                 group["lr"] = rate * factor
             index = pairs.train[next(draws)]
@@ -240,7 +255,9 @@ def test_a_replica_that_turns_nan_is_frozen_and_its_neighbours_do_not_notice(tin
         if step == 2:
             sick.theta.data[1, 0] = torch.nan
             frozen = sick.theta[1].detach().clone()
-        fine, ill = train_step(healthy, index), train_step(sick, index)
+        fine, ill = (
+            dict(zip(p.measures, train_step(p, step_inputs(p, index, index)), strict=True)) for p in (healthy, sick)
+        )
         for name in ("loss", "gradient_norm", "update_norm"):
             assert torch.equal(fine[name][[0, 2]], ill[name][[0, 2]]), name
             assert torch.isnan(ill[name][1]) == (step >= 2)
@@ -267,7 +284,7 @@ def with_a_hook() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("build", "known"),
+    ("build", "supported"),
     [
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)), True),
         (lambda: nn.Sequential(nn.Flatten(1, -1), nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU())), True),
@@ -280,31 +297,29 @@ def with_a_hook() -> nn.Module:
         (with_a_hook, False),
     ],
 )
-def test_a_chain_of_known_layers_gives_all_replicas_the_bits_that_vmap_gives_each(build, known):
+def test_a_tower_of_supported_layers_gives_all_replicas_the_bits_that_vmap_gives_each(build, supported):
     torch.manual_seed(0)
     tower = build()
-    chain = chain_of(tower)
-    assert (chain is not None) == known
-    if chain is None:
+    forward = batched_forward(tower)
+    assert (forward is not None) == supported
+    if forward is None:
         return
     samples = torch.randn(3, 5, 2, 3)
     params = {name: torch.randn(3, *value.shape, requires_grad=True) for name, value in tower.named_parameters()}
     slow = vmap(lambda own, x: functional_call(tower, own, x))(params, samples)
-    expected = torch.autograd.grad(slow.square().sum(), list(params.values()), allow_unused=True)
-    locked = min(params)
-    for written in (params, params.keys() - {locked}, {}):
-        places = {name: torch.full_like(params[name], torch.nan) for name in written}
-        with torch.no_grad():
-            fast, pull = chain(params, places, samples)
-            assert torch.equal(fast, slow)
-            pull(2 * fast)
-        assert all(torch.equal(places.get(name, slope), slope) for name, slope in zip(params, expected, strict=True))
+    fast = forward(params, samples)
+    assert torch.equal(fast, slow)
+    ours, theirs = (
+        torch.autograd.grad(output.square().sum(), list(params.values()), allow_unused=True) for output in (fast, slow)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
 
 
 def test_losses_share_weights_batches_and_noise_at_one_seed(tiny):
     pairs = tiny.pairs()
     ours, theirs = (population_of(tiny, some_runs(tiny, arm), pairs, CPU) for arm in ("clip", "siglip-log-b"))
-    towers_only = min(ours.theta.shape[1], theirs.theta.shape[1]) - 1
+    towers_only = ours.plan.layout.size - 1
     assert torch.equal(ours.theta[:, :towers_only], theirs.theta[:, :towers_only])
     assert torch.equal(ours.feed.text, theirs.feed.text)
 
@@ -313,9 +328,9 @@ def test_scalars_start_where_the_arm_says_and_neither_they_nor_biases_decay(tiny
     population = population_of(tiny, some_runs(tiny, "siglip-log-b"), tiny.pairs(), CPU)
     params = population.plan.layout.unflatten(population.theta.detach())
     assert_close(params["loss.bias"], torch.full((6,), -math.log(8)))
-    decay, multiplier = torch.full((2, population.theta.shape[1]), torch.nan)
-    for block in population.blocks:
-        decay[block.start : block.stop], multiplier[block.start : block.stop] = block.decay, block.multiplier
+    groups, width = population.groups, population.theta.shape[1]
+    decay = F.pad(groups.decay, (0, width - len(groups.decay)))
+    multiplier = groups.lr_multiplier
     for name, value in population.plan.layout.unflatten(decay).items():
         assert (value == (tiny.train.weight_decay if value.dim() > 1 else 0)).all(), name
     for name, value in population.plan.layout.unflatten(multiplier).items():
@@ -360,75 +375,80 @@ def test_every_loss_trains_and_is_probed_and_a_replica_does_not_notice_the_other
 
 @pytest.mark.parametrize("name", [*sorted(loss), "smoothed"])
 def test_gradients_of_a_population_are_those_of_autograd_under_vmap(tiny_text, name):
-    """In float64: every loss, one tower that is a chain of known layers and one that is not, a parameter locked."""
+    """In float64: every loss, with nothing frozen, and with a bias and the loss's scalars frozen."""
     arm = f'[arms.{name}]\nloss = "clip"\nlabel_smoothing = 0.1\n\n' if name not in loss else ""
     population = trainer_of(tiny_text, name, 3, arm).population
-    assert population.plan.chains.keys() == {"image", "text"}
-    assert (population.plan.loss.judged is not None) == (name in ("clip", "siglip"))
+    assert population.plan.forwards.keys() == {"image", "text"}
+    assert (population.plan.loss.kernel is not None) == (name in ("clip", "siglip"))
     theta = population.theta.double()
-    batch = population.feed.batch(torch.stack([torch.randperm(40)[:8] for _ in range(3)]), population.generators)
+    index = torch.stack([torch.randperm(40)[:8] for _ in range(3)])
+    batch = step_inputs(population, index, index) | population.feed.batch(index, ()) | {"state": population.state}
     batch["image"] = batch["image"].double()
-    batch |= asked_of(population.plan, population.runs, population.draws, population.state, 0, torch.Size())
-    for locked in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.scalars)}):
-        plan = replace(population.plan, fixed=population.plan.fixed | locked)
-        places = plan.layout.unflatten(torch.full_like(theta, torch.nan))
+    for frozen in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.plan.initial_scalars)}):
+        plan = replace(population.plan, fixed=population.plan.fixed | frozen)
+        grad = torch.full_like(theta, torch.nan)
         with torch.no_grad():
-            ours, state = slopes(plan, plan.layout.unflatten(theta), batch, places)
+            ours, state = value_and_grad(plan, theta, batch, grad)
         params = {key: value.requires_grad_() for key, value in plan.layout.unflatten(theta).items()}
         theirs, carried = vmap(plan.training_objective)(params, batch)
         expected = torch.autograd.grad(theirs.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
         assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
-        assert_close(list(places.values()), list(expected), rtol=1e-12, atol=1e-12)
+        assert_close(list(plan.layout.unflatten(grad).values()), list(expected), rtol=1e-12, atol=1e-12)
         assert_close(state, {key: value.detach() for key, value in carried.items()}, rtol=1e-12, atol=1e-12)
+        assert not grad[:, plan.layout.size :].any()
 
 
-@pytest.mark.parametrize(("function", "scalars"), [(clip, ("log_scale",)), (siglip, ("log_scale", "bias"))])
+KERNELS = [(clip, clip_kernel, ("log_scale",)), (siglip, siglip_kernel, ("log_scale", "bias"))]
+
+
+@pytest.mark.parametrize(("function", "kernel", "names"), KERNELS)
 @pytest.mark.parametrize(("size", "scale"), [(2, 1.0), (7, 10.0), (7, 5000.0), (516, 10.0)])
-def test_losses_with_written_derivatives_are_the_plain_ones(function, scalars, size, scale):
+def test_kernels_of_losses_give_the_value_and_the_gradient_of_the_plain_formula(function, kernel, names, size, scale):
     """Also where exponentials of the logits overflow, and where tiles take over."""
     generator = torch.Generator().manual_seed(0)
-    ends = [torch.randn(2, size, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
-    given = {"log_scale": torch.tensor([scale, 1.0]).double().log(), "bias": torch.tensor([-3.0, 0.5]).double()}
-    given = {name: given[name].requires_grad_() for name in scalars}
+    embeddings = [torch.randn(2, size, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    scalars = {"log_scale": torch.tensor([scale, 1.0]).double().log(), "bias": torch.tensor([-3.0, 0.5]).double()}
+    scalars = {name: scalars[name].requires_grad_() for name in names}
 
     def plain(image, text, own):
         return function(F.normalize(image, dim=-1), F.normalize(text, dim=-1), **own)
 
-    expected = vmap(plain)(*ends, given)
-    slopes = torch.autograd.grad(expected.sum(), [*ends, *given.values()])
+    expected = vmap(plain)(*embeddings, scalars)
+    grads = torch.autograd.grad(expected.sum(), [*embeddings, *scalars.values()])
     with torch.no_grad():
-        found, state, by_end, by_scalar = judged_by(function)(ends, given, given.keys())
-    assert_close(found, expected.detach(), rtol=1e-11, atol=1e-12)
-    assert_close([*by_end, *(by_scalar[name] for name in scalars)], list(slopes), rtol=1e-10, atol=1e-12)
-    assert state == {}
+        losses, grad_embeddings, grad_scalars = loss_and_grads(kernel, embeddings, scalars)
+    assert grad_scalars.keys() == {*names}
+    assert_close(losses, expected.detach(), rtol=1e-11, atol=1e-12)
+    assert_close([*grad_embeddings, *(grad_scalars[name] for name in names)], list(grads), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("function", [clip, siglip])
+@pytest.mark.parametrize(("function", "kernel", "names"), KERNELS)
 @pytest.mark.parametrize(("size", "width"), [(6, 24), (9, 11), (13, 12), (5, 39)])
-def test_losses_with_written_derivatives_give_a_replica_its_own_bits(function, size, width):
-    """Also where its logits do not fill whole lines of the cache."""
+def test_kernels_of_losses_give_a_replica_its_own_bits(function, kernel, names, size, width):
+    """Also where its logits do not fill whole cache lines."""
     generator = torch.Generator().manual_seed(0)
-    ends = [torch.randn(16, size, width, generator=generator) for _ in range(2)]
-    given = {name: torch.randn(16, generator=generator) for name in ("log_scale", "bias")}
+    embeddings = [torch.randn(16, size, width, generator=generator) for _ in range(2)]
+    scalars = {name: torch.randn(16, generator=generator) for name in names}
 
-    def judged(places):
-        losses, _, by_end, by_scalar = judged_by(function)(
-            [end[places] for end in ends], {name: value[places] for name, value in given.items()}, given.keys()
+    def results_of(replicas):
+        losses, grad_embeddings, grad_scalars = loss_and_grads(
+            kernel, [x[replicas] for x in embeddings], {name: value[replicas] for name, value in scalars.items()}
         )
-        return [losses, *by_end, by_scalar["log_scale"]]
+        return [losses, *grad_embeddings, *grad_scalars.values()]
 
-    everything = judged(list(range(16)))
+    everything = results_of(list(range(16)))
     for few in ([0, 1], [5, 15], [15, 3], [3, 14, 15]):
-        assert all(torch.equal(own, all_[few]) for own, all_ in zip(judged(few), everything, strict=True)), few
+        assert all(torch.equal(own, all_[few]) for own, all_ in zip(results_of(few), everything, strict=True)), few
 
 
-def test_a_row_of_zeros_has_a_derivative_and_leaves_the_others_alone():
-    ends = torch.randn(2, 2, 5, 3, generator=torch.Generator().manual_seed(0))
-    ends[0, 1, 2] = 0.0
-    judge, scalars = judged_by(clip), {"log_scale": torch.zeros(2)}
-    _, _, by_end, _ = judge(list(ends), scalars, ())
-    assert all(slope.isfinite().all() for slope in by_end)
-    assert torch.equal(by_end[0][0], judge(list(torch.stack([ends[:, 0]] * 2, 1)), scalars, ())[2][0][0])
+def test_a_row_of_zeros_has_a_gradient_and_leaves_the_others_alone():
+    embeddings = torch.randn(2, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    embeddings[0, 1, 2] = 0.0
+    scalars = {"log_scale": torch.zeros(2)}
+    _, grads, _ = loss_and_grads(clip_kernel, list(embeddings), scalars)
+    assert all(grad.isfinite().all() for grad in grads)
+    _, alone, _ = loss_and_grads(clip_kernel, list(torch.stack([embeddings[:, 0]] * 2, 1)), scalars)
+    assert torch.equal(grads[0][0], alone[0][0])
 
 
 def test_a_state_is_carried_from_step_to_step_for_each_replica(tiny_text):
@@ -461,6 +481,19 @@ def test_an_epoch_of_batches_meets_every_pair_at_most_once():
     assert len(set(epoch.tolist())) == 9
     again = batch_indices(seed=4, available=10, batch_size=3)
     assert torch.equal(epoch[:3], next(again))
+
+
+@pytest.mark.parametrize(("available", "batch_size"), [(10, 3), (500, 8)])
+def test_batches_drawn_ahead_are_those_of_each_seed_s_own_stream(available, batch_size):
+    seeds = [4, "b", 4, 0]
+    batches = BatchStream(seeds, available, batch_size, CPU)
+    draws = {seed: batch_indices(seed, available, batch_size) for seed in dict.fromkeys(seeds)}
+    for _ in range(2 * STEPS_AHEAD + 3):
+        batches.advance()
+        drawn = {seed: next(indices) for seed, indices in draws.items()}
+        expected = torch.stack([drawn[seed] for seed in seeds])
+        assert torch.equal(batches.index(), expected)
+        assert torch.equal(batches.host_index(), expected)
 
 
 def test_independent_batches_repeat_no_pair_inside_a_batch_and_ignore_each_other():

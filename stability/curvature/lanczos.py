@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stability.accelerator import copied_to
+from stability.devices import to_device
 from stability.streams import stream
 
 LONG = 2**16
@@ -71,7 +71,7 @@ def lanczos(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int, see
     entries = entries.cpu()
     if bool((entries[1, 1:] == 0).any()):
         noise = torch.stack([_gaussian(starts.shape[1], seed, step) for step in range(steps)])
-        noise = copied_to(noise.to(starts.dtype), device)
+        noise = to_device(noise.to(starts.dtype), device)
         entries, basis = _recurrence(
             product,
             starts,
@@ -80,7 +80,7 @@ def lanczos(product: Callable[[Tensor], Tensor], starts: Tensor, steps: int, see
         )
         entries = entries.cpu()
     theta, vectors = _tridiagonal_eigen(entries)
-    both = copied_to(torch.cat([theta[:, None], vectors], 1), device)
+    both = to_device(torch.cat([theta[:, None], vectors], 1), device)
     return Decomposition(both[:, 0], both[:, 1:], basis)
 
 

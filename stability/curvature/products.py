@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stability.accelerator import room_on
 from stability.curvature.graphs import CPU_BYTES, SECOND_ORDER, Graph, bytes_of, graph_of, products
+from stability.devices import room_on
 from stability.registry import InputError, nearest
 
 Objective = Callable[..., Tensor]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from stability.accelerator import copied_to
 from stability.curvature.lanczos import Decomposition, lanczos
 from stability.curvature.products import Block, Hessian, Objective, at_index, hessian_of, replicas_at_once, unflatten
+from stability.devices import to_device
 from stability.registry import InputError
 from stability.streams import stream
 
@@ -200,7 +200,7 @@ def _lanczos_of(hessian: Hessian, steps: int, probes: int, seed: int) -> Decompo
     """Run Lanczos on lanes (probes x R), each start shared by all replicas."""
     replicas, size = hessian.point.shape
     starts = torch.randn(probes, 1, size, generator=stream(seed, "lanczos"), dtype=torch.float64)
-    starts = copied_to(starts.to(hessian.point.dtype), hessian.point.device)
+    starts = to_device(starts.to(hessian.point.dtype), hessian.point.device)
     starts = starts.expand(probes, replicas, size).reshape(-1, size)
 
     def product(vectors: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def _trace(hessian: Hessian, run: Decomposition, count: int, seed: int) -> tuple
     if basis.shape[1] == size:
         return inside, rounding, 0
     directions = torch.randint(2, (count, size), generator=stream(seed, "trace")).double() * 2 - 1
-    forms = _forms(hessian, copied_to(directions.to(hessian.point.dtype), hessian.point.device), basis)
+    forms = _forms(hessian, to_device(directions.to(hessian.point.dtype), hessian.point.device), basis)
     spread = forms.std(0) if count > 1 else nothing + torch.nan
     return inside + forms.mean(0), torch.hypot(spread / math.sqrt(count), rounding), count
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stability.accelerator import copied_to, room_on
 from stability.curvature.graphs import bytes_of
 from stability.curvature.products import (
     Objective,
@@ -19,6 +18,7 @@ from stability.curvature.products import (
     unflatten,
     whole_batches,
 )
+from stability.devices import room_on, to_device
 from stability.registry import InputError
 
 Point = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ def evaluate(
     origin = flatten(params, 0).detach()
     basis = torch.stack([flatten({name: axis[name].detach() for name in params}, 0).to(origin) for axis in axes])
     shapes = {name: value.shape for name, value in params.items()}
-    places = copied_to(places.to(origin.dtype), origin.device)
+    places = to_device(places.to(origin.dtype), origin.device)
     split = whole_batches(batches)
     size = chunk or points_at_once(objective, params, split[0])
 

@@ -13,7 +13,8 @@ What a loss needs beside the batch it asks for by a reserved keyword-only name (
   ``state=function(available) -> dict[str, Tensor]``, one replica's initial state for that many training pairs.
 
 The trait ``chance=function(batch_size) -> float`` is the loss of embeddings that say nothing: the least that one
-similarity, the same for all pairs, can reach with the best trained scalars.
+similarity, the same for all pairs, can reach with the best trained scalars. The trait ``value_and_grad`` is a kernel
+that computes the loss at its default options, with its gradient, for all replicas at once (`stability.losses.batched`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import math
 from torch import Tensor
 
 from stability.losses import Scalar, loss
-from stability.losses.fused import judged_pairs, told_apart
+from stability.losses.fused import clip_sum_tiled, siglip_sum_tiled
 from stability.losses.sigmoid import siglip_chance
 from stability.losses.softmax import clip_chance
 
@@ -24,7 +24,7 @@ def siglip_chunked(image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tens
     The value and all derivatives of `siglip`, with O(B x chunk) memory.
     Zhai et al. (2023), arXiv:2303.15343, Sec. 3.3, chunks over devices; this is one device.
     """
-    return judged_pairs(log_scale.exp() * image, text, bias, chunk) / len(image)
+    return siglip_sum_tiled(log_scale.exp() * image, text, bias, chunk) / len(image)
 
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
@@ -33,4 +33,4 @@ def clip_chunked(image: Tensor, text: Tensor, *, log_scale: Tensor, chunk: int =
 
     The value and all derivatives of `clip`, with O(B x chunk) memory. Radford et al. (2021), arXiv:2103.00020, Fig. 3.
     """
-    return told_apart(log_scale.exp() * image, text, chunk) / 2 / len(image)
+    return clip_sum_tiled(log_scale.exp() * image, text, chunk) / 2 / len(image)

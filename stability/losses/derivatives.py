@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp
 
 
-def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
+def checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     """Return ``function(*inputs)``, of which only the inputs are kept; derivatives of any order call it again."""
-    return _Recomputed.apply(function, *inputs)
+    return _Checkpointed.apply(function, *inputs)
 
 
-def with_slopes(fused: Callable[..., tuple[Tensor, ...]], plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def custom_grad(fused: Callable[..., tuple[Tensor, ...]], plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Return the scalar ``plain(*inputs)``; unless gradients are off, *fused* finds the gradient together with it.
 
     ``fused(*inputs)`` returns the value and its derivative with respect to each input. It is called once, on plain
@@ -24,11 +24,11 @@ def with_slopes(fused: Callable[..., tuple[Tensor, ...]], plain: Callable[..., T
     """
     # Not `requires_grad` of the inputs: inside vmap it is False for all of them.
     if torch.is_grad_enabled():
-        return _WithSlopes.apply(fused, plain, *inputs)[0]
+        return _CustomGrad.apply(fused, plain, *inputs)[0]
     return plain(*inputs)
 
 
-class _Recomputed(torch.autograd.Function):
+class _Checkpointed(torch.autograd.Function):
     """``function(*inputs)``, of which only the inputs are kept; derivatives call it again, and are such calls too."""
 
     generate_vmap_rule = True
@@ -52,7 +52,7 @@ class _Recomputed(torch.autograd.Function):
             output, pull, *_ = vjp(function, *arguments)
             return pull(cotangents[0] if isinstance(output, Tensor) else cotangents)
 
-        return None, *_Recomputed.apply(pull_back, *inputs, *upstream)
+        return None, *_Checkpointed.apply(pull_back, *inputs, *upstream)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
@@ -60,7 +60,7 @@ class _Recomputed(torch.autograd.Function):
         return jvp(ctx.function, tuple(inputs), _filled(tangents, inputs))[1]
 
 
-class _WithSlopes(torch.autograd.Function):
+class _CustomGrad(torch.autograd.Function):
     """``(value, *slopes)``: the slopes are outputs, so that the backward pass is differentiable through them."""
 
     @staticmethod
@@ -99,7 +99,7 @@ class _WithSlopes(torch.autograd.Function):
         each = [
             [x] * info.batch_size if dim is None else x.unbind(dim) for x, dim in zip(inputs, in_dims[2:], strict=True)
         ]
-        outputs = [_WithSlopes.apply(fused, plain, *replica) for replica in zip(*each, strict=True)]
+        outputs = [_CustomGrad.apply(fused, plain, *replica) for replica in zip(*each, strict=True)]
         stacked = tuple(torch.stack(values) for values in zip(*outputs, strict=True))
         return stacked, (0,) * len(stacked)
 

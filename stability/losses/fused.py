@@ -15,11 +15,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stability.losses.derivatives import recomputed, with_slopes
+from stability.devices import is_accelerator
+from stability.losses.derivatives import checkpointed, custom_grad
 from stability.losses.logits import sum_over_pairs
 from stability.registry import InputError
 
-SIDE = 512
+TILE = 512
 """Rows and columns of a tile of logits: 1 MB of float32, twice, is about what a core's cache holds."""
 
 
@@ -29,40 +30,40 @@ def is_large(batch: Tensor) -> bool:
     On a CPU from B = 512 on, where the logits of a few replicas leave the cache (``benchmarks/losses.py``). Other
     devices have the bandwidth: there, from B = 8,192 on, for the memory alone. A function of shape and device only.
     """
-    return len(batch) >= (SIDE if batch.device.type == "cpu" else 16 * SIDE)
+    return len(batch) >= (TILE if batch.device.type == "cpu" else 16 * TILE)
 
 
-def judged_pairs(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | None = None) -> Tensor:
+def siglip_sum_tiled(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | None = None) -> Tensor:
     """Return sum_ij softplus(-z_ij (<row_i, column_j> + bias)), z being +1 where i = j and -1 elsewhere, in nats.
 
     rows and columns are (B, D), bias a scalar. *chunk* rows are judged at a time (None: as many as suit the machine).
     """
-    block = partial(_sum_over_blocks, _judged_block, chunk)
-    return with_slopes(partial(_judge_tiles, side=_side(chunk)), block, rows, columns, bias)
+    block = partial(_sum_over_blocks, _siglip_block, chunk)
+    return custom_grad(partial(_siglip_tiles, side=_side(chunk)), block, rows, columns, bias)
 
 
-def told_apart(rows: Tensor, columns: Tensor, chunk: int | None = None) -> Tensor:
+def clip_sum_tiled(rows: Tensor, columns: Tensor, chunk: int | None = None) -> Tensor:
     """Return -sum_i [log softmax_j(l_ij)_i + log softmax_j(l_ji)_i] of l_ij = <row_i, column_j>, in nats.
 
     rows and columns are (B, D). *chunk* rows are taken at a time (None: as many as suit the machine).
     """
-    return with_slopes(partial(_tell_apart, side=_side(chunk)), partial(_told_apart_in_blocks, chunk), rows, columns)
+    return custom_grad(partial(_clip_tiles, side=_side(chunk)), partial(_clip_blocks, chunk), rows, columns)
 
 
-def judged_with_slopes(rows: Tensor, columns: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """Return `judged_pairs` and its derivatives by rows, columns and bias, of one replica and without a graph."""
-    return _judge_tiles(rows, columns, bias, side=SIDE)
+def siglip_value_and_grad(rows: Tensor, columns: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Return `siglip_sum_tiled` and its derivatives by rows, columns and bias, of one replica and without a graph."""
+    return _siglip_tiles(rows, columns, bias, side=TILE)
 
 
-def told_apart_with_slopes(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
-    """Return `told_apart` and its derivatives by rows and columns, of one replica and without a graph."""
-    return _tell_apart(rows, columns, side=SIDE)
+def clip_value_and_grad(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+    """Return `clip_sum_tiled` and its derivatives by rows and columns, of one replica and without a graph."""
+    return _clip_tiles(rows, columns, side=TILE)
 
 
 def _side(chunk: int | None) -> int:
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk: got {chunk!r}; allowed: at least 1 row")
-    return SIDE if chunk is None else chunk
+    return TILE if chunk is None else chunk
 
 
 # The plain formulas, in blocks of rows that are computed again for every derivative.
@@ -73,22 +74,22 @@ Block = Callable[..., Tensor]
 
 def _sum_over_blocks(block: Block, chunk: int | None, rows: Tensor, *inputs: Tensor) -> Tensor:
     # Every block returns a derivative as large as all columns: below 128 rows, adding these up would rule.
-    chunk = chunk or max(128, 4 * SIDE * SIDE // len(rows))
+    chunk = chunk or max(128, 4 * TILE * TILE // len(rows))
     starts = range(0, len(rows), chunk)
     parts = zip(starts, rows.split(chunk), strict=True)
-    return torch.stack([recomputed(partial(block, offset=start), part, *inputs) for start, part in parts]).sum()
+    return torch.stack([checkpointed(partial(block, offset=start), part, *inputs) for start, part in parts]).sum()
 
 
-def _judged_block(rows: Tensor, columns: Tensor, bias: Tensor, *, offset: int) -> Tensor:
+def _siglip_block(rows: Tensor, columns: Tensor, bias: Tensor, *, offset: int) -> Tensor:
     return sum_over_pairs(rows @ columns.T + bias, offset)
 
 
-def _told_apart_in_blocks(chunk: int | None, rows: Tensor, columns: Tensor) -> Tensor:
-    one_way = partial(_sum_over_blocks, _told_apart_block, chunk)
+def _clip_blocks(chunk: int | None, rows: Tensor, columns: Tensor) -> Tensor:
+    one_way = partial(_sum_over_blocks, _clip_block, chunk)
     return one_way(rows, columns) + one_way(columns, rows)
 
 
-def _told_apart_block(rows: Tensor, columns: Tensor, *, offset: int) -> Tensor:
+def _clip_block(rows: Tensor, columns: Tensor, *, offset: int) -> Tensor:
     logits = rows @ columns.T
     return (torch.logsumexp(logits, -1) - torch.diagonal(logits, offset)).sum()
 
@@ -96,10 +97,10 @@ def _told_apart_block(rows: Tensor, columns: Tensor, *, offset: int) -> Tensor:
 # The same with the gradient, in tiles, in place. Sums over tiles are in float64: there are thousands of them.
 
 
-def _judge_tiles(rows: Tensor, columns: Tensor, bias: Tensor, *, side: int) -> tuple[Tensor, ...]:
-    value, slope_bias = torch.zeros(2, dtype=torch.float64, device=rows.device)
-    slope_rows, slope_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-    spaces = rows.new_empty(2, min(side, len(rows)) * min(SIDE, len(columns)))
+def _siglip_tiles(rows: Tensor, columns: Tensor, bias: Tensor, *, side: int) -> tuple[Tensor, ...]:
+    value, grad_bias = torch.zeros(2, dtype=torch.float64, device=rows.device)
+    grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+    spaces = rows.new_empty(2, min(side, len(rows)) * min(TILE, len(columns)))
     for down, across in _tiles(len(rows), len(columns), side):
         some, others = rows[down], columns[across]
         logits, spare = (space[: len(some) * len(others)].view(len(some), len(others)) for space in spaces)
@@ -109,10 +110,10 @@ def _judge_tiles(rows: Tensor, columns: Tensor, bias: Tensor, *, side: int) -> t
         value += _sum_of_softplus(logits, spare)
         mistaken = logits.sigmoid_()
         matches.neg_()
-        slope_bias += mistaken.sum()
-        slope_rows[down].addmm_(mistaken, others)
-        slope_columns[across].addmm_(mistaken.T, some)
-    return value.to(rows.dtype), slope_rows, slope_columns, slope_bias.to(bias.dtype)
+        grad_bias += mistaken.sum()
+        grad_rows[down].addmm_(mistaken, others)
+        grad_columns[across].addmm_(mistaken.T, some)
+    return value.to(rows.dtype), grad_rows, grad_columns, grad_bias.to(bias.dtype)
 
 
 def _sum_of_softplus(x: Tensor, spare: Tensor) -> Tensor:
@@ -132,21 +133,29 @@ def _sum_of_softplus(x: Tensor, spare: Tensor) -> Tensor:
     return above + below + u.log1p_().sum()
 
 
-def _tell_apart(rows: Tensor, columns: Tensor, *, side: int) -> tuple[Tensor, ...]:
-    longest = [torch.linalg.vector_norm(x, dim=-1).max() for x in (rows, columns)]
-    # No logit is larger than this, so exponentials need no shift where its own neither vanish nor overflow in a sum.
-    safe = float(longest[0] * longest[1]) < -math.log(torch.finfo(rows.dtype).tiny) - math.log(len(rows)) - 1
-    normalise = _normalise_bounded if safe else _normalise_any
-    log_sums, slope_rows, slope_columns = normalise(rows, columns, side)
+def _clip_tiles(rows: Tensor, columns: Tensor, *, side: int) -> tuple[Tensor, ...]:
+    normalize = _normalize_bounded if _is_bounded(rows, columns) else _normalize_any
+    log_sums, grad_rows, grad_columns = normalize(rows, columns, side)
     value = (log_sums - 2 * (rows * columns).sum(-1)).sum(dtype=torch.float64)
-    return value.to(rows.dtype), slope_rows.sub_(columns, alpha=2), slope_columns.sub_(rows, alpha=2)
+    return value.to(rows.dtype), grad_rows.sub_(columns, alpha=2), grad_columns.sub_(rows, alpha=2)
 
 
-def _normalise_bounded(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _is_bounded(rows: Tensor, columns: Tensor) -> bool:
+    """Return whether no exponential of a logit can overflow in a sum or vanish, so that none needs a shift.
+
+    On an accelerator the answer would have to be read by the host, which waits for it: there it is always no.
+    """
+    if is_accelerator(rows.device):
+        return False
+    longest = [torch.linalg.vector_norm(x, dim=-1).max() for x in (rows, columns)]
+    return float(longest[0] * longest[1]) < -math.log(torch.finfo(rows.dtype).tiny) - math.log(len(rows)) - 1
+
+
+def _normalize_bounded(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return log sum_j e^l_ij + log sum_j e^l_ji of each i, and the derivatives of their sum by rows and columns."""
-    slope_rows, slope_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+    grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
     row_sums, column_sums = rows.new_zeros(len(rows)), rows.new_zeros(len(columns))
-    spaces = rows.new_empty(2, min(side, len(rows)) * min(SIDE, len(columns)))
+    spaces = rows.new_empty(2, min(side, len(rows)) * min(TILE, len(columns)))
     tiles = _tiles(len(rows), len(columns), side)
 
     def exponentials(down: slice, across: slice) -> tuple[Tensor, Tensor]:
@@ -163,17 +172,17 @@ def _normalise_bounded(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor
         if len(tiles) > 1:
             tile, spare = exponentials(down, across)
         probability = tile.mul_(torch.add(by_row[down], by_column[across], out=spare))
-        slope_rows[down].addmm_(probability, columns[across])
-        slope_columns[across].addmm_(probability.T, rows[down])
-    return row_sums.log() + column_sums.log(), slope_rows, slope_columns
+        grad_rows[down].addmm_(probability, columns[across])
+        grad_columns[across].addmm_(probability.T, rows[down])
+    return row_sums.log() + column_sums.log(), grad_rows, grad_columns
 
 
-def _normalise_any(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_normalise_bounded` does, for logits of any size: rows and columns each from their own maximum."""
-    slope_rows, slope_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+def _normalize_any(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_normalize_bounded` does, for logits of any size: rows and columns each from their own maximum."""
+    grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
 
-    def one_way(some: Tensor, others: Tensor, slope_some: Tensor, slope_others: Tensor) -> Tensor:
-        height = max(min(side, 16), side * SIDE // len(others))
+    def one_way(some: Tensor, others: Tensor, grad_some: Tensor, grad_others: Tensor) -> Tensor:
+        height = max(min(side, 16), side * TILE // len(others))
         space, log_sums = some.new_empty(min(height, len(some)), len(others)), some.new_empty(len(some))
         for start in range(0, len(some), height):
             part = slice(start, start + height)
@@ -182,14 +191,14 @@ def _normalise_any(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Te
             tile = logits.sub_(largest).exp_()
             sums = tile.sum(1, keepdim=True)
             log_sums[part] = (largest + sums.log()).squeeze(1)
-            slope_some[part].addcdiv_(tile @ others, sums)
-            slope_others.addmm_(tile.T, some[part] / sums)
+            grad_some[part].addcdiv_(tile @ others, sums)
+            grad_others.addmm_(tile.T, some[part] / sums)
         return log_sums
 
-    log_sums = one_way(rows, columns, slope_rows, slope_columns) + one_way(columns, rows, slope_columns, slope_rows)
-    return log_sums, slope_rows, slope_columns
+    log_sums = one_way(rows, columns, grad_rows, grad_columns) + one_way(columns, rows, grad_columns, grad_rows)
+    return log_sums, grad_rows, grad_columns
 
 
 def _tiles(height: int, width: int, side: int) -> list[tuple[slice, slice]]:
     downs = [slice(start, min(start + side, height)) for start in range(0, height, side)]
-    return [(down, slice(start, min(start + SIDE, width))) for down in downs for start in range(0, width, SIDE)]
+    return [(down, slice(start, min(start + TILE, width))) for down in downs for start in range(0, width, TILE)]

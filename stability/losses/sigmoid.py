@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.fused import is_large, judged_pairs
+from stability.losses.batched import siglip_kernel
+from stability.losses.fused import is_large, siglip_sum_tiled
 from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sum_over_pairs
 from stability.registry import InputError, nearest
 
@@ -37,7 +38,7 @@ def _terms(reduction: Reduction, batch_size: int) -> int:
     return terms[reduction]
 
 
-@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_chance)
+@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_chance, value_and_grad=siglip_kernel)
 def siglip(
     image: Tensor,
     text: Tensor,
@@ -63,7 +64,7 @@ def siglip(
     """
     terms = _terms(reduction, len(image))
     rows = scaled(image, log_scale, max_scale)
-    total = judged_pairs(rows, text, bias) if is_large(image) else sum_over_pairs(rows @ text.T + bias)
+    total = siglip_sum_tiled(rows, text, bias) if is_large(image) else sum_over_pairs(rows @ text.T + bias)
     return total / terms
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stability.losses import Scalar, loss
-from stability.losses.fused import is_large, told_apart
+from stability.losses.batched import clip_kernel
+from stability.losses.fused import clip_sum_tiled, is_large
 from stability.losses.logits import both_ways, scaled, scaled_similarities
 
 
@@ -18,7 +19,7 @@ def clip_chance(batch_size: int) -> float:
     return math.log(batch_size)
 
 
-@loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
+@loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance, value_and_grad=clip_kernel)
 def clip(
     image: Tensor, text: Tensor, *, log_scale: Tensor, label_smoothing: float = 0.0, max_scale: float = math.inf
 ) -> Tensor:
@@ -39,7 +40,7 @@ def clip(
     if is_large(image):
         # Smoothed rows and columns have the same mean: that of all matches less that of all logits.
         smoothed = label_smoothing * ((rows * text).sum(-1).mean() - rows.mean(0) @ text.mean(0))
-        return told_apart(rows, text) / 2 / len(image) + smoothed
+        return clip_sum_tiled(rows, text) / 2 / len(image) + smoothed
     return both_ways(partial(_cross_entropy, smoothing=label_smoothing), rows @ text.T)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -108,12 +108,6 @@ class HeldOut:
     def labelled(self) -> Tensor:
         """Positions of the images that have a class."""
         return (self.label.cpu() >= 0).nonzero()[:, 0].to(self.label.device)
-
-    @cached_property
-    def on_cpu(self) -> HeldOut:
-        """The same in the memory of the host."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return HeldOut(**pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu(), named))
 
     @cached_property
     def classes(self) -> np.ndarray:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.accelerator import copied_to, room_on
 from stability.curvature.graphs import bytes_of
 from stability.curvature.products import at_index, flatten, unflatten
+from stability.devices import room_on, to_device
 from stability.landscape.filters import as_filters
 from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
 from stability.probes.downstream import recall_error
@@ -119,7 +119,7 @@ def flatness(
         drawn = torch.stack([flatten(_noise(shapes, draw, dtype), 0) for draw in range(draws)])
         of_one = at_index(at, 0)
         work = SLACK * bytes_of(lambda: levels(*of_one), of_one[0])
-        found = _in_parts(rise, copied_to(drawn, held_out.image.device), shapes, len(replica.learning_rate) * work)
+        found = _in_parts(rise, to_device(drawn, held_out.image.device), shapes, len(replica.learning_rate) * work)
         own, matched, error = (found[name] for name in ("own", "matched", "error"))
     shares = own / replica.chance
     return {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stability.probes import Params
-from stability.train.chains import Chain, chain_of, is_hooked
+from stability.train.batched_layers import Forward, batched_forward, is_hooked
 
 MOST_FEATURES = 4096
 """Numbers a sample may have at a cut: more, as in the first maps of a convolution, are no cheaper to keep than to make.
@@ -21,15 +21,15 @@ MOST_FEATURES = 4096
 class Cut:
     """A tower in two parts: *locked*, whose features of a sample never change, and the *rest* (maybe of no layers).
 
-    *names* are the parameters of the locked part, *shape* is that of one sample's features (float32), *chain* the rest
-    for all replicas at once where its layers are known.
+    *names* are the parameters of the locked part, *shape* is that of one sample's features (float32), *forward* the
+    rest for all replicas at once where its layers are supported.
     """
 
     locked: nn.Module
     rest: nn.Module
     names: tuple[str, ...]
     shape: tuple[int, ...]
-    chain: Chain | None
+    forward: Forward | None
 
     @property
     def bytes(self) -> int:
@@ -68,7 +68,7 @@ def cut_of(tower: nn.Module, samples: Tensor) -> Cut | None:
             and len(features) == len(samples)
             and features[0].numel() <= MOST_FEATURES
         ):
-            return Cut(locked, rest, tuple(held), tuple(features.shape[1:]), chain_of(rest))
+            return Cut(locked, rest, tuple(held), tuple(features.shape[1:]), batched_forward(rest))
     return None
 
 

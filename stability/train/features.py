@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stability.datasets import Pairs
 from stability.datasets.cache import prepared
+from stability.devices import to_device
 from stability.probes import Params
 from stability.study import Study
 from stability.train.cuts import Cut
@@ -39,11 +40,20 @@ class Features:
     table: Tensor
     owner: Tensor
 
+    def select(self, replicas: Tensor) -> Features:
+        """Return the features of some replicas, by their indices."""
+        return Features(self.table, self.owner[replicas.to(self.owner.device)])
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the table lies on the CPU: always where that trains, and where it is mapped from a file."""
+        return self.table.device.type == "cpu"
+
     def rows(self, index: Tensor) -> Tensor:
-        """Return the features (R, ..., B, *shape) of the pairs at *index* (R, ..., B), on its device."""
+        """Return the features (R, ..., B, *shape) of pairs; the *index* (R, ..., B) is on the table's device."""
         first = self.owner * self.table.shape[1]
-        places = index.to(first.device) + first.view(-1, *(1,) * (index.dim() - 1))
-        return self.table.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, index.shape).to(index.device)
+        rows = index + first.view(-1, *(1,) * (index.dim() - 1))
+        return self.table.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
 def bytes_kept(cut: Cut, available: int) -> int:
@@ -91,16 +101,18 @@ def features_of(
     owner = torch.tensor([number[key] for key in keys])
     distinct = [(weights[place], sources[place]) for place in map(keys.index, number)]
     shape = (len(distinct), len(sources[0]), *cut.shape)
+    device = params[cut.names[0]].device
 
     def fill(table: Tensor) -> None:
         for row, (own, source) in enumerate(distinct):
             for start in range(0, len(source), CHUNK):
-                table[row, start : start + CHUNK] = cut.features(own, source[start : start + CHUNK])
+                chunk = to_device(source[start : start + CHUNK], device)
+                table[row, start : start + CHUNK] = cut.features(own, chunk)
 
     if bytes_kept(cut, len(sources[0])):
-        table = samples.new_empty(shape, dtype=torch.float32)
+        table = torch.empty(shape, dtype=torch.float32, device=device)
         fill(table)
-        return Features(table, owner.to(samples.device))
+        return Features(table, owner.to(device))
 
     def build(folder: Path) -> dict[str, object]:
         mapped = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float32, shape=shape)
@@ -111,7 +123,7 @@ def features_of(
     if shared:
         known = known or digest([samples])
     # Weights do not tell what a tower computes with them; what it makes of the first samples does.
-    tried = digest(cut.features(own, source[:CHUNK]) for own, source in distinct)
+    tried = digest(cut.features(own, to_device(source[:CHUNK], device)) for own, source in distinct)
     key = {"kind": "features", "keys": list(number), "samples": known, "shape": shape, "tried": tried}
     return Features(prepared(key, cache, build).array("features"), owner)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,20 +10,10 @@ from torch import Tensor
 
 from stability.corruptions import Values, corrupt
 from stability.datasets import Pairs, rows
+from stability.devices import to_device
 from stability.grid import Run
 from stability.probes import Batch
 from stability.streams import stream
-
-
-def batch_indices(seed: int | str, available: int, batch_size: int, use: str = "batches") -> Iterator[Tensor]:
-    """Yield (B,) indices for ever: each epoch is a new permutation of the pairs, its last part batch dropped.
-
-    The stream depends on the seed and its *use* alone, so all losses and noise levels see the same batches.
-    """
-    generator = stream(seed, use)
-    while True:
-        order = torch.randperm(available, generator=generator)
-        yield from order[: available // batch_size * batch_size].split(batch_size)
 
 
 def independent_indices(seed: int | str, use: str, count: int, available: int, batch_size: int) -> Tensor:
@@ -48,6 +38,10 @@ class Feed:
     shared like *caption* (n,), unless each replica has a *part* of the pairs: then both have a replica axis.
 
     With *fixed* corruption the pairs are corrupted already; with *fresh* corruption `batch` does it, each time anew.
+
+    The pairs lie on the *device*, unless they are *on_host*: then a batch is gathered, and corrupted, on the CPU, and
+    moved while the device computes. That is so with fresh corruption, whose numbers are drawn on the CPU, and for data
+    that would fill the device's memory.
     """
 
     runs: Sequence[Run]
@@ -60,6 +54,8 @@ class Feed:
     shared_image: bool
     shared_text: bool
     fresh: bool
+    device: torch.device
+    on_host: bool
     part: bool = False
 
     @property
@@ -73,13 +69,14 @@ class Feed:
         return self.runs[0].batch_size
 
     def select(self, replicas: list[int]) -> Feed:
-        """Return the feed of some of the replicas, by their places."""
+        """Return the feed of some of the replicas, by their indices."""
+        rows = to_device(torch.tensor(replicas), self.image.device)
         return replace(
             self,
-            runs=[self.runs[place] for place in replicas],
-            image=self.image if self.shared_image else self.image[replicas],
-            text=self.text if self.shared_text else self.text[replicas],
-            further={name: samples[replicas] if self.part else samples for name, samples in self.further.items()},
+            runs=[self.runs[replica] for replica in replicas],
+            image=self.image if self.shared_image else self.image.index_select(0, rows),
+            text=self.text if self.shared_text else self.text.index_select(0, rows),
+            further={name: x.index_select(0, rows) if self.part else x for name, x in self.further.items()},
             caption=self.caption[replicas] if self.part else self.caption,
         )
 
@@ -93,16 +90,19 @@ class Feed:
         return sides[modality] if modality in sides else (self.further[modality], not self.part)
 
     def batch(self, index: Tensor, generators: Sequence[torch.Generator], without: Collection[str] = ()) -> Batch:
-        """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself.
+        """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself, on the device.
 
-        Modalities that are not needed, *without*, are left out; under fresh corruption all are needed.
+        Modalities that are not needed, *without*, are left out; under fresh corruption all are needed. The index may
+        lie on the CPU, and must where the pairs are *on_host*.
         """
+        if not self.on_host:
+            index = to_device(index, self.device)
         batch = {
             name: _gather(*self.side(name), index) for name in ("image", "text", *self.further) if name not in without
         }
         if self.fresh:
             batch["image"], batch["text"] = self._corrupt(batch["image"], batch["text"], index, generators)
-        return {**batch, "index": index}
+        return {name: to_device(values, self.device) for name, values in {**batch, "index": index}.items()}
 
     def _corrupt(
         self, image: Tensor, text: Tensor, index: Tensor, generators: Sequence[torch.Generator]
@@ -117,7 +117,7 @@ class Feed:
                 one_text,
                 images=self.images,
                 texts=self.texts,
-                caption=(self.caption[owner] if self.part else self.caption)[place.cpu()],
+                caption=(self.caption[owner] if self.part else self.caption)[place],
                 level=self.runs[owner].noise,
                 generator=generators[owner],
             )
@@ -136,8 +136,20 @@ def _gather(values: Tensor, shared: bool, index: Tensor) -> Tensor:
     return values.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
+HOST_SHARE = 0.25
+"""Share of a GPU's memory that training pairs may take; where they would take more, they stay on the host."""
+
+
+def fills(device: torch.device, sides: Sequence[Tensor]) -> bool:
+    """Return whether *sides* of the data would take more than their share of the memory of a GPU."""
+    if device.type != "cuda":
+        return False
+    total = torch.cuda.get_device_properties(device).total_memory
+    return sum(side.numel() * side.element_size() for side in sides) > HOST_SHARE * total
+
+
 def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:
-    """Return the feed of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
+    """Return the feed of these runs for *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
     image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
     clean = [(image, text, caption)] * len(runs)
     part = bool(runs[0].pairs)
@@ -168,20 +180,25 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
         ]
     shared_image = all(pair[0] is image for pair in noisy)
     shared_text = all(pair[1] is text for pair in noisy)
+    images_read = image if shared_image else torch.stack([pair[0] for pair in noisy])
+    texts_read = text if shared_text else torch.stack([pair[1] for pair in noisy])
+    if part:
+        further = {name: torch.stack([samples[places] for places in kept]) for name, samples in further.items()}
+    on_host = kind == "fresh" or fills(device, [images_read, texts_read, *further.values()])
+    where = torch.device("cpu") if on_host else device
     return Feed(
         runs=runs,
-        image=(image if shared_image else torch.stack([pair[0] for pair in noisy])).to(device),
-        text=(text if shared_text else torch.stack([pair[1] for pair in noisy])).to(device),
-        further={
-            name: (torch.stack([samples[places] for places in kept]) if part else samples).to(device)
-            for name, samples in further.items()
-        },
+        image=images_read.to(where),
+        text=texts_read.to(where),
+        further={name: samples.to(where) for name, samples in further.items()},
         caption=caption,
         images=images,
         texts=texts,
         shared_image=shared_image,
         shared_text=shared_text,
         fresh=kind == "fresh",
+        device=device,
+        on_host=on_host,
         part=part,
     )
 
@@ -197,16 +214,27 @@ def held_out_feed(
         feed,
         image=image,
         text=text,
-        further={f"modality-{place}": samples for place, samples in enumerate(further, start=3)},
+        further={f"modality-{number}": samples for number, samples in enumerate(further, start=3)},
         caption=caption.cpu(),
         shared_image=True,
         shared_text=True,
+        on_host=False,
         part=False,
     )
-    if feed.fresh or not any(run.noise for run in feed.runs):
+    noise = any(run.noise for run in feed.runs)
+    if not (feed.fresh or noise):
         return clean
-    everything = torch.arange(len(image), device=image.device).expand(len(feed.runs), 1, -1)
-    noisy = replace(clean, fresh=True).batch(everything, feed.generators(use))
+    on_host = replace(
+        clean,
+        image=image.cpu(),
+        text=text.cpu(),
+        further={name: samples.cpu() for name, samples in clean.further.items()},
+        on_host=True,
+    )
+    if feed.fresh:
+        return on_host
+    everything = torch.arange(len(image)).expand(len(feed.runs), 1, -1)
+    noisy = replace(on_host, fresh=True).batch(everything, feed.generators(use))
     return replace(clean, image=noisy["image"][:, 0], text=noisy["text"][:, 0], shared_image=False, shared_text=False)
 
 

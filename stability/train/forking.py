@@ -8,38 +8,41 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stability.devices import to_device
 from stability.grid import Run
 from stability.probes import probe
 from stability.study import Study
-from stability.train.optimizer import Moments
 from stability.train.probing import places_of
 
 if TYPE_CHECKING:
-    from stability.train import Population
+    from stability.train.trainer import Population
 
 CHILDREN = 2
 """Copies of a replica that a probe compares at the end of training."""
 
 
-def forked(population: Population, places: Sequence[int]) -> Population:
-    """Return a copy of the replicas at *places*: parameters, moments, clipping, state and random streams as they are.
+def forked(population: Population, replicas: Sequence[int]) -> Population:
+    """Return a copy of some replicas, by index: parameters, optimizer, clipping, state and streams as they are.
 
     Nothing that a step changes is shared with the original.
     """
-    rows = torch.tensor(places, device=population.theta.device)
-    runs = [population.runs[place] for place in places]
-    whole = list(places) == list(range(len(population.runs)))
-    moments = population.moments
+    rows = to_device(torch.tensor(replicas), population.theta.device)
+    runs = [population.runs[replica] for replica in replicas]
+    whole = list(replicas) == list(range(len(population.runs)))
+    theta = population.theta[rows]
     return replace(
         population,
         runs=runs,
-        feed=population.feed if whole else population.feed.select(list(places)),
-        theta=population.theta.detach()[rows],
-        moments=Moments(moments.first[rows], moments.second[rows], moments.count),
-        clip=replace(population.clip, recent=population.clip.recent[rows]),
+        feed=population.feed if whole else population.feed.select(list(replicas)),
+        theta=theta,
+        grad=torch.zeros_like(theta),
+        optimizer=population.optimizer.select(rows),
+        rates=population.rates.select(rows),
+        clipper=population.clipper.select(rows),
         alive=population.alive[rows],
-        generators=[population.generators[place].clone_state() for place in places],
-        draws={run.luck: population.draws[run.luck].clone_state() for run in runs},
+        generators=[population.generators[replica].clone_state() for replica in replicas],
+        loss_generators={run.luck: population.loss_generators[run.luck].clone_state() for run in runs},
+        features={name: kept.select(rows) for name, kept in population.features.items()},
         state={name: value[rows] for name, value in population.state.items()},
     )
 

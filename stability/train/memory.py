@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from stability.curvature.graphs import bytes_of
 from stability.datasets import Pairs, rows
+from stability.devices import to_device
 from stability.grid import Run, runs_of
 from stability.probes import Batch, HeldOut, probe
 from stability.study import Study
@@ -60,7 +62,7 @@ def bytes_per_reading(
         samples = sum(map(_bytes, pytree.tree_leaves(batch)))
         unseen = bool(probe[name].traits.get("held_out_batches"))
         sides = [feed.side(side) for side in ("image", "text", *feed.further)]
-        selected = sum(_bytes(own[0]) for own, is_shared in sides if not is_shared)
+        selected = sum(_bytes(own[0]) for own, is_shared in sides if not is_shared and not feed.on_host)
         total += (1 + unseen) * (count * samples + selected)
         total += BACKWARD * evaluated * (count if "batches" in holds else "batch" in holds)
     if "embeddings" in holds or "similarities" in holds:
@@ -78,30 +80,39 @@ def bytes_per_reading(
 
 def bytes_lying(feed: Feed, held: HeldOut, snapshot: Snapshot) -> int:
     """Return the bytes that data and population take between two steps: *feed*, *held*, parameters and moments."""
-    data = [feed.image, feed.text, *feed.further.values(), *_tensors(held)]
-    state = [snapshot.theta, snapshot.moments.first, snapshot.moments.second]
-    return sum(map(_bytes, [*data, *state]))
+    pairs = [] if feed.on_host else [feed.image, feed.text, *feed.further.values()]
+    state = [snapshot.theta, *snapshot.optimizer.buffers.values()]
+    return sum(map(_bytes, [*pairs, *_tensors(held), *state]))
 
 
-def bytes_of_data(study: Study, pairs: Pairs) -> tuple[int, int]:
-    """Return the bytes of data on an accelerator: those that all replicas share, and what each needs of its own.
+@dataclass(frozen=True)
+class DataBytes:
+    """The bytes of data on an accelerator: *held_out* pairs, training pairs that replicas *shared*, and each's *own*.
 
     Training pairs are a replica's own on a side that is corrupted beforehand, and where a run trains on a part of them.
     """
-    widest: dict[tuple[str, int], Run] = {}
+
+    held_out: int
+    shared: int
+    own: int
+
+
+def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
+    """Return what data would take on an accelerator, if its memory has room for the training pairs."""
+    noisiest: dict[tuple[str, int], Run] = {}
     for run in runs_of(study):
-        known = widest.setdefault((run.corruption, run.pairs), run)
+        known = noisiest.setdefault((run.corruption, run.pairs), run)
         if run.noise > known.noise:
-            widest[run.corruption, run.pairs] = run
-    shared, own = [], []
-    for run in widest.values():
-        feed = feed_of([run], pairs, study.data.corruption, torch.device("cpu"))
+            noisiest[run.corruption, run.pairs] = run
+    shared, own = [0], [0]
+    for run in noisiest.values() if study.data.corruption == "fixed" else ():
+        feed = feed_of([run], pairs, "fixed", torch.device("cpu"))
         sides = [feed.side(name) for name in ("image", "text", *feed.further)]
         shared.append(sum(_bytes(samples) for samples, is_shared in sides if is_shared))
         own.append(sum(_bytes(samples) for samples, is_shared in sides if not is_shared))
     seen = [rows(samples, pairs.held_out) for samples in (*pairs.modalities.values(), pairs.caption, pairs.label)]
     seen += [pairs.prompts, *([] if pairs.hard_negatives is None else [pairs.hard_negatives])]
-    return max(shared) + sum(map(_bytes, seen)), max(own)
+    return DataBytes(sum(map(_bytes, seen)), max(shared), max(own))
 
 
 def _tensors(held: HeldOut) -> list[Tensor]:
@@ -118,7 +129,7 @@ def _first_batch(feed: Feed, snapshot: Snapshot) -> Batch:
     size, device = feed.batch_size, snapshot.theta.device
     sides = {name: feed.side(name) for name in ("image", "text", *feed.further)}
     return {
-        **{name: (samples if shared else samples[0])[:size] for name, (samples, shared) in sides.items()},
+        **{name: to_device((x if shared else x[0])[:size], device) for name, (x, shared) in sides.items()},
         "index": torch.arange(size, device=device),
         "step": torch.zeros((), device=device),
         "uniform": torch.zeros(size, size, device=device),

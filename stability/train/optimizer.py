@@ -1,61 +1,71 @@
-"""AdamW and SGD, their schedule and gradient clipping, for a whole population in flat buffers."""
+"""Optimizer steps, learning rates and gradient clipping for a whole population, in flat buffers (R, P)."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from stability.devices import is_accelerator
+from stability.optimizers import optimizer
+from stability.registry import Variant
 from stability.study import Train
 
 
-@dataclass(frozen=True)
-class Block:
-    """Parameters side by side, from *start* to *stop* of P, with one weight decay and one factor on the rate."""
-
-    start: int
-    stop: int
-    decay: float
-    multiplier: float
-
-
-def blocks_of(sizes: Iterable[tuple[int, float, float]]) -> tuple[Block, ...]:
-    """Return the fewest blocks that cover parameters given in order by their (size, decay, multiplier).
-
-    >>> blocks_of([(6, 0.1, 1.0), (2, 0.1, 1.0), (3, 0.0, 1.0)])
-    (Block(start=0, stop=8, decay=0.1, multiplier=1.0), Block(start=8, stop=11, decay=0.0, multiplier=1.0))
-    """
-    blocks: list[Block] = []
-    stop = 0
-    for (decay, multiplier), alike in itertools.groupby(sizes, key=lambda entry: entry[1:]):
-        start, stop = stop, stop + sum(size for size, *_ in alike)
-        blocks.append(Block(start, stop, decay, multiplier))
-    return tuple(blocks)
-
-
 @dataclass
-class Moments:
-    """Adam's running means of the gradient and of its square, each (R, P), and the number of steps behind them."""
+class OptimizerState:
+    """The running state of an optimizer.
 
-    first: Tensor
-    second: Tensor
-    count: int = 0
+    Attributes:
+        buffers: by name, each (R, P).
+        count: steps taken, 0-d float32 on the device, where the step's kernels read it.
+        steps: the same number, for the host.
+    """
+
+    buffers: dict[str, Tensor]
+    count: Tensor
+    steps: int = 0
 
     @classmethod
-    def zeros_like(cls, theta: Tensor) -> Moments:
-        """Return the moments before the first step."""
-        return cls(torch.zeros_like(theta), torch.zeros_like(theta))
+    def zeros_like(cls, theta: Tensor, names: Sequence[str]) -> OptimizerState:
+        """Return the state before the first step."""
+        buffers = {name: torch.zeros_like(theta) for name in names}
+        return cls(buffers, torch.zeros((), dtype=torch.float32, device=theta.device))
+
+    def select(self, rows: Tensor) -> OptimizerState:
+        """Return a copy of the state of some replicas, by their indices."""
+        return OptimizerState(
+            {name: value[rows] for name, value in self.buffers.items()}, self.count.clone(), self.steps
+        )
 
 
-def schedule(train: Train, step: int) -> float:
+def variant_of(train: Train) -> tuple[Variant, dict[str, object]]:
+    """Return the study's optimizer and its options."""
+    variant = optimizer[train.optimizer]
+    return variant, {name: getattr(train, name) for name in variant.options}
+
+
+def initial_state(train: Train, theta: Tensor) -> OptimizerState:
+    """Return the state of the study's optimizer before the first step."""
+    variant, _ = variant_of(train)
+    return OptimizerState.zeros_like(theta, variant.traits["buffers"])
+
+
+def preconditioner(state: OptimizerState, train: Train) -> Tensor:
+    """Return the positive diagonal (R, P) by which the optimizer divides a step: Adam's sqrt(v_hat) + eps, SGD's 1."""
+    variant, options = variant_of(train)
+    diagonal: Tensor = variant.traits["preconditioner"](state.buffers, state.steps, **options)
+    return diagonal
+
+
+def lr_factor(train: Train, step: int) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
 
     >>> short = Train(steps=8, warmup=4, schedule="cosine")
-    >>> [round(schedule(short, step), 3) for step in range(8)]
+    >>> [round(lr_factor(short, step), 3) for step in range(8)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
     if step < train.warmup:
@@ -65,151 +75,171 @@ def schedule(train: Train, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
 
 
-def norms(taken: Tensor) -> dict[str, Tensor]:
-    """Return the Euclidean norm (R,) of each replica's step (R, P)."""
-    return {"update_norm": torch.linalg.vector_norm(taken, dim=-1)}
+@dataclass(frozen=True)
+class LearningRates:
+    """The learning rate of every replica at every step, on the device before the first step.
 
-
-CACHE = 2**20
-"""Floats of parameters that are updated at a time on a CPU: few enough for its cache, enough to be worth the calls."""
-
-
-def take_step(
-    theta: Tensor,
-    gradient: Tensor,
-    moments: Moments,
-    rates: Sequence[float],
-    blocks: Sequence[Block],
-    train: Train,
-    *,
-    sizes: Callable[[Tensor], dict[str, Tensor]] = norms,
-    frozen: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Update *theta* (R, P) and *moments* in place by one step of the study's optimizer; return *sizes* of the step.
-
-    Each replica steps at its own of the *rates*; those that are *frozen* (R,) keep their parameters. The kernels are
-    torch's fused ones, one pass over parameters, gradients and moments, row by row, so that a replica's bits do not
-    depend on the others. On a CPU a few rows at a time are copied, updated and compared with the copy, while they are
-    in the cache; *sizes* maps the step (r, P) of r rows to measures by name, each (r,).
+    Attributes:
+        table: rates (steps, distinct rates).
+        column: which of these each replica has, (R,).
     """
-    moments.count += 1
-    buffers = (theta, gradient, moments.first, moments.second)
-    count = torch.tensor(float(moments.count), device=theta.device)
-    most = len(theta) if theta.is_cuda else max(1, CACHE // theta.shape[1])
-    count_of_parts = -(-len(theta) // most)
-    parts = []
-    for number in range(count_of_parts):
-        rows = slice(number * len(theta) // count_of_parts, (number + 1) * len(theta) // count_of_parts)
-        part = theta[rows]
-        before = part.clone()
-        for block in blocks:
-            lying = [buffer[rows, block.start : block.stop].unbind() for buffer in buffers]
-            for rate in dict.fromkeys(rates[rows]):
-                alike = [place for place, own in enumerate(rates[rows]) if own == rate]
-                chosen = [[own[place] for place in alike] for own in lying]
-                KERNELS[train.optimizer](Step(chosen, count, rate * block.multiplier, block.decay), train)
-        if frozen is not None:
-            torch.where(frozen[rows, None], before, part, out=part)
-        parts.append(sizes(before.sub_(part)))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    table: Tensor
+    column: Tensor
+
+    @classmethod
+    def of(cls, train: Train, lrs: Sequence[float], device: torch.device) -> LearningRates:
+        """Return the rates of replicas with these base rates."""
+        distinct = list(dict.fromkeys(lrs))
+        factors = [lr_factor(train, step) for step in range(train.steps)]
+        # Products in float64, rounded once.
+        table = torch.tensor(factors, dtype=torch.float64)[:, None] * torch.tensor(distinct, dtype=torch.float64)
+        column = torch.tensor([distinct.index(lr) for lr in lrs])
+        return cls(table.float().to(device), column.to(device))
+
+    def at(self, step: int) -> Tensor:
+        """Return the rates (R,) at *step*; after the last step, its rates."""
+        return self.table[min(step, len(self.table) - 1)].index_select(0, self.column)
+
+    def select(self, rows: Tensor) -> LearningRates:
+        """Return the rates of some replicas, by their indices."""
+        return LearningRates(self.table, self.column[rows])
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one call of a kernel works on: parameters, gradients and both moments of some replicas, at one rate."""
+class ParamGroups:
+    """What parameters differ in beyond their replica, as rows over P.
 
-    rows: list[list[Tensor]]
-    count: Tensor
-    rate: float
-    decay: float
-
-
-def adamw(step: Step, train: Train) -> None:
-    """Update rows in place by AdamW: theta <- theta - rate (m_hat / (sqrt(v_hat) + eps) + decay theta).
-
-    Loshchilov and Hutter (2019), arXiv:1711.05101, Alg. 2.
+    Attributes:
+        decay: weight decay of the first parameters, (D,); those behind them have none.
+        lr_multiplier: factors on the learning rate, (P,); None where all are 1.
     """
-    parameters, gradients, first, second = step.rows
-    torch._fused_adamw_(
-        parameters,
-        gradients,
-        first,
-        second,
-        [],
-        [step.count] * len(parameters),
-        lr=step.rate,
-        beta1=train.betas[0],
-        beta2=train.betas[1],
-        weight_decay=step.decay,
-        eps=train.eps,
-        amsgrad=False,
-        maximize=False,
-    )
+
+    decay: Tensor
+    lr_multiplier: Tensor | None
+
+    @classmethod
+    def of(cls, parameters: Sequence[tuple[int, float, float]], theta: Tensor) -> ParamGroups:
+        """Return the rows for *theta*, whose parameters lie in order with their (size, decay, lr multiplier)."""
+
+        def row(values: Iterable[tuple[int, float]], padding: float) -> Tensor:
+            parts = torch.cat([theta.new_full((size,), value) for size, value in values])
+            return torch.nn.functional.pad(parts, (0, theta.shape[-1] - len(parts)), value=padding)
+
+        decay = row(((size, decay) for size, decay, _ in parameters), 0.0)
+        multiplier = row(((size, multiplier) for size, _, multiplier in parameters), 1.0)
+        decaying = int(decay.nonzero().max()) + 1 if bool(decay.any()) else 0
+        return cls(decay[:decaying], None if bool((multiplier == 1).all()) else multiplier)
 
 
-def sgd(step: Step, train: Train) -> None:
-    """Update rows in place by SGD: m <- momentum m + g + decay theta, theta <- theta - rate m.
+def update_norm(update: Tensor) -> dict[str, Tensor]:
+    """Return the Euclidean norm (R,) of each replica's update (R, P)."""
+    return {"update_norm": torch.linalg.vector_norm(update, dim=-1)}
 
-    Heavy ball without dampening, Polyak (1964), USSR Computational Mathematics 4:1.
+
+CHUNK_FLOATS = 2**20
+"""Parameters that are updated at a time on a CPU: few enough for its cache, enough to be worth the calls."""
+
+
+def apply_update_(
+    theta: Tensor,
+    grad: Tensor,
+    state: OptimizerState,
+    rates: Tensor,
+    groups: ParamGroups,
+    train: Train,
+    *,
+    measure: Callable[[Tensor], dict[str, Tensor]] = update_norm,
+    dead: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Take one step of the study's optimizer, in place; about ten operations whatever the replicas and their rates.
+
+    All is elementwise, so that a replica's bits do not depend on its neighbors. On a CPU a few replicas at a time are
+    updated and measured while they are in the cache.
+
+    Args:
+        theta: parameters (R, P), updated.
+        grad: their gradients; overwritten where the optimizer adds the decay to them.
+        state: the optimizer's state, updated.
+        rates: learning rates (R,).
+        groups: decay and factors on the rate.
+        train: the study's settings.
+        measure: maps the update (r, P) of r replicas to measures by name, each (r,).
+        dead: replicas (R,) that keep their parameters.
+
+    Returns:
+        The measures, each (R,).
     """
-    parameters, gradients, first, _ = step.rows
-    torch._fused_sgd_(
-        parameters,
-        gradients,
-        first if train.momentum else [],
-        weight_decay=step.decay,
-        momentum=train.momentum,
-        lr=step.rate,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=False,
-    )
-
-
-KERNELS = {"adamw": adamw, "sgd": sgd}
-"""The update of each optimizer, by its name in a study."""
-
-
-def preconditioner(moments: Moments, train: Train) -> Tensor:
-    """Return what the optimizer divides a step by, shape (R, P): Adam's bias-corrected sqrt(v_hat) + eps, or 1 for SGD.
-
-    Adam's is eps alone before the first step.
-    """
-    if train.optimizer == "sgd":
-        return torch.ones_like(moments.second)
-    correction = 1 - train.betas[1] ** moments.count if moments.count else 1.0
-    return (moments.second / correction).sqrt_().add_(train.eps)
+    variant, options = variant_of(train)
+    state.count += 1
+    state.steps += 1
+    replicas, width = theta.shape
+    chunk = replicas if is_accelerator(theta.device) else max(1, CHUNK_FLOATS // width)
+    chunks = -(-replicas // chunk)
+    decaying = len(groups.decay)
+    measures: list[Mapping[str, Tensor]] = []
+    for number in range(chunks):
+        rows = slice(number * replicas // chunks, (number + 1) * replicas // chunks)
+        here, own_grad = theta[rows], grad[rows]
+        if decaying and variant.traits["decay"] == "in_grad":
+            own_grad[:, :decaying].addcmul_(here[:, :decaying], groups.decay)
+        buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
+        update: Tensor = variant(own_grad, buffers, state.count, **options)
+        if decaying and variant.traits["decay"] == "decoupled":
+            update[:, :decaying].addcmul_(here[:, :decaying], groups.decay, value=-1)
+        update.mul_(rates[rows, None])
+        if groups.lr_multiplier is not None:
+            update.mul_(groups.lr_multiplier)
+        if dead is not None:
+            update.masked_fill_(dead[rows, None], 0.0)
+        here += update
+        measures.append(measure(update))
+    if len(measures) == 1:
+        return dict(measures[0])
+    return {name: torch.cat([part[name] for part in measures]) for name in measures[0]}
 
 
 @dataclass
-class Clip:
-    """Clipping of each replica's gradient norm: off, at a quantile of its own recent norms, or at an absolute norm."""
+class GradClipper:
+    """Clipping of each replica's gradient norm: off, at a quantile of its own recent norms, or at an absolute norm.
+
+    Attributes:
+        quantile: of the norms of the last *window* steps, or None.
+        norm: the absolute bound, or None.
+        recent: norms (R, window), by step modulo the window.
+        seen: steps whose norms were noted, 0-d int64 on the device.
+    """
 
     quantile: float | None
     norm: float | None
     recent: Tensor
-    seen: int = 0
+    seen: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def of(cls, train: Train, replicas: int, device: torch.device, window: int = 100) -> Clip:
-        """Return the clipping that a study asks for; quantiles are over the last *window* steps."""
-        return cls(train.clip_quantile, train.clip_norm, torch.zeros(replicas, window, device=device))
+    def of(cls, train: Train, replicas: int, device: torch.device, window: int = 100) -> GradClipper:
+        """Return the clipping that a study specifies."""
+        seen = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(train.clip_quantile, train.clip_norm, torch.zeros(replicas, window, device=device), seen)
 
-    def __call__(self, gradient: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the clipped gradient (R, P) and whether each replica was clipped (R,).
+    def select(self, rows: Tensor) -> GradClipper:
+        """Return a copy of the clipping of some replicas, by their indices."""
+        return GradClipper(self.quantile, self.norm, self.recent[rows], self.seen.clone())
+
+    def __call__(self, grad: Tensor, norm: Tensor) -> Tensor:
+        """Clip the gradient (R, P) of this *norm* (R,) in place, and return whether each replica was clipped, (R,).
 
         A quantile needs history: it clips from the window's end on, against the norms before this step.
         """
         if self.quantile is None and self.norm is None:
-            return gradient, torch.zeros_like(norm)
+            return torch.zeros_like(norm)
         if self.norm is not None:
             bound = torch.full_like(norm, self.norm)
         else:
             assert self.quantile is not None
-            full = self.seen >= self.recent.shape[1]
-            bound = self.recent.quantile(self.quantile, dim=1) if full else torch.full_like(norm, math.inf)
-            self.recent[:, self.seen % self.recent.shape[1]] = norm
+            window = self.recent.shape[1]
+            bound = self.recent.quantile(self.quantile, dim=1)
+            bound = torch.where(self.seen >= window, bound, math.inf)
+            self.recent.index_copy_(1, (self.seen % window)[None], norm[:, None])
             self.seen += 1
-        factor = (bound / norm).clamp(max=1.0)
-        return gradient * factor[:, None], (norm > bound).to(norm.dtype)
+        grad.mul_((bound / norm).clamp(max=1.0)[:, None])
+        return (norm > bound).to(norm.dtype)

@@ -14,16 +14,17 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from stability.datasets import Pairs
+from stability.devices import padded
 from stability.encoders import encoder
 from stability.encoders.soundness import refuse_coupling
 from stability.losses import Scalar, loss, options_of, reserved_of, scalars_with
+from stability.losses.batched import RowsKernel
 from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
-from stability.train.chains import Chain, chain_of
+from stability.train.batched_layers import Forward, batched_forward
 from stability.train.cuts import Cut, cut_of
-from stability.train.stacked_losses import Judged, judged_by
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,32 @@ class Layout:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Number of elements of each parameter, in the order in which they lie."""
-        stored = sorted(self.shapes, key=lambda name: (name.startswith("loss."), len(self.shapes[name]) < 2))
-        return {name: math.prod(self.shapes[name]) for name in stored}
+        order = sorted(self.shapes, key=lambda name: (name.startswith("loss."), len(self.shapes[name]) < 2))
+        return {name: math.prod(self.shapes[name]) for name in order}
+
+    @cached_property
+    def size(self) -> int:
+        """Number of elements of all parameters."""
+        return sum(self.sizes.values())
+
+    @cached_property
+    def width(self) -> int:
+        """The same, padded to whole cache lines: the P of flat vectors, whose last elements are zero."""
+        return padded(self.size)
+
+    def stored(self, flat: Tensor) -> Params:
+        """Return the parameters in their order and orientation in memory, as views of *flat* (..., P)."""
+        sizes = [*self.sizes.values(), flat.shape[-1] - self.size]
+        parts = zip(self.sizes, flat.split(sizes, -1)[:-1], strict=True)
+        return {
+            name: part.view((*flat.shape[:-1], *self.shapes[name][:: -1 if name in self.turned else 1]))
+            for name, part in parts
+        }
 
     def unflatten(self, flat: Tensor) -> Params:
         """Return the parameters as views of *flat* (..., P)."""
-        parts = dict(zip(self.sizes, flat.split(list(self.sizes.values()), -1), strict=True))
-        lead = flat.shape[:-1]
-        return {
-            name: parts[name].view((*lead, *shape[::-1])).mT
-            if name in self.turned
-            else parts[name].view((*lead, *shape))
-            for name, shape in self.shapes.items()
-        }
+        stored = self.stored(flat)
+        return {name: stored[name].mT if name in self.turned else stored[name] for name in self.shapes}
 
     def apart(self, flat: Tensor) -> Params:
         """Return the parameters of *flat* (..., P), each contiguous in memory, for those who compute with them."""
@@ -63,7 +77,7 @@ class Layout:
         """Return one tensor (..., P) of all parameters, with the axes that lead each of them."""
         name, shape = next(iter(self.shapes.items()))
         lead = params[name].shape[: params[name].dim() - len(shape)]
-        flat = params[name].new_empty(*lead, sum(self.sizes.values()))
+        flat = params[name].new_zeros(*lead, self.width)
         # One copy straight to its place: a gradient may come transposed, and a concatenation would copy it twice.
         for name, place in self.unflatten(flat).items():
             place.copy_(params[name])
@@ -74,14 +88,15 @@ class Layout:
 class LossPlan:
     """An arm's loss: the function with its options, its scalars, what it asks for beside the batch, its first state.
 
-    *judged* finds it for all replicas together with its derivatives, where these are written out; else it is None.
+    *kernel* computes it with its gradient for all replicas at once, where it declares one and has its default options;
+    else it is None.
     """
 
     function: Callable[..., Any]
     scalars: dict[str, Scalar]
     reserved: tuple[str, ...]
     initial_state: Callable[[int], dict[str, Tensor]]
-    judged: Callable[..., Judged] | None
+    kernel: RowsKernel | None
 
 
 def loss_plan(arm: Arm) -> LossPlan:
@@ -91,8 +106,8 @@ def loss_plan(arm: Arm) -> LossPlan:
     options = {key: value for key, value in arm.options.items() if key not in scalars}
     state = variant.traits.get("state", lambda available: {})
     defaults = {name: parameter.default for name, parameter in options_of(variant).items()}
-    judged = judged_by(variant.function) if defaults | options == defaults else None
-    return LossPlan(partial(variant.function, **options), scalars, reserved_of(variant), state, judged)
+    kernel = variant.traits.get("value_and_grad") if defaults | options == defaults else None
+    return LossPlan(partial(variant.function, **options), scalars, reserved_of(variant), state, kernel)
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class Blueprint:
     initial_scalars: dict[str, float]
     fixed: frozenset[str]
     reprojected: tuple[str, ...]
-    chains: dict[str, Chain]
+    forwards: dict[str, Forward]
     cuts: dict[str, Cut]
 
     def rms_of_matrices(self, flat: Tensor) -> Tensor:
@@ -155,7 +170,9 @@ class Blueprint:
         """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's state after it."""
         given = within("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
-            stacked, (first, second) = torch.stack(towers), torch.combinations(torch.arange(len(towers))).T
+            # Made on the device: an index from the host would be waited for in every step.
+            first, second = torch.triu_indices(len(towers), len(towers), offset=1, device=towers[0].device)
+            stacked = torch.stack(towers)
             pair_losses = vmap(lambda one, other: self.loss.function(one, other, **given))(
                 stacked[first], stacked[second]
             )
@@ -198,7 +215,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
         for place, module in tower.named_modules()
         if isinstance(module, nn.Linear)
     }
-    chains = {name: chain for name, tower in built.items() if (chain := chain_of(tower)) is not None}
+    forwards = {name: forward for name, tower in built.items() if (forward := batched_forward(tower)) is not None}
     cuts = {
         name: cut
         for name, tower in built.items()
@@ -217,7 +234,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
             for place, module in tower.named_modules()
             for name in getattr(module, "reprojected", ())
         ),
-        chains=chains,
+        forwards=forwards,
         cuts=cuts,
     )
 

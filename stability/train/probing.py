@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.accelerator import copied_to, room_on
 from stability.check import chance_level
 from stability.datasets import Pairs, rows
+from stability.devices import is_accelerator, room_on, to_device
 from stability.grid import Run
 from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
@@ -22,7 +22,7 @@ from stability.streams import stream
 from stability.study import Study
 from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
 from stability.train.memory import bytes_lying, bytes_per_reading
-from stability.train.optimizer import Moments, preconditioner, schedule
+from stability.train.optimizer import OptimizerState, lr_factor, preconditioner
 from stability.train.population import Blueprint
 
 CHUNK, STACKED_CHUNK = 8, 4
@@ -35,7 +35,7 @@ class Snapshot:
     """The state of a population at one step, before the update."""
 
     theta: Tensor
-    moments: Moments
+    optimizer: OptimizerState
     state: Mapping[str, Tensor]
     step: int
 
@@ -73,7 +73,7 @@ def asked_of(
     if "step" in plan.loss.reserved:
         asked["step"] = torch.full(shape, step, device=device)
     if "uniform" in plan.loss.reserved:
-        asked["uniform"] = copied_to(uniform_numbers(runs, draws, lead), device)
+        asked["uniform"] = to_device(uniform_numbers(runs, draws, lead), device)
     if "state" in plan.loss.reserved:
         asked["state"] = {
             name: value.view(len(runs), *(1 for _ in lead), *value.shape[1:]).expand(*shape, *value.shape[1:])
@@ -98,7 +98,7 @@ def read(
     chosen = places_of(study, name, feed.runs)
     if not chosen:
         return Reading([], {})
-    if snapshot.theta.device.type == "cpu":
+    if not is_accelerator(snapshot.theta.device):
         widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
     else:
         room = room_on(snapshot.theta.device, 0, taken=bytes_lying(feed, held, snapshot))
@@ -160,11 +160,10 @@ def _read_some(
     # One replica alone would take other kernels than two; the second copy is dropped below.
     padded = chosen if len(chosen) > 1 or variant.traits.get("alone") else chosen * 2
     options = _options(study, name)
-    rows = copied_to(torch.tensor(padded), snapshot.theta.device)
-    moments = replace(snapshot.moments, second=snapshot.moments.second[rows], first=snapshot.moments.first[rows])
+    rows = to_device(torch.tensor(padded), snapshot.theta.device)
     tensors: dict[str, Any] = {
         "params": plan.layout.apart(snapshot.theta[rows]),
-        "preconditioner": plan.layout.apart(preconditioner(moments, study.train)),
+        "preconditioner": plan.layout.apart(preconditioner(snapshot.optimizer.select(rows), study.train)),
         "learning_rate": learning_rates(study, feed, snapshot, padded),
         "batches": probe_batches(name, options.get("batches", 0), plan, feed, snapshot, padded),
         "held_out_batches": {},
@@ -208,9 +207,9 @@ def _some(feed: Feed, replicas: list[int]) -> Feed:
 
 def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[int]) -> Tensor:
     """Return the rates (r,) at which some replicas train at this step; after the last step, its rate."""
-    factor = schedule(study.train, min(snapshot.step, study.train.steps - 1))
+    factor = lr_factor(study.train, min(snapshot.step, study.train.steps - 1))
     rates = torch.tensor([feed.runs[place].lr * factor for place in replicas])
-    return copied_to(rates, snapshot.theta.device)
+    return to_device(rates, snapshot.theta.device)
 
 
 def probe_batches(
@@ -227,14 +226,14 @@ def probe_batches(
         for seed in dict.fromkeys(feed.runs[place].luck for place in chosen)
     }
     device = snapshot.theta.device
-    index = copied_to(torch.stack([by_seed[feed.runs[place].luck] for place in chosen]), device)
+    index = torch.stack([by_seed[feed.runs[place].luck] for place in chosen])
     some = _some(feed, chosen)
     draws = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
     state = snapshot.state
     if state:
-        rows = copied_to(torch.tensor(chosen), device)
+        rows = to_device(torch.tensor(chosen), device)
         state = {key: value[rows] for key, value in state.items()}
-    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1], index.device)
+    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1], device)
     return some.batch(index, some.generators(use)) | asked
 
 
@@ -248,15 +247,12 @@ def held_out_batches(name: str, count: int, feed: Feed, held: HeldOut, snapshot:
     Their stream is their own, so that no other batch changes where they are drawn. As training pairs are, they are
     corrupted at the level of the run, and at one seed the same for all losses.
     """
-    use, device = f"probe/{name}/held-out", snapshot.theta.device
-    # Corruptions draw on the CPU, for one replica after the other: there all batches are made, and moved together.
-    made_on = held.on_cpu if feed.fresh or any(run.noise for run in feed.runs) else held
-    unseen = held_out_feed(feed, made_on.image, made_on.text, made_on.further, made_on.caption, use)
+    use = f"probe/{name}/held-out"
+    unseen = held_out_feed(feed, held.image, held.text, held.further, held.caption, use)
     here, size = f"{use}/{snapshot.step}", feed.batch_size
     by_seed = {
         seed: independent_indices(seed, here, count, unseen.available, size)
         for seed in dict.fromkeys(run.luck for run in feed.runs)
     }
-    index = copied_to(torch.stack([by_seed[run.luck] for run in feed.runs]), made_on.image.device)
-    batch = unseen.batch(index, unseen.generators(here))
-    return {key: copied_to(value, device) for key, value in batch.items()}
+    index = torch.stack([by_seed[run.luck] for run in feed.runs])
+    return unseen.batch(index, unseen.generators(here))

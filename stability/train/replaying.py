@@ -16,9 +16,9 @@ from stability.probes import Batch, HeldOut, Params, probe
 from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
 from stability.study import Study
-from stability.train import Population, Trainer
 from stability.train.population import Blueprint
 from stability.train.probing import probe_batches
+from stability.train.trainer import Population, Trainer
 
 CUDA_TOLERANCE = 1e-3
 """Largest relative difference between a stored loss and a replayed one on a GPU, whose sums have no fixed order."""

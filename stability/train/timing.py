@@ -12,8 +12,8 @@ import torch
 from stability.datasets import Pairs
 from stability.grid import Group
 from stability.study import Study
-from stability.train import Trainer
 from stability.train.forking import CHILDREN, child_steps
+from stability.train.trainer import Trainer
 
 REPEATED = 3.0
 """Seconds: a reading that took less is timed again, since the first one may have loaded what it needs."""
@@ -48,9 +48,10 @@ def time_group(
     cold = _cold(study, group, pairs, device, study.probes if with_probes else ())
     start = time.perf_counter()
     trainer = Trainer(study, group, pairs, device)
-    trainer.step()
+    for _ in range(trainer.warmup_steps):
+        trainer.advance()
     ready = time.perf_counter() - start
-    each = sorted(_seconds(trainer.step, device) for _ in range(steps))[steps // 2]
+    each = sorted(_seconds(trainer.advance, device) for _ in range(steps))[steps // 2]
     children = [trainer.population.theta] * CHILDREN
     probes = loading = 0.0
     for name, reading in cold.items():
@@ -66,7 +67,7 @@ def time_group(
 def _cold(study: Study, group: Group, pairs: Pairs, device: torch.device, names: Iterable[str]) -> dict[str, float]:
     """Return the seconds of the first readings there are, by probe, after a step: both load what they need, once."""
     trainer = Trainer(study, group, pairs, device)
-    trainer.step()
+    trainer.advance()
     children = [trainer.population.theta] * CHILDREN
     return {name: _seconds(partial(trainer.read, name, children), device) for name in names}
 

@@ -1,4 +1,4 @@
-"""Towers of known layers: the derivatives are autograd's, and a replica's bits are its own."""
+"""Towers run for all replicas at once: values and gradients of each replica are its own, to the bit."""
 
 import pytest
 import torch
@@ -8,9 +8,8 @@ from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
 from stability.encoders.transformers import Attention, Block, Patches, Transformer
-from stability.train.chains import chain_of
+from stability.train.batched_layers import batched_forward
 from stability.train.cuts import cut_of
-from stability.train.gradient import room_for
 from stability.train.population import Layout
 
 IMAGE, TEXT = Modality((2, 4, 6)), Modality((6,), vocabulary=7)
@@ -50,29 +49,22 @@ def tokens(*shape: int) -> Tensor:
         (lambda: Transformer(nn.Sequential(nn.Linear(3, 4), nn.GELU()), 2, 4, 1, 2, 2, 3), lambda: some(5, 2, 3)),
     ],
 )
-def test_derivatives_of_known_layers_are_those_of_autograd_for_each_replica(build, draw):
+def test_values_and_gradients_are_those_of_each_replica_alone(build, draw):
     torch.manual_seed(0)
     tower, samples = build().double(), draw()
-    chain = chain_of(tower)
-    assert chain is not None
+    forward = batched_forward(tower)
+    assert forward is not None
     params = {
         name: torch.randn(3, *value.shape, dtype=torch.float64, requires_grad=True)
         for name, value in tower.named_parameters()
     }
     # Not under vmap, where `padding_idx` holds for the first replica alone.
     slow = torch.stack([functional_call(tower, {n: v[i] for n, v in params.items()}, samples[i]) for i in range(3)])
-    by_output = torch.randn_like(slow)
-    expected = dict(zip(params, torch.autograd.grad(slow, list(params.values()), by_output), strict=True))
-    names = list(params)
-    # All, none, each alone, all but each: also the derivatives on the way to a parameter before others.
-    subsets = [names, [], *([name] for name in names), *(names[:i] + names[i + 1 :] for i in range(len(names)))]
-    for written in subsets:
-        places = {name: torch.full_like(params[name], torch.nan) for name in written}
-        with torch.no_grad():
-            fast, pull = chain(params, places, samples)
-            assert pull(by_output.clone()) is None
-        assert_close(fast, slow.detach(), rtol=1e-12, atol=1e-12)
-        assert_close(places, {name: expected[name] for name in written}, rtol=1e-12, atol=1e-12)
+    fast = forward(params, samples)
+    assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    grad_output = torch.randn_like(slow)
+    ours, theirs = (torch.autograd.grad(output, list(params.values()), grad_output) for output in (fast, slow))
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def of_one_block_twice() -> nn.Module:
@@ -120,42 +112,46 @@ def with_another_attention() -> nn.Module:
         lambda: nn.ModuleList([nn.Linear(2, 2)]),
     ],
 )
-def test_a_tower_with_anything_unknown_in_it_is_left_to_autograd(build):
-    assert chain_of(build()) is None
+def test_a_tower_with_anything_unsupported_in_it_is_left_to_vmap(build):
+    assert batched_forward(build()) is None
 
 
 @pytest.mark.parametrize("token", [-1, 7])
 def test_a_token_outside_the_vocabulary_is_refused(token):
     tower = nn.Embedding(7, 4)
-    chain = chain_of(tower)
-    assert chain is not None
+    forward = batched_forward(tower)
+    assert forward is not None
     with pytest.raises(RuntimeError, match=f"index {token} is out of bounds"):
-        chain({"weight": torch.randn(2, 7, 4)}, {}, torch.full((2, 3), token))
+        forward({"weight": torch.randn(2, 7, 4)}, torch.full((2, 3), token))
 
 
 def test_what_follows_a_cut_may_be_a_transformer_s_layers():
     embed = nn.Embedding(7, 8).requires_grad_(False)
     cut = cut_of(nn.Sequential(embed, Block(8, 2, 2), nn.Flatten(), nn.Linear(48, 3)), torch.randint(0, 7, (2, 6)))
     assert cut is not None
-    assert cut.chain is not None
+    assert cut.forward is not None
     params = {name: torch.randn(2, *value.shape) for name, value in cut.rest.named_parameters()}
     features = torch.randn(2, 5, *cut.shape)
-    output, _ = cut.chain(params, {}, features)
-    assert_close(output, vmap(lambda own, x: functional_call(cut.rest, own, x))(params, features))
+    assert_close(
+        cut.forward(params, features), vmap(lambda own, x: functional_call(cut.rest, own, x))(params, features)
+    )
 
 
-def gradient_of(tower: nn.Module, theta: Tensor, samples: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_of(tower: nn.Module, theta: Tensor, samples: Tensor, grad_output: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output and the flat gradient (R, P) of replicas whose parameters lie as in training."""
-    turned = {
-        f"{place}.weight".removeprefix(".") for place, part in tower.named_modules() if isinstance(part, nn.Linear)
-    }
+    turned = {f"{path}.weight".removeprefix(".") for path, part in tower.named_modules() if isinstance(part, nn.Linear)}
     layout = Layout({name: tuple(value.shape) for name, value in tower.named_parameters()}, frozenset(turned))
-    gradient, chain = room_for(theta), chain_of(tower)
-    assert chain is not None
-    with torch.no_grad():
-        output, pull = chain(layout.unflatten(theta), layout.unflatten(gradient), samples)
-        pull(slope)
-    return output, gradient
+    forward = batched_forward(tower)
+    assert forward is not None
+    leaves = {name: part.detach().requires_grad_() for name, part in layout.stored(padded(theta)).items()}
+    params = {name: leaves[name].mT if name in turned else leaves[name] for name in layout.shapes}
+    output = forward(params, samples)
+    grads = torch.autograd.grad(output, list(leaves.values()), grad_output)
+    return output.detach(), torch.cat([grad.flatten(1) for grad in grads], 1)
+
+
+def padded(theta: Tensor) -> Tensor:
+    return nn.functional.pad(theta, (0, -theta.shape[1] % 16))
 
 
 @pytest.mark.parametrize(

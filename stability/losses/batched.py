@@ -1,0 +1,105 @@
+"""Losses of all replicas at once, with gradients written out by hand: value and gradients without a graph.
+
+Under vmap and autograd every operation of a loss passes over the logits of all replicas, twice; here the same
+quantities take about a third of the passes and calls. A loss declares its kernel as the trait ``value_and_grad``; a
+loss without one goes through autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stability.devices import is_aligned
+from stability.losses.fused import clip_value_and_grad, is_large, siglip_value_and_grad
+
+RowsKernel = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor, Tensor | None]]
+"""From rows and columns (R, B, D) and a bias (R,), if there is one, to the losses (R,) of the logits
+<row_i, column_j> + bias and their gradients with respect to rows, columns and bias."""
+
+LossAndGrads = tuple[Tensor, list[Tensor], dict[str, Tensor]]
+"""Losses (R,), their gradients with respect to both towers' embeddings (R, B, D), and to the scalars (R,), by name."""
+
+EPSILON = 1e-12
+"""The least length by which a row is divided, as in `torch.nn.functional.normalize`."""
+
+
+def loss_and_grads(kernel: RowsKernel, embeddings: list[Tensor], scalars: Mapping[str, Tensor]) -> LossAndGrads:
+    """Return the losses of all replicas and their gradients.
+
+    Args:
+        kernel: the loss of scaled rows.
+        embeddings: the output of both towers, (R, B, D) each, before rows are normalized.
+        scalars: ``log_scale`` and, if the loss has one, ``bias``, (R,) each.
+    """
+    replicas, size, width = embeddings[0].shape
+    if replicas > 1 and not is_aligned(embeddings[0].device, size * size, size * width):
+        return _concatenate(
+            [
+                loss_and_grads(kernel, [x[[i]] for x in embeddings], {name: x[[i]] for name, x in scalars.items()})
+                for i in range(replicas)
+            ]
+        )
+    lengths = [torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=EPSILON) for x in embeddings]
+    image, text = (x / length for x, length in zip(embeddings, lengths, strict=True))
+    scale = scalars["log_scale"].exp()[:, None, None]
+    rows = image * scale
+    losses, grad_rows, grad_text, grad_bias = kernel(rows, text, scalars.get("bias"))
+    grad_scalars = {"log_scale": (grad_rows * rows).sum((1, 2))}
+    if grad_bias is not None:
+        grad_scalars["bias"] = grad_bias
+    grad_units = (grad_rows.mul_(scale), grad_text)
+    grads = [
+        (grad - unit * (unit * grad).sum(-1, keepdim=True)).div_(length)
+        for grad, unit, length in zip(grad_units, (image, text), lengths, strict=True)
+    ]
+    return losses, grads, grad_scalars
+
+
+def _concatenate(parts: list[LossAndGrads]) -> LossAndGrads:
+    losses, grads, grad_scalars = zip(*parts, strict=True)
+    scalars = {name: torch.cat([part[name] for part in grad_scalars]) for name in grad_scalars[0]}
+    return torch.cat(losses), [torch.cat(tower) for tower in zip(*grads, strict=True)], scalars
+
+
+def clip_kernel(rows: Tensor, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Return the losses of `stability.losses.clip` at its default options, and their gradients; see `RowsKernel`."""
+    size = rows.shape[1]
+    if is_large(rows[0]):
+        losses, grad_rows, grad_columns = _per_replica(clip_value_and_grad, rows, columns)
+    else:
+        logits = torch.bmm(rows, columns.mT)
+        by_row, by_column = logits.softmax(-1), logits.softmax(-2)
+        # The largest logit's probability is e^0 over the sum: its logarithm gives logsumexp without another pass.
+        log_sums = logits.amax(-1) - by_row.amax(-1).log_() + logits.amax(-2) - by_column.amax(-2).log_()
+        losses = (log_sums - 2 * torch.diagonal(logits, dim1=1, dim2=2)).sum(-1)
+        grad_logits = by_row.add_(by_column)
+        torch.diagonal(grad_logits, dim1=1, dim2=2).sub_(2)
+        grad_rows, grad_columns = torch.bmm(grad_logits, columns), torch.bmm(grad_logits.mT, rows)
+    return losses / 2 / size, grad_rows.div_(2 * size), grad_columns.div_(2 * size), None
+
+
+def siglip_kernel(rows: Tensor, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the losses of `stability.losses.siglip` at its default options, and their gradients; see `RowsKernel`."""
+    assert bias is not None
+    size = rows.shape[1]
+    if is_large(rows[0]):
+        losses, grad_rows, grad_columns, grad_bias = _per_replica(siglip_value_and_grad, rows, columns, bias)
+    else:
+        # -z_ij l_ij, z being +1 on the diagonal and -1 elsewhere.
+        signed = torch.bmm(rows, columns.mT).add_(bias[:, None, None])
+        torch.diagonal(signed, dim1=1, dim2=2).neg_()
+        losses = F.softplus(signed).sum((1, 2))
+        grad_logits = signed.sigmoid_()
+        torch.diagonal(grad_logits, dim1=1, dim2=2).neg_()
+        grad_rows, grad_columns = torch.bmm(grad_logits, columns), torch.bmm(grad_logits.mT, rows)
+        grad_bias = grad_logits.sum((1, 2))
+    return losses / size, grad_rows.div_(size), grad_columns.div_(size), grad_bias / size
+
+
+def _per_replica(function: Callable[..., tuple[Tensor, ...]], *stacked: Tensor) -> list[Tensor]:
+    results = [function(*replica) for replica in zip(*stacked, strict=True)]
+    return [torch.stack(values) for values in zip(*results, strict=True)]

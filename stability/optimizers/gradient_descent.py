@@ -1,0 +1,37 @@
+"""Stochastic gradient descent with heavy-ball momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stability.curvature.thresholds import momentum_threshold
+from stability.optimizers.registry import optimizer
+
+
+def no_preconditioner(buffers: Mapping[str, Tensor], steps: int, *, momentum: float = 0.0) -> Tensor:
+    """Return ones (R, P): gradient descent divides its step by nothing."""
+    return torch.ones_like(buffers["velocity"])
+
+
+def sgd_threshold(*, momentum: float = 0.0) -> float:
+    """Return the sharpness at which SGD becomes unstable at rate 1: 2 + 2 momentum."""
+    return momentum_threshold(1.0, momentum)
+
+
+@optimizer(
+    buffers=("velocity",),
+    decay="in_grad",
+    preconditioner=no_preconditioner,
+    stability_threshold=sgd_threshold,
+)
+def sgd(grad: Tensor, buffers: Mapping[str, Tensor], count: Tensor, *, momentum: float = 0.0) -> Tensor:
+    """Return the direction -u of gradient descent, u <- momentum u + g; weight decay is part of the gradient g.
+
+    Heavy ball without dampening: Polyak (1964), USSR Computational Mathematics 4:1.
+    """
+    velocity = buffers["velocity"]
+    velocity.mul_(momentum).add_(grad)
+    return velocity.neg()

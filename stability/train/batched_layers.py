@@ -1,0 +1,206 @@
+"""Towers, run forward for all replicas at once: what each supported type of layer does with an axis of replicas.
+
+Under vmap every operation passes several layers of torch before it computes, which for a small tower takes longer than
+the arithmetic. Here an operation is one call for all replicas; autograd goes back. A tower with a layer that is not
+supported runs under vmap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stability.devices import is_aligned
+from stability.encoders.transformers import Attention, Block, Patches, Transformer
+from stability.probes import Params
+
+Forward = Callable[[Params, Tensor], Tensor]
+"""From a tower's parameters (R, ...), by name, and samples (R, B, ...) to embeddings (R, B, D)."""
+
+ParamTree = dict[str, Any]
+"""A module's parameters (R, ...) by name, those of a submodule as a tree of their own under its name."""
+
+LayerForward = Callable[[Any, ParamTree, Tensor], Tensor]
+
+LAYERS: dict[type[nn.Module], LayerForward] = {}
+"""The forward pass of each supported type of module. A subclass is not supported: it may compute anything."""
+
+
+def batched_forward(tower: nn.Module) -> Forward | None:
+    """Return the tower's forward pass for all replicas at once, or None where a part of it is not supported.
+
+    A tower that uses a module or a parameter twice is not supported: it has one name for it, and two places.
+    """
+    if type(tower) not in LAYERS or not all(_is_supported(module) for module in tower.modules()):
+        return None
+    if len(list(tower.named_parameters(remove_duplicate=False))) != len(list(tower.parameters())):
+        return None
+    return lambda params, samples: _run(tower, _tree(params), samples)
+
+
+def _is_supported(module: nn.Module) -> bool:
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
+        return False
+    return (type(module) in LAYERS or type(module) is nn.ModuleList) and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether calling the module runs something in addition to its own ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _tree(params: Params) -> ParamTree:
+    tree: ParamTree = {}
+    for name, value in params.items():
+        *path, last = name.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+def _run(module: nn.Module, params: ParamTree, x: Tensor) -> Tensor:
+    return LAYERS[type(module)](module, params, x)
+
+
+def _submodule(module: nn.Module, name: str, params: ParamTree, x: Tensor) -> Tensor:
+    return _run(getattr(module, name), params.get(name, {}), x)
+
+
+def layer(*types: type[nn.Module]) -> Callable[[LayerForward], LayerForward]:
+    """Return a decorator that registers the forward pass of modules of these types."""
+
+    def register(forward: LayerForward) -> LayerForward:
+        LAYERS.update(dict.fromkeys(types, forward))
+        return forward
+
+    return register
+
+
+def _per_replica(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Apply *function* replica by replica, to copies that begin a cache line; so do the gradients on the way back."""
+    outputs = []
+    for parts in zip(*(x.split(1) for x in inputs), strict=True):
+        output = function(*(part.clone() for part in parts))
+        if output.requires_grad:
+            output.register_hook(torch.clone)
+        outputs.append(output)
+    return torch.cat(outputs)
+
+
+def _bmm(left: Tensor, right: Tensor) -> Tensor:
+    """Return the matrix products of all replicas; a replica's bits do not depend on its position."""
+    rows, inner, columns = left.shape[1], left.shape[2], right.shape[2]
+    if is_aligned(left.device, rows * inner, inner * columns, rows * columns):
+        return torch.bmm(left, right)
+    return _per_replica(torch.bmm, left, right)
+
+
+@layer(nn.Sequential)
+def _sequential(module: nn.Sequential, params: ParamTree, x: Tensor) -> Tensor:
+    # Not `named_children`, which lists a layer that is used twice only once.
+    for name in module._modules:
+        x = _submodule(module, name, params, x)
+    return x
+
+
+@layer(nn.Linear)
+def _linear(module: nn.Linear, params: ParamTree, x: Tensor) -> Tensor:
+    product = _bmm(x.flatten(1, -2), params["weight"].mT)
+    if "bias" in params:
+        # Not `baddbmm`: for small matrices it sums in another order than the product alone, which vmap takes.
+        product.add_(params["bias"][:, None])
+    return product.unflatten(1, x.shape[1:-1])
+
+
+@layer(nn.LayerNorm)
+def _layer_norm(module: nn.LayerNorm, params: ParamTree, x: Tensor) -> Tensor:
+    shape = module.normalized_shape
+    normalized = F.layer_norm(x, shape, None, None, module.eps)
+    if "weight" not in params:
+        return normalized
+    # One axis for samples and positions: each replica's own scale broadcasts over it.
+    size = torch.Size(shape).numel()
+    rows, weight = normalized.reshape(len(x), -1, size), params["weight"].reshape(len(x), 1, size)
+    if "bias" not in params:
+        return (rows * weight).view(x.shape)
+    return torch.addcmul(params["bias"].reshape(len(x), 1, size), rows, weight).view(x.shape)
+
+
+@layer(nn.Embedding)
+def _embedding(module: nn.Embedding, params: ParamTree, x: Tensor) -> Tensor:
+    weight, ids = params["weight"], x.flatten(1).long()
+    # `gather` refuses a token beyond the vocabulary, and a negative one.
+    rows = weight.gather(1, ids[..., None].expand(-1, -1, weight.shape[-1]))
+    if module.padding_idx is not None:
+        rows = torch.where((ids == module.padding_idx)[..., None], rows.detach(), rows)
+    return rows.view(*x.shape, -1)
+
+
+@layer(nn.Flatten)
+def _flatten(module: nn.Flatten, params: ParamTree, x: Tensor) -> Tensor:
+    # Axes counted from the front move by one, since the replicas' axis comes first.
+    return x.flatten(*(axis + 1 if axis >= 0 else axis for axis in (module.start_dim, module.end_dim)))
+
+
+@layer(nn.Identity, nn.ReLU, nn.LeakyReLU, nn.GELU)
+def _elementwise(module: nn.Module, params: ParamTree, x: Tensor) -> Tensor:
+    # A layer that works in place gets a copy: neither a batch nor what another layer keeps belongs to it.
+    result: Tensor = module(x.clone() if getattr(module, "inplace", False) else x)
+    return result
+
+
+@layer(nn.ELU, nn.SiLU, nn.Softplus, nn.Sigmoid, nn.Tanh)
+def _exponential(module: nn.Module, params: ParamTree, x: Tensor) -> Tensor:
+    def function(x: Tensor) -> Tensor:
+        return _elementwise(module, params, x)
+
+    return function(x) if is_aligned(x.device, x[0].numel()) else _per_replica(function, x)
+
+
+@layer(Transformer)
+def _transformer(module: Transformer, params: ParamTree, x: Tensor) -> Tensor:
+    x = _submodule(module, "embed", params, x) + params["position"][:, None]
+    for name in module.blocks._modules:
+        x = _submodule(module.blocks, name, params.get("blocks", {}), x)
+    return _submodule(module, "project", params, _submodule(module, "norm", params, x).mean(-2))
+
+
+@layer(Block)
+def _block(module: Block, params: ParamTree, x: Tensor) -> Tensor:
+    x = x + _submodule(module, "attention", params, _submodule(module, "attention_norm", params, x))
+    hidden = F.gelu(_submodule(module, "expand", params, _submodule(module, "mlp_norm", params, x)))
+    return x + _submodule(module, "contract", params, hidden)
+
+
+@layer(Attention)
+def _attention(module: Attention, params: ParamTree, x: Tensor) -> Tensor:
+    def attend(x: Tensor) -> Tensor:
+        replicas, batch, length, width = x.shape
+        # Every head of every sample is a matrix: (3, R B heads, T, width of a head).
+        split = x.view(replicas * batch, length, 3, module.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = split.reshape(3, replicas * batch * module.heads, length, -1)
+        # With ``beta=0`` only the shape of the first argument matters.
+        scale = (width // 3 // module.heads) ** -0.5
+        logits = torch.baddbmm(x.new_empty(1, 1, 1), query, key.mT, beta=0, alpha=scale)
+        mixed = torch.bmm(logits.softmax(-1), value).view(-1, module.heads, length, value.shape[-1])
+        return mixed.transpose(1, 2).reshape(replicas, batch, length, -1)
+
+    x = _submodule(module, "query_key_value", params, x)
+    batch, length, width = x.shape[1:]
+    aligned = is_aligned(x.device, batch * module.heads * length**2, batch * length * width // 3)
+    return _submodule(module, "out", params, attend(x) if aligned else _per_replica(attend, x))
+
+
+@layer(Patches)
+def _patches(module: Patches, params: ParamTree, x: Tensor) -> Tensor:
+    replicas, batch, channels, height, width = x.shape
+    rows, columns = height // module.patch, width // module.patch
+    split = x.reshape(replicas, batch, channels, rows, module.patch, columns, module.patch)
+    squares = split.permute(0, 1, 3, 5, 2, 4, 6).reshape(replicas, batch, rows * columns, -1)
+    return _submodule(module, "linear", params, squares)

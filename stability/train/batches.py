@@ -1,0 +1,92 @@
+"""The batches of a population: indices drawn on the CPU a block of steps ahead, moved to the device in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from stability.devices import to_device
+from stability.streams import stream
+
+STEPS_AHEAD = 50
+"""Steps of a block."""
+
+
+def epochs(seed: int | str, available: int, batch_size: int, use: str = "batches") -> Iterator[Tensor]:
+    """Yield the indices of the batches of one epoch after the other, (batches, B), for ever.
+
+    Each epoch is a new permutation of the pairs, its last part batch dropped. The stream depends on the seed and its
+    *use* alone, so all losses and noise levels see the same batches.
+    """
+    generator = stream(seed, use)
+    while True:
+        order = torch.randperm(available, generator=generator)
+        yield order[: available // batch_size * batch_size].view(-1, batch_size)
+
+
+def batch_indices(seed: int | str, available: int, batch_size: int, use: str = "batches") -> Iterator[Tensor]:
+    """Yield the indices (B,) of one batch after the other, for ever; see `epochs`."""
+    for epoch in epochs(seed, available, batch_size, use):
+        yield from epoch
+
+
+def index_blocks(
+    seed: int | str, available: int, batch_size: int, use: str = "batches", steps: int = STEPS_AHEAD
+) -> Iterator[Tensor]:
+    """Yield the same batches in blocks of *steps*, (steps, B)."""
+    source, epoch = epochs(seed, available, batch_size, use), torch.empty(0, batch_size, dtype=torch.int64)
+    while True:
+        parts, missing = [], steps
+        while missing:
+            epoch = epoch if len(epoch) else next(source)
+            part, epoch = epoch[:missing], epoch[missing:]
+            parts.append(part)
+            missing -= len(part)
+        yield torch.cat(parts)
+
+
+class BatchStream:
+    """The batches of R replicas, step by step; replicas of one seed read the same.
+
+    A block of steps is drawn while the one before it is used, a few seeds at each step: otherwise all seeds would draw
+    the permutations of a new epoch at once, and a step would wait for a thousand of them.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int | str], available: int, batch_size: int, device: torch.device, use: str = "batches"
+    ) -> None:
+        distinct = list(dict.fromkeys(seeds))
+        self._blocks = [index_blocks(seed, available, batch_size, use) for seed in distinct]
+        self._column = torch.tensor([distinct.index(seed) for seed in seeds])
+        self._column_there = self._column.to(device)
+        self._shape = (STEPS_AHEAD, len(distinct), batch_size)
+        self._device = device
+        self._coming, self._drawn = torch.empty(self._shape, dtype=torch.int64), 0
+        self._here = self._there = self._coming
+        self._step = STEPS_AHEAD
+
+    def advance(self) -> None:
+        """Go on to the next step."""
+        if self._step == STEPS_AHEAD:
+            self._draw(len(self._blocks))
+            self._here, self._there = self._coming, to_device(self._coming, self._device)
+            self._coming, self._drawn = torch.empty(self._shape, dtype=torch.int64), 0
+            self._step = 0
+        self._step += 1
+        self._draw(-(-len(self._blocks) * self._step // STEPS_AHEAD))
+
+    def _draw(self, seeds: int) -> None:
+        """Draw what is missing of the coming block for the first *seeds* seeds."""
+        for column in range(self._drawn, seeds):
+            self._coming[:, column] = next(self._blocks[column])
+        self._drawn = max(self._drawn, seeds)
+
+    def index(self) -> Tensor:
+        """Return the indices (R, B) of this step, on the device."""
+        return self._there[self._step - 1].index_select(0, self._column_there)
+
+    def host_index(self) -> Tensor:
+        """Return the indices (R, B) of this step, on the CPU."""
+        return self._here[self._step - 1].index_select(0, self._column)
