@@ -9,6 +9,13 @@ CACHE_LINE_FLOATS = 16
 """Numbers of a line of a CPU's cache, in float32."""
 
 
+SHARE = 4
+"""One call may compute as much as this part of an accelerator's memory: a quarter, where a training step has half."""
+
+UNKNOWN_MEMORY = 2**34
+"""Bytes that an accelerator is taken to have if PyTorch cannot tell."""
+
+
 def is_accelerator(device: torch.device) -> bool:
     """Return whether the host launches operations on *device*, which run on their own."""
     return device.type != "cpu"
@@ -22,6 +29,19 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=is_accelerator(device))
+
+
+def room_on(device: torch.device, on_cpu: int, taken: int = 0) -> int:
+    """Return how many bytes one call may compute at once: *on_cpu*, or a share of an accelerator's memory.
+
+    That is of all its memory but what the caller says is *taken*; never of the memory that happens to be free, so that
+    numbers do not depend on what else lies there.
+    """
+    if not is_accelerator(device):
+        return on_cpu
+    known = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if known else UNKNOWN_MEMORY
+    return max(0, memory - taken) // SHARE
 
 
 def padded(size: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from stability.curvature import adaptive_threshold, hvp, spectrum
-from stability.curvature.graphs import BYTES_AT_ONCE, bytes_of
+from stability.curvature.graphs import CPU_BYTES, bytes_of
 from stability.curvature.lanczos import LONG, lanczos
 from stability.curvature.products import groups_of
 from stability.registry import InputError
@@ -442,9 +442,9 @@ def test_one_batch_at_a_time_asks_nothing_of_the_objective():
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2])
-@pytest.mark.parametrize("room", [BYTES_AT_ONCE["cpu"], 1], ids=["all at once", "one by one"])
+@pytest.mark.parametrize("room", [CPU_BYTES, 1], ids=["all at once", "one by one"])
 def test_replicas_equal_a_loop_over_replicas(monkeypatch, chunk, room):
-    monkeypatch.setitem(BYTES_AT_ONCE, "cpu", room)
+    monkeypatch.setattr("stability.curvature.products.CPU_BYTES", room)
     members = [dual_encoder(seed) for seed in range(3)]
     shared = pairs(3, 3, 8)
     precondition = [{name: value.abs() + 0.1 for name, value in member.items()} for member in members]
@@ -493,7 +493,7 @@ def test_replicas_without_batches_share_the_closed_over_data():
 
 def test_replicas_of_large_work_go_one_by_one_with_the_numbers_of_one_alone():
     """An evaluation that fills the cache by itself: no replica shares a call with others, so bits are its own."""
-    x = torch.linspace(0, 1, BYTES_AT_ONCE["cpu"] // 16, dtype=torch.float64)
+    x = torch.linspace(0, 1, CPU_BYTES // 16, dtype=torch.float64)
 
     def heavy(params: Params) -> Tensor:
         return (params["w"].sin().sum() * x).square().mean() + (params["w"] ** 3).sum()

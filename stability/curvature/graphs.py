@@ -14,22 +14,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Named = Mapping[str, Tensor]
 
-BYTES_AT_ONCE = {"cpu": 2**22, "cuda": 2**32}
-"""What the lanes of one call produce in one evaluation: beyond it a processor's caches overflow, and many at once are
-slower than one after the other (``benchmarks/README.md``)."""
+CPU_BYTES = 2**22
+"""What the lanes of one call produce in one evaluation on a CPU: beyond it a processor's caches overflow, and many at
+once are slower than one after the other (``benchmarks/README.md``)."""
+
+SECOND_ORDER = 8
+"""What a kept graph and one product with it take of an accelerator's memory, as a multiple of one evaluation."""
 
 
 @dataclass(frozen=True)
 class Graph:
     """The *gradient* (parts) of a sum of objectives, as it depends on *leaves*; None where it does not.
 
-    *nothing* (R,) is zero, or NaN where an objective is not finite: such a point has no curvature.
+    *nothing* (R,) is zero, or NaN where an objective is not finite: such a point has no curvature. Where none is NaN it
+    may be left out, unless it *may_be_nan*.
     """
 
     leaves: list[Tensor]
     gradient: list[Tensor | None]
     nothing: Tensor
-    spoilt: bool
+    may_be_nan: bool
 
 
 def graph_of(values_at: Callable[[dict[str, Tensor]], Tensor], point: Named) -> Graph:
@@ -46,7 +50,8 @@ def graph_of(values_at: Callable[[dict[str, Tensor]], Tensor], point: Named) -> 
             parts = torch.autograd.grad(values.sum(), leaves, create_graph=True, allow_unused=True)
     gradient = [part if part is not None and part.requires_grad else None for part in parts]
     nothing = 0 * values.detach()
-    return Graph(leaves, gradient, nothing, bool(nothing.isnan().any()))
+    # To add it always is cheaper than to wait for what an accelerator computes.
+    return Graph(leaves, gradient, nothing, nothing.device.type != "cpu" or bool(nothing.isnan().any()))
 
 
 def products(graph: Graph, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -81,7 +86,7 @@ class _Produced(TorchDispatchMode):
         return result
 
 
-def bytes_of(evaluation: Callable[[], Tensor], params: Named) -> int:
+def bytes_of(evaluation: Callable[[], object], params: Named) -> int:
     """Return the size of one evaluation's work: *params* and all that it computes from them, in bytes."""
     with torch.no_grad(), _Produced() as produced:
         evaluation()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stability.curvature.graphs import BYTES_AT_ONCE, Graph, bytes_of, graph_of, products
+from stability.curvature.graphs import CPU_BYTES, SECOND_ORDER, Graph, bytes_of, graph_of, products
+from stability.devices import room_on
 from stability.registry import InputError, nearest
 
 Objective = Callable[..., Tensor]
@@ -67,7 +68,7 @@ def hessian_of(
 
     The gradient of the sum over replicas is built once and differentiated again for every product; the
     arguments are those of `stability.curvature.spectrum`. Replicas, batches and vectors share one backward pass as far
-    as `stability.curvature.graphs.BYTES_AT_ONCE` holds them.
+    as a processor's cache or an accelerator's memory holds them.
     """
     value, free, fixed = _task(objective, params, replicas, block, chunk)
     shapes = {name: value.shape[int(replicas) :] for name, value in free.items()}
@@ -109,14 +110,24 @@ def replicas_at_once(
     batches: Any = None,
     block: Block | None = None,
     chunk: int | None = None,
+    retain: bool = True,
+    vectors: int = 0,
 ) -> list[slice]:
     """Return the groups of replicas that share a backward pass in `hessian_of`.
 
-    A function of the objective and of shapes alone. Raises `InputError` as `hessian_of` does.
+    On an accelerator memory bounds them: the graphs of all batches, if they are kept (*retain*), and the so many
+    *vectors* of each replica that the caller holds. A function of the objective, of shapes and of the device's whole
+    memory alone. Raises `InputError` as `hessian_of` does.
     """
     value, free, fixed = _task(objective, params, True, block, chunk)
-    size = min(chunk or 1, _number_of_batches(batches, True))
-    return groups_of(len(next(iter(free.values()))), _lanes_at_once(value, free, fixed, batches, True) // size)
+    total = _number_of_batches(batches, True)
+    size = min(chunk or 1, total)
+    first = next(iter(free.values()))
+    if first.device.type == "cpu":
+        return groups_of(len(first), _lanes_at_once(value, free, fixed, batches, True) // size)
+    lane = _bytes_of_lane(value, free, fixed, batches, True)
+    held = vectors * sum(tensor[0].numel() * tensor.element_size() for tensor in free.values())
+    return groups_of(len(first), room_on(first.device, 0) // ((total if retain else size) * lane + held))
 
 
 def _task(
@@ -141,7 +152,7 @@ def _product(graph: Graph, vectors: Tensor, shapes: Shapes, replicas: bool) -> T
     parts = zip(named.items(), products(graph, list(named.values())), strict=True)
     found = {name: torch.zeros_like(vector) if part is None else part for (name, vector), part in parts}
     result = flatten(found, 1 + int(replicas)).view(vectors.shape)
-    return result + graph.nothing[:, None] if graph.spoilt else result
+    return result + graph.nothing[:, None] if graph.may_be_nan else result
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:
@@ -156,14 +167,21 @@ def _added(tensors: Iterator[Tensor]) -> Tensor:
 
 
 def _lanes_at_once(value: Objective, free: Named, fixed: Named, batches: Any, replicas: bool) -> int:
-    """Return how many evaluations of one replica on one batch `BYTES_AT_ONCE` holds, at least 1.
+    """Return how many evaluations of one replica on one batch go into one backward pass, at least 1.
 
-    A function of the objective and of shapes alone, so that numbers never depend on the machine's state.
+    A function of the objective, of shapes and of the device's whole memory alone, so that numbers never depend on the
+    machine's state.
     """
+    device = next(iter(free.values())).device
+    return max(1, room_on(device, CPU_BYTES) // _bytes_of_lane(value, free, fixed, batches, replicas))
+
+
+def _bytes_of_lane(value: Objective, free: Named, fixed: Named, batches: Any, replicas: bool) -> int:
+    """Return what one replica on one batch computes in one evaluation; on an accelerator, what it keeps in memory."""
     (part, *_) = _parts(batches, replicas, 1)
     one, held, some = at_index((free, fixed, part), 0) if replicas else (free, fixed, part)
-    device = next(iter(free.values())).device.type
-    return max(1, BYTES_AT_ONCE.get(device, 2**22) // bytes_of(lambda: value(one, held, *at_index(some, 0)), one))
+    work = bytes_of(lambda: value(one, held, *at_index(some, 0)), one)
+    return work if next(iter(free.values())).device.type == "cpu" else SECOND_ORDER * work
 
 
 def groups_of(replicas: int, most: int) -> list[slice]:
@@ -238,9 +256,11 @@ def _inverse_root(preconditioner: Mapping[str, Tensor], free: Mapping[str, Tenso
         if preconditioner[name].shape != value.shape:
             given, allowed = tuple(preconditioner[name].shape), tuple(value.shape)
             raise InputError(f"the preconditioner of {name!r} has shape {given}; allowed: {allowed}")
-        if bool((preconditioner[name] <= 0).any()):
-            raise InputError(f"the preconditioner of {name!r} has entries that are not positive; allowed: P > 0")
-    return flatten({name: preconditioner[name] for name in free}, axes).detach().rsqrt()
+    flat = flatten({name: preconditioner[name] for name in free}, axes).detach()
+    if bool((flat <= 0).any()):
+        name = next(name for name in free if bool((preconditioner[name] <= 0).any()))
+        raise InputError(f"the preconditioner of {name!r} has entries that are not positive; allowed: P > 0")
+    return flat.rsqrt()
 
 
 def flatten(tensors: Mapping[str, Tensor], axes: int) -> Tensor:

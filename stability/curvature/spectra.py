@@ -13,10 +13,14 @@ from torch.utils._pytree import tree_map
 
 from stability.curvature.lanczos import Decomposition, lanczos
 from stability.curvature.products import Block, Hessian, Objective, at_index, hessian_of, replicas_at_once, unflatten
+from stability.devices import to_device
 from stability.registry import InputError
 from stability.streams import stream
 
 PROBES_AT_ONCE = 8  # Hutchinson probes per product, so that memory does not grow with their number
+
+VECTORS = 2 * PROBES_AT_ONCE
+"""What a spectrum holds of a replica beside its Lanczos basis, in vectors of the size of its parameters."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,9 @@ def spectrum(
     - *preconditioner*: the diagonal P > 0, like *params*; then the operator is P^-1/2 H P^-1/2, whose
       largest eigenvalue is Adam's sharpness for P = sqrt(v) + eps (Cohen et al. 2022, arXiv:2207.14484).
     - *block*: names, or a predicate of the name: the Hessian in those parameters, the others held fixed.
-    - *chunk* batches share one graph (None: what a cache holds). *retain* keeps the graphs between products; without it
-      they are built anew for each product and memory holds one chunk. The Lanczos basis takes probes x R x
-      steps x P numbers.
+    - *chunk* batches share one graph (None: what a cache, or an accelerator's memory, holds). *retain* keeps the
+      graphs between products; without it they are built anew for each product and memory holds one chunk. The
+      Lanczos basis takes probes x R x steps x P numbers; on an accelerator memory bounds the replicas at once.
 
     Raises `InputError` for arguments that do not fit the parameters; an objective that is not finite gives
     NaN.
@@ -137,7 +141,8 @@ def spectrum(
         alone = hessian_of(objective, params, batches=batches, preconditioner=preconditioner, retain=retain, **how)
         found = _spectrum_of(alone, **count)
         return replace(found, **{name: _first(value) for name, value in _tensors(found).items()})
-    groups = replicas_at_once(objective, params, batches=batches, **how)
+    vectors = probes * (steps + VECTORS)
+    groups = replicas_at_once(objective, params, batches=batches, retain=retain, vectors=vectors, **how)
     given = (dict(params), batches, None if preconditioner is None else dict(preconditioner))
 
     def of_group(group: slice) -> Spectrum:
@@ -195,7 +200,8 @@ def _lanczos_of(hessian: Hessian, steps: int, probes: int, seed: int) -> Decompo
     """Run Lanczos on lanes (probes x R), each start shared by all replicas."""
     replicas, size = hessian.point.shape
     starts = torch.randn(probes, 1, size, generator=stream(seed, "lanczos"), dtype=torch.float64)
-    starts = starts.to(hessian.point).expand(probes, replicas, size).reshape(-1, size)
+    starts = to_device(starts.to(hessian.point.dtype), hessian.point.device)
+    starts = starts.expand(probes, replicas, size).reshape(-1, size)
 
     def product(vectors: Tensor) -> Tensor:
         return hessian.product(vectors.view(probes, replicas, size)).view(-1, size)
@@ -207,10 +213,9 @@ def _extremes(hessian: Hessian, run: Decomposition, top: int) -> dict[str, Any]:
     """Return the eigenvalues at both ends from the first start, with their true residuals."""
     replicas = len(hessian.point)
     first = Decomposition(run.theta[:replicas], run.vectors[:replicas], run.basis[:replicas])
-    steps = first.theta.shape[1]
-    indices = [*range(steps - 1, steps - 1 - top, -1), *range(top)]
-    values = first.theta[:, indices].to(hessian.point)
-    vectors = first.ritz_vectors(indices) + (0 * values)[..., None]
+    theta, vectors = first.ends(top)
+    values = theta.to(hessian.point)
+    vectors = vectors + (0 * values)[..., None]
     images = hessian.product(vectors.transpose(0, 1)).transpose(0, 1)
     residuals = (images - values[..., None] * vectors).norm(dim=-1)
     scale = first.theta.abs().amax(-1, keepdim=True).to(hessian.point)
@@ -246,7 +251,7 @@ def _trace(hessian: Hessian, run: Decomposition, count: int, seed: int) -> tuple
     if basis.shape[1] == size:
         return inside, rounding, 0
     directions = torch.randint(2, (count, size), generator=stream(seed, "trace")).double() * 2 - 1
-    forms = _forms(hessian, directions.to(hessian.point), basis)
+    forms = _forms(hessian, to_device(directions.to(hessian.point.dtype), hessian.point.device), basis)
     spread = forms.std(0) if count > 1 else nothing + torch.nan
     return inside + forms.mean(0), torch.hypot(spread / math.sqrt(count), rounding), count
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from stability.devices import is_accelerator
 from stability.execute.devices import devices_of
 from stability.execute.machine import core_count, device_memory, device_model, peak_of, reproducible_arithmetic
 from stability.execute.pool import WorkerPool
@@ -17,7 +18,8 @@ from stability.grid import Group, Run, groups_of, runs_of, study_of, tuning_runs
 from stability.registry import InputError
 from stability.study import Study
 from stability.train import Timing, time_group
-from stability.train.memory import bytes_per_replica
+from stability.train.feed import HOST_SHARE
+from stability.train.memory import DataBytes, bytes_of_data, bytes_per_replica
 from stability.train.probing import selects
 
 WIDEST = {"cpu": 32, "cuda": 1024}
@@ -64,20 +66,35 @@ def plan_groups(
 ) -> Plan:
     """Return the *kept* groups and new ones of *runs*, longest first.
 
-    A new group is as wide as half the memory of its worker allows: a pure function of study and machine, and on a GPU
-    of how many workers are *sharing* it.
+    A new group is as wide as half the memory of its worker allows, on an accelerator half of what the data leave. That
+    is a pure function of study and machine, and on a GPU of how many workers are *sharing* it.
     """
     pairs = study.pairs()
-    budget = device_memory(device) // 2 // (sharing if device.type == "cuda" else worker_count(device))
+    data = bytes_of_data(study, pairs) if is_accelerator(device) else DataBytes(0, 0, 0)
     needs = {
         (arm, size): bytes_per_replica(study, arm, size, pairs)
         for arm in study.grid.loss
         for size in study.grid.batch_size
     }
-    width = {shape: max(2, min(WIDEST[device.type], budget // need)) for shape, need in needs.items()}
+    memory = device_memory(device) // (sharing if is_accelerator(device) else worker_count(device))
+    width = {shape: _width(memory, WIDEST[device.type], need, data) for shape, need in needs.items()}
     groups = (*kept, *groups_of(runs, width))
     longest_first = sorted(groups, key=lambda group: -needs[group.arm, group.batch_size] * len(group.runs))
     return Plan(tuple(longest_first), {f"{arm} {size}": need for (arm, size), need in needs.items()})
+
+
+def _width(memory: int, widest: int, need: int, data: DataBytes) -> int:
+    """Return how many replicas of *need* bytes train side by side: at least 2, at most *widest*.
+
+    >>> _width(1000, 32, 50, DataBytes(100, 200, 0)), _width(1000, 32, 50, DataBytes(100, 100, 10))
+    (7, 6)
+    >>> _width(1000, 32, 50, DataBytes(100, 100, 50))  # pairs of so many are left on the host
+    9
+    """
+    beside = min(widest, (memory - data.held_out - data.shared) // 2 // (need + data.own))
+    if data.shared + beside * data.own > HOST_SHARE * memory:
+        beside = min(widest, (memory - data.held_out) // 2 // need)
+    return max(2, beside)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from stability.curvature.products import (
     unflatten,
     whole_batches,
 )
+from stability.devices import room_on, to_device
 from stability.registry import InputError
 
 Point = Mapping[str, Tensor]
 
-BYTES_AT_ONCE = {"cpu": 2**24, "cuda": 2**32}
-"""What the points evaluated at once compute; more than for curvature, since no graph is kept for a way back."""
+CPU_BYTES = 2**24
+"""What the points evaluated at once compute on a CPU; more than for curvature: no graph is kept for a way back."""
 
 
 def evaluate(
@@ -32,14 +33,14 @@ def evaluate(
     """Return the objective at ``params + sum_k places[:, k] axes[k]``, (N,) float64 on the CPU.
 
     It is the mean over *batches*; *places* is (N, K). *chunk* points share one vmapped call (None: as many as
-    `BYTES_AT_ONCE` holds, a pure function of the objective and its input). The caller's tensors are read only.
+    `points_at_once` says). The caller's tensors are read only. The host reads an accelerator once, at the end.
     """
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk is {chunk}; allowed: a whole number of points of at least 1")
     origin = flatten(params, 0).detach()
     basis = torch.stack([flatten({name: axis[name].detach() for name in params}, 0).to(origin) for axis in axes])
     shapes = {name: value.shape for name, value in params.items()}
-    places = places.to(origin)
+    places = to_device(places.to(origin.dtype), origin.device)
     split = whole_batches(batches)
     size = chunk or points_at_once(objective, params, split[0])
 
@@ -52,18 +53,21 @@ def evaluate(
             return check_scalar(objective({name: value[0] for name, value in moved.items()}, *batch))[None]
         return torch.vmap(lambda point: check_scalar(objective(point, *batch)))(moved)
 
-    total = torch.zeros(len(places), dtype=torch.float64)
+    total = torch.zeros(len(places), dtype=torch.float64, device=origin.device)
     with torch.no_grad():
         for batch in split:
-            total += torch.cat([values(part, batch) for part in places.split(size)]).double().cpu()
-    return total / len(split)
+            total += torch.cat([values(part, batch) for part in places.split(size)]).double()
+    return total.cpu() / len(split)
 
 
 def points_at_once(objective: Objective, params: Point, batch: tuple[Any, ...]) -> int:
-    """Return how many points fit into `BYTES_AT_ONCE`, at least 1: by what one evaluation computes."""
+    """Return how many points go into one call, at least 1: by what one evaluation computes and the device holds.
+
+    A pure function of the objective, its input and the device's whole memory.
+    """
     own = {name: value.detach() for name, value in params.items()}
     work = bytes_of(lambda: check_scalar(objective(own, *batch)), own)
-    return max(1, BYTES_AT_ONCE.get(next(iter(own.values())).device.type, 2**22) // work)
+    return max(1, room_on(next(iter(own.values())).device, CPU_BYTES) // work)
 
 
 def taylor(objective: Objective, params: Point, axes: Sequence[Point], batches: Any) -> tuple[Tensor, Tensor]:
@@ -73,17 +77,18 @@ def taylor(objective: Objective, params: Point, axes: Sequence[Point], batches: 
     """
     hessian = hessian_of(objective, params, batches=batches, chunk=1, retain=False)
     basis = torch.stack([flatten({name: axis[name].detach() for name in params}, 0) for axis in axes])
+    basis = basis.to(hessian.point.device)
     products = hessian.product(basis[:, None].to(hessian.point))[:, 0]
     curvature = basis.double() @ products.double().T
     leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-    split, slope = whole_batches(batches), torch.zeros(len(axes), dtype=torch.float64)
+    split, slope = whole_batches(batches), torch.zeros(len(axes), dtype=torch.float64, device=basis.device)
     for batch in split:
         with torch.enable_grad():
             value = objective(leaves, *batch)
         if value.requires_grad:
             parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            slope += basis.double().cpu() @ flatten(dict(zip(leaves, parts, strict=True)), 0).double().cpu()
-    return slope / len(split), ((curvature + curvature.T) / 2).cpu()
+            slope += basis.double() @ flatten(dict(zip(leaves, parts, strict=True)), 0).double()
+    return slope.cpu() / len(split), ((curvature + curvature.T) / 2).cpu()
 
 
 def check_axes(params: Point, axes: Sequence[Point]) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stability.curvature.products import flatten, unflatten
 from stability.registry import InputError, nearest
 from stability.streams import stream
 
@@ -48,18 +49,21 @@ def filter_directions(
     for key, given in choices.items():
         if given not in ("filter", "fixed"):
             raise InputError(f"{key}: unknown treatment {given!r}{nearest(given, ('filter', 'fixed'))}")
-    found: list[dict[str, Tensor]] = [{} for _ in range(count)]
-    for name, value in params.items():
+    # Read of an accelerator at once, and moved there at once, not parameter by parameter.
+    flat = flatten(params, 0).detach()
+    own = unflatten(flat.cpu(), {name: value.shape for name, value in params.items()})
+    parts = {}
+    for name, value in own.items():
         fixed = name not in moved or (value.dim() <= 1 and choices["vectors" if value.dim() else "scalars"] == "fixed")
-        parts = torch.zeros(count, *value.shape) if fixed else _normalised(name, value, count, seed)
-        for direction, part in zip(found, parts, strict=True):
-            direction[name] = part.to(value)
-    return found
+        drawn = torch.zeros(count, *value.shape) if fixed else _normalised(name, value, count, seed)
+        parts[name] = drawn.to(value)
+    shapes = {name: value.shape for name, value in own.items()}
+    return [unflatten(direction, shapes) for direction in flatten(parts, 1).to(flat.device)]
 
 
 def _normalised(name: str, value: Tensor, count: int, seed: int) -> Tensor:
     """Return (count, *shape) float64 directions for one parameter, each from a stream of its own."""
-    filters = as_filters(value.detach().cpu().double(), count)
+    filters = as_filters(value.double(), count)
     rows, entries = filters.shape
     draws = [stream(seed, f"landscape/{name}/{number}") for number in range(count)]
     drawn = torch.stack([torch.randn(rows, entries, generator=draw, dtype=torch.float64) for draw in draws])

@@ -5,7 +5,10 @@ replica: the trainer calls it under ``vmap``. One that hands its work to a kerne
 declares ``stacked=True`` and receives every tensor with a leading replica axis; ``alone=True`` says that it takes
 replicas one by one, so that one need not be padded to two. ``fixed_batches=True`` asks for the same batches at every
 step, ``held_out_batches=True`` for as many batches of held-out pairs, ``least={"batches": 2}`` bounds options from
-below, and ``several=("fork",)`` names those that take a list too.
+below, and ``several=("fork",)`` names those that take a list too. ``holds`` says what lies in memory at once of each
+replica, which decides how many an accelerator reads at once: what is computed from all ``"batches"``, or from one
+``"batch"``; the ``"embeddings"`` of held-out pairs, or all their ``"similarities"`` too. A probe that does not say is
+taken to hold batches and similarities.
 
 ``forks="fork"`` names the option that holds the steps at which the probe measures: there the trainer trains two copies
 of the replica to the end, with data in two other orders, and hands both ends over as the replica's *children*.
@@ -16,9 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from stability.registry import Registry
 
@@ -70,7 +77,8 @@ class Measure:
 class HeldOut:
     """Pairs that training never sees, the prompts that name their classes, and texts that are almost right.
 
-    Without classes, prompts are (0, 0, ...); see `datasets.Pairs` for shapes.
+    Without classes, prompts are (0, 0, ...); see `datasets.Pairs` for shapes. What is selected by captions or labels is
+    found once, on the CPU: an accelerator would make the host wait at every selection by a mask.
     """
 
     image: Tensor
@@ -80,6 +88,32 @@ class HeldOut:
     prompts: Tensor
     hard_negatives: Tensor | None = None
     further: tuple[Tensor, ...] = ()
+
+    @cached_property
+    def matches(self) -> Tensor:
+        """Positions, in a flattened (m, m) table of pairs, of those with equal captions."""
+        return self._positions(True)
+
+    @cached_property
+    def mismatches(self) -> Tensor:
+        """Positions, in a flattened (m, m) table of pairs, of those with different captions."""
+        return self._positions(False)
+
+    def _positions(self, equal: bool) -> Tensor:
+        caption = self.caption.cpu()
+        same = caption[:, None] == caption
+        return (same == equal).flatten().nonzero()[:, 0].to(self.caption.device)
+
+    @cached_property
+    def labelled(self) -> Tensor:
+        """Positions of the images that have a class."""
+        return (self.label.cpu() >= 0).nonzero()[:, 0].to(self.label.device)
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """Classes of the images that have one, on the host."""
+        label = self.label.cpu()
+        return label[label >= 0].numpy()
 
 
 @dataclass(frozen=True)
@@ -115,6 +149,32 @@ class Replica:
     chance: float = math.nan
     held_out_batches: Batch = field(default_factory=dict)
     children: tuple[Params, ...] = ()
+
+
+def mean_over(batches: Any, loss: Callable[[Any], Tensor]) -> Tensor:
+    """Return the mean of ``loss(batch)`` over whole *batches*, stacked along the first axis of each tensor.
+
+    One after the other on a CPU; on an accelerator all in one call.
+    """
+    first = pytree.tree_leaves(batches)[0]
+    if first.device.type != "cpu":
+        return torch.vmap(loss)(batches).mean()
+    each = [pytree.tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(first))]
+    return torch.stack([loss(batch) for batch in each]).mean()
+
+
+def embedded(embed: Callable[[Params], Tensor], params: Params) -> np.ndarray:
+    """Return ``embed(params) -> (N, D)`` of each replica of *params* (R, ...), float64 (R, N, D) on the host.
+
+    Replica by replica on a CPU; on an accelerator all together, and copied at once.
+    """
+    leaves = list(params.values())
+    if leaves[0].device.type == "cpu":
+        each = [{name: value[place] for name, value in params.items()} for place in range(len(leaves[0]))]
+        rows = torch.stack([embed(one).detach() for one in each])
+    else:
+        rows = torch.vmap(embed)(params).detach().cpu()
+    return rows.double().numpy()
 
 
 def in_towers(name: str) -> bool:
@@ -192,10 +252,12 @@ __all__ = [
     "Replica",
     "cost",
     "downstream",
+    "embedded",
     "embeddings",
     "forks",
     "gradients",
     "in_towers",
+    "mean_over",
     "measures_of",
     "modalities",
     "perturbations",

@@ -51,6 +51,7 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
     alone=True,
     fixed_batches=True,
     timed=True,
+    holds=(),
     least={"batches": 1, "repeats": 1},
     measures=(
         Measure(

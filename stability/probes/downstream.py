@@ -98,7 +98,8 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
             "One over the number of texts to choose from.",
             needs="hard-negatives",
         ),
-    )
+    ),
+    holds=("similarities",),
 )
 def retrieval(replica: Replica) -> dict[str, Tensor]:
     """Measure recall@1 both ways and, where the data offer them, zero-shot and hard-negative accuracy, held out.

@@ -36,7 +36,8 @@ def effective_rank(rows: Tensor) -> Tensor:
     # LAPACK refuses NaN, in whichever replica it is. In float64 the roots of the (D, D) product's eigenvalues are exact
     # to 1e-8, and many times cheaper than a decomposition of the rows.
     rows64 = torch.where(finite, rows, 0.0).double()
-    values = torch.linalg.eigvalsh(rows64.mT @ rows64).clamp(min=0).sqrt()
+    # On the CPU: a GPU takes one matrix after the other, each slower, and the host waits for it in any case.
+    values = torch.linalg.eigvalsh((rows64.mT @ rows64).cpu()).to(rows.device).clamp(min=0).sqrt()
     rank = torch.special.entr(values / values.sum()).sum().exp()
     return torch.where(finite, rank, torch.nan).to(rows.dtype)
 
@@ -92,7 +93,8 @@ def shift_variance(image: Tensor, text: Tensor) -> Tensor:
         Measure("effective_rank_text", "Effective rank, texts", f"{RANK} text embeddings.", "dimensions"),
         Measure("alignment", "Alignment", "Mean squared distance of the two embeddings of a pair.", scale="log"),
         Measure("uniformity", "Uniformity", "log mean exp(-2 |x - y|^2) over pairs, mean of both modalities."),
-    )
+    ),
+    holds=("similarities",),
 )
 def geometry(replica: Replica) -> dict[str, Tensor]:
     """Measure margin, relative bias, modality gap, effective rank, alignment and uniformity on held-out pairs.
@@ -107,15 +109,17 @@ def geometry(replica: Replica) -> dict[str, Tensor]:
     text = replica.embed_text(replica.params, replica.held_out.text)
     towers = (image, text, *replica.embed_further(replica.params, replica.held_out.further))
     similarity = torch.stack([one @ other.T for one, other in combinations(towers, 2)])
-    same = replica.held_out.caption[:, None] == replica.held_out.caption
-    off = ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-    # The masks are the same in every replica, so they index under vmap.
-    positive, negative = similarity[:, same].flatten(), similarity[:, ~same].flatten()
+    # The positions are the same in every replica, so they index under vmap.
+    positive, negative = (
+        similarity.flatten(1)[:, positions].flatten()
+        for positions in (replica.held_out.matches, replica.held_out.mismatches)
+    )
     margin, relative_bias = margin_and_relative_bias(positive.min(), negative.max())
     trimmed, relative_bias_trimmed = margin_and_relative_bias(quantile(positive, 0.05), quantile(negative, 0.95))
 
     def uniformity(x: Tensor) -> Tensor:
-        return torch.logsumexp(-2 * (2 - 2 * x @ x.T)[off], 0) - torch.log(off.sum())
+        rows = _off_diagonal(-2 * (2 - 2 * x @ x.T))
+        return torch.logsumexp(rows, 0) - torch.log(torch.full((), len(rows), device=x.device))
 
     return {
         "margin": margin,
@@ -130,6 +134,17 @@ def geometry(replica: Replica) -> dict[str, Tensor]:
         "alignment": (image - text).square().sum(-1).mean(),
         "uniformity": (uniformity(image) + uniformity(text)) / 2,
     }
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    """Return the entries of a square matrix (N, N) off its diagonal, row by row.
+
+    >>> _off_diagonal(torch.arange(9).view(3, 3))
+    tensor([1, 2, 3, 5, 6, 7])
+    """
+    size = len(matrix)
+    # Without the first entry, those on the diagonal are the last of each N + 1.
+    return matrix.flatten()[1:].unflatten(0, (size - 1, size + 1))[:, :-1].flatten()
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

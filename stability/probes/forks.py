@@ -14,6 +14,7 @@ from stability.probes.downstream import recall_error
 @probe(
     fixed_batches=True,
     chance=True,
+    holds=("batches", "similarities"),
     forks="fork",
     several=("fork",),
     least={"fork": 0, "points": 3, "batches": 1},

@@ -47,6 +47,7 @@ def _columns(block: str, noise: GradientNoise) -> dict[str, Tensor]:
 
 @probe(
     least={"batches": 2},
+    holds=("batch",),
     measures=(
         *_measures("towers", "the encoders", ""),
         *_measures("scalars", "the loss's scalars", "_scalars"),
@@ -97,6 +98,7 @@ def _as(role: str, words: str) -> tuple[Measure, ...]:
 @probe(
     least={"batches": 2},
     held_out_batches=True,
+    holds=("batch",),
     measures=(
         *_as("clip", "CLIP's loss"),
         *_as("siglip", "SigLIP's loss"),

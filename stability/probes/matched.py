@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from stability.probes import mean_over
 from stability.probes.noise import Block, GradientNoise, Objective, gradient_noise
 from stability.registry import InputError
 
@@ -81,11 +82,9 @@ def fitted_scalar(
     tensor(3.)
     """
     held, data = (pytree.tree_map(_to_float64, tree) for tree in (dict(params), batches))
-    count = pytree.tree_leaves(data)[0].shape[0]
-    batch = [pytree.tree_map(lambda leaf, k=k: leaf[k], data) for k in range(count)]
 
     def mean(scalar: Tensor) -> Tensor:
-        return torch.stack([objective({**held, name: scalar}, each) for each in batch]).mean()
+        return mean_over(data, lambda batch: objective({**held, name: scalar}, batch))
 
     slope = torch.func.grad(mean)
     curved = torch.func.grad_and_value(slope)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stability.probes import Measure, Replica, probe
+from stability.probes import Measure, Params, Replica, embedded, probe
 from stability.streams import stream
 
 WEAK_PENALTY = 1e3
@@ -41,6 +41,7 @@ def linear_separability(image: np.ndarray, text: np.ndarray, fit: np.ndarray) ->
 @probe(
     stacked=True,
     alone=True,
+    holds=("embeddings",),
     measures=(
         Measure(
             "modality_separability",
@@ -61,10 +62,9 @@ def separability(replica: Replica) -> dict[str, Tensor]:
     order = torch.randperm(len(held_out.image), generator=stream(0, "probe/separability")).numpy()
     fit = order < len(order) // 2
 
-    def embedded(place: int) -> tuple[np.ndarray, np.ndarray]:
-        params = {name: value[place] for name, value in replica.params.items()}
-        image, text = replica.embed_image(params, held_out.image), replica.embed_text(params, held_out.text)
-        return image.detach().double().cpu().numpy(), text.detach().double().cpu().numpy()
+    def both(params: Params) -> Tensor:
+        return torch.cat([replica.embed_image(params, held_out.image), replica.embed_text(params, held_out.text)])
 
-    values = [linear_separability(*embedded(place), fit) for place in range(len(replica.learning_rate))]
+    size = len(order)
+    values = [linear_separability(rows[:size], rows[size:], fit) for rows in embedded(both, replica.params)]
     return {"modality_separability": torch.tensor(values)}

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from stability.curvature.graphs import bytes_of
+from stability.curvature.products import at_index, flatten, unflatten
+from stability.devices import room_on, to_device
 from stability.landscape.filters import as_filters
 from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
 from stability.probes.downstream import recall_error
 from stability.probes.matched import fitted_scalar
 from stability.streams import stream
+
+SLACK = 2
+"""What a rise takes of an accelerator's memory, as a multiple of one evaluation of all levels."""
 
 
 def filter_normalised(value: Tensor, noise: Tensor) -> Tensor:
@@ -31,6 +38,7 @@ def filter_normalised(value: Tensor, noise: Tensor) -> Tensor:
     stacked=True,
     fixed_batches=True,
     chance=True,
+    holds=("batches", "similarities"),
     least={"batches": 1, "draws": 2},
     measures=(
         Measure(
@@ -97,13 +105,22 @@ def flatness(
     scalars = vmap(lambda params, stacked: _matched(replica, params, stacked, scale))(replica.params, replica.batches)
     at = replica.params, scalars, replica.batches
     here = vmap(levels)(*at)
-    rises: dict[str, list[Tensor]] = {name: [] for name in here}
-    for draw in range(draws):
-        noise = {name: _noise(name, replica.params[name], draw) for name in moved}
+
+    def rise(noise: Params) -> dict[str, Tensor]:
         up, down = (vmap(partial(along, step, noise))(*at) for step in (radius, -radius))
-        for name, level in here.items():
-            rises[name].append((up[name] + down[name]) / 2 - level)
-    own, matched, error = (torch.stack(rises[name]) for name in ("own", "matched", "error"))
+        return {name: (up[name] + down[name]) / 2 - level for name, level in here.items()}
+
+    shapes = {name: replica.params[name].shape[1:] for name in moved}
+    dtype = next(iter(replica.params.values())).dtype
+    if held_out.image.device.type == "cpu":
+        each = [rise(_noise(shapes, draw, dtype)) for draw in range(draws)]
+        own, matched, error = (torch.stack([found[name] for found in each]) for name in ("own", "matched", "error"))
+    else:
+        drawn = torch.stack([flatten(_noise(shapes, draw, dtype), 0) for draw in range(draws)])
+        of_one = at_index(at, 0)
+        work = SLACK * bytes_of(lambda: levels(*of_one), of_one[0])
+        found = _in_parts(rise, to_device(drawn, held_out.image.device), shapes, len(replica.learning_rate) * work)
+        own, matched, error = (found[name] for name in ("own", "matched", "error"))
     shares = own / replica.chance
     return {
         "filter_sharpness": shares.mean(0),
@@ -123,7 +140,20 @@ def _matched(replica: Replica, params: Params, stacked: Batch, scale: float) -> 
     return scalars
 
 
-def _noise(name: str, stacked: Tensor, draw: int) -> Tensor:
-    """Return Gaussian numbers in the shape of one replica's parameter, from a stream of its own on the CPU."""
-    drawn = torch.randn(stacked.shape[1:], generator=stream(draw, f"flatness/{name}"))
-    return drawn.to(stacked)
+def _noise(shapes: Mapping[str, torch.Size], draw: int, dtype: torch.dtype) -> Params:
+    """Return Gaussian numbers in the shape of each parameter of one replica, from streams of their own on the CPU."""
+    return {
+        name: torch.randn(shape, generator=stream(draw, f"flatness/{name}")).to(dtype) for name, shape in shapes.items()
+    }
+
+
+def _in_parts(
+    rise: Callable[[Params], dict[str, Tensor]], noise: Tensor, shapes: Mapping[str, torch.Size], work: int
+) -> dict[str, Tensor]:
+    """Return the *rise* (draws, R) along each row of *noise* (draws, P): in one call those that memory holds.
+
+    *work* is how many bytes one row takes. The draws lie on the accelerator since one copy.
+    """
+    rows = max(1, room_on(noise.device, 0) // work)
+    parts = [vmap(lambda flat: rise(unflatten(flat, shapes)))(part) for part in noise.split(rows)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.utils import _pytree as pytree
 
-from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
+from stability.probes import Measure, Params, Replica, in_towers, mean_over, probe
 
 
 @probe(
     least={"batches": 1},
     fixed_batches=True,
+    holds=("batches",),
     measures=(
         Measure(
             "bias_gradient", "Gradient on b", "dL/db of the mean loss over independent batches.", "nats", scalar="bias"
@@ -41,14 +41,9 @@ def scalar_gradients(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]
     pull with 1/2 each, the matching one with -1/2. NaN for a scalar that the loss does not have; of one that is held
     fixed it is the gradient that would be there.
     """
-    count = len(replica.batches["image"])
-
-    def batch(k: int) -> Batch:
-        found: Batch = pytree.tree_map(lambda leaf: leaf[k], replica.batches)
-        return found
 
     def mean_loss(params: Params) -> Tensor:
-        return torch.stack([replica.objective(params, batch(k)) for k in range(count)]).mean()
+        return mean_over(replica.batches, lambda batch: replica.objective(params, batch))
 
     gradients = grad(mean_loss)(replica.params)
     absent = torch.full_like(replica.learning_rate, torch.nan)

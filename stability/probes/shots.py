@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stability.probes import Measure, Replica, probe
+from stability.probes import Measure, Replica, embedded, probe
 from stability.streams import stream
 
 SHOTS = (1, 2, 5, 10)
@@ -54,6 +54,7 @@ def few_shot_accuracy(image: np.ndarray, label: np.ndarray, fit: np.ndarray) -> 
 @probe(
     stacked=True,
     alone=True,
+    holds=("embeddings",),
     least={"draws": 1},
     measures=(
         *(
@@ -80,14 +81,12 @@ def few_shot(replica: Replica, *, draws: int = 5) -> dict[str, Tensor]:
     """
     held_out = replica.held_out
     count = len(replica.learning_rate)
-    labelled = held_out.label >= 0
-    label = held_out.label[labelled].cpu().numpy()
+    label, samples = held_out.classes, held_out.image[held_out.labelled]
+    images = embedded(lambda params: replica.embed_image(params, samples), replica.params)
     generator = stream(0, "probe/few-shot")
     fits = {shots: [shots_of(label, shots, generator) for _ in range(draws)] for shots in SHOTS}
     accuracy = np.full((len(SHOTS), count), np.nan)
-    for place in range(count):
-        params = {name: value[place] for name, value in replica.params.items()}
-        image = replica.embed_image(params, held_out.image[labelled]).detach().double().cpu().numpy()
+    for place, image in enumerate(images):
         for row, drawn in enumerate(fits.values()):
             accuracy[row, place] = np.mean([np.nan if f is None else few_shot_accuracy(image, label, f) for f in drawn])
     chance = 1 / max(1, len(np.unique(label)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from stability.curvature import Spectrum, adaptive_threshold, momentum_threshold, pyhessian_check, spectrum
+from stability.curvature.products import at_index
 from stability.probes import Measure, Replica, in_towers, probe
 
 
@@ -32,6 +33,7 @@ def in_scalars(name: str) -> bool:
 @probe(
     stacked=True,
     fixed_batches=True,
+    holds=("batches",),
     least={"batches": 1, "steps": 1, "edge_steps": 1, "trace_probes": 1},
     measures=(
         Measure("hessian_high", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
@@ -124,8 +126,11 @@ def curvature(
     seeded. Raw eigenvalues scale with the loss; the sharpness ratio does not. Cohen et al. (2022), arXiv:2207.14484.
     """
 
+    # An accelerator takes all batches in one graph, if its memory holds it.
+    chunk = 1 if replica.learning_rate.device.type == "cpu" else None
+
     def of(**how: Any) -> Spectrum:
-        return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=1, **how)
+        return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=chunk, **how)
 
     whole = of(steps=steps, trace_probes=trace_probes)
     towers = of(steps=edge_steps, trace_probes=1, block=in_towers)
@@ -163,6 +168,7 @@ def curvature(
     stacked=True,
     alone=True,
     fixed_batches=True,
+    holds=(),
     least={"batches": 1, "trace_probes": 1},
     measures=(
         Measure("crosscheck_high", "Largest eigenvalue by magnitude", "By this package's Lanczos, float64."),
@@ -209,12 +215,11 @@ def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -
     arXiv:1912.07145.
     """
     count = len(replica.learning_rate)
+    # It is computed on the CPU: all replicas are copied there at once.
+    params, stacked = tree_map(Tensor.cpu, (replica.params, replica.batches))
     checks = [
         pyhessian_check(
-            replica.objective,
-            _at(replica.params, place),
-            batches=_at(replica.batches, place),
-            trace_probes=trace_probes,
+            replica.objective, at_index(params, place), batches=at_index(stacked, place), trace_probes=trace_probes
         )
         for place in range(count)
     ]
@@ -230,8 +235,3 @@ def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -
         "dense_trace": "dense_trace",
     }
     return {column: torch.tensor([getattr(check, field) for check in checks]) for column, field in columns.items()}
-
-
-def _at(tensors: Mapping[str, Any], place: int) -> dict[str, Any]:
-    """Return one replica's part of tensors by name, which may hold tensors by name themselves."""
-    return {name: _at(value, place) if isinstance(value, Mapping) else value[place] for name, value in tensors.items()}

@@ -1,15 +1,27 @@
-"""How much memory a replica takes while it trains: what decides how many train side by side."""
+"""How much memory a replica takes while it trains or is probed: what decides how many do so side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from stability.datasets import Pairs
-from stability.probes import probe
+from stability.curvature.graphs import bytes_of
+from stability.datasets import Pairs, rows
+from stability.devices import to_device
+from stability.grid import Run, runs_of
+from stability.probes import Batch, HeldOut, probe
 from stability.study import Study
 from stability.train.features import bytes_kept
-from stability.train.population import blueprint, initial_parameters
+from stability.train.feed import Feed, feed_of
+from stability.train.population import Blueprint, blueprint, initial_parameters
+
+if TYPE_CHECKING:
+    from stability.train.probing import Snapshot
 
 STATE_COPIES = 8
 """Flat copies of the parameters that a step holds: parameters, gradient, two moments, update and its temporaries."""
@@ -19,6 +31,110 @@ FORK_COPIES = 5
 
 SLACK = 2.0
 """Activations are held once for the backward pass; its temporaries need about as much again."""
+
+
+READING_COPIES = 32
+"""Flat copies of the parameters that a reading holds of a replica: parameters, preconditioner, gradients, sums."""
+
+BACKWARD = 8
+"""What a batch takes with its derivatives, second ones too, as a multiple of all that one evaluation computes."""
+
+TABLES = 16
+"""Numbers that a reading holds for each pair of held-out samples: similarities, sorted ones and their indices."""
+
+
+def bytes_per_reading(
+    name: str, options: Mapping[str, Any], plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot
+) -> int:
+    """Return an estimate of the bytes that probe *name* holds of one replica, by what it declares to hold.
+
+    From one evaluation of one replica on one batch and on the held-out pairs: a function of the study and of shapes.
+    """
+    holds = probe[name].traits.get("holds", ("batches", "similarities"))
+    params = plan.layout.unflatten(snapshot.theta[0].detach())
+    # A basis of the Krylov space has a vector a step.
+    vectors = READING_COPIES + int(options.get("steps", 0))
+    total = vectors * _bytes(snapshot.theta[0])
+    count = int(options.get("batches", 0))
+    if count:
+        batch = _first_batch(feed, snapshot)
+        evaluated = bytes_of(lambda: plan.objective(params, batch), params)
+        samples = sum(map(_bytes, pytree.tree_leaves(batch)))
+        unseen = bool(probe[name].traits.get("held_out_batches"))
+        sides = [feed.side(side) for side in ("image", "text", *feed.further)]
+        selected = sum(_bytes(own[0]) for own, is_shared in sides if not is_shared and not feed.on_host)
+        total += (1 + unseen) * (count * samples + selected)
+        total += BACKWARD * evaluated * (count if "batches" in holds else "batch" in holds)
+    if "embeddings" in holds or "similarities" in holds:
+        embeddings = (
+            lambda: plan.embed_image(params, held.image),
+            lambda: plan.embed_text(params, held.text),
+            lambda: plan.embed_further(params, held.further),
+        )
+        total += 2 * sum(bytes_of(embed, params) for embed in embeddings)
+    if "similarities" in holds:
+        towers = len(plan.towers)
+        total += TABLES * towers * (towers - 1) // 2 * len(held.image) ** 2 * snapshot.theta.element_size()
+    return total
+
+
+def bytes_lying(feed: Feed, held: HeldOut, snapshot: Snapshot) -> int:
+    """Return the bytes that data and population take between two steps: *feed*, *held*, parameters and moments."""
+    pairs = [] if feed.on_host else [feed.image, feed.text, *feed.further.values()]
+    state = [snapshot.theta, *snapshot.optimizer.buffers.values()]
+    return sum(map(_bytes, [*pairs, *_tensors(held), *state]))
+
+
+@dataclass(frozen=True)
+class DataBytes:
+    """The bytes of data on an accelerator: *held_out* pairs, training pairs that replicas *shared*, and each's *own*.
+
+    Training pairs are a replica's own on a side that is corrupted beforehand, and where a run trains on a part of them.
+    """
+
+    held_out: int
+    shared: int
+    own: int
+
+
+def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
+    """Return what data would take on an accelerator, if its memory has room for the training pairs."""
+    noisiest: dict[tuple[str, int], Run] = {}
+    for run in runs_of(study):
+        known = noisiest.setdefault((run.corruption, run.pairs), run)
+        if run.noise > known.noise:
+            noisiest[run.corruption, run.pairs] = run
+    shared, own = [0], [0]
+    for run in noisiest.values() if study.data.corruption == "fixed" else ():
+        feed = feed_of([run], pairs, "fixed", torch.device("cpu"))
+        sides = [feed.side(name) for name in ("image", "text", *feed.further)]
+        shared.append(sum(_bytes(samples) for samples, is_shared in sides if is_shared))
+        own.append(sum(_bytes(samples) for samples, is_shared in sides if not is_shared))
+    seen = [rows(samples, pairs.held_out) for samples in (*pairs.modalities.values(), pairs.caption, pairs.label)]
+    seen += [pairs.prompts, *([] if pairs.hard_negatives is None else [pairs.hard_negatives])]
+    return DataBytes(sum(map(_bytes, seen)), max(shared), max(own))
+
+
+def _tensors(held: HeldOut) -> list[Tensor]:
+    hard = [] if held.hard_negatives is None else [held.hard_negatives]
+    return [held.image, held.text, held.caption, held.label, held.prompts, *hard, *held.further]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _first_batch(feed: Feed, snapshot: Snapshot) -> Batch:
+    """Return the first pairs of the first replica, with stand-ins for what a loss may ask for beside them."""
+    size, device = feed.batch_size, snapshot.theta.device
+    sides = {name: feed.side(name) for name in ("image", "text", *feed.further)}
+    return {
+        **{name: to_device((x if shared else x[0])[:size], device) for name, (x, shared) in sides.items()},
+        "index": torch.arange(size, device=device),
+        "step": torch.zeros((), device=device),
+        "uniform": torch.zeros(size, size, device=device),
+        "state": {name: value[0] for name, value in snapshot.state.items()},
+    }
 
 
 def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,17 +14,20 @@ from torch.func import vmap
 
 from stability.check import chance_level
 from stability.datasets import Pairs, rows
+from stability.devices import is_accelerator, room_on, to_device
 from stability.grid import Run
 from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
 from stability.study import Study
 from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
+from stability.train.memory import bytes_lying, bytes_per_reading
 from stability.train.optimizer import OptimizerState, lr_factor, preconditioner
 from stability.train.population import Blueprint
 
 CHUNK, STACKED_CHUNK = 8, 4
-"""Replicas probed at once: under vmap, and in a kernel of the probe's own, which may keep second-order graphs."""
+"""Replicas probed at once on a CPU: under vmap, and in a kernel of the probe's own, which may keep second-order graphs.
+On an accelerator memory decides."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def asked_of(
     if "step" in plan.loss.reserved:
         asked["step"] = torch.full(shape, step, device=device)
     if "uniform" in plan.loss.reserved:
-        asked["uniform"] = uniform_numbers(runs, draws, lead).to(device)
+        asked["uniform"] = to_device(uniform_numbers(runs, draws, lead), device)
     if "state" in plan.loss.reserved:
         asked["state"] = {
             name: value.view(len(runs), *(1 for _ in lead), *value.shape[1:]).expand(*shape, *value.shape[1:])
@@ -94,9 +98,31 @@ def read(
     chosen = places_of(study, name, feed.runs)
     if not chosen:
         return Reading([], {})
-    widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
+    if not is_accelerator(snapshot.theta.device):
+        widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
+    else:
+        room = room_on(snapshot.theta.device, 0, taken=bytes_lying(feed, held, snapshot))
+        # One replica alone would be read as two, unless its probe takes replicas one by one.
+        least = 1 if probe[name].traits.get("alone") else 2
+        widest = max(least, room // bytes_per_reading(name, _options(study, name), plan, feed, held, snapshot))
     parts = [_read_some(name, study, plan, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
-    return Reading(chosen, {key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+    return Reading(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
+
+
+def _options(study: Study, name: str) -> dict[str, Any]:
+    """Return all options of a probe: the study's, else the defaults."""
+    return {key: value.default for key, value in probe[name].options.items()} | study.probes[name].options
+
+
+def _on_host(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return *values* (r, ...) in the host's memory, copied from an accelerator together: the host waits once."""
+    there = {key: value for key, value in values.items() if value.device.type != "cpu"}
+    if len({value.dtype for value in there.values()}) != 1:
+        return {key: value.cpu() for key, value in values.items()}
+    flat = torch.cat([value.flatten(1) if value.dim() > 1 else value[:, None] for value in there.values()], 1).cpu()
+    widths = [math.prod(value.shape[1:]) for value in there.values()]
+    parts = zip(there.items(), flat.split(widths, 1), strict=True)
+    return values | {key: part.reshape(value.shape) for (key, value), part in parts}
 
 
 def places_of(study: Study, name: str, runs: Sequence[Run]) -> list[int]:
@@ -133,9 +159,8 @@ def _read_some(
     variant = probe[name]
     # One replica alone would take other kernels than two; the second copy is dropped below.
     padded = chosen if len(chosen) > 1 or variant.traits.get("alone") else chosen * 2
-    options = {key: value.default for key, value in variant.options.items()} | study.probes[name].options
-    device = snapshot.theta.device
-    rows = torch.tensor(padded, device=device)
+    options = _options(study, name)
+    rows = to_device(torch.tensor(padded), snapshot.theta.device)
     tensors: dict[str, Any] = {
         "params": plan.layout.apart(snapshot.theta[rows]),
         "preconditioner": plan.layout.apart(preconditioner(snapshot.optimizer.select(rows), study.train)),
@@ -145,7 +170,7 @@ def _read_some(
         "children": tuple(plan.layout.apart(child[rows]) for child in children),
     }
     if variant.traits.get("held_out_batches"):
-        tensors["held_out_batches"] = held_out_batches(name, options["batches"], feed.select(padded), held, snapshot)
+        tensors["held_out_batches"] = held_out_batches(name, options["batches"], _some(feed, padded), held, snapshot)
     chance = math.nan
     if variant.traits.get("chance"):
         # There is no share of a chance level of 0.
@@ -175,10 +200,16 @@ def _read_some(
     return {key: value[: len(chosen)].detach() for key, value in values.items()}
 
 
+def _some(feed: Feed, replicas: list[int]) -> Feed:
+    """Return the feed of some of the replicas: without a copy of their data where these are all."""
+    return feed if replicas == list(range(len(feed.runs))) else feed.select(replicas)
+
+
 def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[int]) -> Tensor:
     """Return the rates (r,) at which some replicas train at this step; after the last step, its rate."""
     factor = lr_factor(study.train, min(snapshot.step, study.train.steps - 1))
-    return torch.tensor([feed.runs[place].lr * factor for place in replicas], device=snapshot.theta.device)
+    rates = torch.tensor([feed.runs[place].lr * factor for place in replicas])
+    return to_device(rates, snapshot.theta.device)
 
 
 def probe_batches(
@@ -187,18 +218,27 @@ def probe_batches(
     """Return *count* independent batches of each replica: new at every step, or fixed where the probe says so."""
     if not count:
         return {}
-    use = f"probe/{name}" if probe[name].traits.get("fixed_batches") else f"probe/{name}/{snapshot.step}"
-    size = feed.batch_size
+    fixed = probe[name].traits.get("fixed_batches")
+    use = f"probe/{name}" if fixed else f"probe/{name}/{snapshot.step}"
+    drawn = _fixed_indices if fixed else independent_indices
     by_seed = {
-        seed: independent_indices(seed, use, count, feed.available, size)
+        seed: drawn(seed, use, count, feed.available, feed.batch_size)
         for seed in dict.fromkeys(feed.runs[place].luck for place in chosen)
     }
-    index = torch.stack([by_seed[feed.runs[place].luck] for place in chosen]).to(snapshot.theta.device)
-    some = feed.select(chosen)
+    device = snapshot.theta.device
+    index = torch.stack([by_seed[feed.runs[place].luck] for place in chosen])
+    some = _some(feed, chosen)
     draws = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
-    state = {key: value[chosen] for key, value in snapshot.state.items()}
-    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1], index.device)
+    state = snapshot.state
+    if state:
+        rows = to_device(torch.tensor(chosen), device)
+        state = {key: value[rows] for key, value in state.items()}
+    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1], device)
     return some.batch(index, some.generators(use)) | asked
+
+
+_fixed_indices = lru_cache(maxsize=2048)(independent_indices)
+"""The batches that are the same at every reading: to permute all pairs for each of many seeds takes seconds."""
 
 
 def held_out_batches(name: str, count: int, feed: Feed, held: HeldOut, snapshot: Snapshot) -> dict[str, Tensor]:
@@ -214,5 +254,5 @@ def held_out_batches(name: str, count: int, feed: Feed, held: HeldOut, snapshot:
         seed: independent_indices(seed, here, count, unseen.available, size)
         for seed in dict.fromkeys(run.luck for run in feed.runs)
     }
-    index = torch.stack([by_seed[run.luck] for run in feed.runs]).to(snapshot.theta.device)
+    index = torch.stack([by_seed[run.luck] for run in feed.runs])
     return unseen.batch(index, unseen.generators(here))
