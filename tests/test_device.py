@@ -140,7 +140,7 @@ def probed_trainer(device: torch.device, text: str) -> Trainer:
 
 
 ALL_BATCHES_AT_ONCE = {"curvature", "scalar-gradients"}
-"""Probes that take batches one after the other on a CPU and together on an accelerator, so that sums are rounded anew."""
+"""Probes that take batches one after the other on a CPU, but together on an accelerator: sums are rounded otherwise."""
 
 
 @pytest.mark.parametrize("name", sorted({*probe} - ALL_BATCHES_AT_ONCE))
