@@ -168,6 +168,8 @@ def _record(where: Path, manifest: dict[str, Any], task: Task, outcome: Outcome,
         if content := outcome.files.get(path.relative_to(where).as_posix()):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, content)
+    for note in outcome.notes:
+        watch.say(f"group {group.id} ({group.arm}, batch size {group.batch_size}): {note}")
     if outcome.failure:
         entry |= {"status": "failed", "error": outcome.failure}
         reason = outcome.failure.strip().splitlines()[-1]

@@ -55,7 +55,7 @@ class Task:
 class Outcome:
     """How the training of a group ended: after some seconds, with the traceback of a failure or none.
 
-    *cause* tells a lack of memory and a disk that cannot be written from other failures; for the disk, *failure* is one
+    *notes* are sentences on how it went, if the user should know. *cause* tells a lack of memory and a disk that cannot be written from other failures; for the disk, *failure* is one
     sentence. *files* are what a worker that does not share the disk has written, by path below the run directory.
     """
 
@@ -63,6 +63,7 @@ class Outcome:
     failure: str = ""
     cause: Literal["", "memory", "disk"] = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def train_here(task: Task, progress: Callable[[int], None]) -> Outcome:
@@ -73,13 +74,13 @@ def train_here(task: Task, progress: Callable[[int], None]) -> Outcome:
     try:
         with reproducible_arithmetic():
             study = study_of(task.study, task.group)
-            train_group(study, task.group, task.study.pairs(), path, task.device, progress, params)
+            notes = train_group(study, task.group, task.study.pairs(), path, task.device, progress, params)
     except Exception as error:  # noqa: BLE001 (a stranger's loss may raise anything; the traceback is kept)
         seconds = time.perf_counter() - start
         if isinstance(error, OSError) and (sentence := disk_fault(error, task.where)):
             return Outcome(seconds, sentence, "disk")
         return Outcome(seconds, traceback.format_exc(), "memory" if _lacks_memory(error) else "")
-    return Outcome(time.perf_counter() - start)
+    return Outcome(time.perf_counter() - start, notes=notes)
 
 
 def _lacks_memory(error: BaseException) -> bool:
