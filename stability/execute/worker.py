@@ -55,8 +55,9 @@ class Task:
 class Outcome:
     """How the training of a group ended: after some seconds, with the traceback of a failure or none.
 
-    *notes* are sentences on how it went, if the user should know. *cause* tells a lack of memory and a disk that cannot be written from other failures; for the disk, *failure* is one
-    sentence. *files* are what a worker that does not share the disk has written, by path below the run directory.
+    *notes* are sentences on how it went, if the user should know. *cause* tells a lack of memory and a disk that cannot
+    be written from other failures; for the disk, *failure* is one sentence. *files* are what a worker that does not
+    share the disk has written, by path below the run directory.
     """
 
     seconds: float
