@@ -8,7 +8,7 @@ from typing import Any
 # Where each public name lives. Nothing is imported until it is asked for: importing the package must not import torch.
 _HOMES = {
     "Scalar": "losses",
-    "analyse": "analysis",
+    "analyze": "analysis",
     "contrast": "contrasts",
     "corruption": "corruptions",
     "curvature": "",
@@ -19,9 +19,9 @@ _HOMES = {
     "load_study": "study",
     "loss": "losses",
     "losses": "",
-    "matched_noise": "probes.matched",
+    "matched_gradient_noise": "probes.matched",
     "probe": "probes",
-    "read": "analysis",
+    "load_results": "analysis",
     "run": "execute",
     "stats": "",
     "write_report": "report",

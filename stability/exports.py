@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stability.analysis import Finding, Findings, Results, analyse, read, summarise
+from stability.analysis import Finding, Findings, Results, analyze, load_results, summarize
 from stability.registry import InputError, nearest
 from stability.store import write_atomically
 
@@ -23,10 +23,10 @@ OF_A_RUN = {
     "batch_size": "Pairs in a batch.",
     "corruption": "Which noise is injected into the training pairs.",
     "noise": "Share of the training pairs that it strikes.",
-    "pairs": "Training pairs of the run; 0 for all there are.",
+    "train_pairs": "Training pairs of the run; 0 for all there are.",
     "lr": "Learning rate.",
-    "lr_factor": "Multiple of the tuned or given rate.",
-    "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_factor.",
+    "lr_multiplier": "Multiple of the tuned or given rate.",
+    "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_multiplier.",
     "status": "finished, diverged, failed or planned.",
     "diverged_at": "Step at which the run diverged; missing if it did not.",
 }
@@ -36,7 +36,7 @@ OF_A_FINDING = {
     "text": "The claim.",
     "source": "Where the claim is made.",
     "measure": "What is compared.",
-    "against": "Another measure of the same runs that it is compared with, where the claim names one.",
+    "against_measure": "Another measure of the same runs that it is compared with, where the claim names one.",
     "contrast": "How it is compared.",
     "compare_first": "The arm that the claim is about.",
     "compare_second": "The arm that it is compared with.",
@@ -79,7 +79,7 @@ def _runs(results: Results) -> pd.DataFrame:
         for name, measure in results.measures.items()
         if not measure.listed and stored.issuperset(measure.pooled or (name,))
     ]
-    final = {name: summarise(results, name, "final").reindex(results.runs["run"]).to_numpy() for name in measures}
+    final = {name: summarize(results, name, "final").reindex(results.runs["run"]).to_numpy() for name in measures}
     return pd.concat([results.runs, pd.DataFrame(final, index=results.runs.index)], axis=1)
 
 
@@ -153,10 +153,10 @@ def export(
     """
     if format not in FORMATS:
         raise InputError(f"--format: unknown format {format!r}{nearest(format, FORMATS)}")
-    results = read(run_dir, warn)
+    results = load_results(run_dir, warn)
     folder = writable(Path(out) if out is not None else Path(run_dir) / "export")
     paths = {}
-    for name, frame in tables(results, analyse(results)).items():
+    for name, frame in tables(results, analyze(results)).items():
         paths[name] = folder / f"{name}.{format}"
         write_atomically(paths[name], FORMATS[format](frame))
     return paths

@@ -20,7 +20,7 @@ Chosen = Mapping[tuple[str, int], Setting]
 class Run:
     """One cell of a study's grid, *options* being what tuning sets of the arm's loss beside the rate.
 
-    *pairs* is the number of training pairs, 0 for all; *lr_factor* the multiple that *lr* is of the rate chosen.
+    *train_pairs* is the number of training pairs, 0 for all; *lr_multiplier* the multiple that *lr* is of the rate chosen.
     """
 
     arm: str
@@ -31,9 +31,9 @@ class Run:
     seed: int
     id: str
     options: Options = ()
-    stream: str = ""
-    pairs: int = 0
-    lr_factor: float = 1.0
+    rng_stream: str = ""
+    train_pairs: int = 0
+    lr_multiplier: float = 1.0
 
     @property
     def tuning(self) -> bool:
@@ -43,7 +43,7 @@ class Run:
     @property
     def luck(self) -> int | str:
         """What its random streams start from: its seed, and its arm's stream where that has one of its own."""
-        return f"{self.seed}:{self.stream}" if self.stream else self.seed
+        return f"{self.seed}:{self.rng_stream}" if self.rng_stream else self.seed
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     if trained != study.train:
         kept["train"] = trained.model_dump(mode="json", exclude_defaults=True)
     source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
-    if arm.stream:
-        kept["stream"] = arm.stream
+    if arm.rng_stream:
+        kept["rng_stream"] = arm.rng_stream
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}
 
 
@@ -111,7 +111,7 @@ def runs_of(study: Study, chosen: Chosen | None = None) -> tuple[Run, ...]:
     grid = study.grid
     settings = {
         (arm, size): [chosen[arm, size]] if chosen else [Setting(lr) for lr in grid.lr]
-        for arm, size in itertools.product(grid.loss, grid.batch_size)
+        for arm, size in itertools.product(grid.arms, grid.batch_size)
     }
     return _unrolled(study, settings, study.grid.first_seed)
 
@@ -120,7 +120,7 @@ def tuning_runs_of(study: Study) -> tuple[Run, ...]:
     """Return every run of the study's search, in the order of `settings_of`, on seeds of its own; none without one."""
     if study.tune is None:
         return ()
-    settings = {(arm, size): settings_of(study, arm) for arm in study.grid.loss for size in study.grid.batch_size}
+    settings = {(arm, size): settings_of(study, arm) for arm in study.grid.arms for size in study.grid.batch_size}
     return _unrolled(search_of(study), settings, FIRST_TUNING_SEED + study.grid.first_seed)
 
 
@@ -128,22 +128,22 @@ def _unrolled(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]
     grid = study.grid
     seeds = range(first, first + grid.seeds)
     plain = study.canonical()
-    axes = (grid.loss, grid.batch_size, grid.values("pairs"), grid.corruption, grid.noise)
-    factors = grid.lr_factors or (1.0,)
+    axes = (grid.arms, grid.batch_size, grid.values("train_pairs"), grid.corruption, grid.noise)
+    factors = grid.lr_multipliers or (1.0,)
     runs = []
     for arm, size, pairs, corruption, noise in itertools.product(*axes):
         for setting, factor, seed in itertools.product(settings[arm, size], factors, seeds):
             cell = {"arm": arm, "batch_size": size, "corruption": corruption, "noise": noise}
             cell |= {"lr": _times(setting.lr, factor), "seed": seed}
-            told = _configuration(study, plain, setting.options, cell | ({"pairs": pairs} if pairs else {}))
+            told = _configuration(study, plain, setting.options, cell | ({"train_pairs": pairs} if pairs else {}))
             runs.append(
                 Run(
                     **cell,
                     id=digest(told),
                     options=setting.options,
-                    stream=study.arm(arm).stream,
-                    pairs=pairs,
-                    lr_factor=factor,
+                    rng_stream=study.arm(arm).rng_stream,
+                    train_pairs=pairs,
+                    lr_multiplier=factor,
                 )
             )
     return tuple(runs)
@@ -166,7 +166,7 @@ def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[G
     """
 
     def shape(run: Run) -> tuple[str, int, bool, str, int]:
-        return run.arm, run.batch_size, run.tuning, repr(run.options), run.pairs
+        return run.arm, run.batch_size, run.tuning, repr(run.options), run.train_pairs
 
     groups = []
     for (arm, batch_size, *_), members in itertools.groupby(sorted(runs, key=shape), key=shape):
@@ -187,5 +187,5 @@ def halves(group: Group) -> tuple[Group, Group]:
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return one plain row per run, for a data frame; what few runs have (options, a stream...) only where they do."""
     rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
-    rare = {"options": (), "stream": "", "pairs": 0, "lr_factor": 1.0}
+    rare = {"options": (), "rng_stream": "", "train_pairs": 0, "lr_multiplier": 1.0}
     return [{key: value for key, value in row.items() if key not in rare or value != rare[key]} for row in rows]

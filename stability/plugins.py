@@ -21,7 +21,7 @@ from stability.registry import InputError, Registry, Variant, nearest
 CATALOGUES: dict[str, Registry] = {"loss": loss, "encoder": encoder}
 """What a file may add, by the kind that the command line names it as."""
 
-READ = ("image", "text", "further", "any")
+READ = ("image", "text", "extra_modalities", "any")
 """What an encoder may declare to read."""
 
 

@@ -16,6 +16,48 @@ class InputError(ValueError):
     """The user's input is wrong; the message is one plain sentence. The command line exits with 2."""
 
 
+FORMER_NAMES = {
+    "loss": "arms",
+    "pairs": "train_pairs",
+    "lr_factors": "lr_multipliers",
+    "lr_factor": "lr_multiplier",
+    "lr": "lr_multiplier",
+    "matched": "budget",
+    "scalar_lr": "scalar_lr_multiplier",
+    "schedule": "lr_schedule",
+    "stream": "rng_stream",
+    "further": "extra_modalities",
+    "locked": "frozen",
+    "reprojected": "renormalized",
+    "tolerate": "max_invalid_share",
+    "words": "vocab_size",
+    "length": "max_tokens",
+    "tokens": "tokenizer",
+    "over": "axis",
+    "against": "against_measure",
+    "scale": "transform",
+    "late": "tail_mean",
+    "area": "mean_after_warmup",
+    "chance-log": "log_above_chance",
+    "of-chance": "relative_to_chance",
+    "sensitivity": "lr_sensitivity",
+    "matched_noise": "matched_gradient_noise",
+    "matched_gradient_noise": "matched_gradient_noise",
+    "read": "load_results",
+    "analyse": "analyze",
+    "summarise": "summarize",
+    "retain": "retain_graph",
+    "replicas": "batched",
+    "chunk": "chunk_size",
+    "hessian_high": "hessian_max_eigenvalue",
+    "hessian_low": "hessian_min_eigenvalue",
+    "filter_sharpness_matched": "filter_sharpness_same_scale",
+    "clipped": "grad_clipped_fraction",
+    "duplicate_share": "false_negative_fraction",
+}
+"""Names that keys, options, measures and functions had before, and those that they have now."""
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """Return the tail of an error sentence about an unknown name: the nearest known one, then all of them.
 
@@ -25,7 +67,8 @@ def nearest(given: str, known: Iterable[str]) -> str:
     "; did you mean 'siglip'? (known: clip, siglip)"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=1)
+    former = FORMER_NAMES.get(given)
+    close = [former] if former in names else difflib.get_close_matches(given, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known: {', '.join(names) or 'none'})"
 
@@ -41,6 +84,15 @@ def shortened(value: object) -> str:
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def snake_case(name: Any) -> Any:
+    """Return a name with ``_`` for ``-``; anything else as it is.
+
+    >>> snake_case("gradient-noise"), snake_case(3)
+    ('gradient_noise', 3)
+    """
+    return name.replace("-", "_") if isinstance(name, str) else name
 
 
 @dataclass(frozen=True)
@@ -92,7 +144,8 @@ def _fits(value: object, default: object) -> bool:
 class Registry(Mapping[str, Variant]):
     """The catalogue of one kind of variant; calling it decorates a function, bare or with traits.
 
-    The name is the function's, with dashes; a trailing underscore (for Python's reserved words) is dropped. Installed
+    The name is the function's; a trailing underscore (for Python's reserved words) is dropped, and a name is found by
+    dashes too. Installed
     packages add variants by entry points of the *group*, each under the variant's name; such a package is imported
     only when one of its variants is looked up.
 
@@ -103,11 +156,11 @@ class Registry(Mapping[str, Variant]):
     >>> @fruit(sour=True)
     ... def lemon(): ...
     >>> list(fruit), fruit["lemon"].traits, fruit["red-apple"].summary
-    (['red-apple', 'lemon'], {'sour': True}, 'A red one.')
+    (['red_apple', 'lemon'], {'sour': True}, 'A red one.')
     >>> fruit.get_or_explain("lemmon", "study.toml: fruit")
     Traceback (most recent call last):
     stability.registry.InputError: study.toml: fruit: unknown fruit 'lemmon'; did you mean 'lemon'? (known: lemon,
-    red-apple)
+    red_apple)
     """
 
     def __init__(self, kind: str, group: str = "") -> None:
@@ -116,11 +169,13 @@ class Registry(Mapping[str, Variant]):
         self._variants: dict[str, Variant] = {}
 
     def __getitem__(self, name: str) -> Variant:
+        name = snake_case(name)
         if name not in self._variants and name in self.packaged:
             self._import(self.packaged[name])
         return self._variants[name]
 
     def __contains__(self, name: object) -> bool:
+        name = snake_case(name)
         return name in self._variants or name in self.packaged
 
     def __iter__(self) -> Iterator[str]:
@@ -132,7 +187,7 @@ class Registry(Mapping[str, Variant]):
     @property
     def packaged(self) -> dict[str, EntryPoint]:
         """Return the entry points by which installed packages add variants, by name; nothing is imported."""
-        return {point.name: point for point in entry_points(group=self.group)} if self.group else {}
+        return {snake_case(point.name): point for point in entry_points(group=self.group)} if self.group else {}
 
     def _import(self, point: EntryPoint) -> None:
         """Import the package that offers a variant; its name and version become a trait, the variant's *source*."""
@@ -163,7 +218,7 @@ class Registry(Mapping[str, Variant]):
     def _add(self, function: F, name: str, traits: dict[str, Any]) -> F:
         parameters = inspect.signature(function).parameters
         options = {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        name = name or function.__name__.rstrip("_").replace("_", "-")
+        name = snake_case(name or function.__name__.rstrip("_"))
         if name in self._variants and self._variants[name].function.__module__ != function.__module__:
             raise InputError(f"{self.kind} {name!r} exists already; give yours another name")
         self._variants[name] = Variant(self.kind, name, function, options, traits)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stability import stats
-from stability.results import Results, summarise
+from stability.results import Results, summarize
 from stability.stats.wording import between, number
 from stability.study import DOUBLING, Published
 
@@ -55,7 +55,7 @@ def reproduce(results: Results, asked: Published) -> Reproduction:
     of two arms at each level, and its slope. A diverged run has no value; intervals are at 95%, each for itself.
     """
     values = _values(results, asked)
-    if asked.over:
+    if asked.axis:
         rows, sentence = _over(results, asked, values)
     elif asked.statistic == "sd":
         rows = tuple(_sd_row(arm, figure, values(arm)) for arm, figure in asked.values.items())
@@ -80,9 +80,9 @@ def reproduce(results: Results, asked: Published) -> Reproduction:
 def _values(results: Results, asked: Published) -> Callable[[str], np.ndarray]:
     """Return ``arm -> (seeds, cells)``, or ``(seeds, levels)`` of means over other cells where an axis is gone over."""
     runs = results.runs.set_index("run")
-    numbers = asked.factor * summarise(results, asked.measure, asked.reduction).reindex(runs.index)
+    numbers = asked.factor * summarize(results, asked.measure, asked.reduction).reindex(runs.index)
     frame = runs.assign(number=numbers.where(runs["status"] == "finished"))
-    column = results.study.grid.column(asked.over) if asked.over else None
+    column = results.study.grid.column(asked.axis) if asked.axis else None
 
     def of(arm: str) -> np.ndarray:
         own = frame[frame["arm"] == arm]
@@ -156,7 +156,7 @@ def _why_not(results: Results, *arms: str) -> str:
 def _over(results: Results, asked: Published, values: Callable[[str], np.ndarray]) -> tuple[tuple[Row, ...], str]:
     """Return the rows of a difference over an axis, of levels published or ours, and the two slopes in a sentence."""
     assert asked.compare
-    levels = sorted(results.study.grid.values(asked.over))
+    levels = sorted(results.study.grid.values(asked.axis))
     difference = values(asked.compare[0]) - values(asked.compare[1])
     ours = dict(zip(map(float, levels), difference.T, strict=True))
     published = {float(level): figure for level, figure in asked.values.items()}
@@ -165,8 +165,8 @@ def _over(results: Results, asked: Published, values: Callable[[str], np.ndarray
         _row(f"{level:,g}", published.get(level, math.nan), ours.get(level, nothing))
         for level in sorted({*ours, *published})
     )
-    stated = _slope(asked.over, list(published), np.array([list(published.values())]))[0]
-    own = _row("slope", stated, _slope(asked.over, list(ours), difference))
+    stated = _slope(asked.axis, list(published), np.array([list(published.values())]))[0]
+    own = _row("slope", stated, _slope(asked.axis, list(ours), difference))
     if own.n < 2:
         return rows, (
             f"Published, the difference changes by {number(stated)}{_per(asked)}; ours has no slope with an interval: "
@@ -181,7 +181,7 @@ def _over(results: Results, asked: Published, values: Callable[[str], np.ndarray
 
 
 def _per(asked: Published) -> str:
-    return f" per doubling of the {asked.over.replace('_', ' ')}" if asked.over in DOUBLING else ""
+    return f" per doubling of the {asked.axis.replace('_', ' ')}" if asked.axis in DOUBLING else ""
 
 
 def _slope(over: str, levels: Sequence[float], rows: np.ndarray) -> np.ndarray:

@@ -18,10 +18,10 @@ from stability.probes import Measure
 from stability.study import LATE, Study
 from stability.train.divergence import diverged_at
 
-AXES = ("batch_size", "pairs", "corruption", "noise", "lr", "lr_factor")
-"""What tells the runs of a seed and arm apart; *pairs* is 0 for all pairs, *lr_factor* 1 where rates are absolute."""
+AXES = ("batch_size", "train_pairs", "corruption", "noise", "lr", "lr_multiplier")
+"""What tells the runs of a seed and arm apart; *train_pairs* is 0 for all pairs, *lr_multiplier* 1 where rates are absolute."""
 
-LOGARITHMS = ("log", "chance-log")
+LOGARITHMS = ("log", "log_above_chance")
 """The scales whose differences are logarithms of ratios."""
 
 FLOOR = 1.1
@@ -70,19 +70,19 @@ def run_frame(
     """Return one row per run: its cell, status (finished, diverged, failed, planned) and divergence.
 
     *runs* are those of the grid unless given. Under ``[tune]`` a run's *rate* hangs on its arm and batch size, so it is
-    no axis: *lr*, which names the cell, is the one rate of the grid. With ``grid.lr_factors`` the axis is *lr_factor*.
+    no axis: *lr*, which names the cell, is the one rate of the grid. With ``grid.lr_multipliers`` the axis is *lr_multiplier*.
     """
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
     chance = {
         (arm, size): chance_level(loss[study.arm(arm).loss], size, study.arm(arm).options)
-        for arm in study.grid.loss
+        for arm in study.grid.arms
         for size in study.grid.batch_size
     }
     rows = []
     for run in runs_of(study) if runs is None else runs:
         row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
-        if study.tune or study.grid.lr_factors:
+        if study.tune or study.grid.lr_multipliers:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
         row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
         if row["status"] == "finished" and run.id not in losses:
@@ -98,7 +98,7 @@ def run_frame(
     return pd.DataFrame(rows)
 
 
-def summarise(results: Results, name: str, reduction: str) -> pd.Series:
+def summarize(results: Results, name: str, reduction: str) -> pd.Series:
     """Return one number per run (indexed by run) for a measure: its first, final, best or late value, or its area.
 
     first: before the first step, where it is measured there; late: mean over the last fifth of the steps; area: that
@@ -109,12 +109,12 @@ def summarise(results: Results, name: str, reduction: str) -> pd.Series:
     if measure.spikes:
         return _spike_rates(results, measure.spikes)
     if measure.pooled:
-        top, bottom = (summarise(results, part, reduction) for part in measure.pooled)
+        top, bottom = (summarize(results, part, reduction) for part in measure.pooled)
         return top / bottom
     rows = results.steps[["run", "step", name]].dropna()
-    if reduction == "late":
+    if reduction == "tail_mean":
         rows = rows[rows["step"] >= (1 - LATE) * rows["run"].map(_lengths(results)[0]).astype(float)]
-    elif reduction == "area":
+    elif reduction == "mean_after_warmup":
         rows = rows[rows["step"] >= rows["run"].map(_lengths(results)[1]).astype(float)]
         return rows.groupby("run", sort=False)[["step", name]].apply(_area)
     by_run = rows.groupby("run", sort=False)[name]
@@ -138,7 +138,7 @@ def _spike_rates(results: Results, column: str) -> pd.Series:
     """Return each run's spikes per 1,000 steps after warm-up; of the logarithm where a column varies by factors."""
     steps, (total, warmup) = results.steps, _lengths(results)
     logged = steps[(steps["step"] >= steps["run"].map(warmup)) & (steps["step"] < steps["run"].map(total))]
-    log = results.measures[column].scale == "log"
+    log = results.measures[column].transform == "log"
 
     def rate(series: pd.Series) -> float:
         values = series.to_numpy(np.float64)
@@ -170,14 +170,14 @@ def chance_losses(results: Results) -> pd.Series:
     return pd.Series([level[shape] for shape in shapes], index=runs["run"].tolist(), dtype=float)
 
 
-def on_scale(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
+def transformed(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
     """Return one number per run on the scale on which arms are contrasted (see `probes.Measure`)."""
     if scale == "log":
         return np.log(values.where(values > 0))
-    if scale == "of-chance":
+    if scale == "relative_to_chance":
         # NaN stays: a run without a value has none on any scale.
         return (values / chance_losses(results).reindex(values.index)).clip(upper=1.0)
-    if scale == "chance-log":
-        chance = summarise(results, results.measures[name].chance, "final").reindex(values.index)
+    if scale == "log_above_chance":
+        chance = summarize(results, results.measures[name].chance, "final").reindex(values.index)
         return np.log((np.maximum(values, FLOOR * chance) - chance) / (1 - chance))
     return values

@@ -90,7 +90,9 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
 def _is_ratio(claim: Claim, measure: Measure) -> bool:
     """Tell whether a claim's margin is one of ratios: by its contrast, or by a logarithmic scale."""
     variant = contrast[claim.contrast]
-    return variant.traits["ratio"] or ("log" in variant.options and (claim.scale or measure.scale) in LOGARITHMS)
+    return variant.traits["ratio"] or (
+        "log" in variant.options and (claim.transform or measure.transform) in LOGARITHMS
+    )
 
 
 def _settling(width: float, sd: float, confidence: float) -> int:
@@ -121,7 +123,7 @@ def power_curves(needs: Sequence[Need]) -> pd.DataFrame:
 
 def pilot_of(study: Study, run_dir: Path) -> Results:
     """Return the results of *run_dir* as a pilot of *study*, or raise `InputError` if they are of another study."""
-    results = analysis.read(run_dir)
+    results = analysis.load_results(run_dir)
     if results.study.name != study.name:
         raise InputError(f"{run_dir}: holds study {results.study.name!r}, not {study.name!r}; name a run of this study")
     missing = [claim.id for claim in study.claims if claim not in results.study.claims]

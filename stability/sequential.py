@@ -65,7 +65,7 @@ def run_until_settled(
         execute.run(at_look, device, executor, where, watch, save_params, replications=False)
         if not _complete(where):
             break
-        findings = analysis.analyse(analysis.read(where, watch.say))
+        findings = analysis.analyze(analysis.load_results(where, watch.say))
         if findings.verdict in SETTLED:
             break
         if seeds < looks[-1]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from stability.analysis import AXES, Results, read, summarise
+from stability.analysis import AXES, Results, load_results, summarize
 from stability.extras import optional
 from stability.registry import InputError, Registry
 
@@ -49,7 +49,7 @@ def send(
     for an unknown tracker, one that is not installed, or a folder in use.
     """
     variant = sink.get_or_explain(to, "--to")
-    results = read(run_dir, warn)
+    results = load_results(run_dir, warn)
     folder = Path(out) if out is not None else Path(run_dir) / "export" / to
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def tracked(results: Results) -> Iterator[Tracked]:
     """Yield every run that has measurements, in the order of the study."""
     names = [name for name, measure in results.measures.items() if not measure.listed]
     stored = [name for name in names if name in results.steps]
-    final = pd.DataFrame({name: summarise(results, name, "final") for name in stored})
+    final = pd.DataFrame({name: summarize(results, name, "final") for name in stored})
     of_run = dict(iter(results.steps.groupby("run", sort=False)))
     for row in results.runs.to_dict("records"):
         if row["run"] in of_run:

@@ -14,11 +14,11 @@ import pandas as pd
 from stability.grid import Run, runs_of, tuning_runs_of
 from stability.losses import Scalar
 from stability.probes import Measure
-from stability.results import Results, Tuning, on_scale, run_frame, summarise
+from stability.results import Results, Tuning, run_frame, summarize, transformed
 from stability.store import read_groups
 from stability.study import Setting, Study, search_of, settings_of, tuning_measure
 
-REDUCTION = "late"
+REDUCTION = "tail_mean"
 """A tuning run counts as the mean of its measure over the last fifth of its steps."""
 
 
@@ -50,26 +50,26 @@ def search(study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame) -> Tu
     frame = run_frame(plan, manifest, rows, runs)
     results = Results(plan, dict(manifest), frame, rows, plan.measures)
     measure = plan.measures[tuning_measure(study)]
-    settings = {arm: settings_of(study, arm) for arm in study.grid.loss}
+    settings = {arm: settings_of(study, arm) for arm in study.grid.arms}
     tried = _tried(results, [settings[run.arm].index(Setting(run.lr, run.options)) for run in runs], measure)
     assert measure.better
     cells = dict(iter(tried.groupby(["arm", "batch_size"], sort=False)))
     chosen = {
         (arm, size): choose(cells[arm, size], settings[arm], measure.better)
-        for arm, size in itertools.product(study.grid.loss, study.grid.batch_size)
+        for arm, size in itertools.product(study.grid.arms, study.grid.batch_size)
     }
     return Tuning(measure, tried, chosen)
 
 
 def _tried(results: Results, places: Sequence[int], measure: Measure) -> pd.DataFrame:
     """Return a row per tuning run (see `Tuning`); a diverged one has the chance level as value, and no score."""
-    frame, values = results.runs, summarise(results, measure.name, REDUCTION)
+    frame, values = results.runs, summarize(results, measure.name, REDUCTION)
     diverged = frame["status"] == "diverged"
-    columns = {"value": values, "score": on_scale(results, measure.name, values, measure.scale)}
+    columns = {"value": values, "score": transformed(results, measure.name, values, measure.transform)}
     aligned = {name: column.reindex(frame["run"]).to_numpy(dtype=float) for name, column in columns.items()}
     chance = np.full(len(frame), np.nan)
     if measure.chance:
-        chance = summarise(results, measure.chance, "final").reindex(frame["run"]).to_numpy(dtype=float)
+        chance = summarize(results, measure.chance, "final").reindex(frame["run"]).to_numpy(dtype=float)
     return frame[["arm", "batch_size", "seed", "lr"]].assign(
         setting=list(places),
         value=np.where(diverged, chance, aligned["value"]),

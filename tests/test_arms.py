@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from stability.analysis import analyse, read
+from stability.analysis import analyze, load_results
 from stability.curvature import momentum_threshold
 from stability.execute import run
 from stability.grid import groups_of, runs_of
@@ -108,7 +108,7 @@ def test_the_sharpness_of_sgd_is_the_top_eigenvalue_of_the_towers_as_a_multiple_
         objective=objective,
         embed_image=None,
         embed_text=None,
-        embed_further=None,
+        embed_extra_modalities=None,
         held_out=None,
         batches={"x": torch.zeros(2, 1, 1, dtype=torch.float64)},
         preconditioner={name: torch.ones_like(value) for name, value in params.items()},
@@ -132,7 +132,7 @@ def test_the_sharpness_of_sgd_is_the_top_eigenvalue_of_the_towers_as_a_multiple_
 OVERRIDES = [
     ("betas = [0.9, 0.999]", "betas = [0.9, 0.999]"),
     ('schedule = "cosine"', 'schedule = "cosine"'),
-    ("scalar_lr = 1.0", "scalar_lr = 1.0"),
+    ("scalar_lr_multiplier = 1.0", "scalar_lr_multiplier = 1.0"),
     ("weight_decay = 0.5", "weight_decay = 0.5"),
     ("clip_norm = 0.01", "clip_norm = 0.01"),
     ("clip_quantile = 0.5", "clip_quantile = 0.5"),
@@ -212,8 +212,8 @@ def test_the_rms_of_an_update_is_that_of_the_weight_matrices_that_are_trained(ti
     assert_close(measured, torch.cat(matrices, 1).square().mean(1).sqrt(), rtol=1e-5, atol=0)
     # Adam's first step moves every entry by about the rate; the loss's scalars go ten times as far.
     assert_close(measured, torch.full_like(measured, 0.01 / 2), rtol=0.05, atol=0)
-    locked = dataclasses.replace(plan, fixed=frozenset(plan.layout.shapes))
-    assert locked.rms_of_matrices(before).isnan().all()
+    frozen = dataclasses.replace(plan, frozen=frozenset(plan.layout.shapes))
+    assert frozen.rms_of_matrices(before).isnan().all()
 
 
 # --- end to end ------------------------------------------------------------------------------------------------------
@@ -222,16 +222,16 @@ def test_the_rms_of_an_update_is_that_of_the_weight_matrices_that_are_trained(ti
 def test_a_run_of_such_a_study_is_judged_and_its_method_says_how_each_arm_was_trained(tiny_text, tmp_path):
     text = tiny_text.replace('bias = "-log B"', 'bias = "-log B"\ntrain = { optimizer = "sgd", momentum = 0.9 }')
     text = text.replace("batch_size = [8, 16]", "batch_size = [8]")
-    text = re.sub(r"\[probes\.(matched-noise|geometry|separability|cross-check)\]\n(\w.*\n)*", "", text)
+    text = re.sub(r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check)\]\n(\w.*\n)*", "", text)
     study = parse_study(text, "t.toml", "t", "smoke")
-    results = read(run(study, "cpu", out=tmp_path / "run"))
+    results = load_results(run(study, "cpu", out=tmp_path / "run"))
     assert set(results.runs["status"]) <= {"finished", "diverged"}
     rows = results.steps.merge(results.runs[["run", "arm"]], on="run")
     last = rows[(rows["step"] == 4) & rows["sharpness_ratio"].notna()]
     of_sgd = last[last["arm"] == "siglip-log-b"]
     assert len(of_sgd) == 1
-    expected = of_sgd["hessian_high_towers"] * 0.01 / (2 + 2 * 0.9)
+    expected = of_sgd["hessian_max_eigenvalue_towers"] * 0.01 / (2 + 2 * 0.9)
     assert all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(of_sgd["sharpness_ratio"], expected, strict=True))
-    told = " ".join(paragraph["text"] for paragraph in method(results, analyse(results, checks=False)))
+    told = " ".join(paragraph["text"] for paragraph in method(results, analyze(results, checks=False)))
     assert "AdamW (β₁ = 0.9, β₂ = 0.95" in told
     assert "The arm siglip-log-b trains with its own optimizer = sgd, momentum = 0.9." in told

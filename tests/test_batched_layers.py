@@ -15,7 +15,7 @@ from stability.train.population import Layout
 IMAGE, TEXT = Modality((2, 4, 6)), Modality((6,), vocabulary=7)
 
 
-def transformer(name: str = "token-transformer", modality: Modality = TEXT, dim: int = 5, **options: int) -> nn.Module:
+def transformer(name: str = "token_transformer", modality: Modality = TEXT, dim: int = 5, **options: int) -> nn.Module:
     return encoder[name](modality, dim, **{"width": 8, "depth": 1, "heads": 2, **options})
 
 
@@ -44,8 +44,8 @@ def tokens(*shape: int) -> Tensor:
         (lambda: nn.Sequential(nn.Linear(6, 4), Patches(2, 2, 5)), lambda: some(3, 2, 6, 6)),
         (lambda: transformer(depth=0), lambda: tokens(5, 6)),
         (lambda: transformer(depth=2, mlp_ratio=3), lambda: tokens(16, 6)),
-        (lambda: transformer("patch-transformer", IMAGE, patch=2, heads=4), lambda: some(5, 2, 4, 6)),
-        (lambda: transformer("patch-transformer", IMAGE, patch=1, depth=2, heads=1), lambda: some(2, 2, 4, 6)),
+        (lambda: transformer("patch_transformer", IMAGE, patch=2, heads=4), lambda: some(5, 2, 4, 6)),
+        (lambda: transformer("patch_transformer", IMAGE, patch=1, depth=2, heads=1), lambda: some(2, 2, 4, 6)),
         (lambda: Transformer(nn.Sequential(nn.Linear(3, 4), nn.GELU()), 2, 4, 1, 2, 2, 3), lambda: some(5, 2, 3)),
     ],
 )
@@ -157,12 +157,12 @@ def padded(theta: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "options", "batch", "dim"),
     [
-        ("patch-transformer", {"patch": 2, "width": 16, "heads": 4}, 32, 16),
-        ("patch-transformer", {"patch": 1, "width": 4, "heads": 1, "depth": 2}, 15, 11),
-        ("patch-transformer", {"patch": 2, "width": 15, "heads": 3, "mlp_ratio": 3}, 13, 12),
-        ("token-transformer", {"width": 12, "heads": 2, "depth": 2}, 32, 7),
-        ("token-transformer", {"width": 6, "heads": 1, "depth": 2}, 13, 9),
-        ("token-transformer", {"width": 7, "heads": 1, "mlp_ratio": 3}, 6, 8),
+        ("patch_transformer", {"patch": 2, "width": 16, "heads": 4}, 32, 16),
+        ("patch_transformer", {"patch": 1, "width": 4, "heads": 1, "depth": 2}, 15, 11),
+        ("patch_transformer", {"patch": 2, "width": 15, "heads": 3, "mlp_ratio": 3}, 13, 12),
+        ("token_transformer", {"width": 12, "heads": 2, "depth": 2}, 32, 7),
+        ("token_transformer", {"width": 6, "heads": 1, "depth": 2}, 13, 9),
+        ("token_transformer", {"width": 7, "heads": 1, "mlp_ratio": 3}, 6, 8),
         ("mlp", {"width": 16, "depth": 1}, 17, 7),
         ("mlp", {"width": 6, "depth": 2}, 13, 9),
     ],
@@ -170,12 +170,12 @@ def padded(theta: Tensor) -> Tensor:
 def test_a_replica_gets_the_same_bits_among_any_others_in_any_place(name, options, batch, dim):
     """Also where what a replica has does not fill whole lines of the cache, and matrices begin within one."""
     generator = torch.Generator().manual_seed(0)
-    modality = Modality((9,), vocabulary=7) if name == "token-transformer" else Modality((3, 6, 6))
+    modality = Modality((9,), vocabulary=7) if name == "token_transformer" else Modality((3, 6, 6))
     tower = encoder[name](modality, dim, **options)
     theta = torch.randn(16, sum(value.numel() for value in tower.parameters()), generator=generator) * 0.3
     samples = (
         torch.randint(0, 7, (16, batch, 9), generator=generator)
-        if name == "token-transformer"
+        if name == "token_transformer"
         else torch.randn(16, batch, 3, 6, 6, generator=generator)
     )
     slope = torch.randn(16, batch, dim, generator=generator)

@@ -20,15 +20,15 @@ OPTIONS = [
     ("infoloob", {"hopfield": True}),
     ("hcl", {"beta": 0.0}),
     ("rince", {"q": 1.0}),
-    ("focal-sigmoid", {"decay_steps": 10}),
-    ("clip-masked", {"keep": "hard"}),
-    ("clip-masked", {"keep": "easy", "ratio": 1.5}),
-    ("siglip-masked", {"keep": "hard"}),
-    ("siglip-masked", {"keep": "easy", "ratio": 1.5}),
+    ("focal_sigmoid", {"decay_steps": 10}),
+    ("clip_masked", {"keep": "hard"}),
+    ("clip_masked", {"keep": "easy", "ratio": 1.5}),
+    ("siglip_masked", {"keep": "hard"}),
+    ("siglip_masked", {"keep": "easy", "ratio": 1.5}),
     ("triplet", {"margin": 1.0}),
-    ("global-contrastive", {"gamma": 0.2}),
-    ("siglip-chunked", {"chunk": 2}),
-    ("clip-chunked", {"chunk": 4}),
+    ("global_contrastive", {"gamma": 0.2}),
+    ("siglip_chunked", {"chunk": 2}),
+    ("clip_chunked", {"chunk": 4}),
 ]
 ALL = [(name, {}) for name in sorted(loss)] + OPTIONS
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stability.analysis import read
+from stability.analysis import load_results
 from stability.encoders import Modality, encoder
 from stability.encoders.soundness import refuse_unsound
 from stability.execute import executor_of, run
@@ -94,7 +94,7 @@ def test_part_of_a_tower_can_be_locked(catalogue, file, text):
     load_encoders([file()])
     study = parsed(text)
     plan = blueprint(study, "clip", 8, study.pairs())
-    assert {name for name in plan.fixed if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
+    assert {name for name in plan.frozen if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
     assert {name for name in plan.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
 
 
@@ -223,7 +223,7 @@ def test_a_locked_tower_needs_no_gradient():
 
 @pytest.mark.parametrize("name", sorted(encoder))
 def test_every_tower_of_the_catalogue_is_sound(name):
-    modality = {"free-vectors": Modality((1,), 7), "token-transformer": Modality((6,), 7)}.get(name)
+    modality = {"free_vectors": Modality((1,), 7), "token_transformer": Modality((6,), 7)}.get(name)
     modality = modality or Modality((1, 8, 8))
     torch.manual_seed(0)
     refuse_unsound(encoder[name](modality, 4), modality, 4)
@@ -239,7 +239,7 @@ def test_a_worker_gets_the_source_and_a_later_reading_asks_for_the_file_again(
     catalogue, file, tmp_path, text, monkeypatch
 ):
     plugins = load_encoders([file()])
-    end = text.index("[probes.gradient-noise]")
+    end = text.index("[probes.gradient_noise]")
     study = parsed(text[:end] + "[scales.smoke]\ngrid.seeds = 2\ntrain.steps = 4\n")
     with executor_of("processes:1", "cpu", plugins) as executor:
         run_dir = run(study, "cpu", executor, tmp_path / "run")
@@ -247,6 +247,6 @@ def test_a_worker_gets_the_source_and_a_later_reading_asks_for_the_file_again(
     assert statuses == {"finished"}
     monkeypatch.delitem(encoder._variants, "half-locked")
     with pytest.raises(InputError, match=r"unknown encoder 'half-locked'.*is named by --encoder"):
-        read(run_dir)
+        load_results(run_dir)
     load_encoders([file()])
-    assert read(run_dir).study.hash == study.hash
+    assert load_results(run_dir).study.hash == study.hash

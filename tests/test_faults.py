@@ -30,7 +30,7 @@ name = "digits"
 
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 
 [train]
@@ -38,7 +38,7 @@ steps = 6
 warmup = 2
 
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8]
 lr = [0.01]
 seeds = 4

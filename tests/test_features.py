@@ -23,7 +23,7 @@ from stability.train.memory import bytes_per_replica
 
 CPU = torch.device("cpu")
 IMAGE = 'image = { name = "mlp", width = 8, depth = 1 }'
-TEXT = 'text = { name = "token-transformer", width = 4, heads = 1 }'
+TEXT = 'text = { name = "token_transformer", width = 4, heads = 1 }'
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def assert_same_training(study, steps=4):
         assert ours.keys() == theirs.keys()
         for name in ("loss", "gradient_norm"):
             assert_close(ours[name], theirs[name], rtol=2e-5, atol=1e-6, msg=name)
-        assert torch.equal(ours["duplicate_share"], theirs["duplicate_share"])
+        assert torch.equal(ours["false_negative_fraction"], theirs["false_negative_fraction"])
 
 
 # --- where a tower is cut --------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ shared = nn.Linear(3, 3)
 hooked = frozen(nn.Linear(3, 3))
 hooked.register_forward_hook(lambda *_: None)
 scaled = frozen(nn.Linear(3, 3))
-scaled.reprojected = ("weight",)
+scaled.renormalized = ("weight",)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ scaled.reprojected = ("weight",)
         frozen(nn.Linear(3, 3)).to(torch.bfloat16),
         nn.Bilinear(3, 3, 2),
     ],
-    ids=["locked behind", "nothing to lock", "shared", "hooked", "reprojected", "wide", "half", "trained"],
+    ids=["locked behind", "nothing to lock", "shared", "hooked", "renormalized", "wide", "half", "trained"],
 )
 def test_where_nothing_is_gained_or_sure_a_tower_is_not_cut(tower):
     dtype = next(tower.parameters()).dtype
@@ -163,7 +163,7 @@ def test_replicas_with_samples_of_their_own_have_features_of_their_own():
 
 
 def test_features_do_not_depend_on_who_trains_beside(study):
-    made = study(image='image = { name = "mlp", locked = true }')
+    made = study(image='image = { name = "mlp", frozen = true }')
     several, one = trainer_of(made).population, trainer_of(made, runs=slice(2, 3)).population
     ours = several.features["image"]
     assert torch.equal(ours.table[ours.owner[2]], one.features["image"].table[0])
@@ -209,11 +209,11 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_sentence(tmp_path, monkey
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted({*encoder} - {"free-vectors"}))
+@pytest.mark.parametrize("name", sorted({*encoder} - {"free_vectors"}))
 def test_every_locked_tower_trains_as_without_features(study, name):
     side = "text" if reads(encoder[name]) == "text" else "image"
-    options = ", patch = 4" if name == "patch-transformer" else ""
-    made = study(**{side: f'{side} = {{ name = "{name}"{options}, locked = true }}'})
+    options = ", patch = 4" if name == "patch_transformer" else ""
+    made = study(**{side: f'{side} = {{ name = "{name}"{options}, frozen = true }}'})
     assert {*trainer_of(made).population.features} == {side}
     assert_same_training(made)
 
@@ -221,27 +221,27 @@ def test_every_locked_tower_trains_as_without_features(study, name):
 @pytest.mark.parametrize("name", sorted(corruption))
 def test_under_every_corruption_locked_towers_train_as_without_features(study, name):
     both = {
-        side: f"{side} = {{ name = {tower}, locked = true }}"
-        for side, tower in {"image": '"mlp"', "text": '"token-transformer"'}.items()
+        side: f"{side} = {{ name = {tower}, frozen = true }}"
+        for side, tower in {"image": '"mlp"', "text": '"token_transformer"'}.items()
     }
     assert_same_training(study(**both, level=f'noise = [0.0, 0.4]\ncorruption = ["{name}"]'), steps=2)
 
 
 def test_with_parts_of_the_pairs_towers_read_features_of_their_own_pairs(study):
-    made = study(image='image = { name = "mlp", locked = true }', level="noise = [0.0, 0.4]\npairs = [64]")
+    made = study(image='image = { name = "mlp", frozen = true }', level="noise = [0.0, 0.4]\ntrain_pairs = [64]")
     population = trainer_of(made).population
     assert population.features["image"].table.shape[1] == 64
     assert_same_training(made)
 
 
 def test_pairs_corrupted_anew_at_every_step_have_no_features(study):
-    fresh = study(image='image = { name = "mlp", locked = true }', data='name = "digits"\ncorruption = "fresh"')
+    fresh = study(image='image = { name = "mlp", frozen = true }', data='name = "digits"\ncorruption = "fresh"')
     assert trainer_of(fresh).population.features == {}
     assert trainer_of(fresh).step()["loss"].isfinite().all()
 
 
 def test_free_vectors_that_are_scaled_after_each_step_have_no_features():
-    tower = encoder["free-vectors"](Modality((1,), 7), 4, locked=True)
+    tower = encoder["free_vectors"](Modality((1,), 7), 4, frozen=True)
     assert cut_of(tower, torch.zeros(2, 1, dtype=torch.long)) is None
 
 
@@ -280,8 +280,8 @@ def test_weights_that_a_seed_does_not_change_are_kept_once(catalogue, study):
 
 
 def test_the_plan_counts_what_features_take_in_memory(study, monkeypatch):
-    locked = study(image='image = { name = "mlp", locked = true }')
-    pairs = locked.pairs()
-    with_features = bytes_per_replica(locked, "clip", 8, pairs)
+    frozen = study(image='image = { name = "mlp", frozen = true }')
+    pairs = frozen.pairs()
+    with_features = bytes_per_replica(frozen, "clip", 8, pairs)
     monkeypatch.setattr(features, "IN_MEMORY", 0)
-    assert with_features - bytes_per_replica(locked, "clip", 8, pairs) == len(pairs.train) * 4 * 4
+    assert with_features - bytes_per_replica(frozen, "clip", 8, pairs) == len(pairs.train) * 4 * 4

@@ -77,7 +77,7 @@ def test_the_objective_is_the_mean_over_the_fixed_batches_of_the_curvature_probe
         again.objective, again.params, batches=again.batches, chunk=1, steps=4, trace_probes=1
     ).eigenvalues_high
     rows = pd.read_parquet(tiny_run / "groups")
-    stored = rows[(rows["run"] == first.id) & (rows["step"] == tiny.train.steps)]["hessian_high"].item()
+    stored = rows[(rows["run"] == first.id) & (rows["step"] == tiny.train.steps)]["hessian_max_eigenvalue"].item()
     torch.testing.assert_close(found, torch.tensor([stored]), rtol=1e-3, atol=0)
 
 

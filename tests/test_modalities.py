@@ -26,17 +26,17 @@ name = "sphere"
 pairs = 12
 modalities = 4
 [model]
-image = "free-vectors"
-text = "free-vectors"
-further = "free-vectors"
+image = "free_vectors"
+text = "free_vectors"
+extra_modalities = "free_vectors"
 embed_dim = 8
 [train]
 steps = 300
 [arms.published]
-loss = "siglip-relative-bias"
+loss = "siglip_relative_bias"
 relative_bias = 0.0
 [grid]
-loss = ["published", "clip"]
+arms = ["published", "clip"]
 batch_size = [12]
 lr = [0.02]
 seeds = 2
@@ -114,11 +114,15 @@ def test_four_modalities_become_a_constellation_with_every_pair_apart():
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('further = "free-vectors"\n', "", "model.further: required by the third modality of the data, but missing"),
-        ("modalities = 4\n", "", "model.further: 'sphere' as given has two modalities; leave it out"),
+        (
+            'further = "free_vectors"\n',
+            "",
+            "model.extra_modalities: required by the third modality of the data, but missing",
+        ),
+        ("modalities = 4\n", "", "model.extra_modalities: 'sphere' as given has two modalities; leave it out"),
         ("modalities = 4", "modalities = 1", "got modalities = 1; allowed: 2 or more"),
-        ('further = "free-vectors"', 'further = "free-vector"', "did you mean 'free-vectors'?"),
-        ('"clip"]', '"global-contrastive"]', "keeps running estimates of two modalities"),
+        ('further = "free_vectors"', 'further = "free-vector"', "did you mean 'free_vectors'?"),
+        ('"clip"]', '"global_contrastive"]', "keeps running estimates of two modalities"),
     ],
 )
 def test_towers_and_modalities_that_do_not_fit_are_one_sentence(old, new, said):
@@ -130,4 +134,4 @@ def test_towers_and_modalities_that_do_not_fit_are_one_sentence(old, new, said):
 
 def test_two_modalities_keep_their_study_hash():
     tiny = parse_study(TINY, "tiny.toml", "tiny")
-    assert "further" not in tiny.canonical()["model"]
+    assert "extra_modalities" not in tiny.canonical()["model"]

@@ -113,7 +113,7 @@ def test_a_study_with_another_loss_asks_every_claim_of_it_against_each(catalogue
     load_plugin(read_plugin(file()))
     base = load_study("quickstart", "smoke")
     derived = parse_study(with_loss(base, "margin-sigmoid", ["clip", "siglip-log-b"]), "d.toml", "d", "smoke")
-    assert derived.grid.loss == ("margin-sigmoid", "clip", "siglip-log-b")
+    assert derived.grid.arms == ("margin-sigmoid", "clip", "siglip-log-b")
     assert [claim.compare[1] for claim in derived.claims] == ["clip", "siglip-log-b"] * 3
     assert [claim.primary for claim in derived.claims] == [True] + [False] * 5
     assert derived.train == base.train

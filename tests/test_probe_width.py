@@ -30,15 +30,15 @@ CPU = torch.device("cpu")
 
 OPTIONS = {
     "curvature": {"batches": 2, "steps": 4, "edge_steps": 3, "trace_probes": 2},
-    "few-shot": {"draws": 1},
+    "few_shot": {"draws": 1},
     "flatness": {"batches": 2, "draws": 3},
-    "gradient-noise": {"batches": 3},
-    "linear-mode": {"fork": 2, "points": 3},
-    "matched-noise": {"batches": 2},
-    "scalar-gradients": {"batches": 2},
+    "gradient_noise": {"batches": 3},
+    "linear_mode": {"fork": 2, "points": 3},
+    "matched_gradient_noise": {"batches": 2},
+    "scalar_gradients": {"batches": 2},
 }
-COMPUTED_HERE = sorted(set(probe) - {"cost", "cross-check"})
-"""Probes that an accelerator computes for all replicas together: cost takes them one by one, cross-check on the CPU."""
+COMPUTED_HERE = sorted(set(probe) - {"cost", "cross_check"})
+"""Probes that an accelerator computes for all replicas together: cost takes them one by one, cross_check on the CPU."""
 
 
 def study_of(name, tiny_text, seeds, noise=(0.0,), arm="clip"):
@@ -71,7 +71,8 @@ def children_of(trainer):
 
 
 @pytest.mark.parametrize(
-    ("name", "noise"), [*((name, 0.0) for name in COMPUTED_HERE), ("gradient-noise", 0.4), ("matched-noise", 0.4)]
+    ("name", "noise"),
+    [*((name, 0.0) for name in COMPUTED_HERE), ("gradient_noise", 0.4), ("matched_gradient_noise", 0.4)],
 )
 def test_an_accelerator_reads_what_a_cpu_reads_also_beside_a_replica_that_is_not_finite(tiny_text, name, noise):
     study = study_of(name, tiny_text, seeds=3, noise=(noise,), arm="siglip-log-b")
@@ -93,7 +94,7 @@ def test_an_accelerator_reads_what_a_cpu_reads_also_beside_a_replica_that_is_not
 def test_launches_copies_and_reads_do_not_grow_with_the_replicas(tiny_text, name):
     found = []
     text = tiny_text.replace('name = "digits"', 'name = "latent"\npairs = 100')
-    text = text.replace('"token-transformer", width = 4, heads = 1', '"mlp", width = 8, depth = 1')
+    text = text.replace('"token_transformer", width = 4, heads = 1', '"mlp", width = 8, depth = 1')
     for seeds in (2, 7):
         with pretended():
             trainer = trainer_of(study_of(name, text, seeds), DEVICE)
@@ -135,7 +136,7 @@ def test_the_bytes_of_a_reading_grow_with_what_its_probe_holds(tiny_text):
     few, many = (bytes_of_reading("curvature", batches=count, steps=4) for count in (2, 12))
     assert many > 3 * few
     # Batches that are taken in turn lie there, but what is computed from them does not.
-    one_by_one, all_at_once = (bytes_of_reading(name, batches=12) for name in ("gradient-noise", "scalar-gradients"))
+    one_by_one, all_at_once = (bytes_of_reading(name, batches=12) for name in ("gradient_noise", "scalar_gradients"))
     assert all_at_once > 3 * one_by_one
 
 
@@ -258,7 +259,7 @@ def measured(name, tensors, **options):
             objective=shaken_loss,
             embed_image=lambda params, x: torch.nn.functional.normalize(x @ params["image.w"].T[:, :3], dim=-1),
             embed_text=lambda params, x: torch.nn.functional.normalize(x, dim=-1),
-            embed_further=lambda params, samples: (),
+            embed_extra_modalities=lambda params, samples: (),
             preconditioner={},
             learning_rate=tensors["params"]["loss.bias"],
             betas=(0.9, 0.999),
@@ -291,7 +292,7 @@ def test_flatness_of_all_draws_together_is_that_of_one_after_the_other(monkeypat
     assert len(copied) <= 1
 
 
-@pytest.mark.parametrize("name", ["few-shot", "separability"])
+@pytest.mark.parametrize("name", ["few_shot", "separability"])
 def test_embeddings_of_all_replicas_come_to_the_host_at_once(name):
     tensors = shaken_replica()
     tensors["params"]["image.w"][1] = torch.nan

@@ -52,7 +52,7 @@ def leanings(reports):
         ("recall_at_1", "slope", 0.2, False, "siglip"),
         ("recall_at_1", "difference", -0.2, False, "clip"),
         ("recall_at_1", "spread", 0.5, True, "siglip"),
-        ("recall_at_1", "time-to-threshold", 1.7, True, "clip"),
+        ("recall_at_1", "time_to_threshold", 1.7, True, "clip"),
         ("loss", "divergence", -0.2, False, "siglip"),
         ("loss_spike_rate", "difference", 3.0, False, "clip"),
         ("zero_shot_accuracy", "difference", 0.1, False, "siglip"),
@@ -72,9 +72,9 @@ def test_which_loss_is_steadier_follows_from_measure_contrast_and_sign(measure, 
 
 
 @pytest.mark.parametrize(
-    ("how", "over", "expected"),
+    ("how", "axis", "expected"),
     [
-        ("sensitivity", "lr", "siglip"),
+        ("lr_sensitivity", "lr", "siglip"),
         ("slope", "noise", "clip"),
         ("slope", "pairs", None),
         ("interaction", "batch_size", None),
@@ -190,14 +190,14 @@ def test_the_ledger_says_which_decided_claims_hold_on_one_data_set_only(tmp_path
     published(tmp_path, "both", replications=[asked_again("inconclusive"), asked_again("supported")])
     published(tmp_path, "one", replications=[asked_again("inconclusive"), asked_again("supported", other_data=False)])
     published(tmp_path, "none", replications=[asked_again("contradicted"), asked_again("supported", other_data=False)])
-    published(tmp_path, "late", replications=[asked_again("", missing="not begun")])
+    published(tmp_path, "tail_mean", replications=[asked_again("", missing="not begun")])
     published(tmp_path, "open", verdict="inconclusive", replications=[asked_again("inconclusive")])
     found = entries(tmp_path)
     assert {entry["study"]: entry["replicated"] for entry in found} == {
         "both": "elsewhere",
         "one": "here alone",
         "none": "turned",
-        "late": None,
+        "tail_mean": None,
         "open": "elsewhere",
     }
     assert leanings(tmp_path)["none"] == "turned"

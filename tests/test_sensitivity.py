@@ -15,7 +15,7 @@ from scipy.stats import wilcoxon
 from test_analysis import jitter, synthetic
 
 from stability import stats as st
-from stability.analysis import analyse, findings_text
+from stability.analysis import analyze, findings_text
 from stability.contrasts import compare, contrast
 from stability.registry import InputError
 from stability.sensitivity import NOTHING, Question, sensitivity
@@ -186,12 +186,12 @@ def test_what_was_not_tested_is_not_checked():
 
 def test_findings_carry_the_checks_and_no_verdict_hangs_on_them(tiny_text):
     results = synthetic(tiny_text, recall=lambda run: 0.5 * jitter(run), noise_fraction=jitter)
-    findings = analyse(results)
+    findings = analyze(results)
     plain = json.loads(findings_text(findings), parse_constant=pytest.fail)
     for claim, finding in zip(plain["claims"], findings.claims, strict=True):
         assert set(claim["sensitivity"]) == {"agrees", "sentence", "checks"}
         assert claim["sensitivity"]["sentence"] == finding.sensitivity.sentence
-    bare = analyse(results, checks=False)
+    bare = analyze(results, checks=False)
     assert [claim.verdict for claim in bare.claims] == [claim.verdict for claim in findings.claims]
     assert all(not claim.sensitivity.checks for claim in bare.claims)
     assert any(claim.sensitivity.checks for claim in findings.claims)

@@ -33,14 +33,14 @@ question = "Which learns more?"
 name = "digits"
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 [train]
 steps = 12
 warmup = 2
-scalar_lr = 10.0
+scalar_lr_multiplier = 10.0
 [grid]
-loss = ["clip", "siglip", "siglip-log-b"]
+arms = ["clip", "siglip", "siglip-log-b"]
 batch_size = [16]
 lr = [0.01]
 seeds = 3
@@ -83,8 +83,8 @@ def tuned_run(tmp_path_factory):
 
 def test_every_arm_tries_equally_many_settings_over_the_same_range():
     study = parsed()
-    tried = {arm: settings_of(study, arm) for arm in study.grid.loss}
-    assert {arm: len(set(settings)) for arm, settings in tried.items()} == dict.fromkeys(study.grid.loss, 4)
+    tried = {arm: settings_of(study, arm) for arm in study.grid.arms}
+    assert {arm: len(set(settings)) for arm, settings in tried.items()} == dict.fromkeys(study.grid.arms, 4)
     for settings in tried.values():
         assert {min(each.lr for each in settings), max(each.lr for each in settings)} == {0.003, 0.03}
     assert {each.options for each in tried["siglip"]} == {(("bias", -10.0),), (("bias", -3.0),)}
@@ -107,7 +107,7 @@ def test_rates_are_added_between_those_given_and_none_is_dropped(rates, more):
 def test_counts_that_do_not_divide_each_other_are_equal_all_the_same():
     text = STUDY.replace("bias = [-10.0, -3.0]", "bias = [-10.0, -5.0, -3.0]\nlabel_smoothing = [0.0, 0.1]")
     study = parsed(text)
-    assert {arm: len(settings_of(study, arm)) for arm in study.grid.loss} == {"clip": 6, "siglip": 6, "siglip-log-b": 6}
+    assert {arm: len(settings_of(study, arm)) for arm in study.grid.arms} == {"clip": 6, "siglip": 6, "siglip-log-b": 6}
 
 
 def test_tuning_seeds_are_no_test_seeds_and_the_search_reads_only_what_it_needs():
@@ -124,7 +124,7 @@ def test_tuning_seeds_are_no_test_seeds_and_the_search_reads_only_what_it_needs(
 
 def test_a_run_is_the_same_whether_its_value_comes_from_tuning_or_from_the_arm():
     study = parsed()
-    chosen = {(arm, 16): Setting(0.01) for arm in study.grid.loss} | {("siglip", 16): Setting(0.01, (("bias", -10.0),))}
+    chosen = {(arm, 16): Setting(0.01) for arm in study.grid.arms} | {("siglip", 16): Setting(0.01, (("bias", -10.0),))}
     assert [each.id for each in runs_of(study, chosen)] == [each.id for each in runs_of(study)]
     cell = {"arm": "siglip", "batch_size": 16, "corruption": "mismatch", "noise": 0.0, "lr": 0.01, "seed": 0}
     assert run_configuration(study, (("bias", -3.0),), **cell)["loss"]["bias"]["initial"] == -3.0
@@ -199,7 +199,7 @@ def test_the_test_is_trained_as_the_search_chose_and_beside_it_untuned(tuned_run
     for row in results.runs.itertuples():
         assert (row.rate, row.lr) == (tuning.chosen[row.arm, row.batch_size].lr, 0.01)
     assert set(results.untuned.runs["rate"]) == {0.01}
-    findings = analysis.analyse(results)
+    findings = analysis.analyze(results)
     told = findings.to_json()
     assert [each["id"] for each in told["untuned"]] == [each["id"] for each in told["claims"]] == ["level"]
 
@@ -222,7 +222,7 @@ def test_a_search_interrupted_goes_on_to_the_same_bytes(tuned_run, tmp_path):
         assert any(entry["status"] == "planned" for entry in manifest["groups"])
     run(parsed(), "cpu", out=tmp_path / "r")
     assert sums(tmp_path / "r") == sums(tuned_run)
-    told = [analysis.findings_text(analysis.analyse(analysis.read(where))) for where in (tuned_run, tmp_path / "r")]
+    told = [analysis.findings_text(analysis.analyze(analysis.read(where))) for where in (tuned_run, tmp_path / "r")]
     assert told[0] == told[1]
 
 
@@ -268,7 +268,7 @@ def test_the_report_shows_the_curves_the_choice_and_the_edge(tuned_run, tmp_path
     page = paths["html"].read_text()
     assert "Without tuning (secondary, decides nothing)" in page
     results = analysis.read(copied)
-    said = {each["title"] for each in limitations(results, analysis.analyse(results))}
+    said = {each["title"] for each in limitations(results, analysis.analyze(results))}
     assert ("Tuned to the edge of the search" in said) == bool(edges(results.study, results.tuning))
 
 

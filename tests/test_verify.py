@@ -204,13 +204,15 @@ def test_a_run_that_is_a_number_on_one_machine_alone_leaves_the_comparison_to_th
 
 
 def test_an_error_that_is_all_rounding_is_held_against_what_it_is_the_error_of():
-    stored = frame(hessian_high=np.float32([50, 60]), hessian_high_residual=np.float32([1e-5, 2e-5]))
-    again = stored.assign(hessian_high_residual=np.float32([5e-5, 1e-6]))
-    assert pair_of("hessian_high_residual", stored, again).size == 60.0
+    stored = frame(
+        hessian_max_eigenvalue=np.float32([50, 60]), hessian_max_eigenvalue_residual=np.float32([1e-5, 2e-5])
+    )
+    again = stored.assign(hessian_max_eigenvalue_residual=np.float32([5e-5, 1e-6]))
+    assert pair_of("hessian_max_eigenvalue_residual", stored, again).size == 60.0
     assert _difference(stored, again, False) == ""
-    assert "hessian_high_residual" in _difference(stored, again, True)
-    worse = stored.assign(hessian_high_residual=np.float32([1, 1]))
-    assert "hessian_high_residual at step 0 is 1 off in a typical run" in _difference(stored, worse, False)
+    assert "hessian_max_eigenvalue_residual" in _difference(stored, again, True)
+    worse = stored.assign(hessian_max_eigenvalue_residual=np.float32([1, 1]))
+    assert "hessian_max_eigenvalue_residual at step 0 is 1 off in a typical run" in _difference(stored, worse, False)
 
 
 def test_every_error_is_that_of_a_column_of_the_same_probe():

@@ -11,11 +11,11 @@ import numpy as np
 from stability import contrasts, stats
 from stability.analysis.findings import Finding, Findings, Ranked, Replication, findings_text, look_sentence
 from stability.analysis.pairing import array_of, asked_of, numbers_of, reading_of
-from stability.analysis.reading import read
+from stability.analysis.reading import load_results
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.reproductions import reproduce
-from stability.results import AXES, FLOOR, Replicated, Results, Tuning, on_scale, run_frame, summarise, times_to
+from stability.results import AXES, FLOOR, Replicated, Results, Tuning, run_frame, summarize, times_to, transformed
 from stability.sensitivity import NOTHING, Question, sensitivity
 from stability.study import LATE, Claim, Ranking, Study, command_of
 
@@ -30,15 +30,15 @@ __all__ = [
     "Replication",
     "Results",
     "Tuning",
-    "analyse",
+    "analyze",
     "compared",
     "findings_text",
+    "load_results",
     "look_sentence",
-    "on_scale",
-    "read",
     "run_frame",
-    "summarise",
+    "summarize",
     "times_to",
+    "transformed",
 ]
 
 ALPHA = 0.05
@@ -49,7 +49,7 @@ CLEAR = 3.0
 """A bounded measure must stand this many times above chance in the clean cells of either arm, or it is not testable."""
 
 
-def analyse(results: Results, checks: bool = True) -> Findings:
+def analyze(results: Results, checks: bool = True) -> Findings:
     """Return the findings of a study: each claim's effect, intervals, verdict, and its checks if *checks*.
 
     Intervals are at confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
@@ -177,7 +177,7 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
         method=comparison.method,
         assumptions=comparison.assumptions,
         sensitivity=sensitivity(comparison, decided.verdict, arms, question) if checks else NOTHING,
-        against=claim.against,
+        against_measure=claim.against_measure,
     )
 
 
@@ -196,10 +196,10 @@ def _ranked(results: Results, asked: Ranking) -> Ranked:
         expect="equal",
         margin=1.0,
         reduction=asked.reduction,
-        scale=asked.scale,
+        transform=asked.transform,
     )
     reduction, scale = reading_of(claim, measure)
-    numbers = numbers_of(results, claim, measure.name, "scale", reduction, scale)
+    numbers = numbers_of(results, claim, measure.name, "transform", reduction, scale)
     values = np.stack([array_of(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
     confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
     found = stats.ranking(values, names, better=measure.better, confidence=confidence)
@@ -217,7 +217,7 @@ def _lost(results: Results, claim: Claim) -> str:
 
 def _near_chance(results: Results, claim: Claim, on: str, scale: str, reduction: str) -> str:
     """Return why a bounded measure cannot be compared: an arm's clean level is too close to chance; else nothing."""
-    if scale != "chance-log" or on != "scale":
+    if scale != "log_above_chance" or on != "transform":
         return ""
     found = (_too_low(results, claim, results.measures[name], reduction) for name in dict.fromkeys(claim.measures))
     return next(filter(None, found), "")
@@ -225,7 +225,7 @@ def _near_chance(results: Results, claim: Claim, on: str, scale: str, reduction:
 
 def _too_low(results: Results, claim: Claim, measure: Measure, reduction: str) -> str:
     values, chance = (
-        summarise(results, name, how) for name, how in ((measure.name, reduction), (measure.chance, "final"))
+        summarize(results, name, how) for name, how in ((measure.name, reduction), (measure.chance, "final"))
     )
     runs = results.runs
     clean = runs[(runs["noise"] == runs["noise"].min()) & runs["arm"].isin(claim.compare)]

@@ -15,11 +15,11 @@ from stability.study import Claim
 
 NAMES = {
     "batch_size": "batch size {}",
-    "pairs": "{} pairs",
+    "train_pairs": "{} pairs",
     "corruption": "{}",
     "noise": "noise {:g}",
     "lr": "learning rate {:g}",
-    "lr_factor": "{:g} times the rate",
+    "lr_multiplier": "{:g} times the rate",
 }
 """A value of each axis in words."""
 
@@ -105,7 +105,7 @@ def _shown(cell: Cell, ratio: bool) -> str:
 
 def _names(results: Results, claim: Claim) -> list[str]:
     """Return the cells of a claim in words, in the order of its arrays."""
-    over = results.study.grid.column(claim.over)
+    over = results.study.grid.column(claim.axis)
     axes = [axis for axis in AXES if axis != over]
     runs = results.runs[results.runs["arm"] == claim.compare[0]]
     cells = runs[axes].drop_duplicates().sort_values(axes)

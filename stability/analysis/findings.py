@@ -44,22 +44,22 @@ class Finding:
     method: str
     assumptions: str
     sensitivity: Sensitivity
-    against: str = ""
+    against_measure: str = ""
 
     @property
     def measures(self) -> tuple[str, str]:
         """Return the measures of both sides, which differ only where one is held against another."""
-        return self.measure, self.against or self.measure
+        return self.measure, self.against_measure or self.measure
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The arms of a study in the order of one measure; means and differences are on its *scale*, logs among them."""
+    """The arms of a study in the order of one measure; means and differences are on the scale of *transform*, logs among them."""
 
     measure: str
     label: str
     reduction: str
-    scale: str
+    transform: str
     better: str
     found: stats.Ranking
 
@@ -134,7 +134,7 @@ class Findings:
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in vars(finding).items() if key != "against" or value}
+    return {key: _plain(value) for key, value in vars(finding).items() if key != "against_measure" or value}
 
 
 REPLICATED = (

@@ -16,15 +16,15 @@ from stability.results import (
     LOGARITHMS,
     Results,
     chance_losses,
-    on_scale,
-    summarise,
+    summarize,
     times_to,
+    transformed,
 )
 from stability.study import DOUBLING, Claim, Study
 
-AXIS_WORDS = {"batch_size": "batch size", "pairs": "number of training pairs", "lr": "learning rate"}
+AXIS_WORDS = {"batch_size": "batch size", "train_pairs": "number of training pairs", "lr": "learning rate"}
 
-READ_AT = {"first": "at the first step", "best": "at its best", "area": "averaged over training"}
+READ_AT = {"first": "at the first step", "best": "at its best", "mean_after_warmup": "averaged over training"}
 """How a claim reads a run, in a sentence; at the end of training, which most claims do, goes without saying."""
 
 Asked = tuple[list[np.ndarray], dict[str, Any]]
@@ -40,13 +40,16 @@ def asked_of(results: Results, claim: Claim, confidence: float) -> Asked:
         array_of(results, claim, arm, numbers_of(results, claim, name, variant.traits["on"], reduction, scale))
         for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
-    names, axis = claim.compare, AXIS_WORDS.get(claim.over, claim.over)
-    if claim.against:
-        names = (claim.compare[0], stats.wording.another(_in_words(claim, results.measures[claim.against], scale)))
+    names, axis = claim.compare, AXIS_WORDS.get(claim.axis, claim.axis)
+    if claim.against_measure:
+        names = (
+            claim.compare[0],
+            stats.wording.another(_in_words(claim, results.measures[claim.against_measure], scale)),
+        )
     supplied = {
         "confidence": confidence,
-        "levels": levels_of(results.study, claim.over),
-        "per": f" per doubling of the {axis}" if claim.over in DOUBLING else f" per unit of {axis}",
+        "levels": levels_of(results.study, claim.axis),
+        "per": f" per doubling of the {axis}" if claim.axis in DOUBLING else f" per unit of {axis}",
         "axis": axis or "level",
         "better": measure.better,
         "log": scale in LOGARITHMS,
@@ -65,7 +68,7 @@ def levels_of(study: Study, over: str) -> tuple[float, ...]:
 
 def reading_of(claim: Claim, measure: Measure) -> tuple[str, str]:
     """Return the reduction and the scale by which a claim reads its measure."""
-    return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.scale or measure.scale
+    return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.transform or measure.transform
 
 
 def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
@@ -77,10 +80,10 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
     words = [label, READ_AT.get(claim.reduction or "", "")]
-    if scale == "of-chance":
+    if scale == "relative_to_chance":
         words.insert(1, "as a share of chance")
-    if variant.traits["on"] == "scale":
-        words.insert(1, "above chance" if scale == "chance-log" else "")
+    if variant.traits["on"] == "transform":
+        words.insert(1, "above chance" if scale == "log_above_chance" else "")
         words.insert(0, "log" if scale in LOGARITHMS and "log" not in variant.options else "")
     return " ".join(filter(None, words))
 
@@ -95,22 +98,22 @@ def numbers_of(results: Results, claim: Claim, name: str, on: str, reduction: st
         assert claim.threshold is not None
         times = times_to(results, name, claim.threshold)
         return times.where(~diverged, math.inf).where(runs["status"].isin(["finished", "diverged"]))
-    values = summarise(results, name, reduction).reindex(runs.index)
+    values = summarize(results, name, reduction).reindex(runs.index)
     if reduction == "first":
         # Measured before the first step, it knows nothing of what came of the run.
-        return values if on == "raw" else on_scale(results, name, values, scale)
+        return values if on == "raw" else transformed(results, name, values, scale)
     chance = results.measures[name].chance
     # A diverged run has learnt nothing: chance where a measure is bounded; elsewhere there is no such level.
-    level = summarise(results, chance, "final").reindex(runs.index) if chance else math.nan
-    level = chance_losses(results) if scale == "of-chance" else level
+    level = summarize(results, chance, "final").reindex(runs.index) if chance else math.nan
+    level = chance_losses(results) if scale == "relative_to_chance" else level
     values = values.where(~diverged, level)
-    return values if on == "raw" else on_scale(results, name, values, scale)
+    return values if on == "raw" else transformed(results, name, values, scale)
 
 
 def array_of(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.ndarray:
     """Return one arm's numbers as (seeds, levels, cells): levels along the claim's axis, cells along all others."""
     runs = results.runs[results.runs["arm"] == arm]
-    over = results.study.grid.column(claim.over)
+    over = results.study.grid.column(claim.axis)
     level = runs[over] if over else 0
     cells = [axis for axis in AXES if axis != over]
     frame = runs.assign(number=numbers.loc[runs["run"]].to_numpy(), level=level)

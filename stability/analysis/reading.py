@@ -21,7 +21,7 @@ from stability.study import Study
 from stability.tuning import search
 
 
-def read(run_dir: str | Path, warn: Callable[[str], None] = lambda sentence: None) -> Results:
+def load_results(run_dir: str | Path, warn: Callable[[str], None] = lambda sentence: None) -> Results:
     """Return the results of a run directory, finished or not; *warn* gets a sentence on each damaged file.
 
     Raises `InputError` if no run lies there.

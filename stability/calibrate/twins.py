@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stability.analysis import Results, analyse, read
+from stability.analysis import Results, analyze, load_results
 from stability.calibrate.rates import NOMINAL, upper_band
 from stability.execute import Watch, run
 from stability.registry import InputError
@@ -36,17 +36,17 @@ embed_dim = 8
 [train]
 steps = 60
 warmup = 5
-scalar_lr = 10.0
+scalar_lr_multiplier = 10.0
 
 [arms.one]
 loss = "{loss}"
 
 [arms.other]
 loss = "{loss}"
-stream = "other"
+rng_stream = "other"
 
 [grid]
-loss = ["one", "other"]
+arms = ["one", "other"]
 batch_size = [32]
 noise = [0.0, 0.4]
 lr = [0.01]
@@ -70,7 +70,7 @@ id = "slope"
 text = "One's recall falls more slowly with noise than the other's"
 measure = "recall_at_1"
 contrast = "slope"
-over = "noise"
+axis = "noise"
 compare = ["one", "other"]
 expect = "higher"
 margin = 0.02
@@ -88,7 +88,7 @@ margin = 0.02
 id = "sooner"
 text = "One reaches a recall of .1 sooner than the other"
 measure = "recall_at_1"
-contrast = "time-to-threshold"
+contrast = "time_to_threshold"
 threshold = 0.1
 compare = ["one", "other"]
 expect = "lower"
@@ -150,16 +150,16 @@ def end_to_end(
     watch: Watch | None = None,
 ) -> Twins:
     """Return the verdicts on small studies of *loss* against itself, trained in *out* and judged like any other."""
-    whole = read(run(twin_study(loss, studies), "cpu", executor, out, watch or Watch()))
+    whole = load_results(run(twin_study(loss, studies), "cpu", executor, out, watch or Watch()))
     verdicts: dict[str, Counter[str]] = {claim.id: Counter() for claim in whole.study.claims}
     together = 0
     for small in parts(whole):
         together += any(
-            finding.verdict in ("supported", "contradicted") for finding in analyse(small, checks=False).claims
+            finding.verdict in ("supported", "contradicted") for finding in analyze(small, checks=False).claims
         )
         for claim in whole.study.claims:
             alone = small.study.model_copy(update={"claims": (claim.model_copy(update={"primary": True}),)})
-            verdicts[claim.id][analyse(replace(small, study=alone), checks=False).verdict] += 1
+            verdicts[claim.id][analyze(replace(small, study=alone), checks=False).verdict] += 1
     counted = {claim: dict(sorted(counts.items())) for claim, counts in verdicts.items()}
     return Twins(loss, studies, SEEDS, whole.study.train.steps, counted, together)
 

@@ -177,7 +177,7 @@ def spread_of_six_cells(luck: Luck, effect: float) -> Sample:
 
 
 @world(
-    contrast="time-to-threshold",
+    contrast="time_to_threshold",
     cells=1,
     effect=1.0,
     truth=lambda luck, d: None if d else 1.0,

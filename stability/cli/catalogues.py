@@ -62,7 +62,7 @@ def _options(variant: Variant) -> str:
 def _meaning(measure: Measure, by: str) -> str:
     """Return what a measure is called, what it means, its unit and scale, and what makes it."""
     good = f"{measure.better} is better" if measure.better else ""
-    traits = [measure.unit and f"in {measure.unit}", f"scale {measure.scale}", good, by]
+    traits = [measure.unit and f"in {measure.unit}", f"scale {measure.transform}", good, by]
     return f"{measure.label}. {measure.text}\n{'; '.join(filter(None, traits))}"
 
 

@@ -20,19 +20,21 @@ def load_own(loss: str, encoders: Sequence[str] | None) -> None:
 
 def write_report(where: Path, as_json: bool = False) -> int:
     """Write the report, print the verdicts and the path (or findings.json alone), and return the exit code."""
-    from stability.analysis import analyse, read
+    from stability.analysis import analyze, load_results
     from stability.report import render, why_no_pdf
     from stability.report.terminal import print_verdicts
 
     console = console_to()
     aside = console_to(stderr=as_json)
     try:
-        results = read(where, lambda sentence: aside.print(sentence, style="yellow", soft_wrap=True, markup=False))
+        results = load_results(
+            where, lambda sentence: aside.print(sentence, style="yellow", soft_wrap=True, markup=False)
+        )
     except InputError as error:
         if "unknown loss" in str(error):
             raise InputError(f"{error}; if it is a loss of your own, name its file again with --loss") from error
         raise
-    findings = analyse(results)
+    findings = analyze(results)
     with aside.status("writing the report"):
         paths = render(results, findings, where / "report", grids=where / "landscape")
     if as_json:

@@ -2,21 +2,21 @@
 
 A contrast is ``(a, b, *, <what it asks for>, <its options>) -> Comparison``, *a* and *b* float arrays of
 shape (seeds, levels, cells): a run is already reduced over its steps, *levels* is the axis that the claim's
-`over` names (length 1 where it names none) and *cells* are all other cells of the grid. It may ask, by the
+`axis` names (length 1 where it names none) and *cells* are all other cells of the grid. It may ask, by the
 name of a keyword-only parameter, for any of `SUPPLIED`; its other keyword-only parameters are options that a
 claim may set.
 
 Traits say what the claim must give and how the arrays are made:
 
-- ``needs``: the claim's keys without which the contrast has no meaning ("over", "threshold");
-- ``on``: "scale" (the measure's own scale: logs of positive quantities, chance-corrected logs of bounded
+- ``needs``: the claim's keys without which the contrast has no meaning ("axis", "threshold");
+- ``on``: "transform" (the measure's own scale: logs of positive quantities, chance-corrected logs of bounded
   ones), "raw" (its raw positive values), "times" (steps until the threshold is crossed, infinity where it
   never is) or "diverged" (1 where the run diverged, else 0);
-- ``reduction``: how a run's steps become one number unless the claim says otherwise ("late": the mean of its
+- ``reduction``: how a run's steps become one number unless the claim says otherwise ("tail_mean": the mean of its
   last window), or "none" where the run itself is the number;
 - ``mixed``, where a mixed model can state the same effect: as the arm's own ("level"), as that on the slope over the
   levels ("slope"), or as that on the change from the lowest level to the highest ("change");
-- ``says``: what a claim of it says of its measure, by what it expects, with {over} and {threshold} from the claim;
+- ``says``: what a claim of it says of its measure, by what it expects, with {axis} and {threshold} from the claim;
 - ``ratio``: the effect is a ratio whatever the scale, so the claim's margin is one of ratios. Contrasts that
   ask for ``log`` give a ratio on logarithmic scales; `Comparison.ratio` has the last word.
 """
@@ -35,9 +35,9 @@ contrast = Registry("contrast")
 
 SUPPLIED: Mapping[str, str] = {
     "confidence": "confidence of the interval, already shared among the study's claims",
-    "levels": "the values of the axis that the claim's `over` names, in doublings where a step is a factor",
+    "levels": "the values of the axis that the claim's `axis` names, in doublings where a step is a factor",
     "per": "the unit of a slope over the levels in a sentence: per unit or per doubling of what",
-    "axis": "the axis that the claim's `over` names, in a sentence",
+    "axis": "the axis that the claim's `axis` names, in a sentence",
     "better": "which way the measure is good: higher, lower or nothing",
     "log": "whether the values are logarithms",
     "budget": "the number of steps that a run had to cross the threshold",

@@ -14,7 +14,7 @@ VARYING = {
 }
 
 
-@contrast(needs=(), reduction="late", on="scale", ratio=True, says=VARYING)
+@contrast(needs=(), reduction="tail_mean", on="transform", ratio=True, says=VARYING)
 def spread(
     a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
 ) -> Comparison:

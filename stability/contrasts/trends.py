@@ -12,23 +12,23 @@ from stability.stats.comparison import Array
 from stability.stats.wording import Names, of_each
 
 SLOPES = {
-    "lower": "has a lower slope over {over}",
-    "higher": "has a higher slope over {over}",
-    "equal": "has the same slope over {over}",
+    "lower": "has a lower slope over {axis}",
+    "higher": "has a higher slope over {axis}",
+    "equal": "has the same slope over {axis}",
 }
 CHANGES = {
-    "lower": "rises less from the lowest {over} to the highest",
-    "higher": "rises more from the lowest {over} to the highest",
-    "equal": "rises as much from the lowest {over} to the highest",
+    "lower": "rises less from the lowest {axis} to the highest",
+    "higher": "rises more from the lowest {axis} to the highest",
+    "equal": "rises as much from the lowest {axis} to the highest",
 }
 DEPENDENCE = {
-    "lower": "depends less on {over}",
-    "higher": "depends more on {over}",
-    "equal": "depends as much on {over}",
+    "lower": "depends less on {axis}",
+    "higher": "depends more on {axis}",
+    "equal": "depends as much on {axis}",
 }
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="slope", says=SLOPES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="slope", says=SLOPES)
 def slope(
     a: Array,
     b: Array,
@@ -48,7 +48,7 @@ def slope(
     return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure, per=per)
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="change", says=CHANGES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="change", says=CHANGES)
 def interaction(
     a: Array,
     b: Array,
@@ -80,8 +80,8 @@ def interaction(
     return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=change)
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, says=DEPENDENCE)
-def sensitivity(
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, says=DEPENDENCE)
+def lr_sensitivity(
     a: Array,
     b: Array,
     *,
@@ -97,7 +97,7 @@ def sensitivity(
     over cells is paired. Over the learning rate this is the sensitivity of Wortsman et al. (2023), arXiv:2309.14322,
     Sec. 2.3, E[min(loss, loss at start)] - min loss, with retrieval for the loss, since losses differ in scale, and a
     diverged run at chance. It depends on the levels, and is 0 for an arm that learns nothing anywhere: levels are
-    centred on each arm's tuned rate (``grid.lr_factors``), and the curves belong beside it.
+    centred on each arm's tuned rate (``grid.lr_multipliers``), and the curves belong beside it.
 
     Raises `InputError` for a measure of which neither more nor less is better.
     """

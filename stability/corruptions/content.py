@@ -48,7 +48,7 @@ def text_noise(
     return image, noisy
 
 
-@corruption(parts=("image-noise", "text-noise"))
+@corruption(parts=("image_noise", "text_noise"))
 def image_and_text(
     image: Tensor,
     text: Tensor,
@@ -68,7 +68,7 @@ def image_and_text(
     return text_noise(image, text, caption=caption, level=level, generator=generator, texts=texts)
 
 
-@corruption(parts=("image-noise", "text-noise", "mismatch"))
+@corruption(parts=("image_noise", "text_noise", "mismatch"))
 def all_three(
     image: Tensor,
     text: Tensor,
@@ -97,7 +97,7 @@ def caption_dropout(
     every id is a word.
     """
     if not text.is_floating_point() and texts.low == 0:
-        raise InputError("caption-dropout: every token id of these data is a word, so there is no empty caption")
+        raise InputError("caption_dropout: every token id of these data is a word, so there is no empty caption")
     chosen = struck(len(text), level, generator)
     dropped = text.clone()
     dropped[chosen] = 0

@@ -30,7 +30,7 @@ class Pairs:
     that are only ever fitted, as 'sphere'); prompts (classes, variants, ...) texts that name each class, (0, 0, ...)
     where there are no classes; vocabulary: the words, by token id (empty for real-valued text), the first one "" where
     token 0 fills up short texts; hard_negatives (m, K, ...): K texts for each held-out pair that are false of its image
-    by one word; further: the samples (N, ...) of a third modality and on, each floats, or (N, 1) ids below
+    by one word; extra_modalities: the samples (N, ...) of a third modality and on, each floats, or (N, 1) ids below
     image_vocabulary; separator: what stands between words when a text is written out; fingerprint: a digest of the
     content of data from disk, and notes: sentences on what of them was left out or cut (both empty for data that are
     made here).
@@ -46,7 +46,7 @@ class Pairs:
     vocabulary: tuple[str, ...] = ()
     image_vocabulary: int = 0
     hard_negatives: Tensor | None = None
-    further: tuple[Tensor, ...] = ()
+    extra_modalities: tuple[Tensor, ...] = ()
     separator: str = " "
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Pairs:
     @property
     def modalities(self) -> dict[str, Tensor]:
         """Return the samples (N, ...) of every modality by name: image, text, modality-3 and on."""
-        named = {f"modality-{place}": samples for place, samples in enumerate(self.further, start=3)}
+        named = {f"modality-{place}": samples for place, samples in enumerate(self.extra_modalities, start=3)}
         return {"image": self.image, "text": self.text, **named}
 
     @property

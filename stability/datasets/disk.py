@@ -2,7 +2,7 @@
 
 Readers yield a `Sample` each; everything else is the same for all formats. A sample that cannot be used (no image, an
 image that cannot be decoded, no caption, an empty one, a number that is not finite) is left out, counted, and the first
-of its kind named; if more than the share *tolerate* are unusable, the data are refused.
+of its kind named; if more than the share *max_invalid_share* are unusable, the data are refused.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ class Tally:
         parts = [f"{count} with {reason} (the first: {self.first[reason]})" for reason, count in self.left_out.items()]
         return f"{total} of {total + self.kept} samples cannot be used: {', '.join(parts)}" if total else ""
 
-    def judge(self, tolerate: float, path: str) -> tuple[str, ...]:
-        """Return the sentence as a note, or raise `InputError` if more than the share *tolerate* was left out."""
+    def judge(self, max_invalid_share: float, path: str) -> tuple[str, ...]:
+        """Return the sentence as a note, or raise `InputError` if more than the share *max_invalid_share* was left out."""
         total = sum(self.left_out.values())
-        if total > tolerate * (total + self.kept):
-            raise InputError(f"path: {path}: {self.sentence()}; allowed: a share of data.tolerate = {tolerate:g}")
+        if total > max_invalid_share * (total + self.kept):
+            raise InputError(
+                f"path: {path}: {self.sentence()}; allowed: a share of data.max_invalid_share = {max_invalid_share:g}"
+            )
         return (f"{self.sentence()}; they were left out.",) if total else ()
 
 
@@ -140,7 +142,7 @@ class Recipe:
     length: int
     held_out: float
     classes: str
-    tolerate: float
+    max_invalid_share: float
 
 
 def image_text_pairs(
@@ -157,7 +159,7 @@ def image_text_pairs(
         if getattr(recipe, name) < 1:
             raise InputError(f"{name}: got {getattr(recipe, name)}; allowed: 1 or more")
     check_share("held_out", recipe.held_out)
-    check_share("tolerate", recipe.tolerate)
+    check_share("max_invalid_share", recipe.max_invalid_share)
     classes = read_classes(recipe.classes)
     key = {"kind": kind, "files": stamps(files), "recipe": vars(recipe), "classes": [classes.names, classes.prompts]}
     return pairs_of(
@@ -178,7 +180,7 @@ def _build(folder: Path, path: str, samples: Iterable[Sample], recipe: Recipe, c
             captions[side].append(str(sample.caption).strip())
             labels[side].append(classes.number(sample.label, sample.where))
             tally.kept += 1
-    notes = tally.judge(recipe.tolerate, path)
+    notes = tally.judge(recipe.max_invalid_share, path)
     check_sides(len(captions[0]), len(captions[1]), recipe.held_out, path)
     join(folder / "image.npy", parts, (3, recipe.image_size, recipe.image_size))
     encoding = tokeniser(recipe.tokens, captions[0], recipe.words)

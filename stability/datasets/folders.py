@@ -79,7 +79,7 @@ def folder(
     length: int = 32,
     held_out: float = 0.2,
     classes: str = "",
-    tolerate: float = 0.01,
+    max_invalid_share: float = 0.01,
     cache: str = "",
 ) -> Pairs:
     """Return the pairs of a folder of images and a table of captions: CSV, TSV (with a first line of names) or JSONL.
@@ -89,7 +89,7 @@ def folder(
     BMP, TIFF, PPM) become (3, *image_size*, *image_size*) floats in [-1, 1], cut to a square; captions become *length*
     tokens: byte-level BPE of up to *words* words learnt from the training captions, or *tokens* = "bytes". The side of
     a pair hangs on a hash of its image's pixels alone, a share *held_out*. *classes* is a file with a class a line, and
-    *label_column* says which one an image is of (by name or number, from 0). More than a share *tolerate* of unusable
+    *label_column* says which one an image is of (by name or number, from 0). More than a share *max_invalid_share* of unusable
     samples is refused; fewer are left out and counted, as are images beside them that no row names. All is prepared
     once, in the folder *cache*.
     """
@@ -111,7 +111,7 @@ def folder(
             found = image.read_bytes() if name and image.is_file() else None
             yield Sample(f"{place}: {name or 'no name'}", found, row.get(of_caption), row.get(label_column))
 
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, tolerate)
+    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
     named = [home / row[of_image] for _, row in rows if of_image in row]
     also = (of_image, of_caption, label_column)
     pairs = disk.image_text_pairs("folder", path, [table, *named], samples, recipe, cache, *also)

@@ -32,5 +32,5 @@ def sphere(*, pairs: int = 100, modalities: int = 2) -> Pairs:
         prompts=torch.empty(0, 0, 1, dtype=torch.int64),
         vocabulary=tuple(map(str, range(pairs))),
         image_vocabulary=pairs,
-        further=(ids[:, None],) * (modalities - 2),
+        extra_modalities=(ids[:, None],) * (modalities - 2),
     )

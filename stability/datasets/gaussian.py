@@ -96,7 +96,7 @@ def latent(
         train=train,
         held_out=kept,
         prompts=view(points, of_text, snr, prompting),
-        further=tuple(
+        extra_modalities=tuple(
             view(
                 z,
                 mixing(latent_dim, view_dim, stream(seed, f"latent/modality-{place}/mixing")),

@@ -138,7 +138,7 @@ def webdataset(
     length: int = 32,
     held_out: float = 0.2,
     classes: str = "",
-    tolerate: float = 0.01,
+    max_invalid_share: float = 0.01,
     cache: str = "",
 ) -> Pairs:
     """Return the pairs of WebDataset shards, as CC3M, CC12M and LAION come: a tar file, a folder, or brace patterns.
@@ -149,7 +149,7 @@ def webdataset(
     that breaks off is refused. Everything else is as in the dataset 'folder'. Local files only.
     """
     files = shard_files(path)
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, tolerate)
+    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
     return disk.image_text_pairs(
         "webdataset",
         path,

@@ -74,7 +74,7 @@ def parquet(
     length: int = 32,
     held_out: float = 0.2,
     classes: str = "",
-    tolerate: float = 0.01,
+    max_invalid_share: float = 0.01,
     cache: str = "",
 ) -> Pairs:
     """Return the pairs of a Parquet file, or of all below a folder: encoded images and captions, as Hugging Face has.
@@ -93,7 +93,7 @@ def parquet(
     if not binary and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
         raise InputError(f"image_column: {files[0].name}: {of_image!r} holds {kind}; allowed: bytes of encoded images")
     of_label = column(label_column, schema.names, (), files[0].name, "label_column") if classes else ""
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, tolerate)
+    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
     return disk.image_text_pairs(
         "parquet",
         path,

@@ -150,7 +150,7 @@ def embeddings(
     label: str = "",
     prompts: str = "",
     held_out: float = 0.2,
-    tolerate: float = 0.0,
+    max_invalid_share: float = 0.0,
     cache: str = "",
 ) -> Pairs:
     """Return pairs of precomputed embeddings of any two modalities, called image and text here: (N, F) floats each.
@@ -159,14 +159,14 @@ def embeddings(
     or columns (empty: the only two tables with equally many rows). *label* (N,) and *prompts* (classes, F) or (classes,
     variants, F) name the arrays of zero-shot classes, prompts being embeddings of text. Each modality is divided by the
     root mean square of its training rows, and by nothing else: directions stay. The side of a pair hangs on a hash of
-    its first embedding, a share *held_out*; a share *tolerate* of rows with a number that is not finite is left out and
+    its first embedding, a share *held_out*; a share *max_invalid_share* of rows with a number that is not finite is left out and
     counted, more is refused. For towers 'linear' and 'mlp', or any that reads vectors.
     """
     source = existing(path, "a file of embeddings (.npz, .safetensors, .parquet), or a folder of .npy files")
     check_share("held_out", held_out)
-    check_share("tolerate", tolerate)
+    check_share("max_invalid_share", max_invalid_share)
     files = sorted(source.glob("*.npy")) if source.is_dir() else [source]
-    key = {"files": stamps(files), "names": [image, text, label, prompts], "share": [held_out, tolerate]}
+    key = {"files": stamps(files), "names": [image, text, label, prompts], "share": [held_out, max_invalid_share]}
 
     def build(folder: Path) -> dict[str, Any]:
         arrays = read_arrays(source)
@@ -175,13 +175,13 @@ def embeddings(
             if arrays[name].dtype.kind not in "fiu" or not arrays[name].shape[1]:
                 raise InputError(f"path: {path}: {name!r} holds {arrays[name].dtype}; allowed: real numbers")
         classes = _labels(arrays, label, prompts, arrays[names[1]].shape[1], path)
-        return _build(folder, path, (arrays[names[0]], arrays[names[1]]), classes, held_out, tolerate)
+        return _build(folder, path, (arrays[names[0]], arrays[names[1]]), classes, held_out, max_invalid_share)
 
     return pairs_of(prepared({"kind": "embeddings", **key}, cache, build))
 
 
 def _build(
-    folder: Path, path: str, sides: Sequence[np.ndarray], classes: Arrays, held_out: float, tolerate: float
+    folder: Path, path: str, sides: Sequence[np.ndarray], classes: Arrays, held_out: float, max_invalid_share: float
 ) -> dict[str, Any]:
     """Write both sides chunk by chunk, training rows first, then scale them; return the facts."""
     tally = Tally()
@@ -194,7 +194,7 @@ def _build(
                 tally.kept += 1
             else:
                 tally.leave_out("a number that is not finite", f"row {start + row}")
-    notes = tally.judge(tolerate, path)
+    notes = tally.judge(max_invalid_share, path)
     check_sides(len(order[0]), len(order[1]), held_out, path)
     places = np.array([*order[0], *order[1]])
     scales = [

@@ -6,8 +6,8 @@ BatchNorm): in a contrastive study only the loss does. The trait ``modality`` sa
 "any", which is meant where none is declared).
 
 Two conventions tell the trainer how to treat parameters. One with ``requires_grad=False`` stays as it starts: every
-tower here has the option *locked* (Zhai et al. 2022, LiT, arXiv:2111.07991). One that the module names in its attribute
-``reprojected: tuple[str, ...]`` has its rows scaled to unit length after each step.
+tower here has the option *frozen* (Zhai et al. 2022, LiT, arXiv:2111.07991). One that the module names in its attribute
+``renormalized: tuple[str, ...]`` has its rows scaled to unit length after each step.
 """
 
 from __future__ import annotations

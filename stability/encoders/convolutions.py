@@ -40,7 +40,7 @@ class Average(nn.Module):
 
 
 @encoder(modality="image")
-def conv(modality: Modality, embed_dim: int, *, width: int = 16, depth: int = 2, locked: bool = False) -> nn.Module:
+def conv(modality: Modality, embed_dim: int, *, width: int = 16, depth: int = 2, frozen: bool = False) -> nn.Module:
     """Build *depth* 3 x 3 convolutions of stride 2 with GELU, averaged over positions and projected linearly.
 
     Input (B, C, H, W), output (B, embed_dim). Channels double from layer to layer, starting at *width*. There is no
@@ -51,4 +51,4 @@ def conv(modality: Modality, embed_dim: int, *, width: int = 16, depth: int = 2,
     widths = [modality.shape[0], *(width * 2**layer for layer in range(depth))]
     layers = [layer for pair in itertools.pairwise(widths) for layer in (Convolution(*pair), nn.GELU())]
     head = (Average(), nn.Linear(widths[-1], embed_dim, bias=False))
-    return nn.Sequential(*layers, *head).requires_grad_(not locked)
+    return nn.Sequential(*layers, *head).requires_grad_(not frozen)

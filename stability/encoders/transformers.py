@@ -100,20 +100,20 @@ def patch_transformer(
     depth: int = 1,
     heads: int = 4,
     mlp_ratio: int = 2,
-    locked: bool = False,
+    frozen: bool = False,
 ) -> nn.Module:
     """Build a vision transformer over square patches, averaged over positions.
 
     Input (B, C, H, W), output (B, embed_dim). Pre-norm blocks, learned positions, no class token.
     Dosovitskiy et al. (2021), arXiv:2010.11929; mean pooling as in Beyer et al. (2022), arXiv:2205.01580.
     """
-    _check_heads("patch-transformer", width, heads)
+    _check_heads("patch_transformer", width, heads)
     if len(modality.shape) != 3 or modality.shape[1] % patch or modality.shape[2] % patch:
-        raise InputError(f"encoder 'patch-transformer': patch = {patch} does not tile images of shape {modality.shape}")
+        raise InputError(f"encoder 'patch_transformer': patch = {patch} does not tile images of shape {modality.shape}")
     channels, rows, columns = modality.shape
     length = (rows // patch) * (columns // patch)
     tower = Transformer(Patches(channels, patch, width), length, width, depth, heads, mlp_ratio, embed_dim)
-    return tower.requires_grad_(not locked)
+    return tower.requires_grad_(not frozen)
 
 
 @encoder(modality="text", least={"width": 1, "depth": 0, "heads": 1, "mlp_ratio": 1})
@@ -125,14 +125,14 @@ def token_transformer(
     depth: int = 1,
     heads: int = 4,
     mlp_ratio: int = 2,
-    locked: bool = False,
+    frozen: bool = False,
 ) -> nn.Module:
     """Build a transformer over token ids without a causal mask, averaged over positions.
 
     Input (B, T) integers, output (B, embed_dim). Padding is a token like any other.
     Vaswani et al. (2017), arXiv:1706.03762.
     """
-    _check_heads("token-transformer", width, heads)
+    _check_heads("token_transformer", width, heads)
     embed = nn.Embedding(modality.vocabulary, width)
     tower = Transformer(embed, modality.shape[0], width, depth, heads, mlp_ratio, embed_dim)
-    return tower.requires_grad_(not locked)
+    return tower.requires_grad_(not frozen)

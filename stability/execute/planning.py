@@ -73,7 +73,7 @@ def plan_groups(
     data = bytes_of_data(study, pairs) if is_accelerator(device) else DataBytes(0, 0, 0)
     needs = {
         (arm, size): bytes_per_replica(study, arm, size, pairs)
-        for arm in study.grid.loss
+        for arm in study.grid.arms
         for size in study.grid.batch_size
     }
     memory = device_memory(device) // (sharing if is_accelerator(device) else worker_count(device))

@@ -41,7 +41,7 @@ tensors by name)."""
 class Measure:
     """One column of the run files: what it means, its unit, and how a claim may treat it.
 
-    *scale* says on which scale arms are contrasted: linear; log (positive quantities); chance-log, which is
+    *transform* says on which scale arms are contrasted: linear; log (positive quantities); log_above_chance, which is
     log((x - chance) / (1 - chance)) with *chance* the column that holds its chance level. A *pooled* measure is the
     ratio of the means of two columns over a window of steps, never a mean of ratios. A measure of *spikes* is the rate
     of spikes of the column it names, one number a run. A *listed* one is a list per step. *better* says which way is
@@ -56,7 +56,7 @@ class Measure:
     label: str
     text: str
     unit: str = ""
-    scale: Literal["linear", "log", "chance-log"] = "linear"
+    transform: Literal["linear", "log", "log_above_chance"] = "linear"
     chance: str = ""
     pooled: tuple[str, str] | None = None
     spikes: str = ""
@@ -87,7 +87,7 @@ class HeldOut:
     label: Tensor
     prompts: Tensor
     hard_negatives: Tensor | None = None
-    further: tuple[Tensor, ...] = ()
+    extra_modalities: tuple[Tensor, ...] = ()
 
     @cached_property
     def matches(self) -> Tensor:
@@ -121,7 +121,7 @@ class Replica:
     """All that a probe may see of one run at one step.
 
     params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``); objective(params, batch) -> loss;
-    embed_image and embed_text (params, input) -> unit rows; embed_further (params, inputs) -> unit rows of each
+    embed_image and embed_text (params, input) -> unit rows; embed_extra_modalities (params, inputs) -> unit rows of each
     modality beyond these two; batches: independent training batches, stacked along a leading axis, of the size that the
     run trains with (as many as the probe's option ``batches`` says); held_out_batches: as many of held-out pairs, the
     samples of their modalities alone, for a probe that declares ``held_out_batches=True``; preconditioner: Adam's
@@ -137,7 +137,7 @@ class Replica:
     objective: Callable[[Params, Batch], Tensor]
     embed_image: Callable[[Params, Tensor], Tensor]
     embed_text: Callable[[Params, Tensor], Tensor]
-    embed_further: Callable[[Params, tuple[Tensor, ...]], tuple[Tensor, ...]]
+    embed_extra_modalities: Callable[[Params, tuple[Tensor, ...]], tuple[Tensor, ...]]
     held_out: HeldOut
     batches: Batch
     preconditioner: Params
@@ -145,7 +145,7 @@ class Replica:
     betas: tuple[float, float]
     constant_rate: bool
     momentum: float | None = None
-    fixed: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
     chance: float = math.nan
     held_out_batches: Batch = field(default_factory=dict)
     children: tuple[Params, ...] = ()
@@ -199,21 +199,21 @@ STEP_MEASURES = (
         "gradient_norm",
         "Gradient norm",
         "Euclidean norm of the batch gradient over all parameters.",
-        scale="log",
+        transform="log",
     ),
-    Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", scale="log"),
+    Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", transform="log"),
     Measure(
         "update_rms",
         "RMS of the update",
         "Root mean square of the step over all trained weight matrices; vectors and the loss's scalars are left out.",
-        scale="log",
+        transform="log",
     ),
     Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t.", scalar="log_scale"),
     Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one.", scalar="bias"),
     Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
-    Measure("clipped", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
+    Measure("grad_clipped_fraction", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
     Measure(
-        "duplicate_share",
+        "false_negative_fraction",
         "False negatives",
         "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",
         "share",

@@ -59,7 +59,7 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
             "Time of a step",
             "Median time of one replica's loss and gradient on one batch, alone, on the machine that ran the study.",
             "ms",
-            scale="log",
+            transform="log",
             better="lower",
         ),
         Measure(
@@ -67,7 +67,7 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
             "Memory of a step",
             "What automatic differentiation holds between the forward and the backward pass of one replica.",
             "MB",
-            scale="log",
+            transform="log",
             better="lower",
         ),
     ),

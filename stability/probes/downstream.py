@@ -10,7 +10,7 @@ from stability.probes import Measure, Replica, probe
 
 
 def _recall(name: str, label: str, text: str) -> Measure:
-    return Measure(name, label, text, scale="chance-log", chance="recall_at_1_chance", better="higher")
+    return Measure(name, label, text, transform="log_above_chance", chance="recall_at_1_chance", better="higher")
 
 
 def recall_at_1(similarity: Tensor, caption: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
             "zero_shot_accuracy",
             "Zero-shot accuracy",
             "Share of held-out images nearest to their class's mean prompt.",
-            scale="chance-log",
+            transform="log_above_chance",
             chance="zero_shot_accuracy_chance",
             better="higher",
             needs="classes",
@@ -87,7 +87,7 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
             "hard_negative_accuracy",
             "Hard-negative accuracy",
             "Share of held-out images nearer to their own text than to every text that is false of them by one word.",
-            scale="chance-log",
+            transform="log_above_chance",
             chance="hard_negative_accuracy_chance",
             better="higher",
             needs="hard-negatives",

@@ -81,17 +81,17 @@ def shift_variance(image: Tensor, text: Tensor) -> Tensor:
             "modality_gap",
             "Modality gap",
             "Distance between the mean image and the mean text embedding.",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "modality_shift_variance",
             "Variance of the modality shift",
             "mean |x|^2 - |mean x|^2 of the shift x from a text to its image: what no common translation explains.",
-            scale="log",
+            transform="log",
         ),
         Measure("effective_rank_image", "Effective rank, images", f"{RANK} image embeddings.", "dimensions"),
         Measure("effective_rank_text", "Effective rank, texts", f"{RANK} text embeddings.", "dimensions"),
-        Measure("alignment", "Alignment", "Mean squared distance of the two embeddings of a pair.", scale="log"),
+        Measure("alignment", "Alignment", "Mean squared distance of the two embeddings of a pair.", transform="log"),
         Measure("uniformity", "Uniformity", "log mean exp(-2 |x - y|^2) over pairs, mean of both modalities."),
     ),
     holds=("similarities",),
@@ -107,7 +107,7 @@ def geometry(replica: Replica) -> dict[str, Tensor]:
     """
     image = replica.embed_image(replica.params, replica.held_out.image)
     text = replica.embed_text(replica.params, replica.held_out.text)
-    towers = (image, text, *replica.embed_further(replica.params, replica.held_out.further))
+    towers = (image, text, *replica.embed_extra_modalities(replica.params, replica.held_out.extra_modalities))
     similarity = torch.stack([one @ other.T for one, other in combinations(towers, 2)])
     # The positions are the same in every replica, so they index under vmap.
     positive, negative = (

@@ -53,7 +53,7 @@ def linear_mode(replica: Replica, *, fork: int = 0, points: int = 11, batches: i
     where L is convex on the way. Error barrier, E being 1 - recall@1 on held-out pairs: max_a E(a) - (E(0) + E(1)) / 2,
     which the source calls instability, and takes for none below 2%. Both are zero for a fork after the last step, and
     NaN where a child did not stay finite. Measured in the row of the fork's step, so a claim on one fork reduces by
-    ``final``, one on several by ``area``. Each fork costs two more trainings from its step on.
+    ``final``, one on several by ``mean_after_warmup``. Each fork costs two more trainings from its step on.
 
     Frankle et al. (2020), arXiv:1912.05671, Sec. 2 and 3.1; above the chord: Entezari et al. (2022), arXiv:2110.06296.
     """

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from stability.losses import clip, siglip
-from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
-from stability.probes.matched import fitted_bias, matched_noise
+from stability.probes import Batch, Measure, Params, Replica, in_towers, matched, probe
 from stability.probes.noise import GradientNoise, gradient_noise_in
 
 KINDS = ("noise_trace", "sq_norm", "second_moment")
@@ -21,7 +20,7 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
             f"gradient_noise_fraction{suffix}",
             f"Gradient noise fraction{note}",
             f"tr Sigma / (tr Sigma + |G|^2) of a batch gradient over {words}, each averaged over a window first.",
-            scale="log",
+            transform="log",
             pooled=(trace, second),
             ceiling=1.0,
         ),
@@ -29,14 +28,14 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
             trace,
             f"tr Sigma{note}",
             f"Unbiased trace of the covariance of a batch gradient over {words}.",
-            scale="log",
+            transform="log",
         ),
         Measure(
             sq_norm,
             f"|G|^2{note}",
             f"Unbiased squared norm of the mean gradient over {words}; may be negative.",
         ),
-        Measure(second, f"E|g|^2{note}", f"Mean squared norm of a batch gradient over {words}.", scale="log"),
+        Measure(second, f"E|g|^2{note}", f"Mean squared norm of a batch gradient over {words}.", transform="log"),
     )
 
 
@@ -110,7 +109,7 @@ def _as(role: str, words: str) -> tuple[Measure, ...]:
         ),
     ),
 )
-def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
+def matched_gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
     """Measure the gradient noise of CLIP's and of SigLIP's loss over the encoders at this run's parameters.
 
     So both losses can be compared at each other's checkpoints, whichever trained the run: the pair is fixed. Both
@@ -123,9 +122,9 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
     log_scale, bias = (replica.params.get(f"loss.{name}") for name in ("log_scale", "bias"))
     if log_scale is None:
         absent = torch.full_like(replica.learning_rate, torch.nan)
-        return {m.name: absent for m in probe["matched-noise"].traits["measures"] if m.pooled is None}
+        return {m.name: absent for m in probe["matched_gradient_noise"].traits["measures"] if m.pooled is None}
     if bias is None:
-        bias = fitted_bias(*_embedded(replica, replica.held_out_batches), log_scale)
+        bias = matched.fitted_bias(*_embedded(replica, replica.held_out_batches), log_scale)
 
     def as_clip(params: Params, batch: Batch) -> Tensor:
         return clip(*_embed(replica, params, batch), log_scale=log_scale)
@@ -133,7 +132,7 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
     def as_siglip(params: Params, batch: Batch) -> Tensor:
         return siglip(*_embed(replica, params, batch), log_scale=log_scale, bias=bias)
 
-    noise = matched_noise({"clip": as_clip, "siglip": as_siglip}, towers, replica.batches)
+    noise = matched.matched_gradient_noise({"clip": as_clip, "siglip": as_siglip}, towers, replica.batches)
     columns = {role: _columns(f"towers_as_{role}", each) for role, each in noise.items()}
     return columns["clip"] | columns["siglip"] | {"matched_bias": bias}
 

@@ -15,7 +15,7 @@ from stability.probes.noise import Block, GradientNoise, Objective, gradient_noi
 from stability.registry import InputError
 
 
-def matched_noise(
+def matched_gradient_noise(
     objectives: Mapping[str, Objective],
     params: Mapping[str, Tensor],
     batches: Any,
@@ -37,7 +37,7 @@ def matched_noise(
     >>> params, batches = {"w": torch.tensor(1.0)}, torch.tensor([1.0, 2.0, 6.0])
     >>> pull = lambda p, x: (p["w"] * x - p["b"]) ** 2 / 2
     >>> both = {"plain": lambda p, x: p["w"] * x, "pull": pull}
-    >>> noise = matched_noise(both, params, batches, refit={"pull": "b"}, held_out=torch.tensor([2.0, 4.0]))
+    >>> noise = matched_gradient_noise(both, params, batches, refit={"pull": "b"}, held_out=torch.tensor([2.0, 4.0]))
     >>> noise["plain"].trace_cov, noise["pull"].second_moment  # b = 3: slopes (x - 3) x = -2, -2, 18
     (tensor(7.), tensor(110.6667))
     """

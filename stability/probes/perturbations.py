@@ -53,10 +53,10 @@ def filter_normalised(value: Tensor, noise: Tensor) -> Tensor:
             "Standard error of the filter-normalised sharpness",
             "Over the random directions.",
             "share of chance",
-            scale="log",
+            transform="log",
         ),
         Measure(
-            "filter_sharpness_matched",
+            "filter_sharpness_same_scale",
             "Filter-normalised sharpness at matched t",
             "The same with t set to one value for all losses, and b, where it is trained, to the best there.",
             "share of chance",
@@ -86,7 +86,7 @@ def flatness(
     without a t, or where no b is best); and, without L_chance, for the error 1 - recall@1 on held-out pairs.
     """
     # Bound here, since vmap hands on tensors alone.
-    moved = [name for name in replica.params if in_towers(name) and name not in replica.fixed]
+    moved = [name for name in replica.params if in_towers(name) and name not in replica.frozen]
     held_out = replica.held_out
 
     def mean_loss(params: Params, stacked: Batch) -> Tensor:
@@ -125,7 +125,7 @@ def flatness(
     return {
         "filter_sharpness": shares.mean(0),
         "filter_sharpness_stderr": shares.std(0) / draws**0.5,
-        "filter_sharpness_matched": matched.mean(0) / replica.chance,
+        "filter_sharpness_same_scale": matched.mean(0) / replica.chance,
         "filter_sharpness_recall": error.mean(0),
     }
 
@@ -135,7 +135,7 @@ def _matched(replica: Replica, params: Params, stacked: Batch, scale: float) -> 
     if "loss.log_scale" not in params:
         return {}
     scalars = {"loss.log_scale": torch.full_like(params["loss.log_scale"], math.log(scale))}
-    if "loss.bias" in params and "loss.bias" not in replica.fixed:
+    if "loss.bias" in params and "loss.bias" not in replica.frozen:
         scalars["loss.bias"] = fitted_scalar(replica.objective, params | scalars, stacked, "loss.bias")
     return scalars
 

@@ -22,7 +22,7 @@ from stability.probes import Measure, Params, Replica, in_towers, mean_over, pro
             "Size of the gradient on b",
             "|dL/db| of the mean loss over independent batches.",
             "nats",
-            scale="log",
+            transform="log",
             scalar="bias",
         ),
         Measure("log_scale_gradient", "Gradient on log t", "dL/d(log t) of the mean loss.", "nats", scalar="log_scale"),
@@ -30,7 +30,7 @@ from stability.probes import Measure, Params, Replica, in_towers, mean_over, pro
             "tower_gradient_size",
             "Size of the gradient on the encoders",
             "Euclidean norm of the gradient of the mean loss over all parameters of the encoders.",
-            scale="log",
+            transform="log",
         ),
     ),
 )

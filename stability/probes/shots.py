@@ -63,14 +63,14 @@ def few_shot_accuracy(image: np.ndarray, label: np.ndarray, fit: np.ndarray) -> 
                 f"{shots}-shot accuracy",
                 f"Accuracy of a linear classifier on frozen image embeddings, fitted on {shots} labelled held-out "
                 f"image{'s' * (shots > 1)} of each class, tested on all others; mean over classes and draws.",
-                scale="chance-log",
+                transform="log_above_chance",
                 chance="few_shot_chance",
                 better="higher",
                 needs="classes",
             )
             for shots in SHOTS
         ),
-        Measure("few_shot_chance", "Chance of few-shot", "One over the number of classes.", needs="classes"),
+        Measure("few_shot_chance", "Chance of few_shot", "One over the number of classes.", needs="classes"),
     ),
 )
 def few_shot(replica: Replica, *, draws: int = 5) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def few_shot(replica: Replica, *, draws: int = 5) -> dict[str, Tensor]:
     count = len(replica.learning_rate)
     label, samples = held_out.classes, held_out.image[held_out.labelled]
     images = embedded(lambda params: replica.embed_image(params, samples), replica.params)
-    generator = stream(0, "probe/few-shot")
+    generator = stream(0, "probe/few_shot")
     fits = {shots: [shots_of(label, shots, generator) for _ in range(draws)] for shots in SHOTS}
     accuracy = np.full((len(SHOTS), count), np.nan)
     for place, image in enumerate(images):

@@ -36,25 +36,25 @@ def in_scalars(name: str) -> bool:
     holds=("batches",),
     least={"batches": 1, "steps": 1, "edge_steps": 1, "trace_probes": 1},
     measures=(
-        Measure("hessian_high", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
+        Measure("hessian_max_eigenvalue", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
         Measure(
-            "hessian_high_residual",
+            "hessian_max_eigenvalue_residual",
             "Residual of the top eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
-            error_of="hessian_high",
-            scale="log",
+            error_of="hessian_max_eigenvalue",
+            transform="log",
         ),
         Measure(
-            "hessian_low",
+            "hessian_min_eigenvalue",
             "Lowest Hessian eigenvalue",
             "Smallest eigenvalue (the most negative) over all parameters.",
         ),
         Measure(
-            "hessian_low_residual",
+            "hessian_min_eigenvalue_residual",
             "Residual of the lowest eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
-            error_of="hessian_low",
-            scale="log",
+            error_of="hessian_min_eigenvalue",
+            transform="log",
         ),
         Measure("hessian_trace", "Hessian trace", "Hutchinson estimate of the sum of all eigenvalues."),
         Measure(
@@ -62,7 +62,7 @@ def in_scalars(name: str) -> bool:
             "Standard error of the trace",
             "Over the Hutchinson probes.",
             error_of="hessian_trace",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "hessian_negative_share",
@@ -70,14 +70,16 @@ def in_scalars(name: str) -> bool:
             "Share of sum |lambda| that negative eigenvalues hold.",
             "share",
         ),
-        Measure("hessian_high_towers", "Top eigenvalue, towers", "Largest eigenvalue of the encoders' block."),
         Measure(
-            "hessian_high_scalars",
+            "hessian_max_eigenvalue_towers", "Top eigenvalue, towers", "Largest eigenvalue of the encoders' block."
+        ),
+        Measure(
+            "hessian_max_eigenvalue_scalars",
             "Top eigenvalue, scalars",
             "Largest eigenvalue of the block of the loss's scalars.",
         ),
         Measure(
-            "hessian_low_scalars",
+            "hessian_min_eigenvalue_scalars",
             "Lowest eigenvalue, scalars",
             "Smallest eigenvalue of the block of the loss's scalars.",
         ),
@@ -86,21 +88,21 @@ def in_scalars(name: str) -> bool:
             "Preconditioned sharpness",
             "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps, or "
             "1 under SGD.",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "preconditioned_sharpness_residual",
             "Residual of the preconditioned sharpness",
             "|H v - lambda v| of its Ritz pair, in the preconditioned problem.",
             error_of="preconditioned_sharpness",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "sharpness_ratio",
             "Sharpness / threshold",
             "Preconditioned sharpness over the adaptive edge of stability, (2 + 2 beta1) / ((1 - beta1) lr), under SGD "
             "sharpness over (2 + 2 momentum) / lr; only in a phase of constant rate.",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "hessian_nodes",
@@ -146,16 +148,16 @@ def curvature(
     sharpness = adam.eigenvalues_high[:, 0]
     absent = torch.full_like(sharpness, torch.nan)
     return {
-        "hessian_high": whole.eigenvalues_high[:, 0],
-        "hessian_high_residual": whole.residuals_high[:, 0],
-        "hessian_low": whole.eigenvalues_low[:, 0],
-        "hessian_low_residual": whole.residuals_low[:, 0],
+        "hessian_max_eigenvalue": whole.eigenvalues_high[:, 0],
+        "hessian_max_eigenvalue_residual": whole.residuals_high[:, 0],
+        "hessian_min_eigenvalue": whole.eigenvalues_low[:, 0],
+        "hessian_min_eigenvalue_residual": whole.residuals_low[:, 0],
         "hessian_trace": whole.trace,
         "hessian_trace_stderr": whole.trace_stderr,
         "hessian_negative_share": negative_curvature_share(whole.nodes.flatten(1), whole.weights.flatten(1)),
-        "hessian_high_towers": towers.eigenvalues_high[:, 0],
-        "hessian_high_scalars": scalars.eigenvalues_high[:, 0] if scalars else absent,
-        "hessian_low_scalars": scalars.eigenvalues_low[:, 0] if scalars else absent,
+        "hessian_max_eigenvalue_towers": towers.eigenvalues_high[:, 0],
+        "hessian_max_eigenvalue_scalars": scalars.eigenvalues_high[:, 0] if scalars else absent,
+        "hessian_min_eigenvalue_scalars": scalars.eigenvalues_low[:, 0] if scalars else absent,
         "preconditioned_sharpness": sharpness,
         "preconditioned_sharpness_residual": adam.residuals_high[:, 0],
         "sharpness_ratio": sharpness / threshold if replica.constant_rate else absent,
@@ -177,7 +179,7 @@ def curvature(
             "Its residual",
             "|H v - lambda v| of the Ritz pair.",
             error_of="crosscheck_high",
-            scale="log",
+            transform="log",
         ),
         Measure("crosscheck_trace", "Trace", "By this package's Hutchinson estimate, float64."),
         Measure(
@@ -185,7 +187,7 @@ def curvature(
             "Standard error of the trace",
             "Over the probes.",
             error_of="crosscheck_trace",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "pyhessian_high",
@@ -198,7 +200,7 @@ def curvature(
             "Standard error of PyHessian's trace",
             "Over its probes.",
             error_of="pyhessian_trace",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "dense_high",

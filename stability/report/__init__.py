@@ -31,9 +31,9 @@ def write_report(run_dir: str | Path, formats: Collection[str] | None = None) ->
 
     Reads the run directory and tests its claims; nothing is run. Raises `InputError` if no run lies there.
     """
-    results = analysis.read(run_dir)
+    results = analysis.load_results(run_dir)
     where = Path(run_dir)
-    return render(results, analysis.analyse(results), where / "report", formats, where / "landscape")
+    return render(results, analysis.analyze(results), where / "report", formats, where / "landscape")
 
 
 def render(

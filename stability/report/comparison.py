@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stability import analysis
-from stability.analysis import Findings, Results, summarise
+from stability.analysis import Findings, Results, summarize
 from stability.registry import InputError
 from stability.report.html import environment
 from stability.report.model import answer_of, interim, provenance_rows
@@ -33,7 +33,7 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path | No
     if before.resolve() == after.resolve():
         raise InputError(f"{after}: given twice; allowed: two runs of one study")
     folder = Path(out) if out else after.resolve().parent / f"{after.resolve().name}-against-{before.resolve().name}"
-    compared = compare(analysis.read(before), analysis.read(after), (before.name, after.name))
+    compared = compare(analysis.load_results(before), analysis.load_results(after), (before.name, after.name))
     files = {"html": page(compared), "json": json.dumps(compared, indent=1, allow_nan=False) + "\n"}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def compare(first: Results, second: Results, names: tuple[str, str] = ("A", "B")
         raise InputError(
             f"{names[1]}: a run of the study {second.study.name!r}; allowed: {first.study.name!r}, as {names[0]}"
         )
-    found = tuple(analysis.analyse(results) for results in both)
+    found = tuple(analysis.analyze(results) for results in both)
     return {
         "schema": 1,
         "study": first.study.name,
@@ -135,7 +135,9 @@ def _number(results: Results, name: str) -> bool:
 
 
 def _apart(first: Results, second: Results, name: str, shared: list[str]) -> Json | None:
-    values = [summarise(results, name, "late").reindex(shared).to_numpy(dtype=float) for results in (first, second)]
+    values = [
+        summarize(results, name, "tail_mean").reindex(shared).to_numpy(dtype=float) for results in (first, second)
+    ]
     known = np.isfinite(values[0]) & np.isfinite(values[1])
     if not known.any():
         return None

@@ -162,8 +162,8 @@ def _asked(folder: Path, claim: str) -> dict[str, Any]:
     """Return what a published study file says of a claim: the losses of arms that it declares, the axis gone over."""
     study = tomllib.loads(_report(folder).get("study_text", ""))
     losses = {name: arm["loss"] for name, arm in study.get("arms", {}).items() if "loss" in arm}
-    over = next((each.get("over", "") for each in study.get("claims", ()) if each.get("id") == claim), "")
-    return {"losses": losses, "over": over}
+    over = next((each.get("axis", "") for each in study.get("claims", ()) if each.get("id") == claim), "")
+    return {"losses": losses, "axis": over}
 
 
 def steadier(claim: Mapping[str, Any], losses: Mapping[str, str], over: str = "") -> str | None:
@@ -183,9 +183,9 @@ def steadier(claim: Mapping[str, Any], losses: Mapping[str, str], over: str = ""
 
 def _steadier_low(measure: str, how: str, over: str) -> bool | None:
     """Return whether less of it is steadier; None where neither more nor less is."""
-    if over in ("batch_size", "pairs") or measure in COSTS:
+    if over in ("batch_size", "train_pairs") or measure in COSTS:
         return None
-    if how in ("spread", "sensitivity") or (how in contrast and contrast[how].traits["on"] in ("times", "diverged")):
+    if how in ("spread", "lr_sensitivity") or (how in contrast and contrast[how].traits["on"] in ("times", "diverged")):
         return True
     known = measures_of(probe, OFFERS).get(measure)
     if measure != "loss" and known and known.better:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from stability.analysis import CLEAR, Findings, Results, summarise
+from stability.analysis import CLEAR, Findings, Results, summarize
 from stability.contrasts import contrast
 from stability.probes import probe
 from stability.report.doubts import Doubts, coarse, doubtful, doubts
@@ -165,9 +165,9 @@ def _bounded(results: Results) -> Said:
     """Name the cells without noise in which a measure between chance and 1 has no room to fall, or none to rise."""
     runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
     for name, measure in results.measures.items():
-        if measure.scale != "chance-log" or name not in results.steps or "image" in name:
+        if measure.transform != "log_above_chance" or name not in results.steps or "image" in name:
             continue
-        values, chance = summarise(results, name, "final"), summarise(results, measure.chance, "final")
+        values, chance = summarize(results, name, "final"), summarize(results, measure.chance, "final")
         table = runs.assign(value=values.reindex(runs["run"]).to_numpy(), chance=chance.reindex(runs["run"]).to_numpy())
         level = table.groupby(["arm", "batch_size"], sort=False)[["value", "chance"]].mean().dropna()
         label = measure.label
@@ -187,12 +187,12 @@ def _full(results: Results) -> Said:
     runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
     for claim in results.study.claims:
         traits, measure = contrast[claim.contrast].traits, results.measures[claim.measure]
-        if traits["on"] not in ("scale", "raw") or math.isinf(measure.ceiling):
+        if traits["on"] not in ("transform", "raw") or math.isinf(measure.ceiling):
             continue
         reduction = claim.reduction or traits["reduction"]
         sides = []
         for arm, name in zip(claim.compare, claim.measures, strict=True):
-            share = summarise(results, name, reduction) / results.measures[name].ceiling
+            share = summarize(results, name, reduction) / results.measures[name].ceiling
             of_arm = runs[runs["arm"] == arm]
             sides.append(share.reindex(of_arm["run"]).groupby(of_arm["batch_size"].to_numpy(), sort=False).mean())
         both = pd.concat(sides, axis=1)
@@ -219,10 +219,12 @@ def _by_place(values: pd.Series) -> list[tuple[tuple[str, int], float]]:
 
 
 def _false_negatives(results: Results) -> Said:
-    if "duplicate_share" not in results.steps:
+    if "false_negative_fraction" not in results.steps:
         return
-    rows = results.steps[["run", "duplicate_share"]].dropna().merge(results.runs[["run", "batch_size"]], on="run")
-    share = rows.groupby("batch_size")["duplicate_share"].mean()
+    rows = (
+        results.steps[["run", "false_negative_fraction"]].dropna().merge(results.runs[["run", "batch_size"]], on="run")
+    )
+    share = rows.groupby("batch_size")["false_negative_fraction"].mean()
     share = share[share > 0]
     if not len(share):
         return
@@ -245,7 +247,7 @@ def _slow_scalars(results: Results) -> Said:
     rows = steps[["run", "step", "bias", "learning_rate"]].dropna().merge(results.runs[["run", "arm"]], on="run")
     by_run = rows.groupby(["arm", "run"], sort=False)
     reach = by_run["learning_rate"].sum()
-    reach = reach * [results.study.train_of(arm).scalar_lr for arm, _ in reach.index]
+    reach = reach * [results.study.train_of(arm).scalar_lr_multiplier for arm, _ in reach.index]
     table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last(), "reach": reach})
     for arm, part in table.groupby("arm", sort=False):
         start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
@@ -260,7 +262,11 @@ def _slow_scalars(results: Results) -> Said:
 
 
 def _loose_eigenvalues(results: Results) -> Said:
-    pairs = (("hessian_high", "top"), ("hessian_low", "lowest"), ("preconditioned_sharpness", "preconditioned top"))
+    pairs = (
+        ("hessian_max_eigenvalue", "top"),
+        ("hessian_min_eigenvalue", "lowest"),
+        ("preconditioned_sharpness", "preconditioned top"),
+    )
     loose = []
     for name, word in pairs:
         if name not in results.steps:
@@ -289,7 +295,7 @@ def _timed(results: Results) -> Said:
 
 def _scope(results: Results) -> Said:
     study = results.study
-    named = (study.model.image, study.model.text, study.model.further)
+    named = (study.model.image, study.model.text, study.model.extra_modalities)
     towers = " and ".join(dict.fromkeys(tower.name for tower in named if tower))
     yield (
         "Scope",
@@ -302,5 +308,9 @@ def _datasets(results: Results) -> str:
     """Return on which data the verdicts rest, and on which they were asked again."""
     name = results.study.data.name
     others = dict.fromkeys(again.study.data.name for again in results.replications if not again.missing)
-    further = [other for other in others if other != name]
-    return f"One dataset ({name}), and {' and '.join(further)} in replications" if further else f"One dataset ({name})"
+    extra_modalities = [other for other in others if other != name]
+    return (
+        f"One dataset ({name}), and {' and '.join(extra_modalities)} in replications"
+        if extra_modalities
+        else f"One dataset ({name})"
+    )

@@ -59,9 +59,9 @@ def _pairing(results: Results) -> Said:
         clipping = f"Gradients are clipped at the {train.clip_quantile:g} quantile of the run's own norms."
     elif train.clip_norm is not None:
         clipping = f"Gradients are clipped at a norm of {train.clip_norm:g}."
-    schedule = "constant" if train.schedule == "constant" else "following a cosine"
+    schedule = "constant" if train.lr_schedule == "constant" else "following a cosine"
     length = f"{train.steps:,} steps,"
-    if train.matched == "samples":
+    if train.budget == "samples":
         length = (
             f"{train.steps:,} steps at batch size {min(results.study.grid.batch_size)} and proportionally fewer at "
         )
@@ -71,10 +71,10 @@ def _pairing(results: Results) -> Said:
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
         f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training "
         f"is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
-        f"then {schedule}; the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}"
+        f"then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that rate. {clipping}"
         f"{_parts(results)}{_recipes(results)}",
     )
-    if results.study.model.further:
+    if results.study.model.extra_modalities:
         yield (
             "More than two modalities",
             "Every modality has a tower of its own. The training loss is the mean of the two-modality loss over all "
@@ -99,15 +99,15 @@ def _optimizer(train: Train) -> str:
 def _parts(results: Results) -> str:
     """Return how numbers of pairs and multiples of a rate are set, where the grid has them."""
     grid, said = results.study.grid, ""
-    if grid.pairs:
-        tuned = f" Rates were tuned on {max(grid.pairs):,}." if results.tuning else ""
+    if grid.train_pairs:
+        tuned = f" Rates were tuned on {max(grid.train_pairs):,}." if results.tuning else ""
         said += (
-            f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.pairs))} training pairs: at one seed the "
+            f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.train_pairs))} training pairs: at one seed the "
             f"same for all arms, the fewer a part of the more; noise strikes among them alone.{tuned}"
         )
-    if grid.lr_factors:
+    if grid.lr_multipliers:
         base = "the rate that tuning chose for the arm" if results.tuning else f"the rate {grid.lr[0]:g}"
-        said += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_factors)} times {base}."
+        said += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_multipliers)} times {base}."
     return said
 
 
@@ -129,8 +129,8 @@ def _tuning(results: Results) -> Said:
     study, tuning = results.study, results.tuning
     if tuning is None or study.tune is None:
         return
-    plan, settings = search_of(study), {arm: settings_of(study, arm) for arm in study.grid.loss}
-    count = len(settings[study.grid.loss[0]])
+    plan, settings = search_of(study), {arm: settings_of(study, arm) for arm in study.grid.arms}
+    count = len(settings[study.grid.arms[0]])
     rates = {len({setting.lr for setting in tried}) for tried in settings.values()}
     filled = (
         " An arm with fewer initial values or options to search tries more rates between the same two ends instead, so "
@@ -158,13 +158,13 @@ def _tuning(results: Results) -> Said:
 def _apart(results: Results) -> str:
     """Return which arms draw luck of their own, on purpose; in a study that compares losses, none does."""
     study = results.study
-    apart = [name for name in study.grid.loss if study.arm(name).stream]
+    apart = [name for name in study.grid.arms if study.arm(name).rng_stream]
     return f" Not so {' and '.join(apart)}: on purpose, these draw their own." if apart else ""
 
 
 def _losses(results: Results) -> Said:
     study = results.study
-    arms = {name: study.arm(name) for name in study.grid.loss}
+    arms = {name: study.arm(name) for name in study.grid.arms}
     for name in dict.fromkeys(arm.loss for arm in arms.values()):
         using = [f"{label}{_options(arm.options)}" for label, arm in arms.items() if arm.loss == name]
         summary = loss[name].summary.replace(" - ", " − ").replace(" x ", " × ")
@@ -194,7 +194,9 @@ def _inference(results: Results, findings: Findings) -> Said:
         "From the mean and the standard deviation s of the n differences:",
         "interval",
     )
-    if any(len(results.study.grid.values(axis)) > 1 for axis in ("batch_size", "pairs", "corruption", "noise", "lr")):
+    if any(
+        len(results.study.grid.values(axis)) > 1 for axis in ("batch_size", "train_pairs", "corruption", "noise", "lr")
+    ):
         yield (
             "Cells",
             "Where a claim is a mean over several cells of the grid, its effect is also found in each, with intervals"
@@ -205,10 +207,10 @@ def _inference(results: Results, findings: Findings) -> Said:
     for claim, asked in zip(findings.claims, results.study.claims, strict=True):
         expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
         measured = results.measures[claim.measure].label
-        if claim.against:
+        if claim.against_measure:
             expected = claim.expect
             measured += (
-                f", against {results.measures[claim.against].label} of the same runs of {claim.compare[0]}: the two "
+                f", against {results.measures[claim.against_measure].label} of the same runs of {claim.compare[0]}: the two "
                 "numbers of a run are subtracted, not those of two arms"
             )
         yield (
@@ -242,7 +244,7 @@ def _rankings(findings: Findings) -> Said:
         pairs, n = len(ranked.found.pairs), ranked.found.n
         yield (
             f"The ranking by {ranked.label}",
-            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.scale} scale "
+            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.transform} scale "
             f"within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals that "
             f"hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a letter "
             "exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
@@ -270,7 +272,9 @@ def _trust(findings: Findings) -> Said:
 
 def _measures(results: Results, findings: Findings) -> Said:
     columns = set(results.steps.columns)
-    scales = {claim.measure for claim in findings.claims if results.measures[claim.measure].scale == "chance-log"}
+    scales = {
+        claim.measure for claim in findings.claims if results.measures[claim.measure].transform == "log_above_chance"
+    }
     if "gradient_noise_trace_towers" in columns:
         yield (
             "Gradient noise",
@@ -288,21 +292,21 @@ def _measures(results: Results, findings: Findings) -> Said:
             "minimises its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
             "training set, of which the batches that are measured are drawn.",
         )
-    if scales and any(contrast[claim.contrast].traits["on"] == "scale" for claim in findings.claims):
+    if scales and any(contrast[claim.contrast].traits["on"] == "transform" for claim in findings.claims):
         yield (
             "Bounded measures",
             "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, or an arm that "
             "starts low would lose less for that reason alone. Values below 1.1 times chance are taken as that.",
             "chance",
         )
-    if any(claim.contrast == "time-to-threshold" for claim in findings.claims):
+    if any(claim.contrast == "time_to_threshold" for claim in findings.claims):
         yield (
             "Time to threshold",
             "T is the first evaluation at or beyond the threshold, N the steps of a run. A run that never gets there "
             "counts as one that took all N, which draws the ratio towards 1. Per seed s:",
             "time",
         )
-    if "hessian_high" in columns:
+    if "hessian_max_eigenvalue" in columns:
         yield (
             "Curvature",
             "The Hessian H belongs to the mean training loss over fixed batches. Its ends and density come from "
@@ -329,27 +333,31 @@ def _measures(results: Results, findings: Findings) -> Said:
 
 
 READ = {
-    "late": "the mean over the last fifth of a run's steps",
+    "tail_mean": "the mean over the last fifth of a run's steps",
     "final": "the last value of a run",
     "first": "the first value of a run",
     "best": "the best value of a run",
-    "area": "the mean of a run after warm-up",
+    "mean_after_warmup": "the mean of a run after warm-up",
 }
 """What a claim takes of a run, in words."""
 
-SCALES = {"log": "as a logarithm", "chance-log": "as a logarithm above chance", "of-chance": "as a share of chance"}
+SCALES = {
+    "log": "as a logarithm",
+    "log_above_chance": "as a logarithm above chance",
+    "relative_to_chance": "as a share of chance",
+}
 
 
 def _read(results: Results, claim: Claim) -> str:
     """Return what a claim takes of a run and on which scale, in words."""
     reduction, scale = reading_of(claim, results.measures[claim.measure])
     on = contrast[claim.contrast].traits["on"]
-    told = [READ.get(reduction, ""), SCALES.get(scale, "") if on == "scale" else ""]
+    told = [READ.get(reduction, ""), SCALES.get(scale, "") if on == "transform" else ""]
     return "".join(f", {words}" for words in told if words)
 
 
 def _along(claim: Claim) -> str:
-    over = f" over {AXIS_WORDS.get(claim.over, claim.over)}" if claim.over else ""
+    over = f" over {AXIS_WORDS.get(claim.axis, claim.axis)}" if claim.axis else ""
     return over if claim.threshold is None else f"{over} at {claim.threshold:g}"
 
 

@@ -32,7 +32,7 @@ from stability.stats.comparison import margin_region
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Study
 
-RATES = (("lr", "learning rates"), ("lr_factor", "multiples of the learning rate"))
+RATES = (("lr", "learning rates"), ("lr_multiplier", "multiples of the learning rate"))
 
 SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconclusive": "?", "not-testable": "–"}
 """A mark for each verdict, so that no reader depends on its colour."""
@@ -127,7 +127,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "published": reproduced(findings),
         "crosscheck": crosscheck_table(results),
         "cells": cell_table(results),
-        "sensitivity": appendix(findings),
+        "lr_sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings, doubted),
         "failures": failures(results),
@@ -154,7 +154,12 @@ def _facts(results: Results) -> str:
     study, runs = results.study, results.runs
     parts = [f"replication {study.replication}: {study.changes}"] if study.replication else []
     parts += [f"{len(runs):,} runs", f"{runs['arm'].nunique()} arms", f"{study.grid.seeds} seeds"]
-    for axis, word in (("batch_size", "batch sizes"), ("noise", "noise levels"), ("pairs", "numbers of pairs"), *RATES):
+    for axis, word in (
+        ("batch_size", "batch sizes"),
+        ("noise", "noise levels"),
+        ("train_pairs", "numbers of pairs"),
+        *RATES,
+    ):
         if (levels := runs[axis].nunique()) > 1:
             parts.append(f"{levels} {word}")
     if results.tuning:
@@ -211,9 +216,9 @@ def _doubts_of(claim: Mapping[str, Any], doubted: Doubts) -> Json:
 
 def _sides(claim: Mapping[str, Any]) -> str:
     """Return what was compared with what: two arms, or two measures of one."""
-    if "against" not in claim:
+    if "against_measure" not in claim:
         return " against ".join(claim["compare"])
-    own, other = (claim[key].replace("_", " ") for key in ("measure", "against"))
+    own, other = (claim[key].replace("_", " ") for key in ("measure", "against_measure"))
     return f"{own} against {other}, both of {claim['compare'][0]}"
 
 

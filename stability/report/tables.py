@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stability.analysis import AXES, Results, summarise
+from stability.analysis import AXES, Results, summarize
 from stability.analysis.pairing import reading_of
 from stability.probes import probe
 from stability.stats.wording import between, number, percent
@@ -20,10 +20,10 @@ from stability.tuning import edges
 Json = dict[str, Any]
 
 CELL_MEASURES = (
-    ("loss", "late"),
+    ("loss", "tail_mean"),
     ("recall_at_1", "final"),
     ("zero_shot_accuracy", "final"),
-    ("gradient_noise_fraction", "late"),
+    ("gradient_noise_fraction", "tail_mean"),
     ("sharpness_ratio", "final"),
     ("margin_trimmed", "final"),
     ("modality_gap", "final"),
@@ -35,15 +35,15 @@ AXIS_LABELS = {
     "batch_size": "Batch",
     "corruption": "Corruption",
     "noise": "Noise",
-    "pairs": "Pairs",
+    "train_pairs": "Pairs",
     "lr": "Rate",
-    "lr_factor": "× rate",
+    "lr_multiplier": "× rate",
     "runs": "Runs",
     "diverged": "Diverged",
 }
 
 
-RARE = ("pairs", "lr_factor")
+RARE = ("train_pairs", "lr_multiplier")
 """Axes of few studies, which say nothing where they do not vary."""
 
 
@@ -113,7 +113,7 @@ def _shown_as(results: Results, claim: Claim) -> str:
     }
     if forked & {*claim.measures}:
         return reading_of(claim, results.measures[claim.measure])[0]
-    return claim.reduction if claim.reduction in ("first", "final") else "late"
+    return claim.reduction if claim.reduction in ("first", "final") else "tail_mean"
 
 
 def missing_table(runs: pd.DataFrame) -> Json:
@@ -134,7 +134,7 @@ def _known(results: Results, name: str, reduction: str) -> pd.Series | None:
     """Return one number a run of a measure that the study made, or None."""
     if name not in results.measures or results.measures[name].listed:
         return None
-    values = summarise(results, name, reduction)
+    values = summarize(results, name, reduction)
     return values if np.isfinite(values.to_numpy(dtype=float)).any() else None
 
 

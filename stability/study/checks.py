@@ -19,7 +19,7 @@ from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
 from stability.study.coverage import check_coverage, check_first, check_window
 from stability.study.published import check_published
-from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
+from stability.study.schema import CLAIM_AXES, Arm, Claim, Ranking, Schedule, Study, Train, modalities
 from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.within import check_against
 
@@ -51,7 +51,7 @@ def check_replication(study: Study, again: Study, where: str) -> None:
         raise InputError(f"{place}: is {whose} itself; allowed: other data, or other seeds by grid.first_seed")
     one, other = study.canonical(), again.canonical()
     alike = all(one.get(key) == other.get(key) for key in ("data", "model", "train", "arms"))
-    axes = ("loss", "batch_size", "pairs", "corruption", "noise")
+    axes = ("arms", "batch_size", "train_pairs", "corruption", "noise")
     alike = alike and all({*study.grid.values(axis)} & {*again.grid.values(axis)} for axis in axes)
     shared = {*_seeds(study)} & {*_seeds(again)}
     if alike and shared:
@@ -75,12 +75,16 @@ def _check_data(study: Study, locate: Locate) -> Pairs:
 
 
 def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
-    if study.model.further is None and pairs.further:
-        raise InputError(f"{locate('model', 'further')}: required by the third modality of the data, but missing")
-    if study.model.further is not None and not pairs.further:
-        raise InputError(f"{locate('model', 'further')}: {study.data.name!r} as given has two modalities; leave it out")
+    if study.model.extra_modalities is None and pairs.extra_modalities:
+        raise InputError(
+            f"{locate('model', 'extra_modalities')}: required by the third modality of the data, but missing"
+        )
+    if study.model.extra_modalities is not None and not pairs.extra_modalities:
+        raise InputError(
+            f"{locate('model', 'extra_modalities')}: {study.data.name!r} as given has two modalities; leave it out"
+        )
     for name, modality in modalities(pairs).items():
-        side, tower = name if name in ("image", "text") else "further", study.model.tower(name)
+        side, tower = name if name in ("image", "text") else "extra_modalities", study.model.tower(name)
         where = locate("model", side)
         if tower.name not in encoder:
             hint = nearest(tower.name, encoder)
@@ -122,20 +126,20 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
         if isinstance(values, tuple) and len(set(values)) < len(values):
             raise InputError(f"{locate('grid', key)}: got {list(values)}; allowed: values that differ")
     for name, arm in study.arms.items():
-        if name not in study.grid.loss:
-            hint = nearest(name, study.grid.loss)
-            raise InputError(f"{locate('arms', name)}: an arm that grid.loss does not list{hint}")
+        if name not in study.grid.arms:
+            hint = nearest(name, study.grid.arms)
+            raise InputError(f"{locate('arms', name)}: an arm that grid.arms does not list{hint}")
         _check_arm(name, arm, locate)
-    for place, name in enumerate(study.grid.loss):
+    for place, name in enumerate(study.grid.arms):
         if name not in study.arms and name not in loss:
             hint = nearest(name, {*loss, *study.arms})
-            raise InputError(f"{locate('grid', 'loss', place)}: unknown loss {name!r}{hint}")
+            raise InputError(f"{locate('grid', 'arms', place)}: unknown loss {name!r}{hint}")
         chosen = loss[study.arm(name).loss]
         if "package" in chosen.traits:
             _admit(chosen)
-        if study.model.further and "state" in reserved_of(chosen):
+        if study.model.extra_modalities and "state" in reserved_of(chosen):
             raise InputError(
-                f"{locate('grid', 'loss', place)}: {name!r} keeps running estimates of two modalities, and these data "
+                f"{locate('grid', 'arms', place)}: {name!r} keeps running estimates of two modalities, and these data "
                 "have more; allowed: losses without state"
             )
     for place, name in enumerate(study.grid.corruption):
@@ -147,16 +151,16 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
             f"{where}: got {study.grid.seeds}; allowed: at most {max(0, most)} (seeds from {FIRST_TUNING_SEED:,} on "
             "are those of searches)"
         )
-    if study.grid.lr_factors and len(study.grid.lr) != 1:
+    if study.grid.lr_multipliers and len(study.grid.lr) != 1:
         where = locate("grid", "lr")
-        raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_factors: the one rate they multiply")
+        raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_multipliers: the one rate they multiply")
 
 
 def _check_sizes(study: Study, available: int, locate: Locate) -> None:
     largest = max(study.grid.batch_size)
-    for place, count in enumerate(study.grid.pairs):
+    for place, count in enumerate(study.grid.train_pairs):
         if not largest <= count <= available:
-            where, data = locate("grid", "pairs", place), study.data.name
+            where, data = locate("grid", "train_pairs", place), study.data.name
             raise InputError(
                 f"{where}: got {count}; allowed: from {largest}, the largest batch size, to {available}, the training "
                 f"pairs of {data!r}"
@@ -196,7 +200,7 @@ def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, loca
     probe.get_or_explain(name, where).check_options(schedule.options, where)
     if forks := probe[name].traits.get("forks"):
         _check_forks(study, name, schedule, forks, where)
-    for axis in ("noise", "batch_size", "pairs"):
+    for axis in ("noise", "batch_size", "train_pairs"):
         grid = getattr(study.grid, axis)
         for value in getattr(schedule, axis) or ():
             if value not in grid:
@@ -264,12 +268,12 @@ def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     known = {name: measure for name, measure in study.measures.items() if not measure.listed}
-    named = {"measure": claim.measure} | ({"against": claim.against} if claim.against else {})
+    named = {"measure": claim.measure} | ({"against_measure": claim.against_measure} if claim.against_measure else {})
     for key, name in named.items():
         if name not in known:
             raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, known)}")
     found = contrast.get_or_explain(claim.contrast, locate("contrast"))
-    if claim.against:
+    if claim.against_measure:
         check_against(claim, found, known, locate)
     elif claim.compare[0] == claim.compare[1]:
         raise InputError(
@@ -277,16 +281,16 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
             "measures (against)"
         )
     for key, name in named.items():
-        _check_scale(claim.scale, name, known, locate)
+        _check_scale(claim.transform, name, known, locate)
         if claim.reduction and known[name].spikes:
             raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
         check_coverage(study, name, key, locate)
         check_first(study, name, claim.reduction, locate)
         check_window(study, name, claim.reduction or found.traits["reduction"], locate)
     for side, name in enumerate(claim.compare):
-        if name not in study.grid.loss:
-            hint = nearest(name, study.grid.loss)
-            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
+        if name not in study.grid.arms:
+            hint = nearest(name, study.grid.arms)
+            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
         if lacking := {known[each].scalar for each in named.values()} - {"", *scalars_of(loss[study.arm(name).loss])}:
             where = locate("compare", side)
             raise InputError(f"{where}: {name!r} has no {min(lacking)}, of which {claim.measure!r} tells")
@@ -303,39 +307,39 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     if ranking.measure not in known:
         where, hint = locate("measure"), nearest(ranking.measure, known)
         raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
-    _check_scale(ranking.scale, ranking.measure, known, locate)
+    _check_scale(ranking.transform, ranking.measure, known, locate)
     check_coverage(study, ranking.measure, "measure", locate)
     check_first(study, ranking.measure, ranking.reduction, locate)
     if study.rankings.count(ranking) > 1:
         raise InputError(f"{locate('measure')}: {ranking.measure!r} is ranked twice in the same way")
     arms = study.ranked(ranking)
     for place, name in enumerate(arms):
-        if name not in study.grid.loss:
-            raise InputError(f"{locate('losses', place)}: {name!r} is not in grid.loss{nearest(name, study.grid.loss)}")
+        if name not in study.grid.arms:
+            raise InputError(f"{locate('losses', place)}: {name!r} is not in grid.arms{nearest(name, study.grid.arms)}")
     if len({*arms}) < max(2, len(arms)):
         raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
 
 
 def _check_scale(scale: str | None, asked: str, known: Mapping[str, Measure], locate: Locate) -> None:
-    if scale == "chance-log" and not known[asked].chance:
+    if scale == "log_above_chance" and not known[asked].chance:
         bounded = ", ".join(name for name, measure in known.items() if measure.chance)
-        raise InputError(f"{locate('scale')}: {asked!r} has no chance level (measures that have: {bounded})")
-    if scale == "of-chance" and asked != "loss":
-        raise InputError(f"{locate('scale')}: {asked!r} is no loss with a chance level; allowed: of 'loss' only")
+        raise InputError(f"{locate('transform')}: {asked!r} has no chance level (measures that have: {bounded})")
+    if scale == "relative_to_chance" and asked != "loss":
+        raise InputError(f"{locate('transform')}: {asked!r} is no loss with a chance level; allowed: of 'loss' only")
 
 
 def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:
     for need in found.traits["needs"]:
         if getattr(claim, need) in ("", None):
             raise InputError(f"{locate(need)}: required by contrast {claim.contrast!r}, but missing")
-    for given in ("over", "threshold"):
+    for given in ("axis", "threshold"):
         if given not in found.traits["needs"] and getattr(claim, given) not in ("", None):
             raise InputError(f"{locate(given)}: contrast {claim.contrast!r} takes no {given}")
-    if claim.over and claim.over not in OVER:
-        raise InputError(f"{locate('over')}: unknown axis {claim.over!r}{nearest(claim.over, OVER)}")
-    if "over" in found.traits["needs"] and len(study.grid.values(claim.over)) < 2:
-        key = "lr_factors" if study.grid.column(claim.over) == "lr_factor" else claim.over
-        raise InputError(f"{locate('over')}: grid.{key} has one value; allowed: two or more")
+    if claim.axis and claim.axis not in CLAIM_AXES:
+        raise InputError(f"{locate('axis')}: unknown axis {claim.axis!r}{nearest(claim.axis, CLAIM_AXES)}")
+    if "axis" in found.traits["needs"] and len(study.grid.values(claim.axis)) < 2:
+        key = "lr_multipliers" if study.grid.column(claim.axis) == "lr_multiplier" else claim.axis
+        raise InputError(f"{locate('axis')}: grid.{key} has one value; allowed: two or more")
 
 
 def _check_ids(study: Study, locate: Locate) -> None:

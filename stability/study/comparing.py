@@ -36,10 +36,10 @@ def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
         raise InputError(f"--against: {newcomer!r} is the loss itself; allowed: other losses")
     plain["title"] = f"{newcomer} against {' and '.join(against)}: {plain['title']}"
     plain["question"] = f"Is {newcomer} more stable than {' and '.join(against)}?"
-    plain["grid"]["loss"] = [newcomer, *against]
+    plain["grid"]["arms"] = [newcomer, *against]
     plain["arms"] = {name: arm for name, arm in arms.items() if name in against}
     if "tune" in plain:
-        losses = [plain["arms"].get(name, {}).get("loss", name) for name in plain["grid"]["loss"]]
+        losses = [plain["arms"].get(name, {}).get("loss", name) for name in plain["grid"]["arms"]]
         kept = {*Tune.model_fields, *(key for name in losses for key in settable(loss[name]))}
         plain["tune"] = {key: value for key, value in plain["tune"].items() if key in kept}
     plain["claims"] = _claims(study, plain.get("claims", []), newcomer, against)
@@ -57,14 +57,14 @@ def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, ag
     measures = study.measures
     asked: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for claim in sorted(claims, key=lambda claim: not claim.get("primary", False)):
-        key = (claim["measure"], claim["contrast"], claim.get("over", ""), claim.get("against", ""))
+        key = (claim["measure"], claim["contrast"], claim.get("axis", ""), claim.get("against_measure", ""))
         asked.setdefault(key, claim)
     made: list[dict[str, Any]] = []
     for claim in asked.values():
         label = measures[claim["measure"]].label
-        if "against" in claim:
+        if "against_measure" in claim:
             # Two measures of one arm's runs: asked of the newcomer, and of nobody else.
-            other = measures[claim["against"]].label
+            other = measures[claim["against_measure"]].label
             text = _sentence(claim, label, newcomer, f"its {other}")
             made.append(_asked(claim, f"{claim['id']}-{newcomer}", text, (newcomer, newcomer), not made))
             continue
@@ -78,7 +78,7 @@ def _sentence(claim: Mapping[str, Any], label: str, newcomer: str, other: str) -
     """Return the claim in words: what its contrast says of its measure, of the newcomer and of the *other*."""
     expected = claim["expect"]
     says = contrast[claim["contrast"]].traits.get("says", {}).get(expected, f"has {expected} {claim['contrast']}")
-    phrase = says.format(over=claim.get("over", "").replace("_", " "), threshold=claim.get("threshold", ""))
+    phrase = says.format(axis=claim.get("axis", "").replace("_", " "), threshold=claim.get("threshold", ""))
     return f"{label} {phrase} under {newcomer} {'as' if expected == 'equal' else 'than'} {other}"
 
 

@@ -13,7 +13,7 @@ def check_coverage(study: Study, asked: str, key: str, locate: Locate) -> None:
     for name, schedule in study.probes.items():
         if asked not in {measure.name for measure in probe[name].traits["measures"]}:
             continue
-        for axis in ("seeds", "noise", "batch_size", "pairs"):
+        for axis in ("seeds", "noise", "batch_size", "train_pairs"):
             kept, grid = getattr(schedule, axis), getattr(study.grid, axis)
             if kept is not None and (kept < grid if axis == "seeds" else set(kept) != set(grid)):
                 where = locate(key)
@@ -31,10 +31,10 @@ def check_first(study: Study, asked: str, reduction: str | None, locate: Locate)
 
 def check_window(study: Study, asked: str, reduction: str, locate: Locate) -> None:
     """The late window must hold a reading; only a probe that forks runs may have none there."""
-    for name in study.probes if reduction == "late" else ():
+    for name in study.probes if reduction == "tail_mean" else ():
         made = asked in {measure.name for measure in probe[name].traits["measures"]}
         if made and max(study.due(name)) < (1 - LATE) * study.train.steps:
             raise InputError(
-                f"{locate('reduction')}: 'late' is the last {LATE:.0%} of a run, where probes.{name} reads nothing; "
+                f"{locate('reduction')}: 'tail_mean' is the last {LATE:.0%} of a run, where probes.{name} reads nothing; "
                 "allowed: final, area"
             )

@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from stability.registry import InputError, nearest, shortened
+from stability.registry import FORMER_NAMES, InputError, nearest, shortened
 from stability.study.checks import check, check_replication
+from stability.study.naming import with_canonical_names
 from stability.study.overriding import at_scale, in_words, overridden, replication_tables
 from stability.study.schema import DEFAULT_SCALE, NAME_PATTERN, Study
 from stability.study.searching import Locate
@@ -75,6 +76,7 @@ def parse_study(text: str, where: str, name: str, scale: str | None = None, repl
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: not valid TOML: {error}") from error
     scale = scale or DEFAULT_SCALE
+    plain = with_canonical_names(plain)
     plain, changed = at_scale(plain, scale, where)
     tables = replication_tables(plain, where)
     plain.pop("replications", None)
@@ -199,6 +201,8 @@ def _sentence(error: ValidationError, locate: Locate) -> str:
         "string_pattern_mismatch": "a name of letters, digits, spaces and . _ + -",
     }
     said = first["msg"][:1].lower() + first["msg"][1:]
+    if kind == "literal_error" and (now := FORMER_NAMES.get(first["input"])) and f"'{now}'" in said:
+        return f"{place}: got {shortened(first['input'])}; did you mean {now!r}? (allowed: {said.removeprefix('input should be ')})"
     return (
         f"{place}: got {shortened(first['input'])}; allowed: {plain.get(kind, said.removeprefix('input should be '))}"
     )

@@ -16,12 +16,12 @@ from stability.registry import InputError, Registry
 
 SCALES = ("smoke", "small", "full")
 DEFAULT_SCALE = "small"
-OVER = ("batch_size", "pairs", "noise", "lr")
+CLAIM_AXES = ("batch_size", "train_pairs", "noise", "lr")
 
 LATE = 0.2
 """The late window: this last share of a run's steps."""
 
-DOUBLING = ("batch_size", "pairs", "lr")
+DOUBLING = ("batch_size", "train_pairs", "lr")
 """The axes on which a step is a factor: slopes over them are per doubling. Noise, which starts at 0, is linear."""
 
 Positive = Annotated[int, Field(gt=0)]
@@ -67,19 +67,19 @@ class Data(Named):
 
 
 class Model(_Frozen):
-    """The towers and the dimension that they share; *further* is built for each modality beyond image and text."""
+    """The towers and the dimension that they share; *extra_modalities* is built for each modality beyond image and text."""
 
     image: Tower
     text: Tower
-    further: Tower | None = None
+    extra_modalities: Tower | None = None
     embed_dim: Positive = 32
 
     def tower(self, modality: str) -> Named:
         """Return the tower that reads a modality: image, text, or a further one."""
         towers = {"image": self.image, "text": self.text}
-        found = towers.get(modality, self.further)
+        found = towers.get(modality, self.extra_modalities)
         if found is None:
-            raise InputError(f"model.further: required by the modality {modality!r} of the data, but missing")
+            raise InputError(f"model.extra_modalities: required by the modality {modality!r} of the data, but missing")
         return found
 
 
@@ -90,20 +90,20 @@ class Train(_Frozen):
     """How every run is trained: its optimizer with decay on weight matrices, warm-up, then constant or cosine.
 
     AdamW reads *betas* and *eps*, its decay is decoupled; SGD reads *momentum*, its decay is part of the gradient.
-    What is *matched* between batch sizes is the number of steps, or that of the samples seen: then *steps* and *warmup*
+    What is equal between batch sizes is the number of steps, or that of the samples seen: then *steps* and *warmup*
     are those of the smallest batch, and larger ones take proportionally fewer.
     """
 
     steps: Positive
-    matched: Literal["steps", "samples"] = "steps"
+    budget: Literal["steps", "samples"] = "steps"
     warmup: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    lr_schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Optimizer = "adamw"
     momentum: Beta = 0.0
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    scalar_lr: Rate = 1.0
+    scalar_lr_multiplier: Rate = 1.0
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
 
@@ -111,13 +111,13 @@ class Train(_Frozen):
 class ArmTrain(_Frozen):
     """What an arm trains with instead of the study's own ``[train]``; a key that is not given is not changed."""
 
-    schedule: Literal["constant", "cosine"] | None = None
+    lr_schedule: Literal["constant", "cosine"] | None = None
     optimizer: Optimizer | None = None
     momentum: Beta | None = None
     betas: tuple[Beta, Beta] | None = None
     eps: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    scalar_lr: Rate | None = None
+    scalar_lr_multiplier: Rate | None = None
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
 
@@ -130,29 +130,29 @@ class ArmTrain(_Frozen):
 class Grid(_Frozen):
     """The axes that are crossed: every combination is a run.
 
-    *pairs* are numbers of training pairs: parts of the training split, drawn per seed and nested, the same for all
-    losses; none given: all pairs. *lr_factors* multiply the one rate that there is, the tuned or that of *lr*. Seeds
+    *train_pairs* are numbers of training pairs: parts of the training split, drawn per seed and nested, the same for all
+    losses; none given: all pairs. *lr_multipliers* multiply the one rate that there is, the tuned or that of *lr*. Seeds
     count from *first_seed*, those of a search from as much later.
     """
 
-    loss: Annotated[tuple[Name, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Name, ...], Field(min_length=1)]
     batch_size: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
-    pairs: tuple[Positive, ...] = ()
+    train_pairs: tuple[Positive, ...] = ()
     corruption: Annotated[tuple[Name, ...], Field(min_length=1)] = ("mismatch",)
     noise: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
     lr: Annotated[tuple[Rate, ...], Field(min_length=1)]
-    lr_factors: tuple[Rate, ...] = ()
+    lr_multipliers: tuple[Rate, ...] = ()
     seeds: Positive
     first_seed: Annotated[int, Field(ge=0)] = 0
 
     def values(self, axis: str) -> tuple[Any, ...]:
         """Return the values of an axis that a claim may go over: of the rate its multiples, where the grid has them."""
-        found: tuple[Any, ...] = getattr(self, "lr_factors" if self.column(axis) == "lr_factor" else axis)
+        found: tuple[Any, ...] = getattr(self, "lr_multipliers" if self.column(axis) == "lr_multiplier" else axis)
         return found or (0,)
 
     def column(self, axis: str) -> str:
         """Return the name that run tables have for an axis that a claim may go over."""
-        return "lr_factor" if axis == "lr" and self.lr_factors else axis
+        return "lr_multiplier" if axis == "lr" and self.lr_multipliers else axis
 
 
 class Arm(_Open):
@@ -160,19 +160,19 @@ class Arm(_Open):
 
     *train* replaces keys of the study's ``[train]`` for this arm alone: one loss at two values of beta2, say.
 
-    Arms share weights, batches and noise at a seed, so that they can be paired. One that names a *stream* draws its
+    Arms share weights, batches and noise at a seed, so that they can be paired. One that names an *rng_stream* draws its
     own: two arms of one loss then differ by luck alone, which is how the verdicts themselves are tested.
     """
 
     loss: Name
-    stream: str = ""
+    rng_stream: str = ""
     train: ArmTrain | None = None
 
 
 class Schedule(_Open):
     """When and on which runs a probe measures: every so many steps, or at shares of the run; always at the end.
 
-    *seeds* keeps the first so many seeds; *noise*, *batch_size* and *pairs* keep the runs with these values.
+    *seeds* keeps the first so many seeds; *noise*, *batch_size* and *train_pairs* keep the runs with these values.
     """
 
     every: Positive | None = None
@@ -180,7 +180,7 @@ class Schedule(_Open):
     seeds: Positive | None = None
     noise: tuple[Share, ...] | None = None
     batch_size: tuple[Positive, ...] | None = None
-    pairs: tuple[Positive, ...] | None = None
+    train_pairs: tuple[Positive, ...] | None = None
 
     def steps(self, total: int) -> frozenset[int]:
         """Return the steps at which to measure, before the update; *total* means after the last."""
@@ -188,17 +188,17 @@ class Schedule(_Open):
         return frozenset({*regular, *(round(share * total) for share in self.at), total})
 
 
-Reduction = Literal["first", "final", "best", "area", "late"]
-"""How the steps of a run become one number: see `results.summarise`."""
+Reduction = Literal["first", "final", "best", "mean_after_warmup", "tail_mean"]
+"""How the steps of a run become one number: see `results.summarize`."""
 
 
 class Claim(_Frozen):
     """One sentence that can turn out false, with all that decides it, written before any run.
 
-    Two arms are compared by one *measure*; with *against*, another measure, one arm (named twice) is compared with
+    Two arms are compared by one *measure*; with *against_measure*, another measure, one arm (named twice) is compared with
     itself: what each of its runs has of the one and of the other.
 
-    *scale* replaces the measure's own; ``of-chance`` is the training loss divided by its chance level, at most 1, which
+    *transform* replaces the measure's own; ``relative_to_chance`` is the training loss divided by its chance level, at most 1, which
     is what a diverged run has: free of the loss's scale.
     """
 
@@ -211,34 +211,34 @@ class Claim(_Frozen):
     compare: tuple[Name, Name]
     expect: Literal["higher", "lower", "equal"]
     margin: Annotated[float, Field(gt=0)]
-    over: str = ""
+    axis: str = ""
     reduction: Reduction | None = None
-    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
+    transform: Literal["linear", "log", "log_above_chance", "relative_to_chance"] | None = None
     threshold: float | None = None
-    against: str = ""
+    against_measure: str = ""
 
     @property
     def measures(self) -> tuple[str, str]:
         """Return the measures of both sides, which differ only where one is held against another."""
-        return self.measure, self.against or self.measure
+        return self.measure, self.against_measure or self.measure
 
 
 class Ranking(_Frozen):
     """A measure by which losses are put in order, all pairs compared at once: a table and a figure, no verdict.
 
-    *losses* are arms of the grid, all of them unless named; *reduction* and *scale* as a claim's.
+    *losses* are arms of the grid, all of them unless named; *reduction* and *transform* as a claim's.
     """
 
     measure: Name
     losses: Literal["all"] | tuple[Name, ...] = "all"
     reduction: Reduction | None = None
-    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
+    transform: Literal["linear", "log", "log_above_chance", "relative_to_chance"] | None = None
 
 
 class Published(_Frozen):
     """Figures that a paper reports, which stand beside ours in the report: a table, no verdict.
 
-    *values* are the published figures by arm. With *over* and *compare* they are differences, first arm minus second,
+    *values* are the published figures by arm. With *axis* and *compare* they are differences, first arm minus second,
     by the value of that axis, which need not be values of our grid. *statistic* is what they are over the seeds: a
     mean, or a standard deviation between them. *factor* turns our measure into the published one, *unit* is theirs;
     *transfers* says what may be expected to agree here, and what not.
@@ -250,11 +250,11 @@ class Published(_Frozen):
     measure: Name
     values: dict[str, float]
     statistic: Literal["mean", "sd"] = "mean"
-    reduction: Reduction = "late"
+    reduction: Reduction = "tail_mean"
     factor: float = 1.0
     unit: str = ""
     compare: tuple[Name, Name] | None = None
-    over: str = ""
+    axis: str = ""
 
 
 class Tune(_Open):
@@ -325,7 +325,7 @@ class Study(_Frozen):
     @property
     def encoder_sources(self) -> dict[str, str]:
         """Return the digests of the sources of the encoders that are the user's own, by name."""
-        towers = (self.model.image, self.model.text, self.model.further)
+        towers = (self.model.image, self.model.text, self.model.extra_modalities)
         named = sorted({tower.name for tower in towers if tower is not None})
         return {name: encoder[name].traits["source"] for name in named if "source" in encoder[name].traits}
 
@@ -344,7 +344,7 @@ class Study(_Frozen):
 
     def ranked(self, ranking: Ranking) -> tuple[str, ...]:
         """Return the arms that a ranking puts in order."""
-        return self.grid.loss if ranking.losses == "all" else ranking.losses
+        return self.grid.arms if ranking.losses == "all" else ranking.losses
 
     def train_of(self, arm: str) -> Train:
         """Return how the runs of an arm are trained: ``[train]``, with what the arm sets instead."""
@@ -361,7 +361,7 @@ class Study(_Frozen):
 
     def lengths(self, batch_size: int) -> tuple[int, int]:
         """Return the steps and the warm-up steps of the runs of a batch size."""
-        if self.train.matched == "steps":
+        if self.train.budget == "steps":
             return self.train.steps, self.train.warmup
         share = min(self.grid.batch_size) / batch_size
         return max(1, round(self.train.steps * share)), round(self.train.warmup * share)
@@ -369,7 +369,7 @@ class Study(_Frozen):
     def trained_as(self, arm: str, batch_size: int) -> Study:
         """Return the study whose ``[train]`` is that of the runs of an arm at a batch size."""
         steps, warmup = self.lengths(batch_size)
-        own = {"steps": steps, "warmup": warmup, "matched": "steps"}
+        own = {"steps": steps, "warmup": warmup, "budget": "steps"}
         train = self.train_of(arm).model_copy(update=own)
         return self if train == self.train else self.model_copy(update={"train": train})
 
@@ -404,8 +404,8 @@ class Study(_Frozen):
                 f"by {self.tune.seeds} {'seed' if self.tune.seeds == 1 else 'seeds'} at one level of noise; what the "
                 "search did not vary is the same for every loss."
             )
-        if self.grid.lr_factors:
-            shown = ", ".join(f"{factor:g}" for factor in self.grid.lr_factors)
+        if self.grid.lr_multipliers:
+            shown = ", ".join(f"{factor:g}" for factor in self.grid.lr_multipliers)
             return f"No learning rate was chosen per loss: every arm was trained at {shown} times {rates[0]:g}."
         if len(rates) > 1:
             shown = ", ".join(f"{rate:g}" for rate in rates)

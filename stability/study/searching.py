@@ -52,7 +52,7 @@ def settings_of(study: Study, arm: str) -> tuple[Setting, ...]:
     reach without dropping a rate. Raises `InputError` if one listed rate would have to become several.
     """
     assert study.tune is not None
-    combinations = {name: _combinations(study, study.tune, name) for name in study.grid.loss}
+    combinations = {name: _combinations(study, study.tune, name) for name in study.grid.arms}
     counts = [len(values) for values in combinations.values()]
     unit = math.lcm(*counts)
     budget = unit * -(-len(study.tune.lr) * max(counts) // unit)
@@ -111,10 +111,12 @@ def search_of(study: Study) -> Study:
         reads = wanted & {each.name for each in probe[name].traits["measures"]}
         # A probe of the first seed of the test alone reads no tuning run.
         seeds = None if reads else 1
-        probes[name] = schedule.model_copy(update={"seeds": seeds, "noise": None, "batch_size": None, "pairs": None})
+        probes[name] = schedule.model_copy(
+            update={"seeds": seeds, "noise": None, "batch_size": None, "train_pairs": None}
+        )
     noise = min(study.grid.noise) if tune.noise is None else tune.noise
     cells = {"corruption": study.grid.corruption[:1], "noise": (noise,), "lr": tune.lr, "seeds": tune.seeds}
-    cells |= {"lr_factors": (), "pairs": study.grid.pairs and (max(study.grid.pairs),)}
+    cells |= {"lr_multipliers": (), "train_pairs": study.grid.train_pairs and (max(study.grid.train_pairs),)}
     return study.model_copy(
         update={
             "train": study.train.model_copy(update={"steps": tune.steps or study.train.steps}),
@@ -142,14 +144,14 @@ def check_tuning(study: Study, tune: Tune, locate: Locate) -> None:
         where = locate("grid", "lr")
         raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with [tune]: one rate, that of untuned runs")
     for place, claim in enumerate(study.claims):
-        if claim.over == "lr" and not study.grid.lr_factors:
-            where = locate("claims", place, "over")
-            raise InputError(f"{where}: the rate is tuned; give grid.lr_factors, multiples of what tuning chooses")
+        if claim.axis == "lr" and not study.grid.lr_multipliers:
+            where = locate("claims", place, "axis")
+            raise InputError(f"{where}: the rate is tuned; give grid.lr_multipliers, multiples of what tuning chooses")
     if tune.steps is not None and tune.steps <= study.train.warmup:
         where = locate("tune", "steps")
         raise InputError(f"{where}: got {tune.steps}; allowed: more than train.warmup = {study.train.warmup}")
     try:
-        for name in study.grid.loss:
+        for name in study.grid.arms:
             settings_of(study, name)
     except InputError as error:
         raise InputError(f"{locate('tune', 'lr')}: {error}") from error
@@ -171,21 +173,21 @@ def _to_try(study: Study, key: str) -> str:
     """Return what a key of ``[tune]`` takes, which may bear the name of a key that other tables have."""
     if key == "lr":
         return "a list of rates to try"
-    variants = [loss[study.arm(name).loss] for name in study.grid.loss]
+    variants = [loss[study.arm(name).loss] for name in study.grid.arms]
     if any(key in scalars_of(variant) for variant in variants):
         return f"a list of initial values of the losses' scalar {key!r} to try"
     return f"a list of values of the losses' option {key!r} to try"
 
 
 def _check_known(study: Study, tune: Tune, key: str, locate: Locate) -> None:
-    known = {each for name in study.grid.loss for each in settable(loss[study.arm(name).loss])}
+    known = {each for name in study.grid.arms for each in settable(loss[study.arm(name).loss])}
     if key not in known:
         hint = nearest(key, {*Tune.model_fields, *known})
         raise InputError(f"{locate('tune', key)}: no loss of this study has a {key!r} to tune{hint}")
 
 
 def _check_searched(study: Study, tune: Tune, key: str, locate: Locate) -> None:
-    variants = {name: loss[study.arm(name).loss] for name in study.grid.loss}
+    variants = {name: loss[study.arm(name).loss] for name in study.grid.arms}
     takers = {name: variant for name, variant in variants.items() if key in settable(variant)}
     if all(key in study.arm(name).options for name in takers):
         raise InputError(

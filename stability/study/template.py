@@ -53,10 +53,10 @@ embed_dim = {width}
 [train]
 steps = {steps}
 warmup = {warmup}
-schedule = "constant"           # sharpness has a threshold only at a constant rate
+lr_schedule = "constant"           # sharpness has a threshold only at a constant rate
 betas = [0.9, 0.95]
 weight_decay = 1e-4
-scalar_lr = 10.0                # Adam moves a scalar by at most the sum of the rates: let t and b arrive
+scalar_lr_multiplier = 10.0                # Adam moves a scalar by at most the sum of the rates: let t and b arrive
 
 [grid]                          # every combination is a run
 loss = {losses}
@@ -69,7 +69,7 @@ seeds = {seeds}
 [probes.retrieval]
 every = {often}
 
-[probes.gradient-noise]
+[probes.gradient_noise]
 every = {seldom}
 at = [0.85, 0.9, 0.95]          # more of them in the late window, which the claim is about
 batches = 8
@@ -89,8 +89,8 @@ grid.batch_size = [{smallest}]
 train.steps = 20
 train.warmup = 5
 probes.retrieval.every = 10
-probes.gradient-noise.every = 10
-probes.gradient-noise.batches = 2
+probes.gradient_noise.every = 10
+probes.gradient_noise.batches = 2
 probes.geometry.every = 10
 probes.curvature.batches = 2
 probes.curvature.steps = 6
@@ -116,7 +116,7 @@ id = "noise-slope-{other}"
 text = "{other}'s recall falls more slowly than {first}'s as texts are mismatched"
 measure = "recall_at_1"
 contrast = "slope"
-over = "noise"
+axis = "noise"
 compare = ["{other}", "{first}"]
 expect = "higher"
 margin = 0.25
@@ -270,13 +270,13 @@ def _image_tower(pairs: Pairs, size: Size) -> str:
         return f'{{ name = "mlp", width = {2 * size.width}, depth = 1 }}'
     side = pairs.image.shape[-1]
     patch = max(extent for extent in range(1, side + 1) if side % extent == 0 and (side // extent >= 4 or extent == 1))
-    return f'{{ name = "patch-transformer", patch = {patch}, width = {size.width}, heads = 2 }}'
+    return f'{{ name = "patch_transformer", patch = {patch}, width = {size.width}, heads = 2 }}'
 
 
 def _text_tower(pairs: Pairs, size: Size) -> str:
     if pairs.text.is_floating_point():
         return f'{{ name = "mlp", width = {2 * size.width}, depth = 1 }}'
-    return f'{{ name = "token-transformer", width = {size.width}, heads = 2 }}'
+    return f'{{ name = "token_transformer", width = {size.width}, heads = 2 }}'
 
 
 def _toml(value: Any) -> str:

@@ -15,23 +15,23 @@ def check_against(claim: Claim, found: Variant, known: Mapping[str, Measure], lo
 
     They are two measures of one arm's runs in one unit, on one scale, by a contrast of numbers that runs have.
     """
-    where, own, other = locate("against"), known[claim.measure], known[claim.against]
+    where, own, other = locate("against_measure"), known[claim.measure], known[claim.against_measure]
     if claim.compare[0] != claim.compare[1]:
         raise InputError(
-            f"{locate('compare')}: got {list(claim.compare)}; allowed with against, which compares two measures of the "
+            f"{locate('compare')}: got {list(claim.compare)}; allowed with against_measure, which compares two measures of the "
             "same runs: one arm, twice"
         )
     if own.name == other.name:
         raise InputError(f"{where}: {other.name!r} is the claim's own measure; allowed: another one")
-    if found.traits["on"] not in ("scale", "raw"):
+    if found.traits["on"] not in ("transform", "raw"):
         raise InputError(f"{where}: contrast {claim.contrast!r} compares arms, not measures; leave it out")
     if own.unit != other.unit:
         units = " and ".join(measure.unit or "no unit" for measure in (own, other))
         raise InputError(f"{where}: {own.name!r} and {other.name!r} are in {units}; allowed: measures of one unit")
-    if found.traits["on"] == "scale" and not claim.scale and own.scale != other.scale:
+    if found.traits["on"] == "transform" and not claim.transform and own.transform != other.transform:
         raise InputError(
-            f"{where}: {own.name!r} is on the scale {own.scale} and {other.name!r} on {other.scale}; give the claim a "
-            "scale for both"
+            f"{where}: {own.name!r} is on the scale {own.transform} and {other.name!r} on {other.transform}; give the claim a "
+            "transform for both"
         )
     if "better" in found.options and own.better != other.better:
         raise InputError(f"{where}: {own.name!r} and {other.name!r} are not good in the same direction")

@@ -19,13 +19,13 @@ MOST_FEATURES = 4096
 
 @dataclass(frozen=True)
 class Cut:
-    """A tower in two parts: *locked*, whose features of a sample never change, and the *rest* (maybe of no layers).
+    """A tower in two parts: *frozen*, whose features of a sample never change, and the *rest* (maybe of no layers).
 
     *names* are the parameters of the locked part, *shape* is that of one sample's features (float32), *forward* the
     rest for all replicas at once where its layers are supported.
     """
 
-    locked: nn.Module
+    frozen: nn.Module
     rest: nn.Module
     names: tuple[str, ...]
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Cut:
     def features(self, params: Params, samples: Tensor) -> Tensor:
         """Return the features (B, *shape) of samples, for one replica's *params* by their names in the tower."""
         with torch.no_grad():
-            features: Tensor = functional_call(self.locked, {name: params[name] for name in self.names}, samples)
+            features: Tensor = functional_call(self.frozen, {name: params[name] for name in self.names}, samples)
         return features
 
 
@@ -51,24 +51,24 @@ def cut_of(tower: nn.Module, samples: Tensor) -> Cut | None:
     are not cut. Neither are those that scale rows to unit length after each step, those with hooks, those whose parts
     share a parameter, or features of more than `MOST_FEATURES` numbers a sample. *samples* are a few, to try it on.
     """
-    if any(getattr(module, "reprojected", ()) or is_hooked(module) for module in tower.modules()):
+    if any(getattr(module, "renormalized", ()) or is_hooked(module) for module in tower.modules()):
         return None
     known = {name for name, _ in tower.named_parameters()}
-    for locked, rest in _parts(tower):
-        held = dict(locked.named_parameters())
+    for frozen, rest in _parts(tower):
+        held = dict(frozen.named_parameters())
         # A parameter that both parts hold goes by its first name alone.
         after = {name for name, _ in rest.named_parameters()}
         if not held or any(value.requires_grad for value in held.values()) or not after <= known - held.keys():
             continue
         with torch.no_grad():
-            features = locked(samples)
+            features = frozen(samples)
         if (
             isinstance(features, Tensor)
             and features.dtype == torch.float32
             and len(features) == len(samples)
             and features[0].numel() <= MOST_FEATURES
         ):
-            return Cut(locked, rest, tuple(held), tuple(features.shape[1:]), batched_forward(rest))
+            return Cut(frozen, rest, tuple(held), tuple(features.shape[1:]), batched_forward(rest))
     return None
 
 

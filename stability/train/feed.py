@@ -27,7 +27,7 @@ def part_of(seed: int | str, available: int, count: int) -> Tensor:
 
     The stream depends on the seed alone, so all losses and noise levels have the same pairs.
     """
-    return torch.randperm(available, generator=stream(seed, "pairs"))[:count].sort().values
+    return torch.randperm(available, generator=stream(seed, "train_pairs"))[:count].sort().values
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Feed:
     runs: Sequence[Run]
     image: Tensor
     text: Tensor
-    further: Mapping[str, Tensor]
+    extra_modalities: Mapping[str, Tensor]
     caption: Tensor
     images: Values
     texts: Values
@@ -76,7 +76,9 @@ class Feed:
             runs=[self.runs[replica] for replica in replicas],
             image=self.image if self.shared_image else self.image.index_select(0, rows),
             text=self.text if self.shared_text else self.text.index_select(0, rows),
-            further={name: x.index_select(0, rows) if self.part else x for name, x in self.further.items()},
+            extra_modalities={
+                name: x.index_select(0, rows) if self.part else x for name, x in self.extra_modalities.items()
+            },
             caption=self.caption[replicas] if self.part else self.caption,
         )
 
@@ -87,7 +89,7 @@ class Feed:
     def side(self, modality: str) -> tuple[Tensor, bool]:
         """Return the samples of one modality, and whether all replicas share them."""
         sides = {"image": (self.image, self.shared_image), "text": (self.text, self.shared_text)}
-        return sides[modality] if modality in sides else (self.further[modality], not self.part)
+        return sides[modality] if modality in sides else (self.extra_modalities[modality], not self.part)
 
     def batch(self, index: Tensor, generators: Sequence[torch.Generator], without: Collection[str] = ()) -> Batch:
         """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself, on the device.
@@ -98,7 +100,9 @@ class Feed:
         if not self.on_host:
             index = to_device(index, self.device)
         batch = {
-            name: _gather(*self.side(name), index) for name in ("image", "text", *self.further) if name not in without
+            name: _gather(*self.side(name), index)
+            for name in ("image", "text", *self.extra_modalities)
+            if name not in without
         }
         if self.fresh:
             batch["image"], batch["text"] = self._corrupt(batch["image"], batch["text"], index, generators)
@@ -152,14 +156,16 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
     """Return the feed of these runs for *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
     image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
     clean = [(image, text, caption)] * len(runs)
-    part = bool(runs[0].pairs)
-    kept = [part_of(run.luck, len(pairs.train), run.pairs) for run in runs] if part else []
+    part = bool(runs[0].train_pairs)
+    kept = [part_of(run.luck, len(pairs.train), run.train_pairs) for run in runs] if part else []
     if part:
         clean = [(image[places], text[places], caption[places]) for places in kept]
         caption = torch.stack([own for *_, own in clean])
     images = Values.of(image, pairs.image_vocabulary, blank=False)
     texts = Values.of(text, len(pairs.vocabulary), blank=pairs.vocabulary[:1] == ("",))
-    further = {f"modality-{place}": rows(samples, pairs.train) for place, samples in enumerate(pairs.further, start=3)}
+    extra_modalities = {
+        f"modality-{place}": rows(samples, pairs.train) for place, samples in enumerate(pairs.extra_modalities, start=3)
+    }
     noisy = [(own_image, own_text) for own_image, own_text, _ in clean]
     if kind == "fixed":
         noisy = [
@@ -183,14 +189,16 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
     images_read = image if shared_image else torch.stack([pair[0] for pair in noisy])
     texts_read = text if shared_text else torch.stack([pair[1] for pair in noisy])
     if part:
-        further = {name: torch.stack([samples[places] for places in kept]) for name, samples in further.items()}
-    on_host = kind == "fresh" or fills(device, [images_read, texts_read, *further.values()])
+        extra_modalities = {
+            name: torch.stack([samples[places] for places in kept]) for name, samples in extra_modalities.items()
+        }
+    on_host = kind == "fresh" or fills(device, [images_read, texts_read, *extra_modalities.values()])
     where = torch.device("cpu") if on_host else device
     return Feed(
         runs=runs,
         image=images_read.to(where),
         text=texts_read.to(where),
-        further={name: samples.to(where) for name, samples in further.items()},
+        extra_modalities={name: samples.to(where) for name, samples in extra_modalities.items()},
         caption=caption,
         images=images,
         texts=texts,
@@ -204,7 +212,7 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
 
 
 def held_out_feed(
-    feed: Feed, image: Tensor, text: Tensor, further: Sequence[Tensor], caption: Tensor, use: str
+    feed: Feed, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
 ) -> Feed:
     """Return the feed of held-out pairs for the runs of *feed*, corrupted as their training pairs are.
 
@@ -214,7 +222,7 @@ def held_out_feed(
         feed,
         image=image,
         text=text,
-        further={f"modality-{number}": samples for number, samples in enumerate(further, start=3)},
+        extra_modalities={f"modality-{number}": samples for number, samples in enumerate(extra_modalities, start=3)},
         caption=caption.cpu(),
         shared_image=True,
         shared_text=True,
@@ -228,7 +236,7 @@ def held_out_feed(
         clean,
         image=image.cpu(),
         text=text.cpu(),
-        further={name: samples.cpu() for name, samples in clean.further.items()},
+        extra_modalities={name: samples.cpu() for name, samples in clean.extra_modalities.items()},
         on_host=True,
     )
     if feed.fresh:
@@ -254,10 +262,10 @@ def identity(text: Tensor, salt: Tensor) -> Tensor:
     return ((bits + 1) * salt).sum(-1)
 
 
-def duplicate_share(fingerprint: Tensor) -> Tensor:
+def false_negative_fraction(fingerprint: Tensor) -> Tensor:
     """Return the share of off-diagonal pairs of a batch (..., B) whose fingerprints are equal: its false negatives.
 
-    >>> duplicate_share(torch.tensor([5, 7, 5, 5]))
+    >>> false_negative_fraction(torch.tensor([5, 7, 5, 5]))
     tensor(0.5000)
     """
     size = fingerprint.shape[-1]

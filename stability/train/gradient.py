@@ -63,7 +63,7 @@ def value_and_grad(
 def _leaves(plan: Blueprint, theta: Tensor) -> tuple[Params, Params]:
     """Return the parameters as leaves in their order and orientation in memory, and as the towers see them."""
     stored = {
-        name: part.detach().requires_grad_(name not in plan.fixed)
+        name: part.detach().requires_grad_(name not in plan.frozen)
         for name, part in plan.layout.stored(theta.detach()).items()
     }
     turned = plan.layout.turned
@@ -77,7 +77,7 @@ def _write(plan: Blueprint, grads: Params, grad: Tensor) -> None:
     replicas = len(grad)
     parts = [
         grads[name].reshape(replicas, size)
-        if name in grads and name not in plan.fixed
+        if name in grads and name not in plan.frozen
         else nothing.expand(replicas, size)
         for name, size in plan.layout.sizes.items()
     ]

@@ -61,7 +61,7 @@ def bytes_per_reading(
         evaluated = bytes_of(lambda: plan.objective(params, batch), params)
         samples = sum(map(_bytes, pytree.tree_leaves(batch)))
         unseen = bool(probe[name].traits.get("held_out_batches"))
-        sides = [feed.side(side) for side in ("image", "text", *feed.further)]
+        sides = [feed.side(side) for side in ("image", "text", *feed.extra_modalities)]
         selected = sum(_bytes(own[0]) for own, is_shared in sides if not is_shared and not feed.on_host)
         total += (1 + unseen) * (count * samples + selected)
         total += BACKWARD * evaluated * (count if "batches" in holds else "batch" in holds)
@@ -69,7 +69,7 @@ def bytes_per_reading(
         embeddings = (
             lambda: plan.embed_image(params, held.image),
             lambda: plan.embed_text(params, held.text),
-            lambda: plan.embed_further(params, held.further),
+            lambda: plan.embed_extra_modalities(params, held.extra_modalities),
         )
         total += 2 * sum(bytes_of(embed, params) for embed in embeddings)
     if "similarities" in holds:
@@ -80,7 +80,7 @@ def bytes_per_reading(
 
 def bytes_lying(feed: Feed, held: HeldOut, snapshot: Snapshot) -> int:
     """Return the bytes that data and population take between two steps: *feed*, *held*, parameters and moments."""
-    pairs = [] if feed.on_host else [feed.image, feed.text, *feed.further.values()]
+    pairs = [] if feed.on_host else [feed.image, feed.text, *feed.extra_modalities.values()]
     state = [snapshot.theta, *snapshot.optimizer.buffers.values()]
     return sum(map(_bytes, [*pairs, *_tensors(held), *state]))
 
@@ -101,13 +101,13 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
     """Return what data would take on an accelerator, if its memory has room for the training pairs."""
     noisiest: dict[tuple[str, int], Run] = {}
     for run in runs_of(study):
-        known = noisiest.setdefault((run.corruption, run.pairs), run)
+        known = noisiest.setdefault((run.corruption, run.train_pairs), run)
         if run.noise > known.noise:
-            noisiest[run.corruption, run.pairs] = run
+            noisiest[run.corruption, run.train_pairs] = run
     shared, own = [0], [0]
     for run in noisiest.values() if study.data.corruption == "fixed" else ():
         feed = feed_of([run], pairs, "fixed", torch.device("cpu"))
-        sides = [feed.side(name) for name in ("image", "text", *feed.further)]
+        sides = [feed.side(name) for name in ("image", "text", *feed.extra_modalities)]
         shared.append(sum(_bytes(samples) for samples, is_shared in sides if is_shared))
         own.append(sum(_bytes(samples) for samples, is_shared in sides if not is_shared))
     seen = [rows(samples, pairs.held_out) for samples in (*pairs.modalities.values(), pairs.caption, pairs.label)]
@@ -117,7 +117,7 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
 
 def _tensors(held: HeldOut) -> list[Tensor]:
     hard = [] if held.hard_negatives is None else [held.hard_negatives]
-    return [held.image, held.text, held.caption, held.label, held.prompts, *hard, *held.further]
+    return [held.image, held.text, held.caption, held.label, held.prompts, *hard, *held.extra_modalities]
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -127,7 +127,7 @@ def _bytes(tensor: Tensor) -> int:
 def _first_batch(feed: Feed, snapshot: Snapshot) -> Batch:
     """Return the first pairs of the first replica, with stand-ins for what a loss may ask for beside them."""
     size, device = feed.batch_size, snapshot.theta.device
-    sides = {name: feed.side(name) for name in ("image", "text", *feed.further)}
+    sides = {name: feed.side(name) for name in ("image", "text", *feed.extra_modalities)}
     return {
         **{name: to_device((x if shared else x[0])[:size], device) for name, (x, shared) in sides.items()},
         "index": torch.arange(size, device=device),

@@ -61,16 +61,16 @@ def preconditioner(state: OptimizerState, train: Train) -> Tensor:
     return diagonal
 
 
-def lr_factor(train: Train, step: int) -> float:
+def lr_schedule_factor(train: Train, step: int) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
 
-    >>> short = Train(steps=8, warmup=4, schedule="cosine")
-    >>> [round(lr_factor(short, step), 3) for step in range(8)]
+    >>> short = Train(steps=8, warmup=4, lr_schedule="cosine")
+    >>> [round(lr_schedule_factor(short, step), 3) for step in range(8)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
     if step < train.warmup:
         return (step + 1) / train.warmup
-    if train.schedule == "constant":
+    if train.lr_schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
 
@@ -91,7 +91,7 @@ class LearningRates:
     def of(cls, train: Train, lrs: Sequence[float], device: torch.device) -> LearningRates:
         """Return the rates of replicas with these base rates."""
         distinct = list(dict.fromkeys(lrs))
-        factors = [lr_factor(train, step) for step in range(train.steps)]
+        factors = [lr_schedule_factor(train, step) for step in range(train.steps)]
         # Products in float64, rounded once.
         table = torch.tensor(factors, dtype=torch.float64)[:, None] * torch.tensor(distinct, dtype=torch.float64)
         column = torch.tensor([distinct.index(lr) for lr in lrs])

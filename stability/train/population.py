@@ -134,8 +134,8 @@ class Blueprint:
     loss: LossPlan
     layout: Layout
     initial_scalars: dict[str, float]
-    fixed: frozenset[str]
-    reprojected: tuple[str, ...]
+    frozen: frozenset[str]
+    renormalized: tuple[str, ...]
     forwards: dict[str, Forward]
     cuts: dict[str, Cut]
 
@@ -147,7 +147,7 @@ class Blueprint:
         matrices = [name for name, shape in self.layout.shapes.items() if len(shape) > 1]
         # Matrices lie first.
         lying = sum(self.layout.sizes[name] for name in matrices)
-        trained = sum(self.layout.sizes[name] for name in matrices if name not in self.fixed)
+        trained = sum(self.layout.sizes[name] for name in matrices if name not in self.frozen)
         if not trained:
             return torch.full_like(flat[..., 0], torch.nan)
         return torch.linalg.vector_norm(flat[..., :lying], dim=-1) / math.sqrt(trained)
@@ -164,7 +164,7 @@ class Blueprint:
         """Return unit rows (B, D) for the texts of one replica."""
         return self.embed("text", params, text)
 
-    def embed_further(self, params: Params, samples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def embed_extra_modalities(self, params: Params, samples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return unit rows (B, D) for the samples of each modality beyond image and text."""
         names = [name for name in self.towers if name not in ("image", "text")]
         return tuple(self.embed(name, params, part) for name, part in zip(names, samples, strict=True))
@@ -179,7 +179,7 @@ class Blueprint:
         With k towers it is the sum of the pair losses over the k (k - 1) / 2 pairs of modalities, divided by their
         number: the scalars, the random numbers and the chance level are those of one pair.
         """
-        params = {name: value.detach() if name in self.fixed else value for name, value in params.items()}
+        params = {name: value.detach() if name in self.frozen else value for name, value in params.items()}
         return self.loss_of([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
 
     def loss_of(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -223,7 +223,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
     built = towers(study, pairs, seed=0)
     plan = loss_plan(study.arm(arm_name, options))
     named = [(f"{side}.{name}", value) for side, tower in built.items() for name, value in tower.named_parameters()]
-    locked = {name for name, value in named if not value.requires_grad}
+    frozen = {name for name, value in named if not value.requires_grad}
     constant = {f"loss.{name}" for name, scalar in plan.scalars.items() if not scalar.trained}
     linear = {
         ".".join(filter(None, (side, place, "weight")))
@@ -243,12 +243,12 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
         loss=plan,
         layout=Layout(shapes, frozenset(linear & shapes.keys())),
         initial_scalars={name: scalar.at(batch_size) for name, scalar in plan.scalars.items()},
-        fixed=frozenset(locked | constant),
-        reprojected=tuple(
+        frozen=frozenset(frozen | constant),
+        renormalized=tuple(
             ".".join(filter(None, (side, place, name)))
             for side, tower in built.items()
             for place, module in tower.named_modules()
-            for name in getattr(module, "reprojected", ())
+            for name in getattr(module, "renormalized", ())
         ),
         forwards=forwards,
         cuts=cuts,

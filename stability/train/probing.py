@@ -22,7 +22,7 @@ from stability.streams import stream
 from stability.study import Study
 from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
 from stability.train.memory import bytes_lying, bytes_per_reading
-from stability.train.optimizer import OptimizerState, lr_factor, preconditioner
+from stability.train.optimizer import OptimizerState, lr_schedule_factor, preconditioner
 from stability.train.population import Blueprint
 
 CHUNK, STACKED_CHUNK = 8, 4
@@ -54,8 +54,8 @@ def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
         rows(part, pairs.held_out).to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
     )
     hard = None if pairs.hard_negatives is None else pairs.hard_negatives.to(device)
-    further = tuple(samples[pairs.held_out].to(device) for samples in pairs.further)
-    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard, further)
+    extra_modalities = tuple(samples[pairs.held_out].to(device) for samples in pairs.extra_modalities)
+    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard, extra_modalities)
 
 
 def asked_of(
@@ -175,18 +175,18 @@ def _read_some(
     if variant.traits.get("chance"):
         # There is no share of a chance level of 0.
         chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size) or math.nan
-    settled = study.train.schedule == "constant" and snapshot.step >= study.train.warmup
+    settled = study.train.lr_schedule == "constant" and snapshot.step >= study.train.warmup
 
     def replica(varying: dict[str, Any]) -> Replica:
         return Replica(
             objective=plan.objective,
             embed_image=plan.embed_image,
             embed_text=plan.embed_text,
-            embed_further=plan.embed_further,
+            embed_extra_modalities=plan.embed_extra_modalities,
             held_out=held,
             betas=study.train.betas,
             constant_rate=settled,
-            fixed=plan.fixed,
+            frozen=plan.frozen,
             chance=chance,
             momentum=study.train.momentum if study.train.optimizer == "sgd" else None,
             **varying,
@@ -207,7 +207,7 @@ def _some(feed: Feed, replicas: list[int]) -> Feed:
 
 def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[int]) -> Tensor:
     """Return the rates (r,) at which some replicas train at this step; after the last step, its rate."""
-    factor = lr_factor(study.train, min(snapshot.step, study.train.steps - 1))
+    factor = lr_schedule_factor(study.train, min(snapshot.step, study.train.steps - 1))
     rates = torch.tensor([feed.runs[place].lr * factor for place in replicas])
     return to_device(rates, snapshot.theta.device)
 
@@ -248,7 +248,7 @@ def held_out_batches(name: str, count: int, feed: Feed, held: HeldOut, snapshot:
     corrupted at the level of the run, and at one seed the same for all losses.
     """
     use = f"probe/{name}/held-out"
-    unseen = held_out_feed(feed, held.image, held.text, held.further, held.caption, use)
+    unseen = held_out_feed(feed, held.image, held.text, held.extra_modalities, held.caption, use)
     here, size = f"{use}/{snapshot.step}", feed.batch_size
     by_seed = {
         seed: independent_indices(seed, here, count, unseen.available, size)

@@ -45,7 +45,7 @@ class Replay:
     @property
     def trained(self) -> frozenset[str]:
         """The names of the parameters that training moves."""
-        return frozenset(self.params) - self.plan.fixed
+        return frozenset(self.params) - self.plan.frozen
 
     def objective(self, params: Params, batch: Batch) -> Tensor:
         """Return the training loss of *params* on one batch."""

@@ -20,7 +20,7 @@ from stability.study import Study
 from stability.train.batches import BatchStream
 from stability.train.capture import EAGER_STEPS, CapturedStep, Inputs
 from stability.train.features import Features, kept_features
-from stability.train.feed import Feed, duplicate_share, feed_of, identity, uniform_numbers
+from stability.train.feed import Feed, false_negative_fraction, feed_of, identity, uniform_numbers
 from stability.train.forking import CHILDREN, forked, order_of
 from stability.train.gradient import value_and_grad
 from stability.train.optimizer import (
@@ -91,10 +91,10 @@ class Population:
     def measures(self) -> tuple[str, ...]:
         """The names of what a step measures, in the order of `train_step`'s rows."""
         scalars = [name for name in SCALARS if name in self.plan.initial_scalars]
-        return ("loss", "gradient_norm", "clipped", *scalars, "update_norm", "update_rms", *UNMASKED)
+        return ("loss", "gradient_norm", "grad_clipped_fraction", *scalars, "update_norm", "update_rms", *UNMASKED)
 
 
-UNMASKED = ("learning_rate", "duplicate_share")
+UNMASKED = ("learning_rate", "false_negative_fraction")
 """Measures that do not depend on whether a replica is alive."""
 
 
@@ -135,13 +135,13 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
 
 def _decay(study: Study, plan: Blueprint, name: str) -> float:
     """Return the weight decay of a parameter: the study's for matrices that are trained."""
-    return study.train.weight_decay if len(plan.layout.shapes[name]) > 1 and name not in plan.fixed else 0.0
+    return study.train.weight_decay if len(plan.layout.shapes[name]) > 1 and name not in plan.frozen else 0.0
 
 
 def _lr_multiplier(study: Study, plan: Blueprint, name: str) -> float:
     """Return the factor on the learning rate of a parameter: the study's and the loss's own for trained scalars."""
     scalar = plan.loss.scalars.get(name.removeprefix("loss."))
-    return study.train.scalar_lr * scalar.lr if name.startswith("loss.") and scalar else 1.0
+    return study.train.scalar_lr_multiplier * scalar.lr if name.startswith("loss.") and scalar else 1.0
 
 
 def step_inputs(population: Population, index: Tensor, host_index: Tensor) -> Inputs:
@@ -208,10 +208,10 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
         )
         for name, value in state.items():
             population.state[name].copy_(value)
-        for name in plan.reprojected:
+        for name in plan.renormalized:
             rows = plan.layout.view(population.theta, name)
             rows.copy_(normalize(rows, dim=-1))
-        duplicates = duplicate_share(identity(batch["text"], population.hash_multipliers))
+        duplicates = false_negative_fraction(identity(batch["text"], population.hash_multipliers))
         measures = torch.stack([losses, norm, clipped, *scalars, *update.values(), inputs["rate"], duplicates])
         if some_dead:
             measures[: -len(UNMASKED)].masked_fill_(dead, torch.nan)

@@ -51,7 +51,7 @@ def draw(results: Results, findings: Findings, grids: Path | None = None) -> tup
     drawn = [
         *([first] if first else []),
         *([again] if again else []),
-        *ranking_plots(findings, results.study.grid.loss),
+        *ranking_plots(findings, results.study.grid.arms),
         *tuning_curves(results),
         *followed,
         *along_axes(results),

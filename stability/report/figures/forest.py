@@ -60,7 +60,7 @@ def forest_plot(results: Results, findings: Findings) -> Drawn | None:
 
 def _words(claim: Finding) -> str:
     region = between(margin_region(claim.margin, claim.ratio), claim.ratio)
-    sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against) if claim.against else claim.compare
+    sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against_measure) if claim.against_measure else claim.compare
     what = f"{'ratio' if claim.ratio else 'difference'} {' to '.join(sides)}"
     if not testable(claim):
         return f"{claim.id}: {untold(claim)}."
@@ -155,7 +155,7 @@ def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     axes.grid(visible=False)
     pairs = {claim.compare for claim in claims}
     a, b = next(iter(pairs)) if len(pairs) == 1 else ("the first arm", "the second arm")
-    if any(claim.against for claim in claims):
+    if any(claim.against_measure for claim in claims):
         a, b = "the first", "the second"
     quantity = f"{a} / {b}" if ratio else quantity
     directions = (f"← {a} lower", f"{a} higher →")
@@ -183,25 +183,27 @@ def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure])
     """Return what a difference is a difference of, in words."""
     claim = next(claim for claim in study.claims if claim.id == finding.id)
     own, other = (_scaled(finding, claim, measures[name]) for name in finding.measures)
-    unit = "per doubling of" if finding.contrast == "slope" and claim.over in DOUBLING else "over"
-    over = f"{finding.contrast} {unit} {claim.over.replace('_', ' ')} of " if claim.over else ""
-    if finding.against:
-        return f"{finding.compare[0]}: {over}{own} − {other}"
-    return f"{' − '.join(finding.compare)}: {over}{own}"
+    unit = "per doubling of" if finding.contrast == "slope" and claim.axis in DOUBLING else "over"
+    along = f"{finding.contrast} {unit} {claim.axis.replace('_', ' ')} of " if claim.axis else ""
+    if finding.against_measure:
+        return f"{finding.compare[0]}: {along}{own} − {other}"
+    return f"{' − '.join(finding.compare)}: {along}{own}"
 
 
 def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
     """Return a measure as its claim takes it, in words."""
     label = measure.label[:1].lower() + measure.label[1:]
     scales = {
-        "chance-log": f"log {label} above chance",
+        "log_above_chance": f"log {label} above chance",
         "log": f"log {label}",
         "linear": label,
-        "of-chance": f"{label} / chance",
+        "relative_to_chance": f"{label} / chance",
     }
     if finding.contrast == "divergence":
         return "share of diverged runs"
-    return scales[claim.scale or measure.scale] if contrast[claim.contrast].traits["on"] == "scale" else label
+    return (
+        scales[claim.transform or measure.transform] if contrast[claim.contrast].traits["on"] == "transform" else label
+    )
 
 
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:

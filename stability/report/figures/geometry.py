@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import AXES, Results, summarise
+from stability.analysis import AXES, Results, summarize
 from stability.report.figures import levels, panels, tables
 from stability.report.figures.drawn import Drawn
 from stability.report.style import Look, styled
@@ -55,7 +55,7 @@ def embedding_geometry(results: Results) -> Iterator[Drawn]:
 
 def _quantity(results: Results, name: str, final: bool) -> pd.DataFrame:
     if final:
-        return levels.per_run(results, summarise(results, name, "final")).assign(measure=name, step=0)
+        return levels.per_run(results, summarize(results, name, "final")).assign(measure=name, step=0)
     return tables.of_steps(results, results.steps[name]).assign(measure=name)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from stability.analysis import AXES, Results, on_scale, summarise, times_to
+from stability.analysis import AXES, Results, summarize, times_to, transformed
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import Drawn
 from stability.report.style import Look, looks, styled
@@ -34,7 +34,7 @@ def medians(table: pd.DataFrame) -> pd.DataFrame:
 def known_looks(results: Results, table: pd.DataFrame) -> dict[str, Look]:
     """Return the looks of the arms that a table holds, in the study's order."""
     present = set(table["arm"])
-    return {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in present}
+    return {arm: look for arm, look in looks(results.study.grid.arms).items() if arm in present}
 
 
 # --- decline under noise ---------------------------------------------------------------------------------------------
@@ -46,9 +46,9 @@ def decline(results: Results) -> Iterator[Drawn]:
     if len(results.study.grid.noise) < 2 or name not in results.steps or name not in results.measures:
         return
     reduction = next(
-        (claim.reduction for claim in results.study.claims if claim.over == "noise" and claim.reduction), "late"
+        (claim.reduction for claim in results.study.claims if claim.axis == "noise" and claim.reduction), "tail_mean"
     )
-    above = np.exp(on_scale(results, name, summarise(results, name, reduction), "chance-log"))
+    above = np.exp(transformed(results, name, summarize(results, name, reduction), "log_above_chance"))
     table = per_run(results, above)
     if not len(table):
         return
@@ -69,10 +69,10 @@ def decline(results: Results) -> Iterator[Drawn]:
 
 _REDUCTIONS = {
     "first": "at its first measured step",
-    "late": "mean over the last fifth of its steps",
+    "tail_mean": "mean over the last fifth of its steps",
     "final": "at its last measured step",
     "best": "at its best",
-    "area": "mean after warm-up",
+    "mean_after_warmup": "mean after warm-up",
 }
 
 
@@ -89,7 +89,7 @@ def level_figure(
 
     A *level* to hold them against is dotted.
     """
-    others = [name for name in ("pairs", "lr", "lr_factor", "corruption", "noise") if name != axis]
+    others = [name for name in ("train_pairs", "lr", "lr_multiplier", "corruption", "noise") if name != axis]
     others = [name for name in others if table[name].nunique() > 1]
     rows = {
         key: ", ".join(panels.SHORT[name].format(part) for name, part in zip(others, key, strict=True))
@@ -127,12 +127,12 @@ AXIS_NAMES = {
     "noise": "noise: share of corrupted pairs",
     "step": "training step",
     "batch_size": "batch size",
-    "pairs": "training pairs",
+    "train_pairs": "training pairs",
     "lr": "learning rate",
-    "lr_factor": "multiple of the learning rate",
+    "lr_multiplier": "multiple of the learning rate",
 }
 
-LOGARITHMIC = ("batch_size", "pairs", "lr", "lr_factor")
+LOGARITHMIC = ("batch_size", "train_pairs", "lr", "lr_multiplier")
 """The axes on which a step is a factor."""
 
 
@@ -142,22 +142,22 @@ LOGARITHMIC = ("batch_size", "pairs", "lr", "lr_factor")
 def along_axes(results: Results) -> Iterator[Drawn]:
     """Yield each measure that a claim follows over batch size, number of pairs or learning rate, against it."""
     grid = results.study.grid
-    asked = [claim for claim in results.study.claims if grid.column(claim.over) in LOGARITHMIC]
+    asked = [claim for claim in results.study.claims if grid.column(claim.axis) in LOGARITHMIC]
     shown = {
-        (name, grid.column(claim.over)): claim.reduction or "late"
+        (name, grid.column(claim.axis)): claim.reduction or "tail_mean"
         for claim in reversed(asked)
         for name in reversed(claim.measures)
     }
     for place, ((name, axis), reduction) in enumerate(reversed(shown.items())):
         measure = results.measures[name]
-        values, label = summarise(results, name, reduction), measure.label[:1].lower() + measure.label[1:]
+        values, label = summarize(results, name, reduction), measure.label[:1].lower() + measure.label[1:]
         if measure.chance:
-            values, label = np.exp(on_scale(results, name, values, "chance-log")), f"{label} above chance"
+            values, label = np.exp(transformed(results, name, values, "log_above_chance")), f"{label} above chance"
         table = per_run(results, values)
         if not len(table):
             continue
         known, middle = known_looks(results, table), medians(table)
-        scale = "linear" if measure.scale == "linear" else "log"
+        scale = "linear" if measure.transform == "linear" else "log"
         yield Drawn(
             id=f"along-{place + 1}",
             section="learning",
@@ -177,21 +177,23 @@ def along_axes(results: Results) -> Iterator[Drawn]:
 
 def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[Drawn]:
     """Yield each run's value of the measures whose level or spread a claim compares, but those shown *elsewhere*."""
-    asked = [claim for claim in results.study.claims if not claim.over and claim.threshold is None]
-    shown = {name: claim.reduction or "late" for claim in reversed(asked) for name in reversed(claim.measures)}
+    asked = [claim for claim in results.study.claims if not claim.axis and claim.threshold is None]
+    shown = {name: claim.reduction or "tail_mean" for claim in reversed(asked) for name in reversed(claim.measures)}
     for name, reduction in reversed(shown.items()):
         measure = results.measures.get(name)
         if measure is None or name in elsewhere:
             continue
         if any(column not in results.steps for column in measure.pooled or (measure.spikes or name,)):
             continue
-        table = per_run(results, summarise(results, name, reduction))
+        table = per_run(results, summarize(results, name, reduction))
         if table["value"].nunique() < 2:
             continue
         known, middle = known_looks(results, table), medians(table)
         label = _within(measure.label[:1].lower() + measure.label[1:], measure.unit)
-        scale = "log" if measure.scale == "log" and table["value"].min() > 0 else "linear"
-        varied = [axis for axis in ("batch_size", "pairs", "lr_factor", "lr", "noise") if table[axis].nunique() > 2]
+        scale = "log" if measure.transform == "log" and table["value"].min() > 0 else "linear"
+        varied = [
+            axis for axis in ("batch_size", "train_pairs", "lr_multiplier", "lr", "noise") if table[axis].nunique() > 2
+        ]
         if varied:
             figure = level_figure(table, middle, known, varied[0], label, scale)
             told = "Thin: one seed; bold: the median of the seeds."
@@ -319,13 +321,15 @@ def sharpness(results: Results) -> Iterator[Drawn]:
     measured = tables.of_steps(results, results.steps[name])
     if not len(measured) or measured.groupby("run", sort=False)["step"].size().max() > 1:
         return
-    table = per_run(results, summarise(results, name, "final"))
+    table = per_run(results, summarize(results, name, "final"))
     known, middle = known_looks(results, table), medians(table)
     label, told = "sharpness / threshold", "Each mark is one seed, the bar their median."
     if len(middle[list(AXES)].drop_duplicates()) <= panels.MANY:
         figure = strip_figure(table, middle, known, label)
     else:
-        axis = next(axis for axis in ("noise", "pairs", "lr_factor", "lr", "batch_size") if table[axis].nunique() > 1)
+        axis = next(
+            axis for axis in ("noise", "train_pairs", "lr_multiplier", "lr", "batch_size") if table[axis].nunique() > 1
+        )
         figure = level_figure(table, middle, known, axis, label, "log", level=1.0)
         told = "Thin: one seed; bold: the median of the seeds."
     yield Drawn(

@@ -212,15 +212,15 @@ def _in_lines(rows: Mapping[Any, str], column: Any, looks: Mapping[str, Look]) -
     return Sheet(whole.figure, {(row, column): panel for row, panel in named.items()}, looks)
 
 
-ROW, COLUMN = ("batch_size", "pairs", "lr", "lr_factor"), ("corruption", "noise")
+ROW, COLUMN = ("batch_size", "train_pairs", "lr", "lr_multiplier"), ("corruption", "noise")
 
 SHORT = {
     "batch_size": "B = {}",
-    "pairs": "{} pairs",
+    "train_pairs": "{} pairs",
     "corruption": "{}",
     "noise": "noise {:g}",
     "lr": "lr {:g}",
-    "lr_factor": "{:g} × lr",
+    "lr_multiplier": "{:g} × lr",
 }
 """A value of each axis in few words."""
 
@@ -389,11 +389,11 @@ def cell_words(cell: Mapping[str, Any], varied: Sequence[str]) -> str:
     """
     words = {
         "batch_size": "batch size {}",
-        "pairs": "{} pairs",
+        "train_pairs": "{} pairs",
         "corruption": "{}",
         "noise": "noise {:g}",
         "lr": "learning rate {:g}",
-        "lr_factor": "{:g} times the rate",
+        "lr_multiplier": "{:g} times the rate",
     }
     named = [axis for axis in AXES if axis in varied] or ["batch_size"]
     return ", ".join(words[axis].format(cell[axis]) for axis in named)

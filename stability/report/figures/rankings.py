@@ -32,7 +32,7 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[Drawn]:
             id=f"ranking-{place + 1}",
             section="ranking",
             title=f"Ranking by {ranked.label}",
-            caption=f"{ranked.label} ({_SCALES[ranked.scale]}), the mean over {found.n} seeds of each arm less that of "
+            caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {found.n} seeds of each arm less that of "
             f"the first, with intervals that hold at {confidence} for all {len(found.pairs)} pairs together. Arms that "
             "share a letter cannot be told apart.",
             alt=f"Ranking of {len(found.places)} arms by {ranked.label}. {first.name} is first, in group "
@@ -45,8 +45,8 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[Drawn]:
 _SCALES = {
     "linear": "as measured",
     "log": "logarithm",
-    "chance-log": "log of what lies above chance",
-    "of-chance": "share of the chance level",
+    "log_above_chance": "log of what lies above chance",
+    "relative_to_chance": "share of the chance level",
 }
 
 
@@ -68,7 +68,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
         for rank, place in enumerate(ranked.found.places, start=1)
     ]
     table = pd.DataFrame(rows)
-    return table.rename(columns={"mean": "mean log"}) if ranked.scale in LOGARITHMS else table
+    return table.rename(columns={"mean": "mean log"}) if ranked.transform in LOGARITHMS else table
 
 
 def ranking_figure(ranked: Ranked, looks: Mapping[str, Look]) -> Figure:
@@ -98,7 +98,7 @@ def ranking_figure(ranked: Ranked, looks: Mapping[str, Look]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.05)
         label = ranked.label[:1].lower() + ranked.label[1:]
-        axes.set_xlabel(f"{label} less that of {places[0].name} ({_SCALES[ranked.scale]})")
+        axes.set_xlabel(f"{label} less that of {places[0].name} ({_SCALES[ranked.transform]})")
     return figure
 
 

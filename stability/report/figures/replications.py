@@ -130,7 +130,7 @@ def _table(claims: Sequence[Finding], rows: Rows) -> pd.DataFrame:
             "effect": finding.effect if testable(finding) else None,
             "low": finding.interval[0] if testable(finding) else None,
             "high": finding.interval[1] if testable(finding) else None,
-            "pairs": finding.n_pairs,
+            "train_pairs": finding.n_pairs,
         }
         for claim in claims
         for name, finding in rows[claim.id]

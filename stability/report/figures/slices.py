@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import Results, summarise
+from stability.analysis import Results, summarize
 from stability.landscape.figures import bands
 from stability.registry import InputError
 from stability.report.figures import levels, panels, tables
@@ -36,7 +36,7 @@ def flatness(results: Results) -> Iterator[Drawn]:
     name = "filter_sharpness"
     if name not in results.steps or name not in results.measures:
         return
-    table = levels.per_run(results, summarise(results, name, "final"))
+    table = levels.per_run(results, summarize(results, name, "final"))
     if not len(table):
         return
     known, middle = levels.known_looks(results, table), levels.medians(table)
@@ -62,7 +62,7 @@ def landscapes(results: Results, folder: Path) -> Iterator[Drawn]:
         return
     yield _slices(results, planes)
     shown = planes[:MOST]
-    table = pd.concat([plane.drop(columns="lr_factor") for plane in shown], ignore_index=True)
+    table = pd.concat([plane.drop(columns="lr_multiplier") for plane in shown], ignore_index=True)
     more = f" The first {MOST} of {len(planes)}." if len(planes) > MOST else ""
     rises = "; ".join(f"{_title(plane)}: up to {number(plane['value'].max())}" for plane in shown)
     yield Drawn(
@@ -88,7 +88,7 @@ def _planes(results: Results, folder: Path) -> list[pd.DataFrame]:
             centre = grid["value"].iloc[int(np.abs(grid[["first", "second"]].to_numpy()).sum(axis=1).argmin())]
             cell: dict[str, Any] = {name: cells.at[run, name] for name in (*panels.CELL, "seed")}
             found.append(grid.assign(run=run, value=(grid["value"] - centre) / chance[run], **cell))
-    order = {arm: place for place, arm in enumerate(results.study.grid.loss)}
+    order = {arm: place for place, arm in enumerate(results.study.grid.arms)}
     return sorted(found, key=lambda plane: (plane["seed"][0], plane["batch_size"][0], order[plane["arm"][0]]))
 
 

@@ -33,21 +33,21 @@ def spectral_densities(results: Results) -> Iterator[Drawn]:
     nodes = "hessian_nodes"
     if nodes not in results.steps:
         return
-    measured = results.steps[results.steps[nodes].notna() & results.steps["hessian_high"].notna()]
+    measured = results.steps[results.steps[nodes].notna() & results.steps["hessian_max_eigenvalue"].notna()]
     last = measured.sort_values("step", kind="stable").groupby("run", sort=False).tail(1)
-    columns = ["run", "step", nodes, "hessian_weights", "hessian_low", "hessian_high"]
+    columns = ["run", "step", nodes, "hessian_weights", "hessian_min_eigenvalue", "hessian_max_eigenvalue"]
     table = results.runs[["run", *panels.CELL, "seed"]].merge(last[columns], on="run", how="inner")
     table = table[[_usable(row) for row in table[nodes]]]
     if not len(table):
         return
-    known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in set(table["arm"])}
+    known = {arm: look for arm, look in looks(results.study.grid.arms).items() if arm in set(table["arm"])}
     ends = {
         name: table.groupby(panels.CELL, sort=False)[name].median().rename("value").reset_index()
-        for name in ("hessian_low", "hessian_high")
+        for name in ("hessian_min_eigenvalue", "hessian_max_eigenvalue")
     }
     words = "; ".join(
         f"{label}: {tables.in_words(ends[name], list(known), 'value')}"
-        for name, label in (("hessian_high", "highest eigenvalue"), ("hessian_low", "lowest"))
+        for name, label in (("hessian_max_eigenvalue", "highest eigenvalue"), ("hessian_min_eigenvalue", "lowest"))
     )
     yield Drawn(
         id="spectra",
@@ -73,7 +73,7 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
     long = table.explode(["hessian_nodes", "hessian_weights"], ignore_index=True)
     renamed = long.rename(columns={"hessian_nodes": "eigenvalue", "hessian_weights": "mass"})
     kinds = {"eigenvalue": float, "mass": float}
-    return renamed.drop(columns=["hessian_low", "hessian_high"]).astype(kinds)
+    return renamed.drop(columns=["hessian_min_eigenvalue", "hessian_max_eigenvalue"]).astype(kinds)
 
 
 def symmetric_log(x: np.ndarray | float, linear: float) -> np.ndarray:
@@ -89,7 +89,7 @@ def density(nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray, linear: fl
 
 def linear_width(table: pd.DataFrame) -> float:
     """Return the size below which the axis is linear: four decades under the largest eigenvalue, a power of ten."""
-    largest = max(table["hessian_high"].abs().max(), table["hessian_low"].abs().max())
+    largest = max(table["hessian_max_eigenvalue"].abs().max(), table["hessian_min_eigenvalue"].abs().max())
     return 10.0 ** (math.ceil(math.log10(largest)) - 4) if largest > 0 else 1.0
 
 
@@ -101,7 +101,9 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
         key: ", ".join(panels.SHORT[axis].format(part) for axis, part in zip(varied, key, strict=True)) for key in cells
     }
     linear = linear_width(table)
-    reach = symmetric_log(np.array([table["hessian_low"].min(), table["hessian_high"].max()]), linear)
+    reach = symmetric_log(
+        np.array([table["hessian_min_eigenvalue"].min(), table["hessian_max_eigenvalue"].max()]), linear
+    )
     grid = np.linspace(reach[0] - 0.5, reach[1] + 0.5, 160 if len(table) <= CROWDED else 80)
     sheet = panels.sheet(dict.fromkeys(looks, ""), columns, looks, height=1.1)
     with styled():
@@ -112,7 +114,10 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
                 for nodes, weights in zip(seeds["hessian_nodes"], seeds["hessian_weights"], strict=True)
             ]
             _curves(axes, grid, np.maximum(curves, LOWEST / 10), colour, tables.banded(table))
-            for name, corner, side in (("hessian_low", 0.01, "left"), ("hessian_high", 0.99, "right")):
+            for name, corner, side in (
+                ("hessian_min_eigenvalue", 0.01, "left"),
+                ("hessian_max_eigenvalue", 0.99, "right"),
+            ):
                 end = float(seeds[name].median())
                 place = float(symmetric_log(end, linear))
                 axes.plot([place], [LOWEST], marker="^", markersize=5, color=LIGHT["ink"], clip_on=False, zorder=5)

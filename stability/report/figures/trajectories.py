@@ -154,8 +154,8 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
     banded = tables.banded(table)
     if banded:
         bold = tables.across_seeds(thin)
-    arms = [arm for arm in results.study.grid.loss if arm in set(table["arm"])]
-    known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in arms}
+    arms = [arm for arm in results.study.grid.arms if arm in set(table["arm"])]
+    known = {arm: look for arm, look in looks(results.study.grid.arms).items() if arm in arms}
     diverged = results.runs[results.runs["diverged_at"].notna()]
     references = _references(results, plot)
     figure = trajectory_figure(thin, bold, known, plot, references, float(results.study.train.steps))

@@ -22,7 +22,7 @@ def tuning_curves(results: Results) -> Iterator[Drawn]:
     """Yield the tuning curves of a study with a search: a panel per batch size, a line per arm and other setting."""
     if results.tuning is None:
         return
-    table, known = tried_table(results), looks(results.study.grid.loss)
+    table, known = tried_table(results), looks(results.study.grid.arms)
     measure = results.tuning.measure
     label = measure.label[:1].lower() + measure.label[1:]
     best = table[table["chosen"]].groupby(["batch_size", "arm"], sort=False)
@@ -40,7 +40,9 @@ def tuning_curves(results: Results) -> Iterator[Drawn]:
         "(logarithmic axis). Each dot is one seed; lines join the means over seeds, and a ring marks the setting "
         f"chosen. {others}{crosses}No run of the search enters a test.",
         alt=f"{measure.label} of the tuning runs against the learning rate. Chosen: {'; '.join(named)}.",
-        figure=tuning_figure(table, known, label, "log" if measure.scale == "log" else "linear", bool(measure.chance)),
+        figure=tuning_figure(
+            table, known, label, "log" if measure.transform == "log" else "linear", bool(measure.chance)
+        ),
         table=tables.shown(table.drop(columns=["setting", "other", "score"]).rename(columns={"value": measure.name})),
     )
 
@@ -49,7 +51,7 @@ def tried_table(results: Results) -> pd.DataFrame:
     """Return the tuning runs with their setting in words, whether it was chosen, and whether another was beside it."""
     assert results.tuning is not None
     tuning = results.tuning
-    settings = {arm: settings_of(results.study, arm) for arm in results.study.grid.loss}
+    settings = {arm: settings_of(results.study, arm) for arm in results.study.grid.arms}
     cells = list(tuning.tried[["arm", "batch_size", "setting"]].itertuples(index=False, name=None))
     tried = [settings[arm][place] for arm, _, place in cells]
     chosen = [tuning.chosen[arm, size] for arm, size, _ in cells]
