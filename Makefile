@@ -21,8 +21,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes: half of the suite's time is spent waiting for processes that it starts.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # The documentation as pages, in site/; a broken link or an unknown name fails.
 docs: $(READY)

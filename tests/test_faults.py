@@ -305,6 +305,8 @@ def test_an_executor_that_drops_its_groups_is_one_sentence_and_the_rest_can_go_o
 
 def test_workers_that_cannot_begin_fail_their_groups_instead_of_being_started_for_ever(quick, tmp_path):
     class Stillborn(WorkerPool):
+        sharing = 1
+
         def __init__(self) -> None:
             self.rebuilt = 0
 
