@@ -24,7 +24,7 @@ from stability import execute
 from stability.execute.machine import device_model, pick_device, versions
 from stability.execute.tolerances import EARLY, SHARE, pair_of
 from stability.execute.verifying import timed
-from stability.execute.worker import Task, train_here
+from stability.execute.worker import Task, train_local
 from stability.grid import Group
 from stability.probes import STEP_MEASURES, probe
 from stability.store import group_path, read_group, read_manifest, read_study
@@ -137,7 +137,7 @@ def train_again(where: Path, there: Path) -> None:
     (there / "groups").mkdir(parents=True)
     study, groups = groups_in(where)
     for group in groups:
-        outcome = train_here(Task(study, group, there, pick_device("cpu")), lambda step: None)
+        outcome = train_local(Task(study, group, there, pick_device("cpu")), lambda step: None)
         if outcome.failure:
             raise SystemExit(outcome.failure)
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from workload import Work, batches
 
 from stability.execute.machine import reproducible_arithmetic
-from stability.execute.planning import WIDEST
+from stability.execute.planning import MAX_REPLICAS
 from stability.grid import Group
 from stability.losses import clip
 from stability.study import Study
@@ -50,7 +50,7 @@ def trainers_of(work: Work, capture: bool | None = None) -> list[Trainer]:
     """Return a trainer for each group of the replicas; *capture* as `Trainer` takes it, where it does."""
     study = work.study()
     pairs, runs, device = study.pairs(), work.runs(study), torch.device(work.device)
-    width = WIDEST[device.type]
+    width = MAX_REPLICAS[device.type]
     parts = [runs[start : start + width] for start in range(0, len(runs), width)]
     options = {"capture": capture} if can_capture() else {}
     return [Trainer(study, Group("benchmark", part), pairs, device, **options) for part in parts]

@@ -118,7 +118,7 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def admit(variant: Variant) -> None:
+def validate_loss(variant: Variant) -> None:
     """Raise `InputError` with one sentence on a loss that cannot be called at all, or is not one number."""
     where = f"loss {variant.name!r}"
     if "state" in reserved_of(variant) and not callable(variant.traits.get("state")):
@@ -148,10 +148,10 @@ def check(variant: Variant) -> tuple[Outcome, ...]:
     return tuple(_outcome(variant, *each) for each in judged)
 
 
-Judge = Callable[[Variant], tuple[bool, str]]
+PropertyCheck = Callable[[Variant], tuple[bool, str]]
 
 
-def _outcome(variant: Variant, name: str, required: bool, judge: Judge) -> Outcome:
+def _outcome(variant: Variant, name: str, required: bool, judge: PropertyCheck) -> Outcome:
     try:
         passed, reason = judge(variant)
     except (Exception, SystemExit) as error:  # noqa: BLE001  (a loss may raise anything: that is the outcome)
@@ -328,7 +328,7 @@ def _scale_with_batch(variant: Variant) -> tuple[bool, str]:
 def _chance(variant: Variant) -> tuple[bool, str]:
     found = best_constant(variant)
     where = f"at B = {SIZE} the best constant similarity reaches {round(found, 6):.4g}"
-    if (least := _least(variant, _matched)) >= found - 1e-6 * max(1.0, abs(found)):
+    if (least := _minimize(variant, _matched)) >= found - 1e-6 * max(1.0, abs(found)):
         return (
             False,
             f"{where}, and no more is lost by it than by embeddings that match ({round(least, 6):.4g}): every "
@@ -362,7 +362,7 @@ def best_constant(variant: Variant, size: int = SIZE) -> float:
 
     All images are one vector, all texts another; their angle and the trained scalars are optimised, late in training.
     """
-    return _least(variant, _constant, size)
+    return _minimize(variant, _constant, size)
 
 
 def _constant(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -380,7 +380,7 @@ def _matched(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return image, torch.cos(turn) * image + torch.sin(turn) * aside
 
 
-def _least(variant: Variant, place: Callable[[Tensor, int], tuple[Tensor, Tensor]], size: int = SIZE) -> float:
+def _minimize(variant: Variant, place: Callable[[Tensor, int], tuple[Tensor, Tensor]], size: int = SIZE) -> float:
     """Return the least loss of embeddings placed by an angle, over that angle and the trained scalars."""
     inputs = inputs_of(variant, size, step=LATE)
     angle = torch.tensor(math.pi / 2, dtype=torch.float64, requires_grad=True)
@@ -402,7 +402,7 @@ def _least(variant: Variant, place: Callable[[Tensor, int], tuple[Tensor, Tensor
     return evaluate()
 
 
-REQUIRED: dict[str, Judge] = {
+REQUIRED: dict[str, PropertyCheck] = {
     "finite": _finite,
     "batch order": _order,
     "vmap": _vmap,
@@ -410,7 +410,7 @@ REQUIRED: dict[str, Judge] = {
     "gradient": _finite_differences,
     "two pairs": _two_pairs,
 }
-REPORTED: dict[str, Judge] = {
+REPORTED: dict[str, PropertyCheck] = {
     "second derivatives": _second_derivatives,
     "rotation": _rotation,
     "extreme scales": _extreme_scales,

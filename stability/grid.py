@@ -41,7 +41,7 @@ class Run:
         return self.seed >= FIRST_TUNING_SEED
 
     @property
-    def luck(self) -> int | str:
+    def rng_seed(self) -> int | str:
         """What its random streams start from: its seed, and its arm's stream where that has one of its own."""
         return f"{self.seed}:{self.rng_stream}" if self.rng_stream else self.seed
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stability.check import admit
+from stability.check import validate_loss
 from stability.encoders import encoder, reads
 from stability.losses import loss
 from stability.registry import InputError, Registry, Variant, nearest
@@ -124,7 +124,7 @@ def load_plugins(plugins: Iterable[Plugin]) -> None:
 def _admit(variant: Variant) -> None:
     """Raise `InputError` on what cannot be used at all; what a tower does is tried once its modality is known."""
     if variant.kind == "loss":
-        admit(variant)
+        validate_loss(variant)
         return
     if reads(variant) not in READ:
         raise InputError(f"encoder {variant.name!r}: modality={reads(variant)!r}; allowed: {', '.join(READ)}")

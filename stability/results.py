@@ -153,7 +153,7 @@ def _area(curve: pd.DataFrame) -> float:
     return float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(values[0])
 
 
-def times_to(results: Results, name: str, threshold: float) -> pd.Series:
+def steps_to_threshold(results: Results, name: str, threshold: float) -> pd.Series:
     """Return per run the first measured step with a measure at the threshold or better; infinity if there is none."""
     rows = results.steps[["run", "step", name]].dropna()
     better = results.measures[name].better

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from stability import analysis, execute
-from stability.execute import Watch
+from stability.execute import Callbacks
 from stability.registry import InputError
 from stability.store import MANIFEST, read_manifest
 from stability.study import Study, with_looks
@@ -15,7 +15,7 @@ SETTLED = ("supported", "contradicted", "equivalent")
 """Verdicts that end the search for more seeds."""
 
 FIRST_LOOK = 5
-SILENT = Watch()
+HEARTBEAT_TIMEOUT = Callbacks()
 
 
 def looks_up_to(most: int) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ def run_until_settled(
     device: str = "auto",
     executor: Executor | None = None,
     out: str | Path | None = None,
-    watch: Watch = SILENT,
+    watch: Callbacks = HEARTBEAT_TIMEOUT,
     save_params: bool = False,
     replications: bool = True,
 ) -> Path:

@@ -48,7 +48,7 @@ def send(
     *out* is a folder (default: ``<run_dir>/export/<tracker>``), which must be empty or not there. Raises `InputError`
     for an unknown tracker, one that is not installed, or a folder in use.
     """
-    variant = sink.get_or_explain(to, "--to")
+    variant = sink.get_or_explain(to, "--tracker")
     results = load_results(run_dir, warn)
     folder = Path(out) if out is not None else Path(run_dir) / "export" / to
     try:
@@ -93,7 +93,7 @@ def _points(curves: pd.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:
 @sink
 def tensorboard(results: Results, out: Path) -> str:
     """Write TensorBoard event files, a folder a run, with the cells of the grid as hyperparameters."""
-    optional("tensorboard", "--to tensorboard", "tensorboard")
+    optional("tensorboard", "--tracker tensorboard", "tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     for run in tracked(results):
@@ -110,7 +110,7 @@ def tensorboard(results: Results, out: Path) -> str:
 @sink
 def wandb(results: Results, out: Path) -> str:
     """Write Weights & Biases runs, offline unless WANDB_MODE says otherwise; ``wandb sync`` uploads them."""
-    library = optional("wandb", "--to wandb", "wandb")
+    library = optional("wandb", "--tracker wandb", "wandb")
     mode = os.environ.get("WANDB_MODE", "offline")
     for run in tracked(results):
         with library.init(
@@ -131,7 +131,7 @@ def wandb(results: Results, out: Path) -> str:
 @sink
 def mlflow(results: Results, out: Path) -> str:
     """Write MLflow runs into a database in the folder, or to the server that MLFLOW_TRACKING_URI names."""
-    library = optional("mlflow", "--to mlflow", "mlflow")
+    library = optional("mlflow", "--tracker mlflow", "mlflow")
     address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
     client = library.MlflowClient(tracking_uri=address)
     known = client.get_experiment_by_name(results.study.name)

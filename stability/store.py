@@ -100,7 +100,7 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def is_as_written(path: Path, written: str | None) -> bool:
+def checksum_matches(path: Path, written: str | None) -> bool:
     """Tell whether a file is there and has the checksum that was *written* down for it."""
     return path.is_file() and checksum(path) == written
 
@@ -113,7 +113,7 @@ def damaged_groups(run_dir: Path, groups: Iterable[Mapping[str, Any]]) -> tuple[
     return tuple(
         f"{path}: missing or damaged; `stability run` will compute it again"
         for path, written in finished.items()
-        if not is_as_written(path, written)
+        if not checksum_matches(path, written)
     )
 
 
@@ -175,7 +175,7 @@ def make_writable(run_dir: Path) -> None:
         raise InputError(f"--out {run_dir}: cannot be written ({reason}); name a directory that can") from error
 
 
-def drop_leftovers(run_dir: Path) -> None:
+def remove_stale(run_dir: Path) -> None:
     """Remove what a killed process left unfinished: hidden files beside what is finished.
 
     Its workers, which die a moment later, may take theirs away meanwhile.

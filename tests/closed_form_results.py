@@ -104,7 +104,13 @@ def curves(study):
         frame["recall_at_1_chance"] = np.where(probed, 0.01, np.nan)
         frames.append(frame)
         rows.append({"run": run.id, "arm": run.arm, "seed": run.seed, "batch_size": run.batch_size})
-        rows[-1] |= {"corruption": run.corruption, "noise": run.noise, "lr": run.lr, "pairs": 0, "lr_multiplier": 1.0}
+        rows[-1] |= {
+            "corruption": run.corruption,
+            "noise": run.noise,
+            "lr": run.lr,
+            "train_pairs": 0,
+            "lr_multiplier": 1.0,
+        }
         rows[-1] |= {"status": "finished", "diverged_at": np.nan}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), measures)
 

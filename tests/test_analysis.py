@@ -18,8 +18,8 @@ from stability.analysis import (
     findings_text,
     load_results,
     run_frame,
+    steps_to_threshold,
     summarize,
-    times_to,
     transformed,
 )
 from stability.check import chance_level
@@ -68,13 +68,13 @@ def test_the_area_under_a_curve_is_that_of_its_trapezoids_whatever_the_spacing_o
 
 
 def test_the_time_to_a_threshold_is_the_first_measured_step_or_infinity(results):
-    times = times_to(results, "recall_at_1", 0.02)
+    times = steps_to_threshold(results, "recall_at_1", 0.02)
     assert len(times) == len(results.runs)
     for run, time in times.items():
         rows = rows_of(results, run).dropna(subset=["recall_at_1"])
         reached = rows["step"][rows["recall_at_1"] >= 0.02]
         assert time == (reached.min() if len(reached) else math.inf)
-    assert np.isinf(times_to(results, "recall_at_1", 1.1)).all()
+    assert np.isinf(steps_to_threshold(results, "recall_at_1", 1.1)).all()
 
 
 def test_a_chance_corrected_logarithm_is_zero_at_perfection_and_floored_near_chance(results):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from stability.encoders import Modality, encoder
 from stability.encoders.transformers import Attention, Block, Patches, Transformer
 from stability.train.batched_layers import batched_forward
-from stability.train.cuts import cut_of
+from stability.train.cuts import split_frozen_prefix
 from stability.train.population import Layout
 
 IMAGE, TEXT = Modality((2, 4, 6)), Modality((6,), vocabulary=7)
@@ -127,7 +127,9 @@ def test_a_token_outside_the_vocabulary_is_refused(token):
 
 def test_what_follows_a_cut_may_be_a_transformer_s_layers():
     embed = nn.Embedding(7, 8).requires_grad_(False)
-    cut = cut_of(nn.Sequential(embed, Block(8, 2, 2), nn.Flatten(), nn.Linear(48, 3)), torch.randint(0, 7, (2, 6)))
+    cut = split_frozen_prefix(
+        nn.Sequential(embed, Block(8, 2, 2), nn.Flatten(), nn.Linear(48, 3)), torch.randint(0, 7, (2, 6))
+    )
     assert cut is not None
     assert cut.forward is not None
     params = {name: torch.randn(2, *value.shape) for name, value in cut.rest.named_parameters()}

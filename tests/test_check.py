@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from stability.check import Outcome, admit, best_constant, chance_level, check
+from stability.check import Outcome, best_constant, chance_level, check, validate_loss
 from stability.losses import Scalar, clip, loss, siglip
 from stability.registry import InputError, Registry, Variant
 
@@ -228,12 +228,12 @@ def seen(available):
 )
 def test_a_loss_that_cannot_be_called_or_is_no_number_is_refused_in_one_sentence(variant, sentence):
     with pytest.raises(InputError, match=sentence):
-        admit(variant)
+        validate_loss(variant)
 
 
 def test_sound_losses_are_admitted():
     for variant in (*loss.values(), made(squared)):
-        admit(variant)
+        validate_loss(variant)
 
 
 def test_losses_are_plain_functions():

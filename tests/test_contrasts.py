@@ -36,7 +36,7 @@ def test_every_contrast_declares_its_traits_and_asks_only_for_what_is_supplied(n
     traits = contrast[name].traits
     assert set(traits) - {"mixed"} == {"needs", "on", "reduction", "ratio", "says"}
     assert traits.get("mixed", "level") in {"level", "slope", "change"}
-    assert traits["on"] in {"scale", "raw", "times", "diverged"}
+    assert traits["on"] in {"transform", "raw", "times", "diverged"}
     assert set(contrast[name].options) <= set(SUPPLIED)
     assert contrast[name].summary.startswith("Return ")
 

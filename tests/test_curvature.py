@@ -565,14 +565,14 @@ def test_a_replica_that_is_not_finite_is_named_so_and_leaves_its_neighbours_bit_
     members = [dual_encoder(seed) for seed in range(3)]
     clean = spectrum(objective, stacked(*members), replicas=True, steps=12, top=2)
     members[1]["loss.log_scale"].fill_(spoil)  # at 1e4, exp overflows
-    spoilt = spectrum(objective, stacked(*members), replicas=True, steps=12, top=2)
+    has_nan = spectrum(objective, stacked(*members), replicas=True, steps=12, top=2)
     for field in dataclasses.fields(clean):
-        before, after = getattr(clean, field.name), getattr(spoilt, field.name)
+        before, after = getattr(clean, field.name), getattr(has_nan, field.name)
         if isinstance(before, Tensor):
             assert torch.equal(after[[0, 2]], before[[0, 2]]), field.name
             assert not after[1].any() if after.dtype == torch.bool else after[1].isnan().all(), field.name
-    assert spoilt.negative_share[1].isnan()
-    assert torch.equal(spoilt.negative_share[[0, 2]], clean.negative_share[[0, 2]])
+    assert has_nan.negative_share[1].isnan()
+    assert torch.equal(has_nan.negative_share[[0, 2]], clean.negative_share[[0, 2]])
 
 
 def test_an_objective_that_is_nan_beside_a_finite_gradient_is_not_finite():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_disk_faults import QUICK
 
-from stability.execute import Watch, executor_of, run
+from stability.execute import Callbacks, executor_of, run
 from stability.registry import InputError
 from stability.store import checksum
 from stability.study import parse_study
@@ -103,7 +103,7 @@ def test_a_study_survives_the_death_of_a_worker_and_a_late_one_to_the_same_bytes
             started("worker", scheduler, *WORKER)
 
     with executor_of(f"dask:{scheduler}", "cpu") as executor:
-        there = run(study, "cpu", executor=executor, out=tmp_path / "there", watch=Watch(step=step))
+        there = run(study, "cpu", executor=executor, out=tmp_path / "there", watch=Callbacks(step=step))
     assert killed[0] in [worker.pid for worker in workers]
     assert sums(there) == sums(local)
     assert len(steps) > 1

@@ -29,7 +29,7 @@ from stability.execute import run
 from stability.grid import runs_of
 from stability.registry import InputError
 from stability.study import modalities, parse_study
-from stability.train.feed import feed_of
+from stability.train.feed import population_data
 from stability.train.probing import held_out
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install 'contrastive-stability[disk]'")
@@ -534,7 +534,7 @@ def test_the_loaders_read_the_mapped_file_itself(tmp_path):
     given = write_folder(tmp_path / "data", SAMPLES)
     study = parse_study(STUDY.format(kind="folder", more="", **given), "mine.toml", "mine")
     pairs = study.pairs()
-    feed = feed_of(runs_of(study)[:2], pairs, "fixed", torch.device("cpu"))
+    feed = population_data(runs_of(study)[:2], pairs, "fixed", torch.device("cpu"))
     assert feed.image.data_ptr() == pairs.image.data_ptr()
     held = held_out(pairs, torch.device("cpu")).image
     assert held.data_ptr() == pairs.image[len(pairs.train) :].data_ptr()

@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from stability.analysis import load_results
 from stability.encoders import Modality, encoder
-from stability.encoders.soundness import refuse_unsound
+from stability.encoders.soundness import check_tower
 from stability.execute import executor_of, run
 from stability.grid import runs_of
 from stability.plugins import load_encoders, load_plugin, read_plugin, refuse_unused
 from stability.registry import InputError
 from stability.study import parse_study
-from stability.train.population import blueprint
+from stability.train.population import model_spec
 
 TOWER = '''"""A tower with its first layer locked."""
 
@@ -93,7 +93,7 @@ def test_a_study_without_encoders_of_one_s_own_keeps_its_identity_when_some_are_
 def test_part_of_a_tower_can_be_locked(catalogue, file, text):
     load_encoders([file()])
     study = parsed(text)
-    plan = blueprint(study, "clip", 8, study.pairs())
+    plan = model_spec(study, "clip", 8, study.pairs())
     assert {name for name in plan.frozen if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
     assert {name for name in plan.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
 
@@ -206,7 +206,7 @@ class Masked(nn.Linear):
 )
 def test_what_shows_only_when_it_is_called_is_refused_too(tower, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
-        refuse_unsound(tower, Modality((5,)), 4)
+        check_tower(tower, Modality((5,)), 4)
     assert "\n" not in str(caught.value)
 
 
@@ -214,11 +214,11 @@ def test_buffers_of_whole_numbers_and_a_counter_are_no_harm():
     tower = After(lambda y: y[:, tower.order] if tower.seen.add_(1) else y)
     tower.register_buffer("order", torch.tensor([2, 0, 1, 3]))
     tower.register_buffer("seen", torch.tensor(0))
-    refuse_unsound(tower, Modality((5,)), 4)
+    check_tower(tower, Modality((5,)), 4)
 
 
 def test_a_locked_tower_needs_no_gradient():
-    refuse_unsound(After(torch.Tensor.detach).requires_grad_(False), Modality((5,)), 4)
+    check_tower(After(torch.Tensor.detach).requires_grad_(False), Modality((5,)), 4)
 
 
 @pytest.mark.parametrize("name", sorted(encoder))
@@ -226,13 +226,13 @@ def test_every_tower_of_the_catalogue_is_sound(name):
     modality = {"free_vectors": Modality((1,), 7), "token_transformer": Modality((6,), 7)}.get(name)
     modality = modality or Modality((1, 8, 8))
     torch.manual_seed(0)
-    refuse_unsound(encoder[name](modality, 4), modality, 4)
+    check_tower(encoder[name](modality, 4), modality, 4)
 
 
 def test_trained_statistics_in_eval_couple_nothing():
-    refuse_unsound(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval(), Modality((5,)), 4)
+    check_tower(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval(), Modality((5,)), 4)
     with pytest.raises(InputError, match="BatchNorm"):
-        refuse_unsound(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), Modality((5,)), 4)
+        check_tower(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), Modality((5,)), 4)
 
 
 def test_a_worker_gets_the_source_and_a_later_reading_asks_for_the_file_again(

@@ -87,7 +87,7 @@ def test_lists_survive_in_every_format(tiny_run, results, tmp_path):
 def test_wrong_wishes_are_one_sentence(tiny_run, tmp_path):
     with pytest.raises(InputError, match=r"--format: unknown format 'cvs'; did you mean 'csv'\?"):
         export(tiny_run, "cvs")
-    with pytest.raises(InputError, match=r"--to: unknown sink 'tensorbord'; did you mean 'tensorboard'\?"):
+    with pytest.raises(InputError, match=r"--tracker: unknown sink 'tensorbord'; did you mean 'tensorboard'\?"):
         send(tiny_run, "tensorbord")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--out .*file/in: cannot be written \(not a directory\)"):
@@ -110,7 +110,9 @@ def test_the_command_line_exports(tiny_run, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", sink)
 def test_a_tracker_that_is_missing_is_named_with_its_extra(name, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf"--to {name} needs the package '{name}'.*contrastive-stability\[{name}\]"):
+    with pytest.raises(
+        InputError, match=rf"--tracker {name} needs the package '{name}'.*contrastive-stability\[{name}\]"
+    ):
         send(tiny_run, name, tmp_path / "out")
 
 

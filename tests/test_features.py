@@ -17,7 +17,7 @@ from stability.grid import groups_of, runs_of
 from stability.registry import InputError
 from stability.study import parse_study
 from stability.train import Trainer, features
-from stability.train.cuts import MOST_FEATURES, cut_of
+from stability.train.cuts import MOST_FEATURES, split_frozen_prefix
 from stability.train.features import Features, features_of
 from stability.train.memory import bytes_per_replica
 
@@ -76,7 +76,7 @@ def frozen(module):
 def test_a_cut_tower_computes_what_the_whole_does():
     tower = nn.Sequential(nn.Flatten(), frozen(nn.Linear(6, 5)), nn.GELU(), nn.Linear(5, 3), frozen(nn.Linear(3, 2)))
     x = torch.randn(4, 2, 3)
-    cut = cut_of(tower, x)
+    cut = split_frozen_prefix(tower, x)
     assert (cut.names, cut.shape, cut.bytes) == (("1.weight", "1.bias"), (5,), 20)
     params = {name: value.detach() + 1 for name, value in tower.named_parameters()}
     after = {name: value for name, value in params.items() if name not in cut.names}
@@ -94,7 +94,7 @@ def test_a_locked_tower_is_cut_at_its_end_whatever_its_layers():
         def forward(self, x):
             return self.map(x) * 2
 
-    cut = cut_of(frozen(Twice()), torch.randn(2, 3))
+    cut = split_frozen_prefix(frozen(Twice()), torch.randn(2, 3))
     assert cut.shape == (2,)
     x = torch.randn(4, 3)
     assert torch.equal(cut.rest(x), x)
@@ -123,21 +123,21 @@ scaled.renormalized = ("weight",)
 )
 def test_where_nothing_is_gained_or_sure_a_tower_is_not_cut(tower):
     dtype = next(tower.parameters()).dtype
-    assert cut_of(tower, torch.randn(2, 3, dtype=dtype)) is None
+    assert split_frozen_prefix(tower, torch.randn(2, 3, dtype=dtype)) is None
 
 
 def test_a_tower_that_maps_first_to_many_numbers_is_cut_further_up():
     tower = frozen(nn.Sequential(nn.Linear(3, MOST_FEATURES + 1), nn.Linear(MOST_FEATURES + 1, 4)))
     tower.append(nn.Linear(4, 2))
-    assert cut_of(tower, torch.randn(2, 3)).shape == (4,)
-    assert cut_of(tower[:1].append(nn.Linear(MOST_FEATURES + 1, 2)), torch.randn(2, 3)) is None
+    assert split_frozen_prefix(tower, torch.randn(2, 3)).shape == (4,)
+    assert split_frozen_prefix(tower[:1].append(nn.Linear(MOST_FEATURES + 1, 2)), torch.randn(2, 3)) is None
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def linear_cut(size=3, out=2):
-    return cut_of(frozen(nn.Linear(size, out, bias=False)), torch.zeros(2, size))
+    return split_frozen_prefix(frozen(nn.Linear(size, out, bias=False)), torch.zeros(2, size))
 
 
 def test_features_of_a_linear_tower_are_a_product_and_equal_weights_share_them():
@@ -192,7 +192,7 @@ def test_a_tower_of_the_same_weights_that_computes_something_else_does_not_find_
     towers = [frozen(nn.Sequential(nn.Linear(3, 2), layer)) for layer in (nn.GELU(), nn.ReLU())]
     params = {name: torch.stack([value] * 2) for name, value in towers[0].named_parameters()}
     for tower, function in zip(towers, (nn.functional.gelu, torch.relu), strict=True):
-        kept = features_of(cut_of(tower, samples), params, samples, shared=True, cache=str(tmp_path))
+        kept = features_of(split_frozen_prefix(tower, samples), params, samples, shared=True, cache=str(tmp_path))
         plain = nn.functional.linear(samples, params["0.weight"][0], params["0.bias"][0])
         assert_close(kept.table[0], function(plain))
 
@@ -242,7 +242,7 @@ def test_pairs_corrupted_anew_at_every_step_have_no_features(study):
 
 def test_free_vectors_that_are_scaled_after_each_step_have_no_features():
     tower = encoder["free_vectors"](Modality((1,), 7), 4, frozen=True)
-    assert cut_of(tower, torch.zeros(2, 1, dtype=torch.long)) is None
+    assert split_frozen_prefix(tower, torch.zeros(2, 1, dtype=torch.long)) is None
 
 
 def test_a_tower_locked_up_to_a_layer_reads_features_from_there(catalogue, study):

@@ -20,7 +20,7 @@ from stability.streams import stream
 from stability.study import parse_study
 
 WHOLE = re.compile(
-    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient-noise)\]\n(\w.*\n)*"
+    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
 )
 
 
@@ -134,8 +134,8 @@ def test_the_sharpness_of_recall_is_the_mean_rise_of_the_error_along_the_same_di
         rises = []
         for draw in range(4):
             noise = {n: torch.randn(v.shape, generator=stream(draw, f"flatness/{n}")).double() for n, v in own.items()}
-            shaken = {n: 0.8 * filter_normalised(v, noise[n]) for n, v in own.items()}
-            sides = [error({n: v + sign * shaken[n] for n, v in own.items()}) for sign in (1, -1)]
+            perturbed = {n: 0.8 * filter_normalised(v, noise[n]) for n, v in own.items()}
+            sides = [error({n: v + sign * perturbed[n] for n, v in own.items()}) for sign in (1, -1)]
             rises.append((sides[0] + sides[1]) / 2 - error(own))
         assert_close(found["filter_sharpness_recall"][place], torch.stack(rises).mean(), rtol=1e-10, atol=1e-12)
     assert (found["filter_sharpness_recall"] != 0).all()

@@ -102,7 +102,7 @@ def test_any_text_at_all_is_a_study_or_one_sentence(text):
 VERBS = ["list", "init", "plan", "run", "power", "check", "compare", "report", "export", "publish", "landscape"]
 VERBS += ["calibrate", "verify", "rnu", ""]
 WORDS = st.one_of(
-    st.sampled_from(["--scale", "--device", "--on", "--out", "--run", "--sample", "--format", "--seed", "--nonsense"]),
+    st.sampled_from(["--scale", "--device", "--on", "--out", "--run", "--groups", "--format", "--seed", "--nonsense"]),
     st.sampled_from(
         ["tpu", "dusk", "processes:0", "processes:x", "dask:", "nowhere", "../nowhere", "-1", "1e3", "=", "--"]
     ),

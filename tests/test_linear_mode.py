@@ -24,7 +24,7 @@ from stability.study import Schedule, Study, load_study, parse_study
 from stability.train import Trainer
 from stability.train.batches import BatchStream, batch_indices
 from stability.train.feed import independent_indices
-from stability.train.forking import child_steps, order_of
+from stability.train.forking import child_steps, fork_stream
 from stability.train.optimizer import lr_schedule_factor
 from stability.train.population import towers
 
@@ -211,7 +211,7 @@ def test_the_children_are_those_of_a_plain_loop_and_so_is_what_lies_between_them
         for child in range(2):
             single = Single(study, pairs, chosen)
             single.train(range(fork), batch_indices(chosen.seed, len(pairs.train), 8))
-            single.train(range(fork, 8), batch_indices(chosen.seed, len(pairs.train), 8, order_of(fork, child)))
+            single.train(range(fork, 8), batch_indices(chosen.seed, len(pairs.train), 8, fork_stream(fork, child)))
             children.append([value.detach().clone() for value in single.parameters()])
             named = trainer.population.plan.layout.unflatten(ends[child][place])
             for (name, ours), theirs in zip(named.items(), children[-1], strict=True):
@@ -285,12 +285,12 @@ def test_all_losses_read_the_children_s_data_in_the_same_order(tiny):
     orders = []
     for arm in ("clip", "siglip-log-b"):
         trainer = trainer_at(tiny, 2, of_arm(tiny, arm)[:2])
-        feed, seeds = trainer.population.feed, [run.luck for run in trainer.population.runs]
-        batches = BatchStream(seeds, feed.available, feed.batch_size, trainer.device, order_of(2, 0))
+        feed, seeds = trainer.population.feed, [run.rng_seed for run in trainer.population.runs]
+        batches = BatchStream(seeds, feed.available, feed.batch_size, trainer.device, fork_stream(2, 0))
         batches.advance()
         orders.append(batches.index()[0])
     assert torch.equal(*orders)
-    assert not torch.equal(orders[0], next(batch_indices(0, len(tiny.pairs().train), 8, order_of(2, 1))))
+    assert not torch.equal(orders[0], next(batch_indices(0, len(tiny.pairs().train), 8, fork_stream(2, 1))))
 
 
 @pytest.mark.parametrize("finite", [True, False])
@@ -354,9 +354,9 @@ def test_a_study_measures_at_its_forks_and_nowhere_else_and_decides_a_claim(tiny
         (
             "fork = 4",
             'reduction = "tail_mean"',
-            r"'late' is the last 20% of a run, where probes\.linear_mode reads nothing",
+            r"'tail_mean' is the last 20% of a run, where probes\.linear_mode reads nothing",
         ),
-        ("fork = 4", "", r"claims\[0\]\.reduction: 'late'"),
+        ("fork = 4", "", r"claims\[0\]\.reduction: 'tail_mean'"),
     ],
 )
 def test_forks_that_cannot_be_are_one_sentence(tiny_text, table, claim, words):

@@ -12,7 +12,7 @@ from stability.losses import siglip
 from stability.registry import InputError
 from stability.study import parse_study
 from stability.train import Trainer
-from stability.train.feed import held_out_feed, independent_indices
+from stability.train.feed import held_out_data, independent_indices
 from stability.train.probing import held_out_batches
 
 CPU = torch.device("cpu")
@@ -61,9 +61,9 @@ def slope_in_b(trainer, place, image, text):
 def test_the_fitted_b_minimises_the_mean_loss_over_held_out_batches_and_not_over_those_measured(trainer, place):
     pairs, run = trainer.study.pairs(), trainer.population.runs[place]
     use = f"probe/matched_gradient_noise/held-out/{STEP}"
-    unseen = pairs.held_out[independent_indices(run.luck, use, COUNT, len(pairs.held_out), SIZE)]
+    unseen = pairs.held_out[independent_indices(run.rng_seed, use, COUNT, len(pairs.held_out), SIZE)]
     seen = pairs.train[
-        independent_indices(run.luck, f"probe/matched_gradient_noise/{STEP}", COUNT, len(pairs.train), SIZE)
+        independent_indices(run.rng_seed, f"probe/matched_gradient_noise/{STEP}", COUNT, len(pairs.train), SIZE)
     ]
     assert not set(unseen.flatten().tolist()) & set(seen.flatten().tolist())
     assert abs(slope_in_b(trainer, place, pairs.image[unseen], pairs.text[unseen])) < 1e-6
@@ -97,7 +97,7 @@ def test_held_out_pairs_are_corrupted_as_training_pairs_are(tiny_text, kind, noi
     text = tiny_text.replace('name = "digits"', f'name = "digits"\ncorruption = "{kind}"')
     population = trainer_of(text, noise=noise).population
     held, size = population.held, len(population.held.text)
-    unseen = held_out_feed(population.feed, held.image, held.text, held.extra_modalities, held.caption, "some use")
+    unseen = held_out_data(population.feed, held.image, held.text, held.extra_modalities, held.caption, "some use")
     everything = torch.arange(size).expand(2, 1, -1)
     batch = unseen.batch(everything, unseen.generators("a batch"))
     assert torch.equal(batch["image"][:, 0], rows(held.image, torch.arange(size)).expand(2, *held.image.shape))

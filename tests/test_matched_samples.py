@@ -14,7 +14,7 @@ from stability.study import parse_study
 
 
 def matched(tiny_text: str, steps: int = 16, warmup: int = 4):
-    train = f'steps = {steps}\nwarmup = {warmup}\nmatched = "samples"\n'
+    train = f'steps = {steps}\nwarmup = {warmup}\nbudget = "samples"\n'
     return parse_study(tiny_text.replace("steps = 8\nwarmup = 2\n", train), "t", "t")
 
 

@@ -16,7 +16,7 @@ from stability.losses import loss, siglip_relative_bias
 from stability.registry import InputError
 from stability.study import modalities, parse_study
 from stability.train import Trainer
-from stability.train.population import blueprint, initial_parameters
+from stability.train.population import initial_parameters, model_spec
 
 CONSTELLATION = """
 title = "Constellation"
@@ -67,7 +67,7 @@ def test_further_views_leave_image_and_text_as_they_are():
 def test_the_objective_is_the_mean_of_the_pair_losses(name):
     study = study_of(CONSTELLATION.replace('"clip"]', f'"{name}"]'))
     pairs = study.pairs()
-    plan = blueprint(study, name, 12, pairs)
+    plan = model_spec(study, name, 12, pairs)
     params = plan.layout.unflatten(initial_parameters(study, plan, pairs, [0])[0].double())
     batch = {
         **{key: ids[:12] for key, ids in pairs.modalities.items()},
@@ -115,13 +115,13 @@ def test_four_modalities_become_a_constellation_with_every_pair_apart():
     ("old", "new", "said"),
     [
         (
-            'further = "free_vectors"\n',
+            'extra_modalities = "free_vectors"\n',
             "",
             "model.extra_modalities: required by the third modality of the data, but missing",
         ),
         ("modalities = 4\n", "", "model.extra_modalities: 'sphere' as given has two modalities; leave it out"),
         ("modalities = 4", "modalities = 1", "got modalities = 1; allowed: 2 or more"),
-        ('further = "free_vectors"', 'further = "free-vector"', "did you mean 'free_vectors'?"),
+        ('extra_modalities = "free_vectors"', 'extra_modalities = "free-vector"', "did you mean 'free_vectors'?"),
         ('"clip"]', '"global_contrastive"]', "keeps running estimates of two modalities"),
     ],
 )

@@ -21,17 +21,17 @@ from stability.report.method import method
 from stability.report.tables import cell_table
 from stability.study import parse_study
 from stability.train import Trainer
-from stability.train.feed import feed_of, part_of
+from stability.train.feed import population_data, subset_indices
 
 CPU = torch.device("cpu")
 WHOLE = re.compile(
-    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient-noise)\]\n(\w.*\n)*"
+    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
 )
 
 
-def pairs_text(tiny_text, pairs="[64, 16]", axis="pairs"):
+def pairs_text(tiny_text, pairs="[64, 16]", axis="train_pairs"):
     text = WHOLE.sub("", tiny_text).replace("gradient_noise_fraction", "recall_at_1")
-    text = text.replace("batch_size = [8, 16]", f"batch_size = [8]\npairs = {pairs}")
+    text = text.replace("batch_size = [8, 16]", f"batch_size = [8]\ntrain_pairs = {pairs}")
     return text.replace('axis = "noise"', f'axis = "{axis}"')
 
 
@@ -44,15 +44,18 @@ def pairs_study(tiny_text, scale=None, **how):
 
 @given(st.integers(0, 50), st.integers(1, 60), st.integers(1, 60))
 def test_a_smaller_part_lies_in_a_larger_and_neither_repeats_a_pair(seed, one, other):
-    small, large = part_of(seed, 60, min(one, other)).tolist(), part_of(seed, 60, max(one, other)).tolist()
+    small, large = (
+        subset_indices(seed, 60, min(one, other)).tolist(),
+        subset_indices(seed, 60, max(one, other)).tolist(),
+    )
     assert len({*small}) == len(small) == min(one, other)
     assert {*small} <= {*large} <= {*range(60)}
     assert large == sorted(large)
 
 
 def test_seeds_have_parts_of_their_own_and_the_whole_is_a_part():
-    assert not torch.equal(part_of(0, 60, 20), part_of(1, 60, 20))
-    assert torch.equal(part_of(3, 60, 60), torch.arange(60))
+    assert not torch.equal(subset_indices(0, 60, 20), subset_indices(1, 60, 20))
+    assert torch.equal(subset_indices(3, 60, 60), torch.arange(60))
 
 
 def test_runs_of_all_losses_and_levels_see_the_same_pairs_and_nothing_else(tiny_text):
@@ -62,10 +65,10 @@ def test_runs_of_all_losses_and_levels_see_the_same_pairs_and_nothing_else(tiny_
     for arm in study.grid.arms:
         for count in (16, 64):
             runs = [run for run in runs_of(study) if run.arm == arm and run.train_pairs == count]
-            feed = feed_of(runs, pairs, "fixed", CPU)
+            feed = population_data(runs, pairs, "fixed", CPU)
             assert feed.available == count
             for place, run_ in enumerate(runs):
-                own = part_of(run_.seed, len(pairs.train), count)
+                own = subset_indices(run_.seed, len(pairs.train), count)
                 assert torch.equal(feed.image[place], clean[own])
                 texts = {tuple(row) for row in rows(pairs.text, pairs.train)[own].tolist()}
                 assert {tuple(row) for row in feed.text[place].tolist()} <= texts  # a mismatch stays inside the part
@@ -80,11 +83,11 @@ def test_fresh_noise_reads_the_captions_of_its_own_replica(tiny_text):
     )
     runs = [run for run in runs_of(study) if run.arm == "clip" and run.train_pairs == 16]
     pairs = study.pairs()
-    feed = feed_of(runs, pairs, "fresh", CPU)
+    feed = population_data(runs, pairs, "fresh", CPU)
     index = torch.arange(8).expand(len(runs), 8)
     batch = feed.batch(index, feed.generators("train"))
     for place, run_ in enumerate(runs):
-        own = part_of(run_.seed, len(pairs.train), 16)
+        own = subset_indices(run_.seed, len(pairs.train), 16)
         caption = rows(pairs.caption, pairs.train)[own]
         before, after = rows(pairs.text, pairs.train)[own][:8], batch["text"][place]
         moved = (before != after).any(-1)
@@ -106,11 +109,11 @@ grid = { arms = ["clip"], batch_size = [8], train_pairs = [16, 32], lr = [0.01],
     study = parse_study(text, "t", "t")
     pairs = study.pairs()
     runs = [run for run in runs_of(study) if run.train_pairs == 16]
-    feed = feed_of(runs, pairs, "fixed", CPU)
+    feed = population_data(runs, pairs, "fixed", CPU)
     index = torch.tensor([[0, 5, 7, 9], [15, 1, 2, 3]])
     batch = feed.batch(index, feed.generators("train"))
     for place, run_ in enumerate(runs):
-        own = pairs.train[part_of(run_.seed, len(pairs.train), 16)][index[place]]
+        own = pairs.train[subset_indices(run_.seed, len(pairs.train), 16)][index[place]]
         assert torch.equal(batch["modality-3"][place], pairs.extra_modalities[0][own])
         assert torch.equal(batch["image"][place], pairs.image[own])
     trainer = Trainer(study, groups_of(runs, {("clip", 8): 4})[0], pairs, CPU)
@@ -129,7 +132,7 @@ def test_groups_hold_one_number_of_pairs_and_runs_without_the_axis_keep_their_id
     assert len(runs) == 2 * len(runs_of(without)) == len({run.id for run in runs})
     for group in groups_of(runs, {(arm, 8): 32 for arm in with_axis.grid.arms}):
         assert len({run.train_pairs for run in group.runs}) == 1
-    assert {row.get("pairs") for row in run_table(runs)} == {16, 64}
+    assert {row.get("train_pairs") for row in run_table(runs)} == {16, 64}
     assert all("pairs" not in row for row in run_table(runs_of(without)))
 
 
@@ -140,13 +143,16 @@ def test_the_search_is_done_on_the_largest_part(tiny_text):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "sentence"),
+    ("train_pairs", "sentence"),
     [
-        ("[4, 64]", r"t\.toml: grid\.pairs\[0\]: got 4; allowed: from 8, the largest batch size, to \d+, .*'digits'"),
-        ("[16, 99999]", r"t\.toml: grid\.pairs\[1\]: got 99999; allowed: from 8, .*"),
-        ("[16, 16]", r"t\.toml: grid\.pairs: got \[16, 16\]; allowed: values that differ"),
-        ("[16]", r"t\.toml: claims\[1\]\.axis: grid\.pairs has one value; allowed: two or more"),
-        ("[0, 16]", r"t\.toml: grid\.pairs\[0\]: got 0; allowed: .*greater than 0"),
+        (
+            "[4, 64]",
+            r"t\.toml: grid\.train_pairs\[0\]: got 4; allowed: from 8, the largest batch size, to \d+, .*'digits'",
+        ),
+        ("[16, 99999]", r"t\.toml: grid\.train_pairs\[1\]: got 99999; allowed: from 8, .*"),
+        ("[16, 16]", r"t\.toml: grid\.train_pairs: got \[16, 16\]; allowed: values that differ"),
+        ("[16]", r"t\.toml: claims\[1\]\.axis: grid\.train_pairs has one value; allowed: two or more"),
+        ("[0, 16]", r"t\.toml: grid\.train_pairs\[0\]: got 0; allowed: .*greater than 0"),
     ],
 )
 def test_a_wrong_number_of_pairs_is_one_sentence(tiny_text, pairs, sentence):
@@ -160,11 +166,11 @@ def test_a_claim_over_pairs_is_a_slope_per_doubling_and_the_report_shows_the_axi
     results = load_results(run(study, "cpu", out=tmp_path / "run"))
     runs = results.runs
     runs["status"] = "finished"
-    assert sorted(runs["pairs"].unique()) == [16, 64]
+    assert sorted(runs["train_pairs"].unique()) == [16, 64]
     # Put exact lines over log2(pairs) in place of what four steps have learnt.
     slopes = {"clip": 0.01, "siglip-log-b": 0.03}
     line = {
-        row["run"]: 0.2 + slopes[row["arm"]] * (1 + 0.1 * row["seed"]) * np.log2(row["pairs"])
+        row["run"]: 0.2 + slopes[row["arm"]] * (1 + 0.1 * row["seed"]) * np.log2(row["train_pairs"])
         for row in runs.to_dict("records")
     }
     results.steps["recall_at_1"] = results.steps["run"].map(line)

@@ -151,13 +151,13 @@ def test_tukey_s_range_would_not_keep_it_where_spreads_differ():
 
 
 WHOLE = re.compile(
-    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient-noise)\]\n(\w.*\n)*"
+    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
 )
 
 
 def ranked_text(tiny_text, table='measure = "recall_at_1"'):
     text = WHOLE.sub("", tiny_text).replace("gradient_noise_fraction", "recall_at_1").replace("[8, 16]", "[8]")
-    text = text.replace('loss = ["clip", "siglip-log-b"]', 'loss = ["clip", "siglip-log-b", "dcl"]')
+    text = text.replace('arms = ["clip", "siglip-log-b"]', 'arms = ["clip", "siglip-log-b", "dcl"]')
     return text.replace("[scales.smoke]", f"[[rankings]]\n{table}\n\n[scales.smoke]")
 
 
@@ -172,9 +172,12 @@ def ranked_text(tiny_text, table='measure = "recall_at_1"'):
         ),
         (
             'measure = "loss"\nlosses = ["clip", "dlc"]',
-            r"t: rankings\[0\]\.losses\[1\]: 'dlc' is not in grid\.loss.*'dcl'.*",
+            r"t: rankings\[0\]\.losses\[1\]: 'dlc' is not in grid\.arms.*'dcl'.*",
         ),
-        ('measure = "loss"\ntransform = "log_above_chance"', r"t: rankings\[0\]\.scale: 'loss' has no chance level .*"),
+        (
+            'measure = "loss"\ntransform = "log_above_chance"',
+            r"t: rankings\[0\]\.transform: 'loss' has no chance level .*",
+        ),
         (
             'measure = "loss"\n[[rankings]]\nmeasure = "loss"',
             r"t: rankings\[0\]\.measure: 'loss' is ranked twice in the same way",
@@ -210,7 +213,7 @@ def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     assert {place.name for place in recall.found.places} == {"clip", "siglip-log-b", "dcl"}
     assert {place.name for place in loss.found.places} == {"clip", "dcl"}
     assert recall.found.confidence == loss.found.confidence == 1 - 0.05 / 2
-    assert (recall.scale, loss.scale, recall.better, loss.better) == (
+    assert (recall.transform, loss.transform, recall.better, loss.better) == (
         "log_above_chance",
         "relative_to_chance",
         "higher",
@@ -218,7 +221,7 @@ def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     )
     plain = json.loads(findings_text(findings))
     assert [one["measure"] for one in plain["rankings"]] == ["recall_at_1", "loss"]
-    assert len(plain["rankings"][0]["found"]["pairs"]) == 3
+    assert len(plain["rankings"][0]["found"]["train_pairs"]) == 3
     drawn = [one for one in draw(ranked_run, findings) if one.section == "ranking"]
     assert [one.id for one in drawn] == ["ranking-1", "ranking-2"]
     assert list(drawn[0].table["arm"]) == [place.name for place in recall.found.places]

@@ -241,7 +241,7 @@ def test_a_scalar_that_is_held_draws_nothing(results):
 
 def cells(**axes):
     """A table with a row for each cell of these axes of the grid."""
-    whole = {"batch_size": [32], "pairs": [100], "lr": [1e-3], "lr_multiplier": [1.0], "corruption": ["mismatch"]}
+    whole = {"batch_size": [32], "train_pairs": [100], "lr": [1e-3], "lr_multiplier": [1.0], "corruption": ["mismatch"]}
     whole |= {"noise": [0.0]} | axes
     return pd.DataFrame(itertools.product(*whole.values()), columns=list(whole))
 
@@ -436,7 +436,7 @@ def test_hostile_words_are_words(results):
 
 def test_the_share_of_seeds_rises_by_one_seed_at_a_time_and_never_counts_infinity():
     cell = {"arm": "clip", "batch_size": 32, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
-    cell |= {"pairs": 0, "lr_multiplier": 1.0}
+    cell |= {"train_pairs": 0, "lr_multiplier": 1.0}
     table = pd.DataFrame([{**cell, "step": step} for step in (50.0, 25.0, math.inf, 50.0)])
     shares = share_reached(table)
     assert shares[["step", "share"]].to_numpy().tolist() == [[0, 0], [25, 0.25], [50, 0.75]]
@@ -516,7 +516,7 @@ def test_thin_lines_are_thinned_only_where_there_are_too_many_points():
 
 def test_a_strip_holds_its_marks_against_the_level_it_was_given():
     marks = pd.DataFrame({"arm": ["clip"] * 3, "seed": [0, 1, 2], "value": [0.2, 0.3, 0.5]})
-    cell = {"batch_size": 8, "pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3, "lr_multiplier": 1.0}
+    cell = {"batch_size": 8, "train_pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3, "lr_multiplier": 1.0}
     table = marks.assign(**cell, run=["a", "b", "c"])
     known = looks(["clip"])
     for level, lowest in ((1.0, 0.2 / 1.15), (None, 0.0)):

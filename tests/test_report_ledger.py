@@ -76,13 +76,13 @@ def test_which_loss_is_steadier_follows_from_measure_contrast_and_sign(measure, 
     [
         ("lr_sensitivity", "lr", "siglip"),
         ("slope", "noise", "clip"),
-        ("slope", "pairs", None),
+        ("slope", "train_pairs", None),
         ("interaction", "batch_size", None),
     ],
 )
-def test_what_a_claim_goes_over_decides_whether_it_speaks_of_stability(how, over, expected):
+def test_what_a_claim_goes_over_decides_whether_it_speaks_of_stability(how, axis, expected):
     claim = CLAIM | {"measure": "recall_at_1", "contrast": how, "effect": -0.1, "ratio": False}
-    assert steadier(claim, {}, over) == expected
+    assert steadier(claim, {}, axis) == expected
 
 
 def test_an_arm_counts_as_its_loss_and_other_losses_are_off_the_subject():

@@ -140,7 +140,7 @@ def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
         ),
         (
             'measure = "loss"\nvalues = { clip = 1, siglip = 2 }',
-            r"published\[0\]\.values: 'siglip' is not in grid\.loss.*",
+            r"published\[0\]\.values: 'siglip' is not in grid\.arms.*",
         ),
         (
             'measure = "loss"\nfactor = 0.0\nvalues = { clip = 1, siglip-log-b = 2 }',

@@ -76,8 +76,8 @@ def test_a_confidence_of_one_is_refused(estimate):
 def runs(seed, seeds=10, levels=3, cells=2, arm=0.7, effect=0.5):
     """Two arms with luck of the seed, of the arm within the seed, and of the cell."""
     rng = np.random.default_rng(seed)
-    luck = rng.normal(size=(seeds, 1, 1))
-    a, b = (luck + arm * rng.normal(size=(seeds, 1, 1)) + rng.normal(size=(seeds, levels, cells)) for _ in range(2))
+    rng_seed = rng.normal(size=(seeds, 1, 1))
+    a, b = (rng_seed + arm * rng.normal(size=(seeds, 1, 1)) + rng.normal(size=(seeds, levels, cells)) for _ in range(2))
     return a + effect, b
 
 

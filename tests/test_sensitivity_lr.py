@@ -22,18 +22,18 @@ from stability.report.tables import cell_table
 from stability.study import Setting, parse_study
 
 WHOLE = re.compile(
-    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient-noise)\]\n(\w.*\n)*"
+    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
 )
 SUPPLIED = {"confidence": 0.95, "names": ("siglip", "clip"), "measure": "recall", "better": "higher"}
 
 
 def sensitivity(a, b, **changes):
-    return compare("sensitivity", a, b, supplied=SUPPLIED | changes)
+    return compare("lr_sensitivity", a, b, supplied=SUPPLIED | changes)
 
 
 def factor_text(tiny_text, factors="[10.0, 0.1, 1]", claim='contrast = "lr_sensitivity"\naxis = "lr"'):
     text = WHOLE.sub("", tiny_text).replace("gradient_noise_fraction", "recall_at_1")
-    text = text.replace("batch_size = [8, 16]", f"batch_size = [8]\nlr_factors = {factors}")
+    text = text.replace("batch_size = [8, 16]", f"batch_size = [8]\nlr_multipliers = {factors}")
     return text.replace('contrast = "slope"\naxis = "noise"', claim)
 
 
@@ -90,7 +90,7 @@ def test_factors_multiply_the_one_rate_and_1_leaves_a_run_what_it_was(tiny_text)
     study = parse_study(factor_text(tiny_text), "t", "t")
     plain = parse_study(
         factor_text(tiny_text, claim='contrast = "difference"')
-        .replace("lr_multipliers", "pairs")
+        .replace("lr_multipliers", "train_pairs")
         .replace("train_pairs = [10.0, 0.1, 1]\n", ""),
         "t",
         "t",
@@ -133,7 +133,7 @@ def test_under_tuning_they_multiply_what_was_chosen_and_the_search_has_none(tiny
         (
             'axis = "lr"',
             'axis = "lr"\ntransform = "relative_to_chance"',
-            r"t: claims\[1\]\.scale: 'recall_at_1' is no loss with .*",
+            r"t: claims\[1\]\.transform: 'recall_at_1' is no loss with .*",
         ),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_study_over_multiples_of_the_rate_is_judged_drawn_and_described(tiny_t
         for row in runs.to_dict("records")
     }
     results.steps["recall_at_1"] = results.steps["run"].map(tent)
-    claim = study.claims[1].model_copy(update={"scale": "linear"})
+    claim = study.claims[1].model_copy(update={"transform": "linear"})
     assert_allclose(compared(results, claim, 0.95).effect, (0.15 - 0.3) * 2 / 3 * 1.05, rtol=1e-5)
     slope = claim.model_copy(update={"contrast": "slope"})
     assert "per doubling of the learning rate" in compared(results, slope, 0.95).sentence
@@ -193,7 +193,7 @@ def test_a_loss_as_a_share_of_chance_is_free_of_its_scale_and_at_most_1(tiny_run
     assert_allclose(shares, np.minimum(values / level, 1.0), rtol=1e-6)
     assert shares.max() == 1.0 > shares.min()
     claim = results.study.claims[0].model_copy(
-        update={"measure": "loss", "contrast": "difference", "scale": "relative_to_chance", "reduction": "final"}
+        update={"measure": "loss", "contrast": "difference", "transform": "relative_to_chance", "reduction": "final"}
     )
     results.runs["status"] = "diverged"
     found = compared(results, claim, 0.95)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stability import analysis
-from stability.execute import Watch, run
+from stability.execute import Callbacks, run
 from stability.registry import InputError
 from stability.sequential import looks_up_to, run_until_settled
 from stability.store import checksum, read_manifest
@@ -64,7 +64,7 @@ def test_looks_double_up_to_the_last():
 
 def test_a_planted_difference_stops_at_the_first_look_and_the_looks_are_registered_before(tmp_path):
     seen = []
-    watch = Watch(begin=lambda groups: seen.append(read_manifest(tmp_path / "r")["looks"]))
+    watch = Callbacks(begin=lambda groups: seen.append(read_manifest(tmp_path / "r")["looks"]))
     out = run_until_settled(study_with(*APART), 20, "cpu", out=tmp_path / "r", watch=watch)
     assert seen == [[5, 10, 20]]
     findings = analysis.analyze(analysis.read(out))
@@ -91,8 +91,8 @@ def test_no_difference_to_be_found_runs_to_the_last_look_and_keeps_finished_seed
             raise Enough
 
     with pytest.raises(Enough):
-        run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Watch(say=said.append, done=stop))
-    out = run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Watch(say=said.append, done=done))
+        run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Callbacks(say=said.append, done=stop))
+    out = run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Callbacks(say=said.append, done=done))
     assert len(kept) == 4
     assert kept == {path.stem: checksum(path) for path in (out / "groups").iterdir()}
     assert any("5 seeds: the primary claim is" in sentence for sentence in said)

@@ -30,7 +30,7 @@ EDITS = [
     ("lr = [0.01]", "lr = [0.01, 0.01]", r"t\.toml: grid\.lr: got \[0\.01, 0\.01\]; allowed: values that differ"),
     ("noise = [0.0, 0.4]", "noise = [0.0, 1.4]", r"t\.toml: grid\.noise\[1\]: got 1\.4; allowed: less than or equal to 1"),
     ("batch_size = [8, 16]", "batch_size = [8, 1439]", r"t\.toml: grid\.batch_size\[1\]: got 1439; allowed: at most 1438, the training pairs of 'digits'"),
-    ('loss = ["clip", ', 'loss = ["clipp", ', r"t\.toml: grid\.loss\[0\]: unknown loss 'clipp'; did you mean 'clip'\? \(known: .*siglip-log-b.*\)"),
+    ('arms = ["clip", ', 'arms = ["clipp", ', r"t\.toml: grid\.arms\[0\]: unknown loss 'clipp'; did you mean 'clip'\? \(known: .*siglip-log-b.*\)"),
     ('loss = "siglip"', 'loss = "sigclip"', r"t\.toml: arms\.siglip-log-b\.loss: unknown loss 'sigclip'; did you mean 'siglip'\?.*"),
     ('bias = "-log B"', 'bais = "-log B"', r"t\.toml: arms\.siglip-log-b\.bais: loss 'siglip' has no such option; did you mean 'bias'\?.*"),
     ('bias = "-log B"', 'step = 3', r"t\.toml: arms\.siglip-log-b\.step: loss 'siglip' has no such option .*"),
@@ -42,24 +42,24 @@ EDITS = [
     ('name = "mlp"', 'name = "token_transformer"', r"t\.toml: model\.image: encoder 'token_transformer' does not read images \(known: .*patch_transformer\)"),
     ("width = 8", "widht = 8", r"t\.toml: model\.image\.widht: encoder 'mlp' has no such option; did you mean 'width'\?.*"),
     ("[probes.geometry]", "[probes.geometri]", r"t\.toml: probes\.geometri: unknown probe 'geometri'; did you mean 'geometry'\?.*"),
-    ("batches = 3", "batchs = 3", r"t\.toml: probes\.gradient-noise\.batchs: probe 'gradient-noise' has no such option; did you mean 'batches'\?.*"),
+    ("batches = 3", "batchs = 3", r"t\.toml: probes\.gradient_noise\.batchs: probe 'gradient_noise' has no such option; did you mean 'batches'\?.*"),
     ('id = "slope"', 'id = "noise"', r"t\.toml: claims\[1\]\.id: 'noise' is taken by an earlier claim; ids are unique"),
     ('measure = "gradient_noise_fraction"', 'measure = "gradient_noise"', r"t\.toml: claims\[0\]\.measure: no probe of this study makes 'gradient_noise'; did you mean .*"),
     ('contrast = "slope"', 'contrast = "slop"', r"t\.toml: claims\[1\]\.contrast: unknown contrast 'slop'; did you mean 'slope'\?.*"),
     ('axis = "noise"', "", r"t\.toml: claims\[1\]\.axis: required by contrast 'slope', but missing"),
     ('axis = "noise"', 'axis = "lr"', r"t\.toml: claims\[1\]\.axis: grid\.lr has one value; allowed: two or more"),
     ("threshold = 0.03", "", r"t\.toml: claims\[2\]\.threshold: required by contrast 'time_to_threshold', but missing"),
-    ('compare = ["siglip-log-b", "clip"]', 'compare = ["siglip", "clip"]', r"t\.toml: claims\[0\]\.compare\[0\]: 'siglip' is not in grid\.loss; did you mean 'siglip-log-b'\?.*"),
-    ("batches = 3", "batches = 1", r"t\.toml: probes\.gradient-noise\.batches: got 1; allowed: 2 or more"),
+    ('compare = ["siglip-log-b", "clip"]', 'compare = ["siglip", "clip"]', r"t\.toml: claims\[0\]\.compare\[0\]: 'siglip' is not in grid\.arms; did you mean 'siglip-log-b'\?.*"),
+    ("batches = 3", "batches = 1", r"t\.toml: probes\.gradient_noise\.batches: got 1; allowed: 2 or more"),
     ("width = 8", "width = -8", r"t\.toml: model\.image\.width: got -8; allowed: 1 or more"),
     ("heads = 1", "heads = 3", r"t\.toml: model\.text: encoder 'token_transformer': heads = 3 does not divide width = 4"),
     ('name = "digits"', 'name = "digits"\nheld_out = 1.5', r"t\.toml: data\.held_out: got 1\.5; allowed: a share between 0 and 1"),
     ('compare = ["siglip-log-b", "clip"]', 'compare = ["clip", "clip"]', r"t\.toml: claims\[0\]\.compare: got 'clip' twice; allowed: two arms that differ, or one arm and two measures \(against\)"),
     ('measure = "gradient_noise_fraction"', 'measure = "sharpness_ratio"', r"t\.toml: claims\[0\]\.measure: probes\.curvature\.seeds leaves out runs that a claim on 'sharpness_ratio' needs"),
-    ('contrast = "difference"', 'contrast = "difference"\ntransform = "log_above_chance"', r"t\.toml: claims\[0\]\.scale: 'gradient_noise_fraction' has no chance level \(measures that have: .*\)"),
+    ('contrast = "difference"', 'contrast = "difference"\ntransform = "log_above_chance"', r"t\.toml: claims\[0\]\.transform: 'gradient_noise_fraction' has no chance level \(measures that have: .*\)"),
     ('contrast = "difference"', 'contrast = "difference"\nthreshold = 1.0', r"t\.toml: claims\[0\]\.threshold: contrast 'difference' takes no threshold"),
     ("batch_size = [8]", "batch_size = [9]", r"t\.toml: probes\.cross_check\.batch_size: got 9; allowed: values of grid\.batch_size \(8, 16\)"),
-    ("[arms.siglip-log-b]", "[arms.siglip-log]", r"t\.toml: arms\.siglip-log: an arm that grid\.loss does not list; did you mean 'siglip-log-b'\?.*"),
+    ("[arms.siglip-log-b]", "[arms.siglip-log]", r"t\.toml: arms\.siglip-log: an arm that grid\.arms does not list; did you mean 'siglip-log-b'\?.*"),
     ("[arms.siglip-log-b]", '[arms.clip]\nloss = "siglip"\n[arms.siglip-log-b]', r"t\.toml: arms\.clip: 'clip' is the name of another loss; give the arm a name of its own"),
     ("primary = true", "primary = false", r"t\.toml: claims: 0 claims are primary; allowed: exactly one"),
     ("margin = 0.1", "margin = 0", r"t\.toml: claims\[0\]\.margin: got 0; allowed: greater than 0"),
@@ -179,6 +179,6 @@ def test_groups_hold_every_run_once_and_are_as_even_as_can_be(seeds, width):
 
 def test_the_tiny_study_is_a_full_grid(tiny, tiny_text):
     grid = tomllib.loads(tiny_text)["grid"]
-    expected = len(grid["loss"]) * len(grid["batch_size"]) * len(grid["noise"]) * grid["seeds"]
+    expected = len(grid["arms"]) * len(grid["batch_size"]) * len(grid["noise"]) * grid["seeds"]
     runs = runs_of(tiny)
     assert len(runs) == len({run.id for run in runs}) == expected

@@ -26,7 +26,7 @@ from stability.study import Study, Train, load_study, parse_study
 from stability.train import Trainer, diverged_at, population_of, train_step
 from stability.train.batched_layers import batched_forward
 from stability.train.batches import STEPS_AHEAD, BatchStream, batch_indices
-from stability.train.feed import false_negative_fraction, feed_of, identity, independent_indices
+from stability.train.feed import false_negative_fraction, identity, independent_indices, population_data
 from stability.train.gradient import value_and_grad
 from stability.train.optimizer import (
     GradClipper,
@@ -515,7 +515,7 @@ def test_independent_batches_repeat_no_pair_inside_a_batch_and_ignore_each_other
 @pytest.mark.parametrize("kind", ["fixed", "fresh"])
 def test_fixed_noise_is_the_same_at_every_visit_and_fresh_noise_is_not(tiny, kind):
     runs = [run for run in some_runs(tiny, "clip", 16) if run.noise > 0]
-    feed = feed_of(runs, tiny.pairs(), kind, CPU)
+    feed = population_data(runs, tiny.pairs(), kind, CPU)
     generators = feed.generators("train")
     index = torch.arange(16).repeat(len(runs), 1)
     first, second = (feed.batch(index, generators) for _ in range(2))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability import analysis
-from stability.execute import Watch, run
+from stability.execute import Callbacks, run
 from stability.grid import run_configuration, runs_of, study_of, tuning_runs_of
 from stability.registry import InputError
 from stability.report import write_report
@@ -23,7 +23,7 @@ from stability.report.limitations import limitations
 from stability.results import Tuning
 from stability.store import checksum
 from stability.study import FIRST_TUNING_SEED, Setting, parse_study, search_of, settings_of
-from stability.study.searching import denser
+from stability.study.searching import refine_grid
 from stability.tuning import choose, edges
 
 STUDY = """
@@ -97,7 +97,7 @@ RATES = st.lists(st.integers(-50, 0), min_size=2, max_size=6, unique=True)
 
 @given(rates=RATES.map(lambda tenths: [10 ** (each / 10) for each in tenths]), more=st.integers(0, 9))
 def test_rates_are_added_between_those_given_and_none_is_dropped(rates, more):
-    made = denser(rates, len(rates) + more)
+    made = refine_grid(rates, len(rates) + more)
     assert len(made) == len(rates) + more
     assert list(made) == sorted(made)
     assert set(rates) <= set(made)
@@ -217,7 +217,7 @@ def test_a_search_interrupted_goes_on_to_the_same_bytes(tuned_run, tmp_path):
                 raise Enough
 
         with pytest.raises(Enough):
-            run(parsed(), "cpu", out=tmp_path / "r", watch=Watch(done=stop))
+            run(parsed(), "cpu", out=tmp_path / "r", watch=Callbacks(done=stop))
         manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
         assert any(entry["status"] == "planned" for entry in manifest["groups"])
     run(parsed(), "cpu", out=tmp_path / "r")
@@ -234,7 +234,7 @@ def test_a_damaged_tuning_file_is_trained_again_and_nothing_of_the_test_is_lost(
     with pytest.raises(InputError, match="the tuning runs are not all finished"):
         analysis.read(copied)
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(parsed(), "cpu", out=copied, watch=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)))
     assert trained == [victim["id"]]
     assert sums(copied) == sums(tuned_run)
     assert len(said) == 1
@@ -247,7 +247,7 @@ def test_damage_to_the_search_and_to_the_test_is_told_once_a_file(tuned_run, tmp
     for victim in victims:
         (copied / "groups" / f"{victim}.parquet").write_bytes(b"")
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(parsed(), "cpu", out=copied, watch=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)))
     assert trained == victims
     assert [Path(each.split("; its")[0].split("kept as ")[1]).stem for each in said] == victims
     assert sums(copied) == sums(tuned_run)

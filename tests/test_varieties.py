@@ -16,7 +16,7 @@ IMAGE, TEXT = 'name = "mlp", width = 8, depth = 1', 'name = "token_transformer",
 DATA = 'name = "digits"'
 VARIETIES = {
     "fresh noise": [(DATA, 'name = "digits"\ncorruption = "fresh"')],
-    "cosine": [("warmup = 2", 'warmup = 2\nschedule = "cosine"')],
+    "cosine": [("warmup = 2", 'warmup = 2\nlr_schedule = "cosine"')],
     "clipped at a quantile": [("warmup = 2", "warmup = 2\nclip_quantile = 0.5")],
     "one seed": [("seeds = 3", "seeds = 1")],
     "two rates": [("lr = [0.01]", "lr = [0.01, 0.1]")],

@@ -65,7 +65,7 @@ def test_a_sound_directory_is_verified_bit_for_bit_and_not_touched(made):
 
 def test_a_value_off_by_one_bit_is_found_and_the_exit_code_is_1(copied, monkeypatch, capsys):
     tamper(copied, "loss", 1.0000001)
-    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--sample", "1"])
+    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--groups", "1"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     printed = capsys.readouterr()
@@ -93,7 +93,7 @@ def test_every_file_is_compared_before_anything_is_trained(copied, monkeypatch, 
     shutil.copytree(copied / "groups", again / "groups")
     shutil.copy(copied / "manifest.json", again)
     (again / "groups" / first.name).unlink()
-    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--sample", "1"])
+    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--groups", "1"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     printed = capsys.readouterr()
@@ -120,7 +120,7 @@ NO_VECTORS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "
 
 @pytest.mark.slow
 def test_kernels_that_round_otherwise_differ_in_bits_and_agree_within_the_tolerance(copied):
-    command = [sys.executable, "-m", "stability", "verify", str(copied), "--sample", "0"]
+    command = [sys.executable, "-m", "stability", "verify", str(copied), "--groups", "0"]
     how = {"env": {**os.environ, **NO_VECTORS}, "capture_output": True, "text": True, "check": False}
     by_bits = subprocess.run(command, **how)
     if by_bits.returncode == 0:
@@ -242,7 +242,7 @@ def test_time_is_not_compared():
 
 
 def test_what_cannot_be_verified_is_one_sentence(copied):
-    with pytest.raises(InputError, match="--sample: got -1"):
+    with pytest.raises(InputError, match="--groups: got -1"):
         verify(copied, -1)
     edit(copied, groups=[])
     with pytest.raises(InputError, match="holds no finished group"):

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from stability import stats
 from stability.analysis import analyze, compared
 from stability.calibrate.rates import upper_band
-from stability.calibrate.worlds import Luck, shape
+from stability.calibrate.worlds import NoiseModel, shape
 from stability.exports import tables
 from stability.grid import runs_of
 from stability.registry import InputError
@@ -151,30 +151,42 @@ MISTAKES = [
     (
         OTHER,
         "gradient_noise_fraction_as_clipp",
-        f"against: no probe of this study makes '{OTHER}p'; did you",
+        f"against_measure: no probe of this study makes '{OTHER}p'; did you",
     ),
     (
         f'against_measure = "{OTHER}"',
         f'against_measure = "{OWN}"',
         f"against_measure: '{OWN}' is the claim's own measure; allowed: another",
     ),
-    ('["clip", "clip"]', '["clip", "siglip"]', "compare: got ['clip', 'siglip']; allowed with against, which compares"),
+    (
+        '["clip", "clip"]',
+        '["clip", "siglip"]',
+        "compare: got ['clip', 'siglip']; allowed with against_measure, which compares",
+    ),
     ('["clip", "clip"]', '["clap", "clap"]', "compare[0]: 'clap' is not in grid.arms; did you mean 'clip'?"),
-    ('"difference"', '"divergence"', "against: contrast 'divergence' compares arms, not measures; leave it out"),
-    ('"difference"', '"time_to_threshold"\nthreshold = 0.5', "against: contrast 'time_to_threshold' compares arms"),
+    (
+        '"difference"',
+        '"divergence"',
+        "against_measure: contrast 'divergence' compares arms, not measures; leave it out",
+    ),
+    (
+        '"difference"',
+        '"time_to_threshold"\nthreshold = 0.5',
+        "against_measure: contrast 'time_to_threshold' compares arms",
+    ),
     (OTHER, "loss", f"against_measure: '{OWN}' and 'loss' are in no unit and nats; allowed: measures of one unit"),
     (
         OTHER,
         "log_scale",
-        f"against_measure: '{OWN}' is on the scale log and 'log_scale' on linear; give the claim a scale",
+        f"against_measure: '{OWN}' is on the scale log and 'log_scale' on linear; give the claim a ",
     ),
     (
         OTHER,
         "sharpness_ratio",
-        "against: probes.curvature.seeds leaves out runs that a claim on",
+        "against_measure: probes.curvature.seeds leaves out runs that a claim on",
     ),
     ('"difference"', '"lr_sensitivity"\naxis = "batch_size"', f"measure: '{OWN}' has no better direction"),
-    (f'against_measure = "{OTHER}"', f'against = ["{OTHER}"]', "against: got ["),
+    (f'against_measure = "{OTHER}"', f'against_measure = ["{OTHER}"]', "against_measure: got ["),
     (
         f'against_measure = "{OTHER}"\n',
         "",
@@ -284,10 +296,10 @@ def many():
 def test_two_measures_alike_in_law_get_a_direction_no_more_often_than_promised(many, name):
     """A run's two measures share most of their luck: whatever its shape, the interval errs at most as it says."""
     seeds, trials = 10, 300
-    arms = Luck(np.random.default_rng(11), name, seeds=len(many.runs), correlation=0.9).arms()
+    arms = NoiseModel(np.random.default_rng(11), name, seeds=len(many.runs), correlation=0.9).arms()
     traces = {
-        many.study.measures[one].pooled[0]: np.exp(0.1 * luck[:, 0, 0])
-        for one, luck in zip((OWN, OTHER), arms, strict=True)
+        many.study.measures[one].pooled[0]: np.exp(0.1 * rng_seed[:, 0, 0])
+        for one, rng_seed in zip((OWN, OTHER), arms, strict=True)
     }
     whole = compared(replace(many, steps=many.steps.assign(**traces)), many.study.claims[0], 0.95)
     wrong = 0

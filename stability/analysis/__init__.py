@@ -10,20 +10,30 @@ import numpy as np
 
 from stability import contrasts, stats
 from stability.analysis.findings import Finding, Findings, Ranked, Replication, findings_text, look_sentence
-from stability.analysis.pairing import array_of, asked_of, numbers_of, reading_of
+from stability.analysis.pairing import array_of, contrast_inputs, reading_of, run_values
 from stability.analysis.reading import load_results
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.reproductions import reproduce
-from stability.results import AXES, FLOOR, Replicated, Results, Tuning, run_frame, summarize, times_to, transformed
+from stability.results import (
+    AXES,
+    FLOOR,
+    Replicated,
+    Results,
+    Tuning,
+    run_frame,
+    steps_to_threshold,
+    summarize,
+    transformed,
+)
 from stability.sensitivity import NOTHING, Question, sensitivity
 from stability.study import LATE, Claim, Ranking, Study, command_of
 
 __all__ = [
     "AXES",
-    "CLEAR",
     "FLOOR",
     "LATE",
+    "MIN_CHANCE_RATIO",
     "Finding",
     "Findings",
     "Ranked",
@@ -36,8 +46,8 @@ __all__ = [
     "load_results",
     "look_sentence",
     "run_frame",
+    "steps_to_threshold",
     "summarize",
-    "times_to",
     "transformed",
 ]
 
@@ -45,7 +55,7 @@ ALPHA = 0.05
 """The chance of a wrong direction that all claims of a study, at all its looks, share."""
 
 
-CLEAR = 3.0
+MIN_CHANCE_RATIO = 3.0
 """A bounded measure must stand this many times above chance in the clean cells of either arm, or it is not testable."""
 
 
@@ -135,14 +145,14 @@ def provenance(results: Results) -> dict[str, Any]:
 
 def compared(results: Results, claim: Claim, confidence: float) -> stats.Comparison:
     """Return the comparison of a claim's two arms by its contrast, over the runs that there are."""
-    arms, supplied = asked_of(results, claim, confidence)
+    arms, supplied = contrast_inputs(results, claim, confidence)
     return contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
 
 
 def _finding(results: Results, claim: Claim, confidence: float, checks: bool) -> Finding:
     measure = results.measures[claim.measure]
     reduction, scale = reading_of(claim, measure)
-    arms, supplied = asked_of(results, claim, confidence)
+    arms, supplied = contrast_inputs(results, claim, confidence)
     comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
     decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
     if why := _near_chance(results, claim, contrast[claim.contrast].traits["on"], scale, reduction):
@@ -199,7 +209,7 @@ def _ranked(results: Results, asked: Ranking) -> Ranked:
         transform=asked.transform,
     )
     reduction, scale = reading_of(claim, measure)
-    numbers = numbers_of(results, claim, measure.name, "transform", reduction, scale)
+    numbers = run_values(results, claim, measure.name, "transform", reduction, scale)
     values = np.stack([array_of(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
     confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
     found = stats.ranking(values, names, better=measure.better, confidence=confidence)
@@ -231,10 +241,10 @@ def _too_low(results: Results, claim: Claim, measure: Measure, reduction: str) -
     clean = runs[(runs["noise"] == runs["noise"].min()) & runs["arm"].isin(claim.compare)]
     times = clean.assign(times=(values / chance).reindex(clean["run"]).to_numpy())
     level = times.groupby(["arm", "batch_size"])["times"].mean().dropna()
-    if not len(level) or level.min() >= CLEAR:
+    if not len(level) or level.min() >= MIN_CHANCE_RATIO:
         return ""
     arm, batch_size = level.idxmin()
     return (
         f"{arm} at batch size {batch_size} reaches only {level.min():.1f} times the chance level of {measure.label} "
-        f"without noise, and {CLEAR:g} are needed"
+        f"without noise, and {MIN_CHANCE_RATIO:g} are needed"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stability import contrasts, stats
-from stability.analysis.pairing import Asked, asked_of
+from stability.analysis.pairing import ContrastInputs, contrast_inputs
 from stability.contrasts import contrast
 from stability.results import AXES, Results
 from stability.stats.wording import between, number
@@ -37,14 +37,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Apart:
+class Heterogeneity:
     """How the cells of a claim disagree: the effect *turns* its direction, or *differs* by more than the margin."""
 
     how: Literal["turns", "differs"]
     sentence: str
 
 
-def by_cell(results: Results, claim: Claim, asked: Asked | None = None) -> list[Cell]:
+def by_cell(results: Results, claim: Claim, asked: ContrastInputs | None = None) -> list[Cell]:
     """Return a claim's effect in each cell, intervals at 95% for all cells together; nothing if it has only one.
 
     Cells are the values of every axis of the grid but the one that the claim goes over. A cell in which nothing can be
@@ -53,7 +53,7 @@ def by_cell(results: Results, claim: Claim, asked: Asked | None = None) -> list[
     names = _names(results, claim)
     if len(names) < 2 or contrast[claim.contrast].traits["on"] == "diverged":
         return []
-    (own, other), supplied = asked or asked_of(results, claim, 0.95)
+    (own, other), supplied = asked or contrast_inputs(results, claim, 0.95)
     supplied = supplied | {"confidence": stats.shared_confidence(len(names))}
     found = []
     for place, name in enumerate(names):
@@ -64,7 +64,7 @@ def by_cell(results: Results, claim: Claim, asked: Asked | None = None) -> list[
     return found
 
 
-def apart(cells: list[Cell], ratio: bool, margin: float) -> Apart | None:
+def apart(cells: list[Cell], ratio: bool, margin: float) -> Heterogeneity | None:
     """Return how the cells of a claim disagree, None where they do not.
 
     Two cells disagree where their intervals do not meet, and they lie on different sides of no difference (it turns) or
@@ -83,7 +83,7 @@ def apart(cells: list[Cell], ratio: bool, margin: float) -> Apart | None:
     gap, limit = (high.effect / low.effect, 1 + margin) if ratio else (high.effect - low.effect, margin)
     if not turns and not (low.interval[1] < high.interval[0] and gap > limit):
         return None
-    return Apart("turns" if turns else "differs", _told(cells, low, high, nothing, ratio))
+    return Heterogeneity("turns" if turns else "differs", _told(cells, low, high, nothing, ratio))
 
 
 def _told(cells: list[Cell], low: Cell, high: Cell, nothing: float, ratio: bool) -> str:

@@ -16,8 +16,8 @@ from stability.results import (
     LOGARITHMS,
     Results,
     chance_losses,
+    steps_to_threshold,
     summarize,
-    times_to,
     transformed,
 )
 from stability.study import DOUBLING, Claim, Study
@@ -27,17 +27,17 @@ AXIS_WORDS = {"batch_size": "batch size", "train_pairs": "number of training pai
 READ_AT = {"first": "at the first step", "best": "at its best", "mean_after_warmup": "averaged over training"}
 """How a claim reads a run, in a sentence; at the end of training, which most claims do, goes without saying."""
 
-Asked = tuple[list[np.ndarray], dict[str, Any]]
+ContrastInputs = tuple[list[np.ndarray], dict[str, Any]]
 """The numbers of a claim's two arms, and what its contrast may ask for beside them."""
 
 
-def asked_of(results: Results, claim: Claim, confidence: float) -> Asked:
+def contrast_inputs(results: Results, claim: Claim, confidence: float) -> ContrastInputs:
     """Return the numbers of a claim's two arms, and what its contrast may ask for beside them."""
     variant = contrast[claim.contrast]
     measure = results.measures[claim.measure]
     reduction, scale = reading_of(claim, measure)
     arms = [
-        array_of(results, claim, arm, numbers_of(results, claim, name, variant.traits["on"], reduction, scale))
+        array_of(results, claim, arm, run_values(results, claim, name, variant.traits["on"], reduction, scale))
         for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
     names, axis = claim.compare, AXIS_WORDS.get(claim.axis, claim.axis)
@@ -88,7 +88,7 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     return " ".join(filter(None, words))
 
 
-def numbers_of(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:
+def run_values(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:
     """Return one number per run of a measure, as the contrast takes it, with diverged runs as the measure has them."""
     runs = results.runs.set_index("run")
     diverged = runs["status"] == "diverged"
@@ -96,7 +96,7 @@ def numbers_of(results: Results, claim: Claim, name: str, on: str, reduction: st
         return diverged.astype(float).where(runs["status"].isin(["finished", "diverged"]))
     if on == "times":
         assert claim.threshold is not None
-        times = times_to(results, name, claim.threshold)
+        times = steps_to_threshold(results, name, claim.threshold)
         return times.where(~diverged, math.inf).where(runs["status"].isin(["finished", "diverged"]))
     values = summarize(results, name, reduction).reindex(runs.index)
     if reduction == "first":

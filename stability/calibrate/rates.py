@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stability import contrasts, stats
-from stability.calibrate.worlds import BUDGET, LEVELS, YES_NO, Luck, shape, world
+from stability.calibrate.worlds import BUDGET, LEVELS, YES_NO, NoiseModel, shape, world
 from stability.contrasts import contrast
 from stability.registry import InputError, nearest
 from stability.stats import Comparison
@@ -30,7 +30,7 @@ COVERED = 0.93
 
 ENOUGH = 10
 
-STUDY_OF_FIVE = ("level", "positive", "trend", "spread-of-one-cell", "time")
+STUDY_OF_FIVE = ("level", "positive", "trend", "spread_of_one_cell", "time")
 """The worlds that the five claims of a simulated study are drawn from."""
 
 
@@ -43,10 +43,11 @@ class Cell:
     seeds: int
     correlation: float
 
-    def luck(self, seed: int, use: str) -> Luck:
+    def noise_model(self, seed: int, use: str) -> NoiseModel:
         """Return where the cell's numbers come from; no two cells or uses share any."""
-        name = f"calibrate/{self.world}/{self.shape}/{self.seeds}/{self.correlation:g}/{use}"
-        return Luck(np.random.default_rng(seed_of(seed, name)), self.shape, self.seeds, self.correlation)
+        world_name = self.world.replace("_", "-")  # as the committed tables were drawn
+        name = f"calibrate/{world_name}/{self.shape}/{self.seeds}/{self.correlation:g}/{use}"
+        return NoiseModel(np.random.default_rng(seed_of(seed, name)), self.shape, self.seeds, self.correlation)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def cells_of(names: Iterable[str] = ()) -> tuple[Cell, ...]:
     )
 
 
-def compare(name: str, luck: Luck, effect: float, confidence: float = 1 - NOMINAL) -> Comparison:
+def compare(name: str, noise: NoiseModel, effect: float, confidence: float = 1 - NOMINAL) -> Comparison:
     """Return what its contrast makes of one draw from a world."""
     supplied: dict[str, Any] = {
         "confidence": confidence,
@@ -134,16 +135,16 @@ def compare(name: str, luck: Luck, effect: float, confidence: float = 1 - NOMINA
         "names": ("a", "b"),
         "measure": "value",
     }
-    return contrasts.compare(world[name].traits["contrast"], *world[name](luck, effect), supplied=supplied)
+    return contrasts.compare(world[name].traits["contrast"], *world[name](noise, effect), supplied=supplied)
 
 
 def measure(cell: Cell, trials: int, seed: int = 0) -> Rates:
     """Return the rates of one cell, from *trials* draws without effect and as many with one."""
     traits = world[cell.world].traits
     effect, power = traits["effect"], traits["power"]
-    lucks = {0.0: cell.luck(seed, "null"), effect: cell.luck(seed, "planted")}
-    found = {size: [compare(cell.world, luck, size) for _ in range(trials)] for size, luck in lucks.items()}
-    truths = {size: traits["truth"](luck, size) for size, luck in lucks.items()}
+    noises = {0.0: cell.noise_model(seed, "null"), effect: cell.noise_model(seed, "planted")}
+    found = {size: [compare(cell.world, noise, size) for _ in range(trials)] for size, noise in noises.items()}
+    truths = {size: traits["truth"](noise, size) for size, noise in noises.items()}
     held = [
         each.interval[0] <= truth <= each.interval[1]
         for size, truth in truths.items()
@@ -169,9 +170,9 @@ def measure_study(place: tuple[str, int], trials: int, seed: int = 0) -> StudyRa
     """
     confidence = stats.shared_confidence(len(STUDY_OF_FIVE), 1 - NOMINAL)
     noise, seeds = place
-    lucks = [Cell(name, noise, seeds, 0.5).luck(seed, "study of five") for name in STUDY_OF_FIVE]
+    noises = [Cell(name, noise, seeds, 0.5).noise_model(seed, "study of five") for name in STUDY_OF_FIVE]
     wrong = [
-        any(direction(compare(name, luck, 0.0, confidence)) for name, luck in zip(STUDY_OF_FIVE, lucks, strict=True))
+        any(direction(compare(name, noise, 0.0, confidence)) for name, noise in zip(STUDY_OF_FIVE, noises, strict=True))
         for _ in range(trials)
     ]
     return StudyRates(noise, seeds, trials, _share(wrong))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stability.analysis import Results, analyze, load_results
 from stability.calibrate.rates import NOMINAL, upper_band
-from stability.execute import Watch, run
+from stability.execute import Callbacks, run
 from stability.registry import InputError
 from stability.study import Study, parse_study
 
@@ -147,10 +147,10 @@ def end_to_end(
     loss: str = "siglip",
     studies: int = 200,
     executor: Executor | None = None,
-    watch: Watch | None = None,
+    watch: Callbacks | None = None,
 ) -> Twins:
     """Return the verdicts on small studies of *loss* against itself, trained in *out* and judged like any other."""
-    whole = load_results(run(twin_study(loss, studies), "cpu", executor, out, watch or Watch()))
+    whole = load_results(run(twin_study(loss, studies), "cpu", executor, out, watch or Callbacks()))
     verdicts: dict[str, Counter[str]] = {claim.id: Counter() for claim in whole.study.claims}
     together = 0
     for small in parts(whole):

@@ -70,7 +70,7 @@ def lopsided(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
 
 
 @dataclass(frozen=True)
-class Luck:
+class NoiseModel:
     """Where a world draws from: the shape of its noise, how many seeds, and how much of it two arms share."""
 
     rng: np.random.Generator
@@ -103,42 +103,48 @@ SIGMA = 0.3
 Sample = tuple[Array, Array]
 
 
-@world(contrast="difference", cells=1, effect=1.0, truth=lambda luck, d: d * luck.gap, power=noncentral_t)
-def level(luck: Luck, effect: float) -> Sample:
+@world(contrast="difference", cells=1, effect=1.0, truth=lambda noise, d: d * noise.gap, power=noncentral_t)
+def level(noise: NoiseModel, effect: float) -> Sample:
     """Return levels that lie *effect* standard deviations of their differences apart."""
-    a, b = luck.arms()
-    return a + effect * luck.gap, b
+    a, b = noise.arms()
+    return a + effect * noise.gap, b
 
 
-@world(contrast="ratio", cells=1, effect=1.0, truth=lambda luck, d: math.exp(SIGMA * d * luck.gap), power=noncentral_t)
-def positive(luck: Luck, effect: float) -> Sample:
+@world(
+    contrast="ratio",
+    cells=1,
+    effect=1.0,
+    truth=lambda noise, d: math.exp(SIGMA * d * noise.gap),
+    power=noncentral_t,
+)
+def positive(noise: NoiseModel, effect: float) -> Sample:
     """Return positive quantities whose logarithms lie *effect* standard deviations of their differences apart."""
-    a, b = level(luck, effect)
+    a, b = level(noise, effect)
     return np.exp(SIGMA * a), np.exp(SIGMA * b)
 
 
-def _slope_gap(luck: Luck) -> float:
-    return luck.gap / math.sqrt(float(np.square(np.array(LEVELS) - np.mean(LEVELS)).sum()))
+def _slope_gap(noise: NoiseModel) -> float:
+    return noise.gap / math.sqrt(float(np.square(np.array(LEVELS) - np.mean(LEVELS)).sum()))
 
 
-@world(contrast="slope", cells=1, effect=1.0, truth=lambda luck, d: d * _slope_gap(luck), power=noncentral_t)
-def trend(luck: Luck, effect: float) -> Sample:
+@world(contrast="slope", cells=1, effect=1.0, truth=lambda noise, d: d * _slope_gap(noise), power=noncentral_t)
+def trend(noise: NoiseModel, effect: float) -> Sample:
     """Return lines over the levels whose slopes lie *effect* standard deviations of their differences apart."""
-    a, b = luck.arms(levels=len(LEVELS))
-    return a + effect * _slope_gap(luck) * np.array(LEVELS)[:, None], b
+    a, b = noise.arms(levels=len(LEVELS))
+    return a + effect * _slope_gap(noise) * np.array(LEVELS)[:, None], b
 
 
 @world(
     contrast="interaction",
     cells=1,
     effect=1.0,
-    truth=lambda luck, d: d * math.sqrt(2) * luck.gap,
+    truth=lambda noise, d: d * math.sqrt(2) * noise.gap,
     power=noncentral_t,
 )
-def change(luck: Luck, effect: float) -> Sample:
+def change(noise: NoiseModel, effect: float) -> Sample:
     """Return numbers whose changes from first to last level lie *effect* SDs of their differences apart."""
-    a, b = luck.arms(levels=len(LEVELS))
-    a[:, -1] += effect * math.sqrt(2) * luck.gap
+    a, b = noise.arms(levels=len(LEVELS))
+    a[:, -1] += effect * math.sqrt(2) * noise.gap
     return a, b
 
 
@@ -147,32 +153,32 @@ PEAK = 20.0
 
 
 @world(
-    contrast="sensitivity",
+    contrast="lr_sensitivity",
     cells=1,
     effect=1.0,
-    truth=lambda luck, d: d * math.sqrt(2 / 3) * luck.gap,
+    truth=lambda noise, d: d * math.sqrt(2 / 3) * noise.gap,
     power=noncentral_t,
 )
-def peak(luck: Luck, effect: float) -> Sample:
+def peak(noise: NoiseModel, effect: float) -> Sample:
     """Return three levels with the best in the middle, their falls from it *effect* SDs of their differences apart."""
-    a, b = luck.arms(levels=len(LEVELS))
+    a, b = noise.arms(levels=len(LEVELS))
     # The best level less the mean is 2/3 of its height: variance 2/3, and what lifts the peak by 1 lifts it by 2/3.
-    a[:, 1] += PEAK + effect * math.sqrt(3 / 2) * luck.gap
+    a[:, 1] += PEAK + effect * math.sqrt(3 / 2) * noise.gap
     b[:, 1] += PEAK
     return a, b
 
 
-@world(contrast="spread", cells=1, effect=math.log(3), truth=lambda luck, d: math.exp(d), power=None)
-def spread_of_one_cell(luck: Luck, effect: float) -> Sample:
+@world(contrast="spread", cells=1, effect=math.log(3), truth=lambda noise, d: math.exp(d), power=None)
+def spread_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
     """Return numbers whose standard deviations over seeds have the logarithm of their ratio *effect*."""
-    a, b = luck.arms()
+    a, b = noise.arms()
     return math.exp(effect) * a, b
 
 
-@world(contrast="spread", cells=6, effect=math.log(1.5), truth=lambda luck, d: math.exp(d), power=None)
-def spread_of_six_cells(luck: Luck, effect: float) -> Sample:
+@world(contrast="spread", cells=6, effect=math.log(1.5), truth=lambda noise, d: math.exp(d), power=None)
+def spread_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
     """Return six cells of numbers whose standard deviations over seeds have the log ratio *effect*."""
-    a, b = luck.arms(cells=6)
+    a, b = noise.arms(cells=6)
     return math.exp(effect) * a, b
 
 
@@ -180,16 +186,16 @@ def spread_of_six_cells(luck: Luck, effect: float) -> Sample:
     contrast="time_to_threshold",
     cells=1,
     effect=1.0,
-    truth=lambda luck, d: None if d else 1.0,
+    truth=lambda noise, d: None if d else 1.0,
     power=noncentral_t,
 )
-def time(luck: Luck, effect: float) -> Sample:
+def time(noise: NoiseModel, effect: float) -> Sample:
     """Return times to a threshold, read every fifth step, whose logarithms lie *effect* SDs apart; some never come.
 
     What lies beyond the budget is censored, which draws the ratio towards 1: its truth has no closed form then, and
     the power of the uncensored test bounds what can be had.
     """
-    b, a = positive(luck, -effect)
+    b, a = positive(noise, -effect)
     return 5 * np.ceil(10 * a), 5 * np.ceil(10 * b)
 
 
@@ -211,23 +217,26 @@ def mcnemar(seeds: int, correlation: float, effect: float) -> float:
     return float(chance[(2 * tail <= 0.05) & (of_a <= discordant)].sum())
 
 
-def _outcomes(luck: Luck, effect: float, cells: int) -> Sample:
+def _outcomes(noise: NoiseModel, effect: float, cells: int) -> Sample:
     """Return who diverged: by the chance *correlation* both arms of a seed share a fate, by half all its cells do."""
-    shared = luck.rng.random((luck.seeds, 1, 1)) < luck.correlation
-    together = luck.rng.random((luck.seeds, 1, 1)) < 0.5 if cells > 1 else np.zeros((luck.seeds, 1, 1), bool)
-    luck_of_cells, luck_of_runs = luck.rng.random((3, luck.seeds, 1, cells)), luck.rng.random((3, luck.seeds, 1, 1))
+    shared = noise.rng.random((noise.seeds, 1, 1)) < noise.correlation
+    together = noise.rng.random((noise.seeds, 1, 1)) < 0.5 if cells > 1 else np.zeros((noise.seeds, 1, 1), bool)
+    luck_of_cells, luck_of_runs = (
+        noise.rng.random((3, noise.seeds, 1, cells)),
+        noise.rng.random((3, noise.seeds, 1, 1)),
+    )
     fate, *own = np.where(together, luck_of_runs, luck_of_cells)
     a, b = (np.where(shared, fate, mine) < rate for mine, rate in zip(own, _rates(effect), strict=True))
     return a.astype(float), b.astype(float)
 
 
-@world(contrast="divergence", cells=1, effect=0.6, shapes=(YES_NO,), truth=lambda luck, d: d, power=mcnemar)
-def divergence_of_one_cell(luck: Luck, effect: float) -> Sample:
+@world(contrast="divergence", cells=1, effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=mcnemar)
+def divergence_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
     """Return which runs diverged, at rates *effect* apart around 40%."""
-    return _outcomes(luck, effect, cells=1)
+    return _outcomes(noise, effect, cells=1)
 
 
-@world(contrast="divergence", cells=6, effect=0.6, shapes=(YES_NO,), truth=lambda luck, d: d, power=None)
-def divergence_of_six_cells(luck: Luck, effect: float) -> Sample:
+@world(contrast="divergence", cells=6, effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=None)
+def divergence_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
     """Return which of a seed's six runs diverged, at rates *effect* apart around 40%."""
-    return _outcomes(luck, effect, cells=6)
+    return _outcomes(noise, effect, cells=6)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from stability.cli.interruption import Interrupted, interruptions
-from stability.cli.terminal import complain
+from stability.cli.terminal import print_error
 from stability.registry import InputError
 
 # Typer carries its own copy of click or uses the installed one, by version; its errors are reached through its own.
@@ -52,9 +52,9 @@ def _exit_code(interrupted: Callable[[], bool]) -> int:
         elif not interrupted() and not isinstance(error, KeyboardInterrupt | typer.Abort):
             if not isinstance(error, InputError | UsageError):
                 raise
-            complain(getattr(error, "format_message", error.__str__)())
+            print_error(getattr(error, "format_message", error.__str__)())
             return 2
-    complain(f"interrupted; {kept}, and the same command goes on from there: stability {shlex.join(sys.argv[1:])}")
+    print_error(f"interrupted; {kept}, and the same command goes on from there: stability {shlex.join(sys.argv[1:])}")
     return 130
 
 

@@ -10,7 +10,7 @@ import typer
 from stability.cli.app import app
 from stability.cli.options import Device, Encoders, On, Scale
 from stability.cli.studies import study_with, train_and_report
-from stability.cli.terminal import complain, console_to
+from stability.cli.terminal import console_to, print_error
 
 
 @app.command()
@@ -38,7 +38,7 @@ def check(
     console_to().print(table)
     failed = [outcome.property for outcome in outcomes if outcome.required and not outcome.passed]
     if failed:
-        complain(f"{file}: {len(failed)} required properties fail: {', '.join(failed)}")
+        print_error(f"{file}: {len(failed)} required properties fail: {', '.join(failed)}")
         raise typer.Exit(1)
 
 

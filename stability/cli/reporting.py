@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stability.cli.terminal import complain, console_to
+from stability.cli.terminal import console_to, print_error
 from stability.registry import InputError
 
 
@@ -44,7 +44,7 @@ def write_report(where: Path, as_json: bool = False) -> int:
     failed = findings.provenance["failed"]
     if failed:
         planned = findings.provenance["planned"]
-        complain(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
+        print_error(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
     if not as_json:
         console.print(f"report: {paths['html']}", soft_wrap=True, markup=False)
         if "pdf" not in paths:

@@ -13,7 +13,7 @@ from stability.cli.app import app
 from stability.cli.interruption import Interrupted
 from stability.cli.options import Device, Encoders, On, Out, Scale, StudyName
 from stability.cli.reporting import write_report
-from stability.cli.terminal import complain, console_to, print_rows, progress
+from stability.cli.terminal import console_to, print_error, print_rows, progress
 from stability.registry import InputError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def init(
     name: Annotated[str, typer.Argument(help="Name of the study, written to studies/NAME.toml; or a path.")],
     data: Annotated[str, typer.Option(help="folder, parquet, webdataset or embeddings.")] = "",
     path: Annotated[str, typer.Option(help="Where the data lie.")] = "",
-    option: Annotated[
+    data_option: Annotated[
         list[str] | None, typer.Option(help="A further option of the data, as captions=FILE.", metavar="KEY=VALUE")
     ] = None,
     losses: Annotated[str, typer.Option(help="Losses by comma; the first is what the others are held against.")] = "",
@@ -44,7 +44,7 @@ def init(
         raise InputError(f"--data: unknown kind {kind!r}{nearest(kind, kinds())}")
     where = _asked("--path", path, "Where do they lie?")
     chosen = _asked("--losses", losses, "Which losses, by comma?", "clip,siglip")
-    options = {"path": where, **parse_options(kind, option or ())}
+    options = {"path": where, **parse_options(kind, data_option or ())}
     named = [each.strip() for each in chosen.split(",") if each.strip()]
     written = write_study(name, kind, options, named, pick_device(device).type)
     console_to().print(f"{written}\nnext: stability plan {written}", soft_wrap=True, markup=False)
@@ -203,7 +203,7 @@ def train_and_report(
                 run_until_settled(study, most, device, executor, where, watch, save_params, replications)
         if read_manifest(where).get("tuning"):
             unfinished = f"{where}: the search is not finished, so there is nothing to report"
-            complain(f"{unfinished}; see {where / 'manifest.json'}")
+            print_error(f"{unfinished}; see {where / 'manifest.json'}")
             return 1
         with disk_faults_named(where):
             return write_report(where)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stability.execute import Watch
+    from stability.execute import Callbacks
     from stability.grid import Group
     from stability.study import Study
 
 
-def complain(sentence: str) -> None:
+def print_error(sentence: str) -> None:
     """Say one sentence of a failure, on standard error."""
     print(f"stability: {sentence}", file=sys.stderr)  # noqa: T201
 
@@ -59,7 +59,7 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def progress(study: Study) -> Iterator[Watch]:
+def progress(study: Study) -> Iterator[Callbacks]:
     """Yield a watch that draws a bar per group and one for the whole study, with an estimate."""
     from rich.progress import (
         BarColumn,
@@ -70,7 +70,7 @@ def progress(study: Study) -> Iterator[Watch]:
         TimeRemainingColumn,
     )
 
-    from stability.execute import Watch
+    from stability.execute import Callbacks
     from stability.grid import study_of
 
     columns = (
@@ -108,4 +108,4 @@ def progress(study: Study) -> Iterator[Watch]:
         def say(sentence: str) -> None:
             bars.console.print(sentence, markup=False)
 
-        yield Watch(open=enter, say=say, begin=begin, step=step, done=done)
+        yield Callbacks(open=enter, say=say, begin=begin, step=step, done=done)

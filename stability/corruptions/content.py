@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stability.corruptions import Values, corruption
-from stability.corruptions.pairs import mismatch, struck
+from stability.corruptions.pairs import corrupted_indices, mismatch
 from stability.registry import InputError
 
 
@@ -18,7 +18,7 @@ def image_noise(
 
     Struck are round(level * n) images. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 1.
     """
-    chosen = struck(len(image), level, generator)
+    chosen = corrupted_indices(len(image), level, generator)
     noise = images.draw(image, generator)
     if not image.is_floating_point():
         noise = _unlike(noise, image, images)
@@ -37,7 +37,7 @@ def text_noise(
     A text that happens to equal the one it replaces gets another first word. Real-valued text becomes uniform noise in
     the range of the data. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 2.
     """
-    chosen = struck(len(text), level, generator)
+    chosen = corrupted_indices(len(text), level, generator)
     noise = texts.draw(text, generator)
     if not text.is_floating_point():
         length = torch.randint(1, text.shape[-1] + 1, (len(text), 1), generator=generator)
@@ -98,7 +98,7 @@ def caption_dropout(
     """
     if not text.is_floating_point() and texts.low == 0:
         raise InputError("caption_dropout: every token id of these data is a word, so there is no empty caption")
-    chosen = struck(len(text), level, generator)
+    chosen = corrupted_indices(len(text), level, generator)
     dropped = text.clone()
     dropped[chosen] = 0
     return image, dropped

@@ -9,7 +9,7 @@ from stability.corruptions import Values, corruption
 from stability.registry import InputError
 
 
-def struck(size: int, level: float, generator: torch.Generator) -> Tensor:
+def corrupted_indices(size: int, level: float, generator: torch.Generator) -> Tensor:
     """Return the places of the round(level * size) pairs to corrupt, (k,), in random order.
 
     The draw does not depend on the level, so a higher level corrupts the same pairs and more.
@@ -47,7 +47,7 @@ def derange(caption: Tensor, generator: torch.Generator, tries: int = 1000) -> T
     raise InputError("mismatch: found no derangement of these captions")
 
 
-def strangers(caption: Tensor, generator: torch.Generator) -> Tensor:
+def sample_mismatched(caption: Tensor, generator: torch.Generator) -> Tensor:
     """Return for each of n places another one, (n,), uniform among the places with a different caption.
 
     Raises `InputError` if all captions are equal.
@@ -77,11 +77,11 @@ def mismatch(
     other pairs. Their number is round(level * n). Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 3 (there:
     a plain shuffle).
     """
-    chosen = struck(len(text), level, generator)
+    chosen = corrupted_indices(len(text), level, generator)
     if derangeable(caption[chosen]):
         source = chosen[derange(caption[chosen], generator)]
     else:
-        source = strangers(caption, generator)[chosen]
+        source = sample_mismatched(caption, generator)[chosen]
     mixed = text.clone()
     mixed[chosen] = text[source]
     return image, mixed
@@ -105,8 +105,8 @@ def near_duplicates(
     they are). The pair it copies is uniform among all others with another caption, before corruption. A contrastive
     loss then pushes apart an image and a text that belong together.
     """
-    chosen = struck(len(text), level, generator)
-    source = strangers(caption, generator)[chosen]
+    chosen = corrupted_indices(len(text), level, generator)
+    source = sample_mismatched(caption, generator)[chosen]
     copy = image[source]
     if image.is_floating_point():
         moved = Values(-strength, strength).draw(image, generator)[chosen] * (images.high - images.low)

@@ -71,7 +71,7 @@ def products(graph: Graph, vectors: Sequence[Tensor]) -> Sequence[Tensor | None]
     return [part if many or part is None else part[None] for part in found]
 
 
-class _Produced(TorchDispatchMode):
+class _ByteCounter(TorchDispatchMode):
     """Adds up the bytes of every tensor that operations make, views apart."""
 
     def __init__(self) -> None:
@@ -88,6 +88,6 @@ class _Produced(TorchDispatchMode):
 
 def bytes_of(evaluation: Callable[[], object], params: Named) -> int:
     """Return the size of one evaluation's work: *params* and all that it computes from them, in bytes."""
-    with torch.no_grad(), _Produced() as produced:
+    with torch.no_grad(), _ByteCounter() as produced:
         evaluation()
     return produced.bytes + sum(value.numel() * value.element_size() for value in params.values())

@@ -153,7 +153,7 @@ def spectrum(
         return _spectrum_of(hessian, **count)
 
     # One group after the other: what one keeps, its graph and its basis, is gone before the next begins.
-    return _side_by_side([of_group(group) for group in groups])
+    return _concat([of_group(group) for group in groups])
 
 
 def _spectrum_of(hessian: Hessian, steps: int, probes: int, top: int, trace_probes: int, seed: int) -> Spectrum:
@@ -179,7 +179,7 @@ def _tensors(spectrum: Spectrum) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if isinstance(value, Tensor | dict)}
 
 
-def _side_by_side(spectra: list[Spectrum]) -> Spectrum:
+def _concat(spectra: list[Spectrum]) -> Spectrum:
     """Return the spectra of several groups of replicas as one."""
     joined = tree_map(lambda *parts: torch.cat(parts), *map(_tensors, spectra))
     return replace(spectra[0], **joined)

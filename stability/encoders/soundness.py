@@ -17,7 +17,7 @@ SIZE = 3
 """Samples of the batch that a tower is tried on."""
 
 
-def refuse_coupling(tower: nn.Module) -> None:
+def check_no_batch_coupling(tower: nn.Module) -> None:
     """Raise `InputError` for a BatchNorm that reads its batch; in ``eval()`` with stored statistics it does not.
 
     >>> refuse_coupling(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
@@ -35,7 +35,7 @@ def refuse_coupling(tower: nn.Module) -> None:
             )
 
 
-def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
+def check_tower(tower: object, modality: Modality, embed_dim: int) -> None:
     """Raise `InputError` with one sentence on a tower that a population cannot train.
 
     It has to be a module of float32 parameters; to map a batch to (B, embed_dim) finite reals that are not all zero; to
@@ -45,7 +45,7 @@ def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
     """
     if not isinstance(tower, nn.Module):
         raise InputError(f"it returns a value of type {type(tower).__name__}; allowed: a torch.nn.Module")
-    refuse_coupling(tower)
+    check_no_batch_coupling(tower)
     for name, module in tower.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise InputError(

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from stability.execute.executors import executor_of
-from stability.execute.lock import owned
+from stability.execute.lock import run_lock
 from stability.execute.machine import pick_device
-from stability.execute.manifest import narrowed, open_run
+from stability.execute.manifest import open_run, split_group
 from stability.execute.planning import estimate, sharing_of
 from stability.execute.replaying import replay_run
-from stability.execute.scheduling import SILENCE, Watch, in_order, side_by_side
+from stability.execute.scheduling import NO_CALLBACKS, Callbacks, run_parallel, run_serial
 from stability.execute.worker import Outcome, Task
 from stability.grid import Group, halves
 from stability.registry import InputError
@@ -35,7 +35,16 @@ from stability.store import (
 )
 from stability.study import Study, load_study
 
-__all__ = ["Watch", "default_out", "estimate", "executor_of", "pick_device", "replay_run", "run", "run_replications"]
+__all__ = [
+    "Callbacks",
+    "default_out",
+    "estimate",
+    "executor_of",
+    "pick_device",
+    "replay_run",
+    "run",
+    "run_replications",
+]
 
 
 def default_out(study: Study) -> Path:
@@ -48,7 +57,7 @@ def run(
     device: str = "auto",
     executor: Executor | None = None,
     out: str | Path | None = None,
-    watch: Watch = SILENCE,
+    watch: Callbacks = NO_CALLBACKS,
     save_params: bool = False,
     *,
     only_failed: bool = False,
@@ -71,9 +80,9 @@ def run(
     where = Path(out) if out is not None else default_out(study)
     chosen = pick_device(device)
     make_writable(where)
-    with disk_faults_named(where), owned(where):
+    with disk_faults_named(where), run_lock(where):
         watch.open(study)
-        while _train_what_is_known(study, chosen, executor, where, watch, save_params, only_failed, fail_fast):
+        while _train_pending(study, chosen, executor, where, watch, save_params, only_failed, fail_fast):
             pass
         if replications:
             run_replications(study, device, executor, where, watch, save_params, only_failed, fail_fast)
@@ -85,7 +94,7 @@ def run_replications(
     device: str,
     executor: Executor | None,
     where: Path,
-    watch: Watch,
+    watch: Callbacks,
     save_params: bool,
     only_failed: bool = False,
     fail_fast: bool = False,
@@ -104,12 +113,12 @@ def _has_failed(where: Path) -> bool:
     return any(entry["status"] == "failed" for place in places for entry in read_manifest(place)["groups"])
 
 
-def _train_what_is_known(
+def _train_pending(
     study: Study,
     device: torch.device,
     executor: Executor | None,
     where: Path,
-    watch: Watch,
+    watch: Callbacks,
     save_params: bool,
     only_failed: bool,
     fail_fast: bool,
@@ -121,14 +130,14 @@ def _train_what_is_known(
     watch.begin(len(groups))
     tasks = deque(_task(study, group, where.resolve(), device, save_params, manifest) for group in groups)
     stop = Event()
-    outcomes = in_order(tasks, watch, stop) if executor is None else side_by_side(tasks, executor, watch, stop)
+    outcomes = run_serial(tasks, watch, stop) if executor is None else run_parallel(tasks, executor, watch, stop)
     for task, outcome in outcomes:
         if outcome.cause == "disk":
             raise InputError(outcome.failure)
         if outcome.cause == "memory" and len(task.group.runs) > 2:
             parts = halves(task.group)
             watch.say(f"group {task.group.id}: memory does not suffice for {len(task.group.runs)} runs; halving it")
-            narrowed(where, manifest, task.group, parts)
+            split_group(where, manifest, task.group, parts)
             tasks.extend(_task(study, part, task.where, device, save_params, manifest) for part in parts)
             watch.begin(len(parts) - 1)
             watch.done(task.group, outcome.seconds)
@@ -151,14 +160,14 @@ def _task(
     return Task(study, group, where, device, save_params, need)
 
 
-def _failed(manifest: dict[str, Any], groups: Sequence[Group], where: Path, watch: Watch) -> tuple[Group, ...]:
+def _failed(manifest: dict[str, Any], groups: Sequence[Group], where: Path, watch: Callbacks) -> tuple[Group, ...]:
     ids = {entry["id"] for entry in manifest["groups"] if entry["status"] == "failed"}
     if not ids:
         watch.say(f"{where}: no group has failed, so there is none to try again")
     return tuple(group for group in groups if group.id in ids)
 
 
-def _record(where: Path, manifest: dict[str, Any], task: Task, outcome: Outcome, watch: Watch) -> None:
+def _record(where: Path, manifest: dict[str, Any], task: Task, outcome: Outcome, watch: Callbacks) -> None:
     """Note in the manifest how a group ended, after writing what a worker without our disk has sent."""
     group = task.group
     entry = next(entry for entry in manifest["groups"] if entry["id"] == group.id)

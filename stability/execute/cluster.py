@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 import torch
 
 from stability.execute.devices import VISIBLE, card_in_use
-from stability.execute.worker import Outcome, Task, environment, sign_path, train_elsewhere
+from stability.execute.worker import Outcome, Task, environment, heartbeat_path, train_remote
 from stability.extras import optional
 from stability.plugins import Plugin, load_plugins
 from stability.registry import InputError
@@ -29,7 +29,7 @@ from stability.registry import InputError
 TOPIC = "stability"
 """Of the events by which workers without our disk show signs of life."""
 
-PATIENCE = 10.0
+CONNECT_TIMEOUT = 10.0
 """Seconds in which a scheduler must answer."""
 
 
@@ -45,7 +45,7 @@ def cluster_of(address: str, device: torch.device, plugins: Sequence[Plugin] = (
     place, _, query = address.partition("?")
     needs = _resources(query, address) | ({"GPU": 1.0} if device.type == "cuda" else {})
     try:
-        client = distributed.Client(place, timeout=PATIENCE, set_as_default=False)
+        client = distributed.Client(place, timeout=CONNECT_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"--on dask:{address}: no scheduler answers there ({reason})") from error
@@ -124,9 +124,9 @@ class Cluster(Executor):
         client.subscribe_topic(TOPIC, self._heard)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Schedule the training of a task (see `worker.train_elsewhere`, which is what *function* is)."""
+        """Schedule the training of a task (see `worker.train_remote`, which is what *function* is)."""
         (task,) = args
-        self._homes[task.group.id] = sign_path(task.where, task.group)
+        self._homes[task.group.id] = heartbeat_path(task.where, task.group)
         ours = environment(task.device)
         return self._executor.submit(
             _train_on_node, task, self._plugins, ours, str(Path.cwd()), resources=self._needs | self._memory(task)
@@ -168,7 +168,7 @@ def _train_on_node(task: Task, plugins: tuple[Plugin, ...], ours: Mapping[str, s
         raise InputError(f"worker {worker.address}: has {worker.state.nthreads} threads; start it with --nthreads 1")
     _load_once(plugins)
     with contextlib.chdir(folder) if Path(folder).is_dir() else contextlib.nullcontext():
-        return train_elsewhere(task, lambda sign: worker.log_event(TOPIC, {"group": task.group.id, "sign": sign}))
+        return train_remote(task, lambda sign: worker.log_event(TOPIC, {"group": task.group.id, "sign": sign}))
 
 
 @cache

@@ -18,7 +18,7 @@ from stability.store import write_atomically
 
 
 @contextmanager
-def owned(run_dir: Path) -> Iterator[None]:
+def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold a run directory for this process; raise `InputError` naming the owner if another process holds it.
 
     The operating system's file lock, so that a killed owner holds nothing; who holds it is written beside it.

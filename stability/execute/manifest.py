@@ -16,13 +16,13 @@ from stability.grid import SCHEMA, Group, run_table
 from stability.registry import InputError
 from stability.store import (
     MANIFEST,
-    drop_leftovers,
+    checksum_matches,
     group_path,
-    is_as_written,
     make_writable,
     parameters_path,
     quarantine,
     read_manifest,
+    remove_stale,
     write_manifest,
 )
 from stability.study import Study
@@ -45,12 +45,12 @@ def open_run(
     (``manifest["tuning"]`` says so); what was planned of the test then waits in the manifest.
     """
     make_writable(where)
-    drop_leftovers(where)
+    remove_stale(where)
     manifest = _new_manifest(study, device)
     old: list[dict[str, Any]] = []
     if (where / MANIFEST).is_file():
         before = read_manifest(where)
-        _refuse_strangers(before, manifest, where)
+        _check_compatible(before, manifest, where)
         manifest["started"] = before["started"]
         old = before["groups"]
     for note in study.notes:
@@ -60,9 +60,9 @@ def open_run(
     runs = {run.id: run for run in known}
     manifest["runs"] = run_table(runs.values())
     waits = [entry for entry in old if tuning and entry not in finished and not set(entry["runs"]) <= set(runs)]
-    strangers = {run for entry in finished for run in entry["runs"]} - set(runs)
-    if strangers and not tuning:
-        say(f"{where}: {len(strangers)} stored runs are not in the study any more and are ignored")
+    sample_mismatched = {run for entry in finished for run in entry["runs"]} - set(runs)
+    if sample_mismatched and not tuning:
+        say(f"{where}: {len(sample_mismatched)} stored runs are not in the study any more and are ignored")
     open_again = [entry for entry in old if entry not in finished and set(entry["runs"]) <= set(runs)]
     kept = [Group(entry["id"], tuple(runs[run] for run in entry["runs"])) for entry in open_again]
     covered = {run for entry in (*finished, *open_again) for run in entry["runs"]}
@@ -95,7 +95,7 @@ def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _refuse_strangers(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
+def _check_compatible(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
     for key in ("study", "scale", "replication"):
         if (was := old.get(key)) != (now := new.get(key)):
             raise InputError(f"{where}: holds {key} {was!r}, not {now!r}; give another --out")
@@ -123,7 +123,7 @@ def _is_intact(where: Path, entry: dict[str, Any], say: Say, save_params: bool) 
     if save_params:
         files[parameters_path(where, entry["id"])] = entry.get("params_checksum")
     for path, written in files.items():
-        if not is_as_written(path, written):
+        if not checksum_matches(path, written):
             kept = f", kept as {quarantine(where, path)}" if path.is_file() else ""
             say(f"{path}: {'damaged' if kept else 'missing'}{kept}; its {len(entry['runs'])} runs are computed again")
             return False
@@ -138,7 +138,7 @@ def _planned_again(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in gone} | {"status": "planned"}
 
 
-def narrowed(where: Path, manifest: dict[str, Any], group: Group, parts: Sequence[Group]) -> None:
+def split_group(where: Path, manifest: dict[str, Any], group: Group, parts: Sequence[Group]) -> None:
     """Plan *parts* in place of *group*, in the manifest and on disk."""
     place = next(place for place, entry in enumerate(manifest["groups"]) if entry["id"] == group.id)
     commit = manifest["groups"][place]["git_commit"]

@@ -22,7 +22,7 @@ from stability.train.feed import HOST_SHARE
 from stability.train.memory import DataBytes, bytes_of_data, bytes_per_replica
 from stability.train.probing import selects
 
-WIDEST = {"cpu": 32, "cuda": 1024}
+MAX_REPLICAS = {"cpu": 32, "cuda": 1024}
 """Replicas side by side: beyond this a CPU only leaves its caches, and a GPU is busy."""
 
 
@@ -77,7 +77,7 @@ def plan_groups(
         for size in study.grid.batch_size
     }
     memory = device_memory(device) // (sharing if is_accelerator(device) else worker_count(device))
-    width = {shape: _width(memory, WIDEST[device.type], need, data) for shape, need in needs.items()}
+    width = {shape: _width(memory, MAX_REPLICAS[device.type], need, data) for shape, need in needs.items()}
     groups = (*kept, *groups_of(runs, width))
     longest_first = sorted(groups, key=lambda group: -needs[group.arm, group.batch_size] * len(group.runs))
     return Plan(tuple(longest_first), {f"{arm} {size}": need for (arm, size), need in needs.items()})

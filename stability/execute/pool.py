@@ -27,7 +27,7 @@ class WorkerPool(Executor):
     def __init__(self, workers: int, plugins: Sequence[Plugin] = (), devices: Sequence[str] = ()) -> None:
         self._workers, self._plugins, self._devices = workers, tuple(plugins), tuple(devices)
         self.sharing = workers_a_device(workers, devices)
-        self._starter = ThreadPoolExecutor(1, "starter", _hear_no_interruption)
+        self._starter = ThreadPoolExecutor(1, "starter", _block_sigint)
         self._pool = self._fresh()
 
     def _fresh(self) -> ProcessPoolExecutor:
@@ -69,7 +69,7 @@ class WorkerPool(Executor):
             worker.kill()
 
 
-def _hear_no_interruption() -> None:
+def _block_sigint() -> None:
     """Block interruptions in this thread; processes begun in it never see one.
 
     At a terminal it reaches every process, and a worker that is still importing what `begin` is in would complain.

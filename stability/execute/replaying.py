@@ -13,9 +13,9 @@ from stability.execute.machine import device_model, pick_device, reproducible_ar
 from stability.grid import Group, study_of
 from stability.registry import InputError
 from stability.store import (
+    checksum_matches,
     damaged_groups,
     group_path,
-    is_as_written,
     parameters_path,
     read_group,
     read_manifest,
@@ -62,7 +62,7 @@ def replay_run(
     last = total if step is None else step
     kept = keep(last) if callable(keep) else keep
     params_path = parameters_path(where, entry["id"])
-    if last == total and is_as_written(params_path, entry.get("params_checksum")):
+    if last == total and checksum_matches(params_path, entry.get("params_checksum")):
         saved = read_parameters(params_path, chosen.id)
     with reproducible_arithmetic():
         return replay(

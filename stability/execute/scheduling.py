@@ -13,23 +13,23 @@ from functools import partial
 from threading import Event
 
 from stability.execute.pool import WorkerPool
-from stability.execute.worker import HEARTBEAT, Outcome, Sign, Task, read_sign, train_elsewhere, train_here
+from stability.execute.worker import HEARTBEAT, Heartbeat, Outcome, Task, read_heartbeat, train_local, train_remote
 from stability.grid import Group
 from stability.registry import InputError
 from stability.study import Study
 
-SILENT = 60.0
+HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a sign of life after which a worker hangs: it is frozen, or its machine is lost."""
 
-STUCK = 3600.0
+STEP_TIMEOUT = 3600.0
 """Seconds without a step after which a worker hangs although it shows signs of life."""
 
-TRIES = 3
+MAX_ATTEMPTS = 3
 """How often a group is begun whose workers die or hang."""
 
 
 @dataclass(frozen=True)
-class Watch:
+class Callbacks:
     """Who is told how a run goes on.
 
     *open* gets the study or replication whose groups come next, *say* a sentence, *begin* the number of groups to
@@ -43,27 +43,29 @@ class Watch:
     done: Callable[[Group, float], None] = lambda group, seconds: None
 
 
-SILENCE = Watch()
+NO_CALLBACKS = Callbacks()
 
 
-def in_order(tasks: deque[Task], watch: Watch, stop: Event) -> Iterator[tuple[Task, Outcome]]:
+def run_serial(tasks: deque[Task], watch: Callbacks, stop: Event) -> Iterator[tuple[Task, Outcome]]:
     """Yield each of *tasks* with its outcome, trained in this process, until *stop*; the caller may add tasks."""
     while tasks and not stop.is_set():
         task = tasks.popleft()
-        yield task, train_here(task, partial(watch.step, task.group))
+        yield task, train_local(task, partial(watch.step, task.group))
 
 
-def side_by_side(tasks: deque[Task], executor: Executor, watch: Watch, stop: Event) -> Iterator[tuple[Task, Outcome]]:
+def run_parallel(
+    tasks: deque[Task], executor: Executor, watch: Callbacks, stop: Event
+) -> Iterator[tuple[Task, Outcome]]:
     """Yield each of *tasks* with its outcome, as they end on *executor*; the caller may add tasks.
 
-    After *stop* no further group is begun. A group whose worker dies or hangs is handed on, and begun `TRIES` times in
+    After *stop* no further group is begun. A group whose worker dies or hangs is handed on, and begun `MAX_ATTEMPTS` times in
     all. A broken `WorkerPool` is rebuilt; where another executor breaks, what it had not begun is trained in this
     process. Raises `InputError` if the executor drops its groups, as a cluster does that has lost its scheduler.
     """
     if not tasks:
         return
     shared = tasks[0].where / "groups" / f".shared-{secrets.token_hex(8)}"
-    crew = _Crew(executor, watch, shared.name)
+    crew = _InFlight(executor, watch, shared.name)
     shared.touch()
     try:
         while (tasks and not stop.is_set()) or crew.jobs or crew.lost:
@@ -72,26 +74,26 @@ def side_by_side(tasks: deque[Task], executor: Executor, watch: Watch, stop: Eve
             else:
                 crew.submit(tasks)
             yield from crew.ended()
-            yield from crew.hand_on_what_hangs(tasks)
+            yield from crew.requeue_stalled(tasks)
             if crew.lost and not crew.jobs:
                 yield from crew.recovered(tasks)
                 if not isinstance(executor, WorkerPool):
-                    yield from in_order(tasks, watch, stop)
+                    yield from run_serial(tasks, watch, stop)
     finally:
         shared.unlink(missing_ok=True)
 
 
 @dataclass
-class _Crew:
+class _InFlight:
     """The groups that are with an executor, and what its workers were last known to do."""
 
     executor: Executor
-    watch: Watch
+    watch: Callbacks
     token: str
     jobs: dict[Future[Outcome], Task] = field(default_factory=dict)
     lost: list[Task] = field(default_factory=list)
     tried: Counter[str] = field(default_factory=Counter)
-    pulses: dict[str, _Pulse] = field(default_factory=dict)
+    pulses: dict[str, _LastHeartbeat] = field(default_factory=dict)
     idle_ends: int = 0
 
     def submit(self, tasks: deque[Task]) -> None:
@@ -99,7 +101,7 @@ class _Crew:
         while tasks and not self.lost:
             task = replace(tasks.popleft(), token=self.token)
             try:
-                self.jobs[self.executor.submit(train_elsewhere, task)] = task
+                self.jobs[self.executor.submit(train_remote, task)] = task
             except BrokenExecutor:
                 self.lost.append(task)
 
@@ -130,18 +132,18 @@ class _Crew:
             self.idle_ends = 0
             yield task, outcome
 
-    def hand_on_what_hangs(self, tasks: deque[Task]) -> Iterator[tuple[Task, Outcome]]:
+    def requeue_stalled(self, tasks: deque[Task]) -> Iterator[tuple[Task, Outcome]]:
         """Tell the watch of every step; kill a worker that hangs, or leave it alone and add its group to *tasks*.
 
         Yields the groups that have been handed on too often.
         """
         now = time.monotonic()
         for job, task in list(self.jobs.items()):
-            sign = read_sign(task.where, task.group)
+            sign = read_heartbeat(task.where, task.group)
             if sign is None:
                 continue
             self.watch.step(task.group, sign.step)
-            pulse = self.pulses.get(task.group.id, _Pulse(sign, now, now)).felt(sign, now)
+            pulse = self.pulses.get(task.group.id, _LastHeartbeat(sign, now, now)).felt(sign, now)
             self.pulses[task.group.id] = pulse
             if not (why := pulse.hangs(now)):
                 continue
@@ -153,26 +155,26 @@ class _Crew:
             self._count(task)
             job.cancel()
             del self.jobs[job]
-            if self.tried[task.group.id] < TRIES:
+            if self.tried[task.group.id] < MAX_ATTEMPTS:
                 tasks.append(task)
             else:
-                yield task, Outcome(0.0, f"its workers hang: {why}, {TRIES} times")
+                yield task, Outcome(0.0, f"its workers hang: {why}, {MAX_ATTEMPTS} times")
 
     def recovered(self, tasks: deque[Task]) -> Iterator[tuple[Task, Outcome]]:
         """Add the groups of a broken executor to *tasks*, and yield those that have killed too many workers."""
         lost, self.lost = self.lost, []
-        guilty = [task for task in lost if read_sign(task.where, task.group)]
+        guilty = [task for task in lost if read_heartbeat(task.where, task.group)]
         self.idle_ends += not guilty
         rebuilt = isinstance(self.executor, WorkerPool)
-        allowed = TRIES if rebuilt else 1
+        allowed = MAX_ATTEMPTS if rebuilt else 1
         for task in reversed(lost):
             if task in guilty:
                 self._count(task)
             if self.tried[task.group.id] >= allowed:
                 times = f", {allowed} times" if allowed > 1 else ""
                 yield task, Outcome(0.0, f"the worker process died (killed, or out of memory){times}")
-            elif self.idle_ends >= TRIES:
-                yield task, Outcome(0.0, f"worker processes died before they began, {TRIES} times")
+            elif self.idle_ends >= MAX_ATTEMPTS:
+                yield task, Outcome(0.0, f"worker processes died before they began, {MAX_ATTEMPTS} times")
             else:
                 tasks.appendleft(task)
         if isinstance(self.executor, WorkerPool):
@@ -192,16 +194,16 @@ class _Crew:
 
 
 @dataclass(frozen=True)
-class _Pulse:
+class _LastHeartbeat:
     """The last sign of a worker, when it came, and when its step had last changed, by this process's own clock."""
 
-    sign: Sign
+    sign: Heartbeat
     heard: float
     moved: float
 
-    def felt(self, sign: Sign, now: float) -> _Pulse:
+    def felt(self, sign: Heartbeat, now: float) -> _LastHeartbeat:
         """Return the pulse after reading *sign* at *now*."""
-        return _Pulse(
+        return _LastHeartbeat(
             sign,
             now if sign != self.sign else self.heard,
             now if (sign.step, sign.process) != (self.sign.step, self.sign.process) else self.moved,
@@ -216,6 +218,6 @@ class _Pulse:
         >>> pulse.felt(Sign(3, 8, 1), STUCK).hangs(STUCK + 1)
         'no step for 3600 s'
         """
-        if now - self.heard > SILENT:
-            return f"no sign of life for {SILENT:.0f} s"
-        return f"no step for {STUCK:.0f} s" if now - self.moved > STUCK else ""
+        if now - self.heard > HEARTBEAT_TIMEOUT:
+            return f"no sign of life for {HEARTBEAT_TIMEOUT:.0f} s"
+        return f"no step for {STEP_TIMEOUT:.0f} s" if now - self.moved > STEP_TIMEOUT else ""

@@ -13,7 +13,7 @@ import pandas as pd
 
 from stability.execute.machine import device_model, pick_device, versions
 from stability.execute.tolerances import SHARE, pair_of
-from stability.execute.worker import Task, train_here
+from stability.execute.worker import Task, train_local
 from stability.grid import Group
 from stability.probes import probe
 from stability.registry import InputError
@@ -51,7 +51,7 @@ def verify(
     `InputError` if it holds no finished group, or this machine lacks the device.
     """
     if sample < 0:
-        raise InputError(f"--sample: got {sample}; allowed: 0 (all groups) or more")
+        raise InputError(f"--groups: got {sample}; allowed: 0 (all groups) or more")
     where = Path(run_dir)
     manifest = read_manifest(where)
     study = read_study(manifest, where)
@@ -74,7 +74,7 @@ def verify(
                 raise InputError(f"{where}: group {entry['id']} holds runs that its study does not have")
             group = Group(entry["id"], tuple(runs[run] for run in entry["runs"]))
             stored, again = group_path(where, group.id), group_path(Path(folder), group.id)
-            outcome = train_here(Task(study, group, Path(folder), device), lambda step: None)
+            outcome = train_local(Task(study, group, Path(folder), device), lambda step: None)
             if outcome.failure:
                 differences.append(f"group {group.id}: fails now: {outcome.failure.strip().splitlines()[-1]}")
             elif said := _difference(read_group(stored), read_group(again), exact):

@@ -66,7 +66,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def train_here(task: Task, progress: Callable[[int], None]) -> Outcome:
+def train_local(task: Task, progress: Callable[[int], None]) -> Outcome:
     """Train a group in this process; whatever is raised on the way is its outcome."""
     start = time.perf_counter()
     params = parameters_path(task.where, task.group.id) if task.save_params else None
@@ -90,28 +90,28 @@ def _lacks_memory(error: BaseException) -> bool:
     )
 
 
-def train_elsewhere(task: Task, report: Callable[[str], None] | None = None) -> Outcome:
+def train_remote(task: Task, report: Callable[[str], None] | None = None) -> Outcome:
     """Train a group in a worker that shows signs of life; where it does not share the disk, return the files.
 
     The signs go into a file of the run directory, or without a shared disk to *report*.
     """
     if task.token and (task.where / "groups" / task.token).is_file():
-        path = sign_path(task.where, task.group)
-        with _taken_along(path), _signs_of_life(path.write_text) as progress:
-            outcome = train_here(task, _while_wanted(task, progress))
+        path = heartbeat_path(task.where, task.group)
+        with _remove_on_exit(path), _heartbeats(path.write_text) as progress:
+            outcome = train_local(task, _abort_if_orphaned(task, progress))
         path.unlink(missing_ok=True)
         return outcome
-    with TemporaryDirectory() as folder, _signs_of_life(report or (lambda sign: None)) as progress:
+    with TemporaryDirectory() as folder, _heartbeats(report or (lambda sign: None)) as progress:
         apart = replace(task, where=Path(folder))
         group_path(apart.where, task.group.id).parent.mkdir()
-        outcome = train_here(apart, progress)
+        outcome = train_local(apart, progress)
         written = [path for path in apart.where.rglob("*") if path.is_file() and not outcome.failure]
         return replace(
             outcome, files={path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(written)}
         )
 
 
-def _while_wanted(task: Task, progress: Callable[[int], None]) -> Callable[[int], None]:
+def _abort_if_orphaned(task: Task, progress: Callable[[int], None]) -> Callable[[int], None]:
     """Return *progress*, which raises once nobody waits for the group any more: its token is gone from the shared disk.
 
     A worker of a cluster outlives the process that gave it the group; that one may be interrupted and begun again.
@@ -130,7 +130,7 @@ def _while_wanted(task: Task, progress: Callable[[int], None]) -> Callable[[int]
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """A sign of life of a worker: the step it is at, how often it has said so, and its process."""
 
     step: int
@@ -138,23 +138,23 @@ class Sign:
     process: int
 
 
-def sign_path(where: Path, group: Group) -> Path:
+def heartbeat_path(where: Path, group: Group) -> Path:
     """Return the file that holds the last sign of life of the worker of *group*."""
     return where / "groups" / f".{group.id}.sign"
 
 
-def read_sign(where: Path, group: Group) -> Sign | None:
+def read_heartbeat(where: Path, group: Group) -> Heartbeat | None:
     """Return the last sign of life of the worker of *group*; None before the first."""
     try:
-        numbers = sign_path(where, group).read_text().split()
+        numbers = heartbeat_path(where, group).read_text().split()
     except FileNotFoundError:
         return None
     # A file that is just being written may be seen empty.
-    return Sign(*map(int, numbers)) if len(numbers) == 3 else None
+    return Heartbeat(*map(int, numbers)) if len(numbers) == 3 else None
 
 
 @contextmanager
-def _signs_of_life(send: Callable[[str], object]) -> Iterator[Callable[[int], None]]:
+def _heartbeats(send: Callable[[str], object]) -> Iterator[Callable[[int], None]]:
     """Yield a function that is told the step; a thread sends step, beat and process at every heartbeat.
 
     A thread, since a step may take long: a worker whose beats go on without steps computes, or turns in circles.
@@ -187,7 +187,7 @@ def _signs_of_life(send: Callable[[str], object]) -> Iterator[Callable[[int], No
 
 
 @contextmanager
-def _taken_along(path: Path) -> Iterator[None]:
+def _remove_on_exit(path: Path) -> Iterator[None]:
     """Remove the sign of life in *path* where this worker process is told to end.
 
     A pool tells all workers to end when one has died: the one whose sign is found afterwards is the one that died.

@@ -31,7 +31,7 @@ COLUMN = 3.5
 BANDS = 11
 """About how many bands of colour a plane is shown in."""
 
-STEEP = 20.0
+LOG_SCALE_RATIO = 20.0
 """Values that span more than this factor are shown in bands of equal ratio instead of equal difference."""
 
 
@@ -199,7 +199,7 @@ def bands(low: float, high: float) -> list[float]:
     """
     if not low < high:
         return [low - 0.5, low + 0.5]
-    if low > 0 and high / low > STEEP:
+    if low > 0 and high / low > LOG_SCALE_RATIO:
         edges = [float(f"{edge:.1e}") for edge in np.geomspace(low, high, BANDS + 1)]
         return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
     return [float(round(edge, 12)) for edge in MaxNLocator(BANDS).tick_values(low, high)]

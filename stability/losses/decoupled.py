@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.logits import both_ways, off_diagonal, scaled_similarities
+from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
 
 
 def dcl_chance(batch_size: int) -> float:
@@ -30,7 +30,7 @@ def dcl(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
     >>> bool(dcl(torch.eye(3), torch.eye(3), log_scale=torch.tensor(0.0)) == math.log(2) - 1)
     True
     """
-    return both_ways(_decoupled, scaled_similarities(image, text, log_scale))
+    return symmetrize(_decoupled, scaled_similarities(image, text, log_scale))
 
 
 def _decoupled(logits: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def dclw(image: Tensor, text: Tensor, *, log_scale: Tensor, sigma: float = 0.5) 
     match = (image * text).sum(-1)
     weight = 2 - len(image) * F.softmax(match / sigma, 0)
     logits = scaled_similarities(image, text, log_scale)
-    mismatch = both_ways(lambda rows: torch.logsumexp(off_diagonal(rows), -1).mean(), logits)
+    mismatch = symmetrize(lambda rows: torch.logsumexp(off_diagonal(rows), -1).mean(), logits)
     return mismatch - (weight * log_scale.exp() * match).mean()
 
 
@@ -73,7 +73,7 @@ def infoloob(
     sums the two ways; t = 30 and hopfield_scale = 8 are its README's, for Conceptual Captions.
     """
     if not hopfield:
-        return both_ways(_decoupled, scaled_similarities(image, text, log_scale)) / log_scale.exp()
+        return symmetrize(_decoupled, scaled_similarities(image, text, log_scale)) / log_scale.exp()
     retrieve = partial(_retrieved, scale=hopfield_scale)
     from_images = scaled_similarities(retrieve(image, image), retrieve(text, image), log_scale)
     from_texts = scaled_similarities(retrieve(text, text), retrieve(image, text), log_scale)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stability.devices import is_accelerator
 from stability.losses.derivatives import checkpointed, custom_grad
-from stability.losses.logits import sum_over_pairs
+from stability.losses.logits import sigmoid_loss_sum
 from stability.registry import InputError
 
 TILE = 512
@@ -81,7 +81,7 @@ def _sum_over_blocks(block: Block, chunk: int | None, rows: Tensor, *inputs: Ten
 
 
 def _siglip_block(rows: Tensor, columns: Tensor, bias: Tensor, *, offset: int) -> Tensor:
-    return sum_over_pairs(rows @ columns.T + bias, offset)
+    return sigmoid_loss_sum(rows @ columns.T + bias, offset)
 
 
 def _clip_blocks(chunk: int | None, rows: Tensor, columns: Tensor) -> Tensor:

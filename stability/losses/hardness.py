@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.logits import both_ways, off_diagonal, scaled_similarities
+from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
 from stability.losses.sigmoid import siglip_chance
 from stability.losses.softmax import clip_chance
 from stability.registry import InputError, nearest
@@ -30,7 +30,7 @@ def hcl(image: Tensor, text: Tensor, *, log_scale: Tensor, beta: float = 1.0, po
     """
     scale = log_scale.exp()
     one_way = partial(_hard_row_loss, scale=scale, beta=beta, positive_share=positive_share)
-    return both_ways(one_way, scale * image @ text.T)
+    return symmetrize(one_way, scale * image @ text.T)
 
 
 def _hard_row_loss(logits: Tensor, scale: Tensor, beta: float, positive_share: float) -> Tensor:
@@ -175,7 +175,7 @@ def triplet(image: Tensor, text: Tensor, *, margin: float = 0.2) -> Tensor:
     its kinks. Chance is the margin. Schroff et al. (2015), arXiv:1503.03832, Eq. 3 (margin .2), over all triplets of
     the batch instead of chosen ones. Zero exactly where all match-to-mismatch gaps of similarity reach margin / 2.
     """
-    return both_ways(partial(_triplet_rows, margin=margin), image @ text.T)
+    return symmetrize(partial(_triplet_rows, margin=margin), image @ text.T)
 
 
 def _triplet_rows(similarities: Tensor, margin: float) -> Tensor:

@@ -42,12 +42,12 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
-def both_ways(one_way: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+def symmetrize(one_way: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """Return the mean of a loss of rows over both directions: image to text, and text to image."""
     return (one_way(logits) + one_way(logits.T)) / 2
 
 
-def sum_over_pairs(logits: Tensor, offset: int = 0) -> Tensor:
+def sigmoid_loss_sum(logits: Tensor, offset: int = 0) -> Tensor:
     """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats.
 
     The diagonal of a (rows, B) block of the logits starts at column *offset*.

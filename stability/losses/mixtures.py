@@ -46,12 +46,12 @@ def hybrid_separate(
     return (1 - mix) * softmax_part + mix * siglip(image, text, log_scale=sigmoid_log_scale, bias=bias)
 
 
-def no_skill(available: int) -> dict[str, Tensor]:
+def init_skill(available: int) -> dict[str, Tensor]:
     """Return the state of `adaptive` before training: a skill of 0."""
     return {"skill": torch.zeros(())}
 
 
-@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=clip_chance, state=no_skill)
+@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=clip_chance, state=init_skill)
 def adaptive(
     image: Tensor,
     text: Tensor,

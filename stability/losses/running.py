@@ -16,13 +16,13 @@ def global_contrastive_chance(batch_size: int) -> float:
     return 0.0
 
 
-def nothing_seen(available: int) -> dict[str, Tensor]:
+def init_running_estimates(available: int) -> dict[str, Tensor]:
     """Return the state of `global_contrastive` before training: every logarithm of an estimate is -inf."""
     unseen = torch.full((available,), -math.inf)
     return {"image": unseen, "text": unseen.clone()}
 
 
-@loss(log_scale=Scalar(math.log(10.0), trained=False), chance=global_contrastive_chance, state=nothing_seen)
+@loss(log_scale=Scalar(math.log(10.0), trained=False), chance=global_contrastive_chance, state=init_running_estimates)
 def global_contrastive(
     image: Tensor,
     text: Tensor,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from stability.losses import Scalar, loss
 from stability.losses.batched import siglip_kernel
 from stability.losses.fused import is_large, siglip_sum_tiled
-from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sum_over_pairs
+from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sigmoid_loss_sum
 from stability.registry import InputError, nearest
 
 Reduction = Literal["per_image", "mean_pairs"]
@@ -64,7 +64,7 @@ def siglip(
     """
     terms = _terms(reduction, len(image))
     rows = scaled(image, log_scale, max_scale)
-    total = siglip_sum_tiled(rows, text, bias) if is_large(image) else sum_over_pairs(rows @ text.T + bias)
+    total = siglip_sum_tiled(rows, text, bias) if is_large(image) else sigmoid_loss_sum(rows @ text.T + bias)
     return total / terms
 
 
@@ -80,7 +80,7 @@ def siglip_relative_bias(
     Checked against their code (``utils/siglip_loss.py``), apart from its logarithm: see `siglip_as_published`.
     """
     logits = log_scale.exp() * (image @ text.T - relative_bias)
-    return sum_over_pairs(logits) / _terms(reduction, len(image))
+    return sigmoid_loss_sum(logits) / _terms(reduction, len(image))
 
 
 def siglip_as_published_chance(batch_size: int, epsilon: float = 1e-8) -> float:

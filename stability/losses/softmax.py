@@ -11,7 +11,7 @@ from torch import Tensor
 from stability.losses import Scalar, loss
 from stability.losses.batched import clip_kernel
 from stability.losses.fused import clip_sum_tiled, is_large
-from stability.losses.logits import both_ways, scaled, scaled_similarities
+from stability.losses.logits import scaled, scaled_similarities, symmetrize
 
 
 def clip_chance(batch_size: int) -> float:
@@ -41,7 +41,7 @@ def clip(
         # Smoothed rows and columns have the same mean: that of all matches less that of all logits.
         smoothed = label_smoothing * ((rows * text).sum(-1).mean() - rows.mean(0) @ text.mean(0))
         return clip_sum_tiled(rows, text) / 2 / len(image) + smoothed
-    return both_ways(partial(_cross_entropy, smoothing=label_smoothing), rows @ text.T)
+    return symmetrize(partial(_cross_entropy, smoothing=label_smoothing), rows @ text.T)
 
 
 def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -70,7 +70,7 @@ def cyclip(
     similarities = image @ text.T
     within = (image @ image.T - text @ text.T).square().sum() / len(image)
     across = (similarities - similarities.T).square().sum() / len(image)
-    contrastive = both_ways(_cross_entropy, log_scale.exp() * similarities)
+    contrastive = symmetrize(_cross_entropy, log_scale.exp() * similarities)
     return contrastive + in_modal * within + cross_modal * across
 
 
@@ -90,7 +90,7 @@ def rince(image: Tensor, text: Tensor, *, log_scale: Tensor, q: float = 0.5, wei
     authors' published pseudo-code and code: weight (their lambda) is 0.01 there, and q from 0.1 to 0.5 is recommended.
     """
     one_way = partial(_robust_row_loss, q=q, weight=weight)
-    return both_ways(one_way, scaled_similarities(image, text, log_scale))
+    return symmetrize(one_way, scaled_similarities(image, text, log_scale))
 
 
 def _robust_row_loss(logits: Tensor, q: float, weight: float) -> Tensor:

@@ -99,8 +99,8 @@ def flatness(
         return {"own": own, "matched": matched, "error": recall_error(images, texts, held_out.caption)}
 
     def along(step: float, noise: Params, params: Params, scalars: Params, stacked: Batch) -> dict[str, Tensor]:
-        shaken = {name: params[name] + step * filter_normalised(params[name], noise[name]) for name in moved}
-        return levels(params | shaken, scalars, stacked)
+        perturbed = {name: params[name] + step * filter_normalised(params[name], noise[name]) for name in moved}
+        return levels(params | perturbed, scalars, stacked)
 
     scalars = vmap(lambda params, stacked: _matched(replica, params, stacked, scale))(replica.params, replica.batches)
     at = replica.params, scalars, replica.batches

@@ -11,7 +11,7 @@ from stability.analysis import Findings, Results, findings_text
 from stability.registry import InputError
 from stability.report import style
 from stability.report.comparison import write_comparison
-from stability.report.figures import Drawn, draw, svg
+from stability.report.figures import ReportFigure, draw, svg
 from stability.report.html import page
 from stability.report.model import describe
 from stability.report.pdf import document, why_no_pdf
@@ -76,7 +76,7 @@ def render(
     return _write(out_dir, written, outdated=("report.pdf",) if formats is None and no_pdf else ())
 
 
-def _picture(drawn: Iterable[Drawn]) -> dict[str, tuple[str, bytes]]:
+def _picture(drawn: Iterable[ReportFigure]) -> dict[str, tuple[str, bytes]]:
     """Return the figure of the claims as a file of its own, on white, for a slide or a README."""
     claims = next((one for one in drawn if one.section == "claims"), None)
     if claims is None:

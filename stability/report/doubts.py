@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stability import contrasts
-from stability.analysis import Finding, Findings, Results, times_to
-from stability.analysis.cells import Apart, apart, by_cell
-from stability.analysis.pairing import Asked, asked_of
+from stability.analysis import Finding, Findings, Results, steps_to_threshold
+from stability.analysis.cells import Heterogeneity, apart, by_cell
+from stability.analysis.pairing import ContrastInputs, contrast_inputs
 from stability.contrasts import contrast
 from stability.report.tables import effect_in_words
 from stability.stats.wording import number, percent
@@ -24,18 +24,18 @@ TITLES = {"turns": "Cells that go both ways", "differs": "An effect that differs
 class Doubts:
     """By a claim's id: how its cells disagree, and for an equality that had little to judge a title and a sentence."""
 
-    apart: Mapping[str, Apart]
+    apart: Mapping[str, Heterogeneity]
     idle: Mapping[str, tuple[str, str]]
 
 
 def doubts(results: Results, findings: Findings) -> Doubts:
     """Return what the numbers behind each tested claim say against its verdict."""
-    disagree: dict[str, Apart] = {}
+    disagree: dict[str, Heterogeneity] = {}
     idle: dict[str, tuple[str, str]] = {}
     for claim, finding in zip(results.study.claims, findings.claims, strict=True):
         if finding.verdict == "not-testable":
             continue
-        asked = asked_of(results, claim, finding.confidence)
+        asked = contrast_inputs(results, claim, finding.confidence)
         if how := apart(by_cell(results, claim, asked), finding.ratio, finding.margin):
             disagree[claim.id] = how
         if said := _idle(claim, finding, asked):
@@ -64,7 +64,7 @@ def coarse(results: Results, findings: Findings) -> Iterator[tuple[str, str]]:
         measured = results.steps.loc[results.steps[claim.measure].notna(), "step"].unique()
         apart = int(np.diff(np.sort(measured)).min()) if len(measured) > 1 else 0
         arms = results.runs.loc[results.runs["arm"].isin(claim.compare), "run"]
-        times = times_to(results, claim.measure, claim.threshold)[arms]
+        times = steps_to_threshold(results, claim.measure, claim.threshold)[arms]
         typical = float(times.median())
         if math.isfinite(typical) and apart > claim.margin * typical:
             yield (
@@ -75,7 +75,7 @@ def coarse(results: Results, findings: Findings) -> Iterator[tuple[str, str]]:
             )
 
 
-def _idle(claim: Claim, finding: Finding, asked: Asked) -> tuple[str, str] | None:
+def _idle(claim: Claim, finding: Finding, asked: ContrastInputs) -> tuple[str, str] | None:
     """Return what is to be said where two sides are found equal that both lie closer to 0 than the margin."""
     equal = "supported" if finding.expect == "equal" else "equivalent"
     if finding.verdict != equal or finding.ratio or contrast[claim.contrast].traits["on"] == "times":

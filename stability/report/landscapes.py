@@ -30,7 +30,7 @@ from stability.train import Replay
 PATH_POINTS = 21
 """Points of a run's trajectory whose principal directions are taken."""
 
-REACH = {"log_scale": 2.0, "bias": 10.0}
+SCOPE = {"log_scale": 2.0, "bias": 10.0}
 """How far to look to either side of a trained scalar of the loss."""
 
 DPI = 300
@@ -113,7 +113,7 @@ def _way(first: Replay, second: Replay, points: int) -> tuple[pd.DataFrame, Figu
     """Return loss and recall between two runs of one arm, on the first run's batches."""
     if first.run.arm != second.run.arm:
         raise InputError(
-            f"--to: run {second.run.id} is of arm {second.run.arm!r}; allowed: {first.run.arm!r}, as --run"
+            f"--second-run: run {second.run.id} is of arm {second.run.arm!r}; allowed: {first.run.arm!r}, as --run"
         )
     ends = first.params, second.params
     losses = landscape.connectivity(first.objective, *ends, points, batches=first.batches)
@@ -176,7 +176,7 @@ def _scalars(replay: Replay) -> View:
     values = tuple(float(replay.params[name]) for name in names)
     short = [name.removeprefix("loss.") for name in names]
     known = {measure.name: measure.label for measure in STEP_MEASURES}
-    reach = [REACH.get(name, max(1.0, abs(value))) for name, value in zip(short, values, strict=True)]
+    reach = [SCOPE.get(name, max(1.0, abs(value))) for name, value in zip(short, values, strict=True)]
     labels = tuple(known.get(name, name) for name in short)
     return View(axes, tuple((-far, far) for far in reach), labels, origin=values)
 

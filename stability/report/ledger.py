@@ -56,7 +56,7 @@ WORDS = {
 """What each leaning is called, for one claim and for several."""
 
 
-REACH = {
+SCOPE = {
     "elsewhere": "shown on more than one data set",
     "here alone": "on one data set only",
     None: "not asked on other data",
@@ -162,17 +162,17 @@ def _asked(folder: Path, claim: str) -> dict[str, Any]:
     """Return what a published study file says of a claim: the losses of arms that it declares, the axis gone over."""
     study = tomllib.loads(_report(folder).get("study_text", ""))
     losses = {name: arm["loss"] for name, arm in study.get("arms", {}).items() if "loss" in arm}
-    over = next((each.get("axis", "") for each in study.get("claims", ()) if each.get("id") == claim), "")
-    return {"losses": losses, "axis": over}
+    axis = next((each.get("axis", "") for each in study.get("claims", ()) if each.get("id") == claim), "")
+    return {"losses": losses, "axis": axis}
 
 
-def steadier(claim: Mapping[str, Any], losses: Mapping[str, str], over: str = "") -> str | None:
+def steadier(claim: Mapping[str, Any], losses: Mapping[str, str], axis: str = "") -> str | None:
     """Return which of clip and siglip is steadier by a claim's effect; "" if it tells neither, None if off the subject.
 
-    *losses* gives the loss of each arm that does not bear its loss's name, *over* the axis that the claim goes over.
+    *losses* gives the loss of each arm that does not bear its loss's name, *axis* the axis that the claim goes over.
     """
     arms = [losses.get(arm, arm) for arm in claim["compare"]]
-    low = _steadier_low(claim["measure"], claim["contrast"], over)
+    low = _steadier_low(claim["measure"], claim["contrast"], axis)
     if sorted(arms) != ["clip", "siglip"] or low is None:
         return None
     if claim["effect"] is None:
@@ -181,9 +181,9 @@ def steadier(claim: Mapping[str, Any], losses: Mapping[str, str], over: str = ""
     return "" if shift == 0 else arms[0] if (shift < 0) == low else arms[1]
 
 
-def _steadier_low(measure: str, how: str, over: str) -> bool | None:
+def _steadier_low(measure: str, how: str, axis: str) -> bool | None:
     """Return whether less of it is steadier; None where neither more nor less is."""
-    if over in ("batch_size", "train_pairs") or measure in COSTS:
+    if axis in ("batch_size", "train_pairs") or measure in COSTS:
         return None
     if how in ("spread", "lr_sensitivity") or (how in contrast and contrast[how].traits["on"] in ("times", "diverged")):
         return True
@@ -254,7 +254,7 @@ def _reach(found: Sequence[Mapping[str, Any]]) -> str:
     """
     decided = [entry for entry in found if entry["leaning"] in ("siglip", "clip", "equal")]
     parts = []
-    for found_there, words in REACH.items():
+    for found_there, words in SCOPE.items():
         if names := [entry["study"] for entry in decided if entry.get("replicated") == found_there]:
             parts.append(f"{words}: {', '.join(names)}")
     asked = any(entry.get("replicated") for entry in decided)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from stability.analysis import CLEAR, Findings, Results, summarize
+from stability.analysis import MIN_CHANCE_RATIO, Findings, Results, summarize
 from stability.contrasts import contrast
 from stability.probes import probe
 from stability.report.doubts import Doubts, coarse, doubtful, doubts
@@ -172,10 +172,10 @@ def _bounded(results: Results) -> Said:
         level = table.groupby(["arm", "batch_size"], sort=False)[["value", "chance"]].mean().dropna()
         label = measure.label
         inside = f"{label[:1].lower()}{label[1:]}"
-        if low := _places(level[level["value"] < CLEAR * level["chance"]]):
+        if low := _places(level[level["value"] < MIN_CHANCE_RATIO * level["chance"]]):
             yield (
                 f"{label} near chance",
-                f"Without noise, {inside} ends below {CLEAR:g} times its chance level for {low}; little can be "
+                f"Without noise, {inside} ends below {MIN_CHANCE_RATIO:g} times its chance level for {low}; little can be "
                 "lost there.",
             )
         if high := _places(level[level["value"] > SATURATED]):

@@ -12,7 +12,7 @@ from stability.analysis import Findings, Results, look_sentence
 from stability.report.appendix import appendix
 from stability.report.doubts import Doubts, doubts
 from stability.report.failures import failures
-from stability.report.figures import Drawn
+from stability.report.figures import ReportFigure
 from stability.report.limitations import limitations
 from stability.report.method import method
 from stability.report.replications import LEAD, TITLE, replications
@@ -95,7 +95,7 @@ SECTIONS = {
 }
 
 
-def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Json:
+def describe(results: Results, findings: Findings, drawn: Sequence[ReportFigure]) -> Json:
     """Return the report of a study as JSON data: what report.json holds and what both renderings show."""
     study = results.study
     found = findings.to_json()
@@ -127,7 +127,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "published": reproduced(findings),
         "crosscheck": crosscheck_table(results),
         "cells": cell_table(results),
-        "lr_sensitivity": appendix(findings),
+        "sensitivity": appendix(findings),
         "method": method(results, findings),
         "limitations": limitations(results, findings, doubted),
         "failures": failures(results),
@@ -225,7 +225,7 @@ def _sides(claim: Mapping[str, Any]) -> str:
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def _sections(drawn: Sequence[Drawn], told: Mapping[str, bool]) -> list[Json]:
+def _sections(drawn: Sequence[ReportFigure], told: Mapping[str, bool]) -> list[Json]:
     """Return the sections that hold something, in reading order, with their figures; those *told* need none."""
     present = {figure.section for figure in drawn} | {name for name, holds in told.items() if holds}
     return [

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from stability.analysis import Findings, look_sentence
 
-WIDEST = 80
+MAX_REPLICAS = 80
 """Columns of the table, however wide the terminal: longer lines read worse."""
 
 MARKS = {
@@ -45,7 +45,7 @@ def print_verdicts(console: Console, findings: Findings) -> None:
         if untuned := next((each for each in findings.untuned if each.id == finding.id), None):
             words.append(f"\nwithout tuning: {untuned.verdict} (secondary, decides nothing)", "dim")
         table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", colour, no_wrap=True), words)
-    console.print(table, width=min(WIDEST, console.width))
+    console.print(table, width=min(MAX_REPLICAS, console.width))
     if said := look_sentence(findings.looks):
         console.print(plain(said), soft_wrap=True)
 

@@ -47,7 +47,7 @@ def paired_difference(
     "siglip's margin is 2 higher than clip's (difference 2, 95% CI 0.701 to 3.3, n = 4 seeds)."
     """
     left, right = paired_values(a, b)
-    clause = wording.of_ratio(names, measure) if log else wording.of_difference(names, measure)
+    clause = wording.ratio_clause(names, measure) if log else wording.of_difference(names, measure)
     quantity = "ratio" if log else "difference"
     account = Account("paired t over seeds", INDEPENDENT, quantity, clause, ratio=log)
     # A log is exact to the rounding of 1, however near 0 it lies.
@@ -73,7 +73,7 @@ def log_ratio(
     if bad:
         check_confidence(confidence)
         account = Account(
-            "paired t over seeds' log ratios", INDEPENDENT, "ratio", wording.of_ratio(names, measure), True
+            "paired t over seeds' log ratios", INDEPENDENT, "ratio", wording.ratio_clause(names, measure), True
         )
         problem = f"{bad} of {wording.seeds(len(left))} with a value at or below 0, which has no log ratio"
         return untestable("not-positive", problem, account, confidence, n=len(left) - bad)

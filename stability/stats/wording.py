@@ -85,7 +85,7 @@ def _theirs(name: str) -> str:
     return name if name.startswith(ITS) else f"{name}'s"
 
 
-def of_ratio(names: Names, measure: str) -> Clause:
+def ratio_clause(names: Names, measure: str) -> Clause:
     """Return the clause for a ratio of levels: *"siglip's gradient noise is 12% lower than clip's"*."""
     a, theirs = names[0], _theirs(names[1])
 

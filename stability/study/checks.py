@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from stability.check import admit
+from stability.check import validate_loss
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
 from stability.encoders import Modality, encoder, reads
-from stability.encoders.soundness import refuse_unsound
+from stability.encoders.soundness import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
@@ -116,7 +116,7 @@ def _build(found: Variant, modality: Modality, embed_dim: int, options: Mapping[
     except Exception as error:
         raise InputError(f"encoder {found.name!r} cannot be built: {type(error).__name__}: {error}") from error
     try:
-        refuse_unsound(tower, modality, embed_dim)
+        check_tower(tower, modality, embed_dim)
     except InputError as error:
         raise InputError(f"encoder {found.name!r}: {error}") from error
 
@@ -173,7 +173,7 @@ def _check_sizes(study: Study, available: int, locate: Locate) -> None:
 
 def _admit(packaged: Variant) -> None:
     try:
-        admit(packaged)
+        validate_loss(packaged)
     except InputError as error:
         raise InputError(f"package {packaged.traits['package']}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from stability.losses import loss
 from stability.registry import snake_case
 
 LISTS_OF_ARMS = ("arms", "compare", "losses")
@@ -35,8 +36,8 @@ def _table(table: dict[str, Any], path: tuple[str, ...], arms: Collection[str]) 
     result = {}
     for key, value in table.items():
         name = snake_case(key) if inside == ("probes",) else key
-        if inside == ("values",) and "published" in path and key not in arms:
-            name = snake_case(key)
+        if inside == ("values",) and "published" in path:
+            name = _arm(key, arms)
         result[name] = _value(value, (*path, name), arms)
     return result
 
@@ -48,9 +49,15 @@ def _value(value: Any, path: tuple[str, ...], arms: Collection[str]) -> Any:
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return [_table(item, path, arms) for item in value]
     if key in LISTS_OF_ARMS and isinstance(value, list):
-        return [item if item in arms else snake_case(item) for item in value]
+        return [_arm(item, arms) for item in value]
     if key in OF_VARIANTS and "options" not in path:
         return [snake_case(item) for item in value] if isinstance(value, list) else snake_case(value)
     is_tower = parent == "model" or (key == "name" and ("model" in path or parent == "data"))
     is_loss = key == "loss" and len(path) > 2 and path[-3] == "arms"
     return snake_case(value) if is_tower or is_loss else value
+
+
+def _arm(name: Any, arms: Collection[str]) -> Any:
+    """Return the name of an arm: of a loss in snake_case, of a table of the study as it is."""
+    is_loss = isinstance(name, str) and name not in arms and name in loss
+    return snake_case(name) if is_loss else name

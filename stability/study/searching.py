@@ -48,7 +48,7 @@ def settings_of(study: Study, arm: str) -> tuple[Setting, ...]:
     """Return the settings that the search tries for an arm: equally many for every arm.
 
     An arm whose loss lacks a scalar or option, or that sets it itself, has fewer values to cross with the rates; it
-    gets more rates instead, between those listed (see `denser`). The common number is the least that every arm can
+    gets more rates instead, between those listed (see `refine_grid`). The common number is the least that every arm can
     reach without dropping a rate. Raises `InputError` if one listed rate would have to become several.
     """
     assert study.tune is not None
@@ -56,7 +56,7 @@ def settings_of(study: Study, arm: str) -> tuple[Setting, ...]:
     counts = [len(values) for values in combinations.values()]
     unit = math.lcm(*counts)
     budget = unit * -(-len(study.tune.lr) * max(counts) // unit)
-    rates = denser(study.tune.lr, budget // len(combinations[arm]))
+    rates = refine_grid(study.tune.lr, budget // len(combinations[arm]))
     return tuple(Setting(lr, options) for options in combinations[arm] for lr in rates)
 
 
@@ -66,7 +66,7 @@ def _combinations(study: Study, tune: Tune, name: str) -> list[Options]:
     return [tuple(zip(searched, values, strict=True)) for values in itertools.product(*searched.values())]
 
 
-def denser(rates: Sequence[float], count: int) -> tuple[float, ...]:
+def refine_grid(rates: Sequence[float], count: int) -> tuple[float, ...]:
     """Return at least *count* growing rates: those given, and geometric means in the widest gaps, lower gaps first.
 
     Raises `InputError` if there is no gap to fill.

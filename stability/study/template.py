@@ -59,7 +59,7 @@ weight_decay = 1e-4
 scalar_lr_multiplier = 10.0                # Adam moves a scalar by at most the sum of the rates: let t and b arrive
 
 [grid]                          # every combination is a run
-loss = {losses}
+arms = {losses}
 batch_size = {batch_sizes}         # at most {available} pairs to train on
 corruption = ["mismatch"]
 noise = [0.0, 0.2, 0.4]         # share of the training pairs whose text is another's
@@ -139,12 +139,14 @@ def parse_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
     for each in given:
         key, equals, value = each.partition("=")
         if not equals or key not in variant.options:
-            raise InputError(f"--option: {each!r} is no KEY=VALUE of dataset {kind!r}{nearest(key, variant.options)}")
+            raise InputError(
+                f"--data-option: {each!r} is no KEY=VALUE of dataset {kind!r}{nearest(key, variant.options)}"
+            )
         wanted = type(variant.options[key].default)
         try:
             options[key] = wanted(value)
         except ValueError as error:
-            raise InputError(f"--option: {key}: got {value!r}; allowed: {KINDS[wanted]}") from error
+            raise InputError(f"--data-option: {key}: got {value!r}; allowed: {KINDS[wanted]}") from error
     return options
 
 
@@ -199,9 +201,9 @@ def _as_typed(kind: str, sentence: str) -> str:
     """Return what is wrong with options of data, with each as it is typed on the command line beside its key.
 
     >>> _as_typed("folder", "captions: a holds 0 tables (none); name one by data.captions")
-    'captions: a holds 0 tables (none); name one by data.captions (--option captions=FILE)'
+    'captions: a holds 0 tables (none); name one by data.captions (--data-option captions=FILE)'
     >>> _as_typed("folder", "length: got 0; allowed: 1 or more")
-    'length: got 0; allowed: 1 or more (--option length=VALUE)'
+    'length: got 0; allowed: 1 or more (--data-option length=VALUE)'
     >>> _as_typed("folder", "path: x: there is no such file or folder")
     'path: x: there is no such file or folder (--path)'
     """
@@ -210,7 +212,7 @@ def _as_typed(kind: str, sentence: str) -> str:
     def typed(key: str) -> str:
         values = {"path": "", "captions": "FILE", "classes": "FILE", "cache": "FOLDER"}
         value = values.get(key, "COLUMN" if key.endswith("_column") else "VALUE")
-        return f"(--option {key}={value})" if value else "(--path)"
+        return f"(--data-option {key}={value})" if value else "(--path)"
 
     def beside(found: re.Match[str]) -> str:
         return f"{found[0]} {typed(found[1])}" if found[1] in known else found[0]

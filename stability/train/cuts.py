@@ -18,7 +18,7 @@ MOST_FEATURES = 4096
 
 
 @dataclass(frozen=True)
-class Cut:
+class FrozenSplit:
     """A tower in two parts: *frozen*, whose features of a sample never change, and the *rest* (maybe of no layers).
 
     *names* are the parameters of the locked part, *shape* is that of one sample's features (float32), *forward* the
@@ -43,7 +43,7 @@ class Cut:
         return features
 
 
-def cut_of(tower: nn.Module, samples: Tensor) -> Cut | None:
+def split_frozen_prefix(tower: nn.Module, samples: Tensor) -> FrozenSplit | None:
     """Return the tower cut behind the most layers that are locked, or None where nothing is gained.
 
     A tower none of whose parameters is trained is cut at its end; an ``nn.Sequential`` behind the longest row of first
@@ -68,7 +68,7 @@ def cut_of(tower: nn.Module, samples: Tensor) -> Cut | None:
             and len(features) == len(samples)
             and features[0].numel() <= MOST_FEATURES
         ):
-            return Cut(frozen, rest, tuple(held), tuple(features.shape[1:]), batched_forward(rest))
+            return FrozenSplit(frozen, rest, tuple(held), tuple(features.shape[1:]), batched_forward(rest))
     return None
 
 

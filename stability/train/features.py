@@ -19,9 +19,9 @@ from stability.datasets.cache import prepared
 from stability.devices import to_device
 from stability.probes import Params
 from stability.study import Study
-from stability.train.cuts import Cut
-from stability.train.feed import Feed
-from stability.train.population import Blueprint, within
+from stability.train.cuts import FrozenSplit
+from stability.train.feed import PopulationData
+from stability.train.population import ModelSpec, within
 
 CHUNK = 256
 """Samples that go through a tower at once."""
@@ -56,13 +56,15 @@ class Features:
         return self.table.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
-def bytes_kept(cut: Cut, available: int) -> int:
+def bytes_kept(cut: FrozenSplit, available: int) -> int:
     """Return the bytes of memory that the features of so many pairs take for one replica: none if they are mapped."""
     needed = cut.bytes * available
     return needed if needed <= IN_MEMORY else 0
 
 
-def kept_features(study: Study, plan: Blueprint, theta: Tensor, feed: Feed, pairs: Pairs) -> dict[str, Features]:
+def kept_features(
+    study: Study, plan: ModelSpec, theta: Tensor, feed: PopulationData, pairs: Pairs
+) -> dict[str, Features]:
     """Return the features of each modality whose tower can be cut, for replicas with the parameters *theta* (R, P).
 
     None where pairs are corrupted anew at every step (``data.corruption = "fresh"``): then no sample stays as it is.
@@ -79,7 +81,7 @@ def kept_features(study: Study, plan: Blueprint, theta: Tensor, feed: Feed, pair
 
 
 def features_of(
-    cut: Cut, params: Params, samples: Tensor, *, shared: bool, cache: str = "", known: str = ""
+    cut: FrozenSplit, params: Params, samples: Tensor, *, shared: bool, cache: str = "", known: str = ""
 ) -> Features:
     """Return the features of the training samples: (n, ...) of all replicas (*shared*), or (R, n, ...), of each.
 

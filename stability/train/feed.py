@@ -22,7 +22,7 @@ def independent_indices(seed: int | str, use: str, count: int, available: int, b
     return torch.stack([torch.randperm(available, generator=generator)[:batch_size] for _ in range(count)])
 
 
-def part_of(seed: int | str, available: int, count: int) -> Tensor:
+def subset_indices(seed: int | str, available: int, count: int) -> Tensor:
     """Return (count,) sorted indices of the training pairs that a seed is left with; a smaller part lies in a larger.
 
     The stream depends on the seed alone, so all losses and noise levels have the same pairs.
@@ -31,7 +31,7 @@ def part_of(seed: int | str, available: int, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Feed:
+class PopulationData:
     """The training pairs of R replicas: image and text (R, n, ...), or (n, ...) where all replicas share them.
 
     Further modalities, by name, are never corrupted: they stay with the image where a mismatch moves the text. They are
@@ -68,7 +68,7 @@ class Feed:
         """The batch size that all replicas share."""
         return self.runs[0].batch_size
 
-    def select(self, replicas: list[int]) -> Feed:
+    def select(self, replicas: list[int]) -> PopulationData:
         """Return the feed of some of the replicas, by their indices."""
         rows = to_device(torch.tensor(replicas), self.image.device)
         return replace(
@@ -84,7 +84,7 @@ class Feed:
 
     def generators(self, use: str) -> tuple[torch.Generator, ...]:
         """Return each replica's random stream for the fresh corruption of one *use*."""
-        return tuple(stream(run.luck, f"corruption/{run.corruption}/{use}") for run in self.runs)
+        return tuple(stream(run.rng_seed, f"corruption/{run.corruption}/{use}") for run in self.runs)
 
     def side(self, modality: str) -> tuple[Tensor, bool]:
         """Return the samples of one modality, and whether all replicas share them."""
@@ -152,12 +152,12 @@ def fills(device: torch.device, sides: Sequence[Tensor]) -> bool:
     return sum(side.numel() * side.element_size() for side in sides) > HOST_SHARE * total
 
 
-def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:
+def population_data(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> PopulationData:
     """Return the feed of these runs for *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
     image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
     clean = [(image, text, caption)] * len(runs)
     part = bool(runs[0].train_pairs)
-    kept = [part_of(run.luck, len(pairs.train), run.train_pairs) for run in runs] if part else []
+    kept = [subset_indices(run.rng_seed, len(pairs.train), run.train_pairs) for run in runs] if part else []
     if part:
         clean = [(image[places], text[places], caption[places]) for places in kept]
         caption = torch.stack([own for *_, own in clean])
@@ -177,7 +177,7 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
                 texts=texts,
                 caption=own_caption,
                 level=run.noise,
-                generator=stream(run.luck, f"corruption/{run.corruption}"),
+                generator=stream(run.rng_seed, f"corruption/{run.corruption}"),
             )
             # At level 0 nothing is struck: the side stays the tensor that all share, maybe mapped from disk.
             if run.noise
@@ -194,7 +194,7 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
         }
     on_host = kind == "fresh" or fills(device, [images_read, texts_read, *extra_modalities.values()])
     where = torch.device("cpu") if on_host else device
-    return Feed(
+    return PopulationData(
         runs=runs,
         image=images_read.to(where),
         text=texts_read.to(where),
@@ -211,9 +211,9 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
     )
 
 
-def held_out_feed(
-    feed: Feed, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
-) -> Feed:
+def held_out_data(
+    feed: PopulationData, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
+) -> PopulationData:
     """Return the feed of held-out pairs for the runs of *feed*, corrupted as their training pairs are.
 
     With *fresh* corruption each batch is, with *fixed* the pairs are once, by each run's stream for this *use*.
@@ -250,7 +250,7 @@ def uniform_numbers(runs: Sequence[Run], generators: Mapping[int | str, torch.Ge
     """Return numbers in [0, 1) for losses that draw, (R, *lead, B, B): the same for replicas of one seed."""
     size = runs[0].batch_size
     by_seed = {seed: torch.rand(*lead, size, size, generator=generator) for seed, generator in generators.items()}
-    return torch.stack([by_seed[run.luck] for run in runs])
+    return torch.stack([by_seed[run.rng_seed] for run in runs])
 
 
 def identity(text: Tensor, salt: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from stability.devices import to_device
 from stability.grid import Run
 from stability.probes import probe
 from stability.study import Study
-from stability.train.probing import places_of
+from stability.train.probing import probed_indices
 
 if TYPE_CHECKING:
     from stability.train.trainer import Population
@@ -41,13 +41,13 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
         clipper=population.clipper.select(rows),
         alive=population.alive[rows],
         generators=[population.generators[replica].clone_state() for replica in replicas],
-        loss_generators={run.luck: population.loss_generators[run.luck].clone_state() for run in runs},
+        loss_generators={run.rng_seed: population.loss_generators[run.rng_seed].clone_state() for run in runs},
         features={name: kept.select(rows) for name, kept in population.features.items()},
         state={name: value[rows] for name, value in population.state.items()},
     )
 
 
-def order_of(step: int, child: int) -> str:
+def fork_stream(step: int, child: int) -> str:
     """Return the name of the random stream of the batches of a child that parts at *step*."""
     return f"batches/fork/{step}/{child}"
 
@@ -56,5 +56,5 @@ def child_steps(study: Study, name: str, runs: Sequence[Run]) -> float:
     """Return the steps, in units of one step of all *runs*, that the children of a probe train; 0 if it has none."""
     if not probe[name].traits.get("forks"):
         return 0.0
-    share = len(places_of(study, name, runs)) / len(runs)
+    share = len(probed_indices(study, name, runs)) / len(runs)
     return share * CHILDREN * sum(study.train.steps - step for step in study.due(name))

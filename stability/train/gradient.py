@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stability.losses.batched import loss_and_grads
 from stability.probes import Batch, Params
 from stability.train.batched_layers import Forward
-from stability.train.population import Blueprint, within
+from stability.train.population import ModelSpec, within
 
 State = dict[str, Tensor]
 
@@ -21,7 +21,7 @@ NO_FEATURES: Mapping[str, Tensor] = {}
 
 
 def value_and_grad(
-    plan: Blueprint, theta: Tensor, batch: Batch, grad: Tensor, features: Mapping[str, Tensor] = NO_FEATURES
+    plan: ModelSpec, theta: Tensor, batch: Batch, grad: Tensor, features: Mapping[str, Tensor] = NO_FEATURES
 ) -> tuple[Tensor, State]:
     """Return the training objective of all replicas, (R,), and their losses' new state; write the gradient.
 
@@ -60,7 +60,7 @@ def value_and_grad(
     return losses, state
 
 
-def _leaves(plan: Blueprint, theta: Tensor) -> tuple[Params, Params]:
+def _leaves(plan: ModelSpec, theta: Tensor) -> tuple[Params, Params]:
     """Return the parameters as leaves in their order and orientation in memory, and as the towers see them."""
     stored = {
         name: part.detach().requires_grad_(name not in plan.frozen)
@@ -71,7 +71,7 @@ def _leaves(plan: Blueprint, theta: Tensor) -> tuple[Params, Params]:
         return stored, {name: stored[name].mT if name in turned else stored[name] for name in plan.layout.shapes}
 
 
-def _write(plan: Blueprint, grads: Params, grad: Tensor) -> None:
+def _write(plan: ModelSpec, grads: Params, grad: Tensor) -> None:
     """Write gradients, by name and as stored, side by side into *grad* (R, P); what is missing is zero."""
     nothing = grad.new_zeros(1, 1)
     replicas = len(grad)
@@ -86,7 +86,7 @@ def _write(plan: Blueprint, grads: Params, grad: Tensor) -> None:
 
 
 def _forward_tower(
-    plan: Blueprint, modality: str, params: Params, batch: Batch, features: Mapping[str, Tensor]
+    plan: ModelSpec, modality: str, params: Params, batch: Batch, features: Mapping[str, Tensor]
 ) -> Tensor:
     """Return the embeddings (R, B, D) of a tower, before rows are normalized; of one with features, from these on."""
     own = within(f"{modality}.", params)
@@ -105,7 +105,7 @@ def _forward(tower: nn.Module, forward: Forward | None, params: Params, samples:
 
 
 def _autograd_loss_and_grads(
-    plan: Blueprint, embeddings: list[Tensor], scalars: Params, batch: Batch
+    plan: ModelSpec, embeddings: list[Tensor], scalars: Params, batch: Batch
 ) -> tuple[Tensor, State, list[Tensor], Params]:
     """Return any loss of the towers' embeddings, its state, and its gradients with respect to these and to scalars."""
     inputs = [x.detach().requires_grad_() for x in embeddings]

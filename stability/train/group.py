@@ -13,7 +13,7 @@ from stability.datasets import Pairs
 from stability.grid import Group
 from stability.store import GroupLog, group_log, write_parameters
 from stability.study import Study
-from stability.train.probing import Reading
+from stability.train.probing import ProbeResult
 from stability.train.trainer import Trainer
 
 LOG_EVERY = 50
@@ -70,7 +70,7 @@ def train_group(
 
 
 def _write(
-    log: GroupLog, end: int, names: tuple[str, ...], pending: list[Tensor], readings: list[Reading], rows: int = 0
+    log: GroupLog, end: int, names: tuple[str, ...], pending: list[Tensor], readings: list[ProbeResult], rows: int = 0
 ) -> None:
     """Write the rows of the steps before *end*: the steps' measures, and the readings of the (then single) step.
 

@@ -17,8 +17,8 @@ from stability.grid import Run, runs_of
 from stability.probes import Batch, HeldOut, probe
 from stability.study import Study
 from stability.train.features import bytes_kept
-from stability.train.feed import Feed, feed_of
-from stability.train.population import Blueprint, blueprint, initial_parameters
+from stability.train.feed import PopulationData, population_data
+from stability.train.population import ModelSpec, initial_parameters, model_spec
 
 if TYPE_CHECKING:
     from stability.train.probing import Snapshot
@@ -44,7 +44,7 @@ TABLES = 16
 
 
 def bytes_per_reading(
-    name: str, options: Mapping[str, Any], plan: Blueprint, feed: Feed, held: HeldOut, snapshot: Snapshot
+    name: str, options: Mapping[str, Any], plan: ModelSpec, feed: PopulationData, held: HeldOut, snapshot: Snapshot
 ) -> int:
     """Return an estimate of the bytes that probe *name* holds of one replica, by what it declares to hold.
 
@@ -78,7 +78,7 @@ def bytes_per_reading(
     return total
 
 
-def bytes_lying(feed: Feed, held: HeldOut, snapshot: Snapshot) -> int:
+def bytes_lying(feed: PopulationData, held: HeldOut, snapshot: Snapshot) -> int:
     """Return the bytes that data and population take between two steps: *feed*, *held*, parameters and moments."""
     pairs = [] if feed.on_host else [feed.image, feed.text, *feed.extra_modalities.values()]
     state = [snapshot.theta, *snapshot.optimizer.buffers.values()]
@@ -106,7 +106,7 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
             noisiest[run.corruption, run.train_pairs] = run
     shared, own = [0], [0]
     for run in noisiest.values() if study.data.corruption == "fixed" else ():
-        feed = feed_of([run], pairs, "fixed", torch.device("cpu"))
+        feed = population_data([run], pairs, "fixed", torch.device("cpu"))
         sides = [feed.side(name) for name in ("image", "text", *feed.extra_modalities)]
         shared.append(sum(_bytes(samples) for samples, is_shared in sides if is_shared))
         own.append(sum(_bytes(samples) for samples, is_shared in sides if not is_shared))
@@ -124,7 +124,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _first_batch(feed: Feed, snapshot: Snapshot) -> Batch:
+def _first_batch(feed: PopulationData, snapshot: Snapshot) -> Batch:
     """Return the first pairs of the first replica, with stand-ins for what a loss may ask for beside them."""
     size, device = feed.batch_size, snapshot.theta.device
     sides = {name: feed.side(name) for name in ("image", "text", *feed.extra_modalities)}
@@ -143,7 +143,7 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     Counts what autograd saves in one forward pass of one replica (each storage once) and the features of locked towers
     (those of all its pairs, though replicas may share them), so it depends on the study alone.
     """
-    plan = blueprint(study, arm, batch_size, pairs)
+    plan = model_spec(study, arm, batch_size, pairs)
     theta = initial_parameters(study, plan, pairs, [0])[0].requires_grad_()
     index = pairs.train[:batch_size]
     saved: dict[int, int] = {}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from stability.datasets import Pairs
 from stability.devices import padded
 from stability.encoders import encoder
-from stability.encoders.soundness import refuse_coupling
+from stability.encoders.soundness import check_no_batch_coupling
 from stability.losses import Scalar, loss, options_of, reserved_of, scalars_with
 from stability.losses.batched import RowsKernel
 from stability.probes import Batch, Params
@@ -25,7 +25,7 @@ from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
 from stability.train.batched_layers import Forward, batched_forward
-from stability.train.cuts import Cut, cut_of
+from stability.train.cuts import FrozenSplit, split_frozen_prefix
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def loss_plan(arm: Arm) -> LossPlan:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelSpec:
     """What all replicas of a group share: towers (whose own weights are never used), a loss, the layout."""
 
     towers: dict[str, nn.Module]
@@ -137,7 +137,7 @@ class Blueprint:
     frozen: frozenset[str]
     renormalized: tuple[str, ...]
     forwards: dict[str, Forward]
-    cuts: dict[str, Cut]
+    cuts: dict[str, FrozenSplit]
 
     def rms_of_matrices(self, flat: Tensor) -> Tensor:
         """Return the root mean square (...,) of *flat* (..., P) over the weight matrices that are trained.
@@ -212,13 +212,13 @@ def towers(study: Study, pairs: Pairs, seed: int | str) -> dict[str, nn.Module]:
             built[name] = encoder[tower.name](modality, study.model.embed_dim, **tower.options)
     for name, tree in built.items():
         try:
-            refuse_coupling(tree)
+            check_no_batch_coupling(tree)
         except InputError as error:
             raise InputError(f"encoder {study.model.tower(name).name!r}: {error}") from error
     return built
 
 
-def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, options: Options = ()) -> Blueprint:
+def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, options: Options = ()) -> ModelSpec:
     """Return what every replica of one arm (with *options* on top) and batch size shares."""
     built = towers(study, pairs, seed=0)
     plan = loss_plan(study.arm(arm_name, options))
@@ -235,10 +235,10 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
     cuts = {
         name: cut
         for name, tower in built.items()
-        if (cut := cut_of(tower, pairs.modalities[name][pairs.train[:2]])) is not None
+        if (cut := split_frozen_prefix(tower, pairs.modalities[name][pairs.train[:2]])) is not None
     }
     shapes = {**{n: tuple(v.shape) for n, v in named}, **{f"loss.{name}": () for name in plan.scalars}}
-    return Blueprint(
+    return ModelSpec(
         towers=built,
         loss=plan,
         layout=Layout(shapes, frozenset(linear & shapes.keys())),
@@ -255,7 +255,7 @@ def blueprint(study: Study, arm_name: str, batch_size: int, pairs: Pairs, option
     )
 
 
-def initial_parameters(study: Study, plan: Blueprint, pairs: Pairs, seeds: Sequence[int | str]) -> Tensor:
+def initial_parameters(study: Study, plan: ModelSpec, pairs: Pairs, seeds: Sequence[int | str]) -> Tensor:
     """Return the flat parameters (R, P) of replicas with these seeds, on the CPU."""
 
     def flat(seed: int | str) -> Tensor:

@@ -20,10 +20,10 @@ from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
 from stability.study import Study
-from stability.train.feed import Feed, held_out_feed, independent_indices, uniform_numbers
+from stability.train.feed import PopulationData, held_out_data, independent_indices, uniform_numbers
 from stability.train.memory import bytes_lying, bytes_per_reading
 from stability.train.optimizer import OptimizerState, lr_schedule_factor, preconditioner
-from stability.train.population import Blueprint
+from stability.train.population import ModelSpec
 
 CHUNK, STACKED_CHUNK = 8, 4
 """Replicas probed at once on a CPU: under vmap, and in a kernel of the probe's own, which may keep second-order graphs.
@@ -41,7 +41,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ProbeResult:
     """What a probe measured: for some replicas (their places), each measure's values (r,) or lists (r, length)."""
 
     replicas: list[int]
@@ -58,8 +58,8 @@ def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
     return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard, extra_modalities)
 
 
-def asked_of(
-    plan: Blueprint,
+def extra_loss_inputs(
+    plan: ModelSpec,
     runs: Sequence[Run],
     draws: Mapping[int | str, torch.Generator],
     state: Mapping[str, Tensor],
@@ -85,19 +85,19 @@ def asked_of(
 def read(
     name: str,
     study: Study,
-    plan: Blueprint,
-    feed: Feed,
+    plan: ModelSpec,
+    feed: PopulationData,
     held: HeldOut,
     snapshot: Snapshot,
     children: Sequence[Tensor] = (),
-) -> Reading:
+) -> ProbeResult:
     """Return what probe *name* measures on the runs that its schedule selects.
 
     *children* are the flat parameters (R, P) at the end of training of each child that the probe asks for.
     """
-    chosen = places_of(study, name, feed.runs)
+    chosen = probed_indices(study, name, feed.runs)
     if not chosen:
-        return Reading([], {})
+        return ProbeResult([], {})
     if not is_accelerator(snapshot.theta.device):
         widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
     else:
@@ -106,7 +106,7 @@ def read(
         least = 1 if probe[name].traits.get("alone") else 2
         widest = max(least, room // bytes_per_reading(name, _options(study, name), plan, feed, held, snapshot))
     parts = [_read_some(name, study, plan, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
-    return Reading(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
+    return ProbeResult(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
 
 
 def _options(study: Study, name: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _on_host(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return values | {key: part.reshape(value.shape) for (key, value), part in parts}
 
 
-def places_of(study: Study, name: str, runs: Sequence[Run]) -> list[int]:
+def probed_indices(study: Study, name: str, runs: Sequence[Run]) -> list[int]:
     """Return the places of the runs that a probe measures."""
     return [place for place, run in enumerate(runs) if selects(study, name, run)]
 
@@ -149,8 +149,8 @@ def _chunks(chosen: list[int], widest: int) -> list[list[int]]:
 def _read_some(
     name: str,
     study: Study,
-    plan: Blueprint,
-    feed: Feed,
+    plan: ModelSpec,
+    feed: PopulationData,
     held: HeldOut,
     snapshot: Snapshot,
     children: Sequence[Tensor],
@@ -200,12 +200,12 @@ def _read_some(
     return {key: value[: len(chosen)].detach() for key, value in values.items()}
 
 
-def _some(feed: Feed, replicas: list[int]) -> Feed:
+def _some(feed: PopulationData, replicas: list[int]) -> PopulationData:
     """Return the feed of some of the replicas: without a copy of their data where these are all."""
     return feed if replicas == list(range(len(feed.runs))) else feed.select(replicas)
 
 
-def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[int]) -> Tensor:
+def learning_rates(study: Study, feed: PopulationData, snapshot: Snapshot, replicas: list[int]) -> Tensor:
     """Return the rates (r,) at which some replicas train at this step; after the last step, its rate."""
     factor = lr_schedule_factor(study.train, min(snapshot.step, study.train.steps - 1))
     rates = torch.tensor([feed.runs[place].lr * factor for place in replicas])
@@ -213,7 +213,7 @@ def learning_rates(study: Study, feed: Feed, snapshot: Snapshot, replicas: list[
 
 
 def probe_batches(
-    name: str, count: int, plan: Blueprint, feed: Feed, snapshot: Snapshot, chosen: list[int]
+    name: str, count: int, plan: ModelSpec, feed: PopulationData, snapshot: Snapshot, chosen: list[int]
 ) -> dict[str, Tensor]:
     """Return *count* independent batches of each replica: new at every step, or fixed where the probe says so."""
     if not count:
@@ -223,17 +223,17 @@ def probe_batches(
     drawn = _fixed_indices if fixed else independent_indices
     by_seed = {
         seed: drawn(seed, use, count, feed.available, feed.batch_size)
-        for seed in dict.fromkeys(feed.runs[place].luck for place in chosen)
+        for seed in dict.fromkeys(feed.runs[place].rng_seed for place in chosen)
     }
     device = snapshot.theta.device
-    index = torch.stack([by_seed[feed.runs[place].luck] for place in chosen])
+    index = torch.stack([by_seed[feed.runs[place].rng_seed] for place in chosen])
     some = _some(feed, chosen)
     draws = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
     state = snapshot.state
     if state:
         rows = to_device(torch.tensor(chosen), device)
         state = {key: value[rows] for key, value in state.items()}
-    asked = asked_of(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1], device)
+    asked = extra_loss_inputs(plan, some.runs, draws, state, snapshot.step, index.shape[1:-1], device)
     return some.batch(index, some.generators(use)) | asked
 
 
@@ -241,18 +241,20 @@ _fixed_indices = lru_cache(maxsize=2048)(independent_indices)
 """The batches that are the same at every reading: to permute all pairs for each of many seeds takes seconds."""
 
 
-def held_out_batches(name: str, count: int, feed: Feed, held: HeldOut, snapshot: Snapshot) -> dict[str, Tensor]:
+def held_out_batches(
+    name: str, count: int, feed: PopulationData, held: HeldOut, snapshot: Snapshot
+) -> dict[str, Tensor]:
     """Return *count* independent batches (R, count, B, ...) of held-out pairs, new at every step.
 
     Their stream is their own, so that no other batch changes where they are drawn. As training pairs are, they are
     corrupted at the level of the run, and at one seed the same for all losses.
     """
     use = f"probe/{name}/held-out"
-    unseen = held_out_feed(feed, held.image, held.text, held.extra_modalities, held.caption, use)
+    unseen = held_out_data(feed, held.image, held.text, held.extra_modalities, held.caption, use)
     here, size = f"{use}/{snapshot.step}", feed.batch_size
     by_seed = {
         seed: independent_indices(seed, here, count, unseen.available, size)
-        for seed in dict.fromkeys(run.luck for run in feed.runs)
+        for seed in dict.fromkeys(run.rng_seed for run in feed.runs)
     }
-    index = torch.stack([by_seed[run.luck] for run in feed.runs])
+    index = torch.stack([by_seed[run.rng_seed] for run in feed.runs])
     return unseen.batch(index, unseen.generators(here))

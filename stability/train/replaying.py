@@ -16,7 +16,7 @@ from stability.probes import Batch, HeldOut, Params, probe
 from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
 from stability.study import Study
-from stability.train.population import Blueprint
+from stability.train.population import ModelSpec
 from stability.train.probing import probe_batches
 from stability.train.trainer import Population, Trainer
 
@@ -38,7 +38,7 @@ class Replay:
     step: int
     params: Params
     path: Mapping[int, Params]
-    plan: Blueprint
+    plan: ModelSpec
     batches: Batch
     held_out: HeldOut
 

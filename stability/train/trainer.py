@@ -20,8 +20,8 @@ from stability.study import Study
 from stability.train.batches import BatchStream
 from stability.train.capture import EAGER_STEPS, CapturedStep, Inputs
 from stability.train.features import Features, kept_features
-from stability.train.feed import Feed, false_negative_fraction, feed_of, identity, uniform_numbers
-from stability.train.forking import CHILDREN, forked, order_of
+from stability.train.feed import PopulationData, false_negative_fraction, identity, population_data, uniform_numbers
+from stability.train.forking import CHILDREN, fork_stream, forked
 from stability.train.gradient import value_and_grad
 from stability.train.optimizer import (
     GradClipper,
@@ -32,8 +32,8 @@ from stability.train.optimizer import (
     initial_state,
     update_norm,
 )
-from stability.train.population import Blueprint, blueprint, initial_parameters
-from stability.train.probing import Reading, Snapshot, held_out, places_of, read
+from stability.train.population import ModelSpec, initial_parameters, model_spec
+from stability.train.probing import ProbeResult, Snapshot, held_out, probed_indices, read
 
 SCALARS = ("log_scale", "bias")
 """Scalars of a loss that are measured at every step."""
@@ -66,8 +66,8 @@ class Population:
 
     study: Study
     runs: Sequence[Run]
-    plan: Blueprint
-    feed: Feed
+    plan: ModelSpec
+    feed: PopulationData
     held: HeldOut
     theta: Tensor
     grad: Tensor
@@ -100,9 +100,9 @@ UNMASKED = ("learning_rate", "false_negative_fraction")
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
     """Return the replicas of *runs* (of one arm and batch size) before their first step."""
-    plan = blueprint(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
-    theta = initial_parameters(study, plan, pairs, [run.luck for run in runs]).to(device)
-    feed = feed_of(runs, pairs, study.data.corruption, device)
+    plan = model_spec(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
+    theta = initial_parameters(study, plan, pairs, [run.rng_seed for run in runs]).to(device)
+    feed = population_data(runs, pairs, study.data.corruption, device)
     for tower in plan.towers.values():
         tower.to(device)  # for their buffers
     odd = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
@@ -124,7 +124,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         hash_multipliers=odd.to(device),
         generators=feed.generators("train"),
-        loss_generators={run.luck: stream(run.luck, "loss") for run in runs},
+        loss_generators={run.rng_seed: stream(run.rng_seed, "loss") for run in runs},
         features=kept_features(study, plan, theta, feed, pairs),
         state={
             name: value.expand(len(runs), *value.shape).clone().to(device)
@@ -133,12 +133,12 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
     )
 
 
-def _decay(study: Study, plan: Blueprint, name: str) -> float:
+def _decay(study: Study, plan: ModelSpec, name: str) -> float:
     """Return the weight decay of a parameter: the study's for matrices that are trained."""
     return study.train.weight_decay if len(plan.layout.shapes[name]) > 1 and name not in plan.frozen else 0.0
 
 
-def _lr_multiplier(study: Study, plan: Blueprint, name: str) -> float:
+def _lr_multiplier(study: Study, plan: ModelSpec, name: str) -> float:
     """Return the factor on the learning rate of a parameter: the study's and the loss's own for trained scalars."""
     scalar = plan.loss.scalars.get(name.removeprefix("loss."))
     return study.train.scalar_lr_multiplier * scalar.lr if name.startswith("loss.") and scalar else 1.0
@@ -248,7 +248,7 @@ class Trainer:
 
     def _start(self, population: Population, use: str) -> None:
         self.population = population
-        feed, seeds = population.feed, [run.luck for run in population.runs]
+        feed, seeds = population.feed, [run.rng_seed for run in population.runs]
         self._batches = BatchStream(seeds, feed.available, feed.batch_size, self.device, use)
         self._captured = CapturedStep(lambda inputs: train_step(population, inputs)) if self._capture else None
 
@@ -290,13 +290,13 @@ class Trainer:
         """Train one step on the next batches and return its measures by name, each (R,)."""
         return dict(zip(self.measures, self.advance(), strict=True))
 
-    def read(self, name: str, children: Sequence[Tensor] | None = None) -> Reading:
+    def read(self, name: str, children: Sequence[Tensor] | None = None) -> ProbeResult:
         """Return what a probe measures now; *children* stand in for those that it asks for, which train here (None)."""
         population = self.population
         if not probe[name].traits.get("forks"):
             children = ()
         elif children is None:
-            children = self.children(places_of(self.study, name, population.runs))
+            children = self.children(probed_indices(self.study, name, population.runs))
         parts = population.plan, population.feed, population.held, population.snapshot()
         return read(name, self.study, *parts, children)
 
@@ -317,7 +317,7 @@ class Trainer:
         # One replica alone would take other kernels than two.
         fork._start(
             forked(population, replicas if len(replicas) > 1 else [*replicas, *replicas]),
-            order_of(population.step, child),
+            fork_stream(population.step, child),
         )
         for _ in range(population.step, self.study.train.steps):
             fork.advance()

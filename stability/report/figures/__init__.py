@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stability.analysis import Findings, Results
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import GEOMETRY, embedding_geometry
 from stability.report.figures.levels import along_axes, claimed, convergence, decline, sharpness
@@ -35,7 +35,7 @@ SECTIONS = (
 """The sections of a report that hold figures, in reading order."""
 
 
-def draw(results: Results, findings: Findings, grids: Path | None = None) -> tuple[Drawn, ...]:
+def draw(results: Results, findings: Findings, grids: Path | None = None) -> tuple[ReportFigure, ...]:
     """Return the figures of a study in reading order, leaving out what it has not measured.
 
     *grids* is the folder in which `stability landscape` left what it looked at, if it did.
@@ -67,4 +67,4 @@ def draw(results: Results, findings: Findings, grids: Path | None = None) -> tup
     return tuple(sorted(drawn, key=lambda figure: SECTIONS.index(figure.section)))
 
 
-__all__ = ["SECTIONS", "Drawn", "draw", "svg"]
+__all__ = ["SECTIONS", "ReportFigure", "draw", "svg"]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class ReportFigure:
     """One figure of a report. *alt* says what it shows, with numbers; *table* holds the data behind it."""
 
     id: str

@@ -16,7 +16,7 @@ from stability.analysis import Finding, Findings, Results
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.report.figures import panels
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
@@ -35,7 +35,7 @@ VERDICTS = {"supported": "o", "contradicted": "X", "equivalent": "s", "inconclus
 """The marker of each verdict; hollow where the claim is open."""
 
 
-def forest_plot(results: Results, findings: Findings) -> Drawn | None:
+def forest_plot(results: Results, findings: Findings) -> ReportFigure | None:
     """Return the forest plot of all claims, or nothing for a study without claims."""
     claims = sorted(findings.claims, key=lambda claim: not claim.primary)
     if not claims:
@@ -43,7 +43,7 @@ def forest_plot(results: Results, findings: Findings) -> Drawn | None:
     quantities = {claim.id: quantity_of(claim, results.study, results.measures) for claim in claims}
     confidence = confidence_in_percent(claims[0].confidence)
     inner = confidence_in_percent(2 * claims[0].confidence - 1)
-    return Drawn(
+    return ReportFigure(
         id="forest",
         section="claims",
         title="Effects, intervals and margins",
@@ -63,7 +63,7 @@ def _words(claim: Finding) -> str:
     sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against_measure) if claim.against_measure else claim.compare
     what = f"{'ratio' if claim.ratio else 'difference'} {' to '.join(sides)}"
     if not testable(claim):
-        return f"{claim.id}: {untold(claim)}."
+        return f"{claim.id}: {verdict_only(claim)}."
     return (
         f"{claim.id}: {claim.verdict}, {what} {number(claim.effect)}, interval {between(claim.interval, claim.ratio)}, "
         f"margin {region}."
@@ -243,12 +243,12 @@ def _row(axes: Axes, place: int, claim: Finding) -> None:
 def told(claim: Finding) -> str:
     """Return a claim's verdict, effect and interval as they stand beside its mark."""
     if not testable(claim):
-        return untold(claim)
+        return verdict_only(claim)
     interval = between(claim.interval, False).replace(" to ", ", ")
     return f"{claim.verdict}: {number(claim.effect)} [{interval}]".replace("-", "−")
 
 
-def untold(claim: Finding) -> str:
+def verdict_only(claim: Finding) -> str:
     """Return the verdict of a claim that has no interval to draw, in words."""
     open_end = "" if claim.verdict == "not-testable" else ", interval unbounded"
     return f"{claim.verdict.replace('-', ' ')}{open_end}"

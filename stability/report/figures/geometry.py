@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import AXES, Results, summarize
 from stability.report.figures import levels, panels, tables
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import Look, styled
 
 GEOMETRY = {
@@ -20,7 +20,7 @@ GEOMETRY = {
 }
 
 
-def embedding_geometry(results: Results) -> Iterator[Drawn]:
+def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
     """Yield the geometry of the embeddings, a row per quantity: final against noise, or over training without noise."""
     names = [name for name in GEOMETRY if name in results.steps and results.steps[name].notna().any()]
     if not names:
@@ -39,7 +39,7 @@ def embedding_geometry(results: Results) -> Iterator[Drawn]:
     where = "Final geometry" if noisy else "Geometry"
     across = "against the share of corrupted pairs" if noisy else "over training"
     columns = ["measure", *[name for name in middle if name != "measure" and (name != "step" or not noisy)]]
-    yield Drawn(
+    yield ReportFigure(
         id="geometry",
         section="geometry",
         title=f"Geometry of the embeddings {across}",

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from stability.analysis import AXES, Results, summarize, times_to, transformed
+from stability.analysis import AXES, Results, steps_to_threshold, summarize, transformed
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import Look, looks, styled
 from stability.stats.wording import percent
 
@@ -40,7 +40,7 @@ def known_looks(results: Results, table: pd.DataFrame) -> dict[str, Look]:
 # --- decline under noise ---------------------------------------------------------------------------------------------
 
 
-def decline(results: Results) -> Iterator[Drawn]:
+def decline(results: Results) -> Iterator[ReportFigure]:
     """Yield final recall against the noise level, if the study has several."""
     name = "recall_at_1"
     if len(results.study.grid.noise) < 2 or name not in results.steps or name not in results.measures:
@@ -53,7 +53,7 @@ def decline(results: Results) -> Iterator[Drawn]:
     if not len(table):
         return
     known, middle = known_looks(results, table), medians(table)
-    yield Drawn(
+    yield ReportFigure(
         id="noise-decline",
         section="noise",
         title="Retrieval as pairs are corrupted",
@@ -98,7 +98,7 @@ def level_figure(
     sized = axis != "batch_size"
     sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())} if sized else {0: ""}
     table, middle = (part.assign(panel=part["batch_size"] if sized else 0) for part in (table, middle))
-    if len(sizes) == 1 and len(rows) in range(2, panels.ABREAST + 1):
+    if len(sizes) == 1 and len(rows) in range(2, panels.MAX_COLUMNS + 1):
         turned = panels.sheet(sizes, rows, looks, height=1.9)
         axes_at = {(row, size): axes for (size, row), axes in turned.axes.items()}
         sheet = panels.Sheet(turned.figure, axes_at, looks)
@@ -139,7 +139,7 @@ LOGARITHMIC = ("batch_size", "train_pairs", "lr", "lr_multiplier")
 # --- along other axes ------------------------------------------------------------------------------------------------
 
 
-def along_axes(results: Results) -> Iterator[Drawn]:
+def along_axes(results: Results) -> Iterator[ReportFigure]:
     """Yield each measure that a claim follows over batch size, number of pairs or learning rate, against it."""
     grid = results.study.grid
     asked = [claim for claim in results.study.claims if grid.column(claim.axis) in LOGARITHMIC]
@@ -158,7 +158,7 @@ def along_axes(results: Results) -> Iterator[Drawn]:
             continue
         known, middle = known_looks(results, table), medians(table)
         scale = "linear" if measure.transform == "linear" else "log"
-        yield Drawn(
+        yield ReportFigure(
             id=f"along-{place + 1}",
             section="learning",
             title=f"{measure.label} over the {AXIS_NAMES[axis]}",
@@ -175,7 +175,7 @@ def along_axes(results: Results) -> Iterator[Drawn]:
 # --- what claims compare, where nothing else shows it ---------------------------------------------------------------
 
 
-def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[Drawn]:
+def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigure]:
     """Yield each run's value of the measures whose level or spread a claim compares, but those shown *elsewhere*."""
     asked = [claim for claim in results.study.claims if not claim.axis and claim.threshold is None]
     shown = {name: claim.reduction or "tail_mean" for claim in reversed(asked) for name in reversed(claim.measures)}
@@ -200,7 +200,7 @@ def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[Drawn]:
         else:
             figure = strip_figure(table, middle, known, label, level=None, scale=scale)
             told = "Each mark is one seed, the bar their median."
-        yield Drawn(
+        yield ReportFigure(
             id=f"values-{name.replace('_', '-')}",
             section="values",
             title=measure.label,
@@ -222,7 +222,7 @@ def _within(label: str, unit: str) -> str:
 # --- time to a threshold ---------------------------------------------------------------------------------------------
 
 
-def convergence(results: Results) -> Iterator[Drawn]:
+def convergence(results: Results) -> Iterator[ReportFigure]:
     """Yield, per threshold that a claim names, the share of seeds that reached it over the steps."""
     named = {(claim.measure, claim.threshold) for claim in results.study.claims if claim.threshold is not None}
     for place, (name, threshold) in enumerate(sorted(named)):
@@ -231,15 +231,15 @@ def convergence(results: Results) -> Iterator[Drawn]:
         yield _reached(results, name, threshold, f"time-{place + 1}")
 
 
-def _reached(results: Results, name: str, threshold: float, id: str) -> Drawn:  # noqa: A002
+def _reached(results: Results, name: str, threshold: float, id: str) -> ReportFigure:  # noqa: A002
     runs = results.runs[results.runs["status"].isin(["finished", "diverged"])]
-    times = times_to(results, name, threshold).reindex(runs["run"]).to_numpy(dtype=float)
+    times = steps_to_threshold(results, name, threshold).reindex(runs["run"]).to_numpy(dtype=float)
     times = np.where(runs["status"] == "diverged", math.inf, times)
     table = runs[["run", *panels.CELL, "seed"]].assign(step=times)
     known = known_looks(results, table)
     shares = share_reached(table)
     label = results.measures[name].label
-    return Drawn(
+    return ReportFigure(
         id=id,
         section="convergence",
         title=f"{label} of {threshold:g}: share of seeds there",
@@ -313,7 +313,7 @@ def reached_figure(shares: pd.DataFrame, looks: Mapping[str, Look], last: float)
 # --- sharpness at the end --------------------------------------------------------------------------------------------
 
 
-def sharpness(results: Results) -> Iterator[Drawn]:
+def sharpness(results: Results) -> Iterator[ReportFigure]:
     """Yield the preconditioned sharpness against its threshold, where it was measured at one step only."""
     name = "sharpness_ratio"
     if name not in results.steps:
@@ -324,7 +324,7 @@ def sharpness(results: Results) -> Iterator[Drawn]:
     table = per_run(results, summarize(results, name, "final"))
     known, middle = known_looks(results, table), medians(table)
     label, told = "sharpness / threshold", "Each mark is one seed, the bar their median."
-    if len(middle[list(AXES)].drop_duplicates()) <= panels.MANY:
+    if len(middle[list(AXES)].drop_duplicates()) <= panels.MAX_READABLE_PANELS:
         figure = strip_figure(table, middle, known, label)
     else:
         axis = next(
@@ -332,7 +332,7 @@ def sharpness(results: Results) -> Iterator[Drawn]:
         )
         figure = level_figure(table, middle, known, axis, label, "log", level=1.0)
         told = "Thin: one seed; bold: the median of the seeds."
-    yield Drawn(
+    yield ReportFigure(
         id="sharpness",
         section="curvature",
         title="Sharpness against the edge of stability",

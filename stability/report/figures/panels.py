@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from stability.analysis import AXES
 from stability.report.style import LIGHT, WIDTH, Look, styled
 
-MANY = 12
+MAX_READABLE_PANELS = 12
 """Panels beyond which each is too small for more than a few marks."""
 
 CELL = ["arm", *AXES]
@@ -92,7 +92,7 @@ def sheet(
                 borderpad=0.1,
                 borderaxespad=0.1,
             )
-        if grid.size > MANY:
+        if grid.size > MAX_READABLE_PANELS:
             for axes in grid[:, 1:].flat:
                 axes.tick_params(left=False)
             for axes in grid[:-1].flat:
@@ -167,17 +167,17 @@ def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
 def faceted(table: pd.DataFrame, looks: Mapping[str, Look]) -> Sheet:
     """Return a sheet with a panel per row and column key of a table; a lone column is laid on its side."""
     rows, columns = facets(table)
-    if len(columns) > ABREAST:
+    if len(columns) > MAX_COLUMNS:
         return _by_corruption(table, rows, columns, looks)
     if len(columns) > 1:
         return sheet(rows, columns, looks)
-    if len(rows) > ABREAST:
+    if len(rows) > MAX_COLUMNS:
         return _in_lines(rows, next(iter(columns)), looks)
     turned = sheet(columns, rows, looks)
     return Sheet(turned.figure, {(row, column): axes for (column, row), axes in turned.axes.items()}, looks)
 
 
-ABREAST = 6
+MAX_COLUMNS = 6
 """Panels that stand beside each other."""
 
 
@@ -196,7 +196,7 @@ def _by_corruption(
 
 def _in_lines(rows: Mapping[Any, str], column: Any, looks: Mapping[str, Look]) -> Sheet:
     """Return a sheet of a panel a row, several beside each other in lines of equal length, each under its own words."""
-    lines = math.ceil(len(rows) / ABREAST)
+    lines = math.ceil(len(rows) / MAX_COLUMNS)
     across = math.ceil(len(rows) / lines)
     whole = sheet(dict.fromkeys(range(lines), ""), dict.fromkeys(range(across), " "), looks, gap=GAP + LINE)
     axes = list(whole.axes.values())
@@ -348,7 +348,7 @@ def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
     About five, or two where the panels are many and small.
     """
     figure = axes.get_figure()
-    every = max(1, len(x) // (2 if figure is not None and len(figure.axes) > MANY else 5))
+    every = max(1, len(x) // (2 if figure is not None and len(figure.axes) > MAX_READABLE_PANELS else 5))
     axes.plot(
         x,
         y,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Findings, Ranked
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, Look, looks, styled
 from stability.results import LOGARITHMS
 from stability.stats.rankings import Place
@@ -20,7 +20,7 @@ ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
 """Inches: of a row, below and above the rows, of a character of a name, and of a column of letters."""
 
 
-def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[Drawn]:
+def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFigure]:
     """Yield a figure per ranking of a study that could be made; *arms* are those of the study, in its order."""
     for place, ranked in enumerate(findings.rankings):
         found = ranked.found
@@ -28,7 +28,7 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[Drawn]:
             continue
         confidence = confidence_in_percent(found.confidence)
         first = found.places[0]
-        yield Drawn(
+        yield ReportFigure(
             id=f"ranking-{place + 1}",
             section="ranking",
             title=f"Ranking by {ranked.label}",

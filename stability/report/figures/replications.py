@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stability.analysis import Finding, Findings, Results
-from stability.report.figures.drawn import Drawn
-from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, shared_quantity, testable, untold
+from stability.report.figures.drawn import ReportFigure
+from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, shared_quantity, testable, verdict_only
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, number
@@ -31,7 +31,7 @@ STUDY = "this study"
 Rows = Mapping[str, Sequence[tuple[str, Finding]]]
 
 
-def replication_plot(results: Results, findings: Findings) -> Drawn | None:
+def replication_plot(results: Results, findings: Findings) -> ReportFigure | None:
     """Return the claims with their replications as a forest plot, or nothing where no replication is finished."""
     rows = replicated_rows(findings)
     claims = sorted(findings.claims, key=lambda claim: not claim.primary)
@@ -39,7 +39,7 @@ def replication_plot(results: Results, findings: Findings) -> Drawn | None:
         return None
     words = {claim.id: findings.agreement(claim.id).word for claim in claims}
     quantities = {claim.id: quantity_of(claim, results.study, results.measures) for claim in claims}
-    return Drawn(
+    return ReportFigure(
         id="replications",
         section="replications",
         title="Every claim, and every claim again",
@@ -107,7 +107,7 @@ def _panel(
             if not testable(finding):
                 # Its own ground: the band and the line of no difference may lie behind it.
                 ground = {"facecolor": LIGHT["page"], "edgecolor": "none", "pad": 1.0}
-                axes.text(1, line, untold(finding), ha="right", bbox=ground, **said)
+                axes.text(1, line, verdict_only(finding), ha="right", bbox=ground, **said)
         top = high
 
 
@@ -115,7 +115,7 @@ def _words(claim: Finding, rows: Sequence[tuple[str, Finding]], word: str) -> st
     parts = [
         f"{name} {number(finding.effect)}, {between(finding.interval, finding.ratio)}"
         if testable(finding)
-        else f"{name} {untold(finding)}"
+        else f"{name} {verdict_only(finding)}"
         for name, finding in rows
     ]
     return f"{claim.id}, {word}: {'; '.join(parts)}."

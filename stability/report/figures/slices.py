@@ -19,7 +19,7 @@ from stability.analysis import Results, summarize
 from stability.landscape.figures import bands
 from stability.registry import InputError
 from stability.report.figures import levels, panels, tables
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.results import chance_losses
 from stability.stats.wording import number
@@ -31,7 +31,7 @@ POINTS = 41
 """Points of a slice, whatever the grid that it was read from."""
 
 
-def flatness(results: Results) -> Iterator[Drawn]:
+def flatness(results: Results) -> Iterator[ReportFigure]:
     """Yield the filter-normalised sharpness of every run, if it was measured."""
     name = "filter_sharpness"
     if name not in results.steps or name not in results.measures:
@@ -40,7 +40,7 @@ def flatness(results: Results) -> Iterator[Drawn]:
     if not len(table):
         return
     known, middle = levels.known_looks(results, table), levels.medians(table)
-    yield Drawn(
+    yield ReportFigure(
         id="flatness",
         section="landscape",
         title="Rise of the loss around the end of training",
@@ -52,7 +52,7 @@ def flatness(results: Results) -> Iterator[Drawn]:
     )
 
 
-def landscapes(results: Results, folder: Path) -> Iterator[Drawn]:
+def landscapes(results: Results, folder: Path) -> Iterator[ReportFigure]:
     """Yield slices and planes of the runs that were looked at along filter directions, from their grids in *folder*.
 
     Raises `InputError` for a grid that cannot be read.
@@ -65,7 +65,7 @@ def landscapes(results: Results, folder: Path) -> Iterator[Drawn]:
     table = pd.concat([plane.drop(columns="lr_multiplier") for plane in shown], ignore_index=True)
     more = f" The first {MOST} of {len(planes)}." if len(planes) > MOST else ""
     rises = "; ".join(f"{_title(plane)}: up to {number(plane['value'].max())}" for plane in shown)
-    yield Drawn(
+    yield ReportFigure(
         id="landscape-planes",
         section="landscape",
         title="The loss over a plane through the run",
@@ -105,7 +105,7 @@ def _title(plane: pd.DataFrame) -> str:
     return f"{cell['arm']}, B = {cell['batch_size']}{noise}, seed {cell['seed']}"
 
 
-def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> Drawn:
+def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> ReportFigure:
     thin = pd.concat([line(plane) for plane in planes], ignore_index=True)
     middle = (
         thin.groupby([*panels.CELL, "step"], sort=True)["value"]
@@ -125,7 +125,7 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> Drawn:
         panels.value_axis(sheet, "linear", thin["value"])
         panels.name_axes(sheet, "step along the direction, in filter norms", "rise / chance")
     ends = middle.groupby(panels.CELL, sort=False).tail(1)
-    return Drawn(
+    return ReportFigure(
         id="landscape-slices",
         section="landscape",
         title="The loss along a line through the run",

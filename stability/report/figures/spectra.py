@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stability.analysis import AXES, Results
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, Look, looks, styled
 from stability.stats.wording import number
 
@@ -28,7 +28,7 @@ LOWEST = 1e-4
 """Where the density axis ends: mass per decade."""
 
 
-def spectral_densities(results: Results) -> Iterator[Drawn]:
+def spectral_densities(results: Results) -> Iterator[ReportFigure]:
     """Yield the spectra at the last step at which they were measured."""
     nodes = "hessian_nodes"
     if nodes not in results.steps:
@@ -49,7 +49,7 @@ def spectral_densities(results: Results) -> Iterator[Drawn]:
         f"{label}: {tables.in_words(ends[name], list(known), 'value')}"
         for name, label in (("hessian_max_eigenvalue", "highest eigenvalue"), ("hessian_min_eigenvalue", "lowest"))
     )
-    yield Drawn(
+    yield ReportFigure(
         id="spectra",
         section="curvature",
         title="Hessian spectra at the end of training",

@@ -12,7 +12,7 @@ from stability.analysis import Results
 from stability.check import chance_level
 from stability.losses import loss
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import Look, looks, styled
 
 
@@ -117,7 +117,7 @@ PLOTS = (
 )
 
 
-def over_training(results: Results) -> Iterator[Drawn]:
+def over_training(results: Results) -> Iterator[ReportFigure]:
     """Yield a figure per measure that was taken at more than one step."""
     for plot in PLOTS:
         table = values_of(results, plot)
@@ -145,7 +145,7 @@ def values_of(results: Results, plot: Plot) -> pd.DataFrame:
     return table
 
 
-def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
+def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
     """Return a plot with its caption, words and data."""
     window = tables.window_of(table)
     thin = tables.windowed(table, window)
@@ -166,7 +166,7 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
     seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
     last = whole.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
-    return Drawn(
+    return ReportFigure(
         id=plot.id,
         section=plot.section,
         title=plot.title,

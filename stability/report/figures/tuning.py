@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 
 from stability.analysis import Results
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import Look, looks, styled
 from stability.stats.wording import number
 from stability.study import settings_of
 
 
-def tuning_curves(results: Results) -> Iterator[Drawn]:
+def tuning_curves(results: Results) -> Iterator[ReportFigure]:
     """Yield the tuning curves of a study with a search: a panel per batch size, a line per arm and other setting."""
     if results.tuning is None:
         return
@@ -32,7 +32,7 @@ def tuning_curves(results: Results) -> Iterator[Drawn]:
     ]
     others = "Thin lines: other initial values or options. " if table["other"].any() else ""
     crosses = "Crosses diverged, and stand at chance. " if table["diverged"].any() else ""
-    yield Drawn(
+    yield ReportFigure(
         id="tuning",
         section="tuning",
         title=f"{measure.label} over the learning rate",
