@@ -199,9 +199,10 @@ class Registry(Mapping[str, Variant]):
             raise InputError(f"{where}: {error}") from error
         except Exception as error:
             raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
-        if point.name not in self._variants:
+        name = snake_case(point.name)
+        if name not in self._variants:
             raise InputError(f"{where}: {point.value} does not define it; decorate it with @stability.{self.kind}")
-        self.annotate(point.name, source=package, package=package)
+        self.annotate(name, source=package, package=package)
 
     @overload
     def __call__(self, function: F, /) -> F: ...

@@ -131,7 +131,7 @@ def test_the_sharpness_of_sgd_is_the_top_eigenvalue_of_the_towers_as_a_multiple_
 
 OVERRIDES = [
     ("betas = [0.9, 0.999]", "betas = [0.9, 0.999]"),
-    ('schedule = "cosine"', 'schedule = "cosine"'),
+    ('lr_schedule = "cosine"', 'lr_schedule = "cosine"'),
     ("scalar_lr_multiplier = 1.0", "scalar_lr_multiplier = 1.0"),
     ("weight_decay = 0.5", "weight_decay = 0.5"),
     ("clip_norm = 0.01", "clip_norm = 0.01"),

@@ -221,5 +221,5 @@ def test_the_command_prints_the_tables_that_it_writes(monkeypatch, capsys, tmp_p
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert "### divergence: divergence of six cells" in capsys.readouterr().out
+    assert "### divergence: divergence_of_six_cells" in capsys.readouterr().out
     assert from_json((tmp_path / "c.json").read_text(), "c") == Calibration(simulate(["divergence"], trials=3))

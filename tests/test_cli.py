@@ -59,7 +59,7 @@ def test_importing_the_package_does_not_import_torch_and_offers_the_promised_nam
         "print(*dir(st)); assert all(getattr(st, name) is not None for name in dir(st))"
     )
     assert answer.returncode == 0, answer.stderr
-    promised = "load_study run read analyze write_report loss encoder dataset corruption probe contrast Scalar"
+    promised = "load_study run load_results analyze write_report loss encoder dataset corruption probe contrast Scalar"
     assert {*promised.split(), "losses", "curvature", "gradient_noise", "stats"} <= set(answer.stdout.split())
 
 

@@ -134,7 +134,7 @@ def test_what_no_worker_declares_is_refused_at_once_and_so_are_too_many_threads(
 def test_an_address_where_nobody_answers_is_one_sentence(monkeypatch):
     from stability.execute import cluster
 
-    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT", 0.5)
     with (
         pytest.raises(InputError, match="no scheduler answers there"),
         executor_of(f"dask:tcp://127.0.0.1:{free_port()}", "cpu"),

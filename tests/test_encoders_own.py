@@ -34,7 +34,7 @@ def half_locked(modality, embed_dim, *, width=8):
     first = nn.Linear(size, width).requires_grad_(False)
     return nn.Sequential(nn.Flatten(), first, nn.GELU(), nn.Linear(width, embed_dim))
 '''
-USES = 'image = { name = "half-locked", width = 4 }'
+USES = 'image = { name = "half_locked", width = 4 }'
 
 
 @pytest.fixture
@@ -65,15 +65,15 @@ def parsed(text: str):
 def test_a_study_that_names_it_is_valid_only_with_its_file_and_the_source_is_part_of_runs(
     catalogue, file, text, monkeypatch
 ):
-    with pytest.raises(InputError, match=r"model\.image: unknown encoder 'half-locked'.*is named by --encoder"):
+    with pytest.raises(InputError, match=r"model\.image: unknown encoder 'half_locked'.*is named by --encoder"):
         parsed(text)
     load_encoders([file()])
     before = parsed(text)
     ids = {run.id for run in runs_of(before)}
     hash_before = before.hash
-    assert before.encoder_sources.keys() == {"half-locked"}
+    assert before.encoder_sources.keys() == {"half_locked"}
     # Another process, another day: the name is free again, and the file was edited.
-    monkeypatch.delitem(encoder._variants, "half-locked")
+    monkeypatch.delitem(encoder._variants, "half_locked")
     load_encoders([file(TOWER + "# edited\n")])
     after = parsed(text)
     assert not ids & {run.id for run in runs_of(after)}
@@ -86,7 +86,7 @@ def test_a_study_without_encoders_of_one_s_own_keeps_its_identity_when_some_are_
     plugins = load_encoders([file()])
     after = parsed(tiny_text)
     assert (after.hash, [run.id for run in runs_of(after)]) == identity
-    with pytest.raises(InputError, match="the study has no tower 'half-locked'; write image = "):
+    with pytest.raises(InputError, match="the study has no tower 'half_locked'; write image = "):
         refuse_unused(plugins, after.encoder_sources)
 
 
@@ -104,7 +104,7 @@ def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogu
     plugins = load_encoders([file(two) + ":other"])
     refuse_unused(plugins, ["other"])
     with pytest.raises(InputError, match="no tower 'other'"):
-        refuse_unused(plugins, ["half-locked"])
+        refuse_unused(plugins, ["half_locked"])
     with pytest.raises(InputError, match="defines no encoder 'others'; did you mean 'other'"):
         load_encoders([file(two) + ":others"])
 
@@ -113,8 +113,8 @@ def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogu
     ("source", "sentence"),
     [
         ("x = 1\n", r"my_tower\.py: defines no encoder; decorate a function with @stability\.encoder"),
-        (TOWER.replace("width=8", "width"), r"encoder 'half-locked': option 'width' has no default"),
-        (TOWER.replace('"image"', '"images"'), r"encoder 'half-locked': modality='images'; allowed: image, text"),
+        (TOWER.replace("width=8", "width"), r"encoder 'half_locked': option 'width' has no default"),
+        (TOWER.replace('"image"', '"images"'), r"encoder 'half_locked': modality='images'; allowed: image, text"),
         (TOWER.replace("half_locked", "mlp"), r"encoder 'mlp' exists already; give yours another name"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(catalogue, file, source, sen
 def test_a_tower_that_cannot_be_trained_is_refused_before_the_run(catalogue, file, text, old, new, sentence):
     source = TOWER.replace(old, new)
     load_encoders([file(source + ")" * (source.count("(") - source.count(")")))])
-    with pytest.raises(InputError, match=rf"tiny\.toml: model\.image: encoder 'half-locked'.*{sentence}") as caught:
+    with pytest.raises(InputError, match=rf"tiny\.toml: model\.image: encoder 'half_locked'.*{sentence}") as caught:
         parsed(text)
     assert "\n" not in str(caught.value)
 
@@ -245,8 +245,8 @@ def test_a_worker_gets_the_source_and_a_later_reading_asks_for_the_file_again(
         run_dir = run(study, "cpu", executor, tmp_path / "run")
     statuses = {group["status"] for group in json.loads((run_dir / "manifest.json").read_text())["groups"]}
     assert statuses == {"finished"}
-    monkeypatch.delitem(encoder._variants, "half-locked")
-    with pytest.raises(InputError, match=r"unknown encoder 'half-locked'.*is named by --encoder"):
+    monkeypatch.delitem(encoder._variants, "half_locked")
+    with pytest.raises(InputError, match=r"unknown encoder 'half_locked'.*is named by --encoder"):
         load_results(run_dir)
     load_encoders([file()])
     assert load_results(run_dir).study.hash == study.hash

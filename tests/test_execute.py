@@ -212,13 +212,13 @@ def test_workers_outlive_the_thread_that_gave_them_their_work():
 
 
 def test_groups_once_planned_keep_their_runs_when_a_run_goes_on(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "WIDEST", {"cpu": 4, "cuda": 4})
+    monkeypatch.setattr(planning, "MAX_REPLICAS", {"cpu": 4, "cuda": 4})
     device = torch.device("cpu")
     where = tmp_path / "r"
     manifest, groups = open_run(tiny, where, device, print)
     manifest["groups"][0]["status"] = "failed"
     write_manifest(where, manifest)
-    monkeypatch.setattr(planning, "WIDEST", {"cpu": 2, "cuda": 2})
+    monkeypatch.setattr(planning, "MAX_REPLICAS", {"cpu": 2, "cuda": 2})
     again, kept = open_run(tiny, where, device, print)
     assert {group.id for group in kept} == {group.id for group in groups}
     assert {entry["id"] for entry in again["groups"]} == {entry["id"] for entry in manifest["groups"]}

@@ -222,7 +222,7 @@ def deadly(image, text, *, log_scale, bias):
     [("SIGKILL", "a worker process died"), pytest.param("SIGSTOP", "its worker hangs", marks=pytest.mark.slow)],
 )
 def test_a_worker_that_is_killed_or_frozen_is_replaced_and_its_group_handed_on(tmp_path, monkeypatch, signal, word):
-    monkeypatch.setattr(scheduling, "SILENT", 5.0)
+    monkeypatch.setattr(scheduling, "HEARTBEAT_TIMEOUT", 5.0)
     monkeypatch.setattr(loss, "_variants", dict(loss._variants))
     plugin = Plugin("deadly.py", "deadly", DEADLY.format(groups=str(tmp_path / "r" / "groups"), signal=signal))
     load_plugin(plugin)
@@ -261,7 +261,7 @@ class Unreliable(Executor):
 def test_a_worker_elsewhere_that_shows_no_sign_of_life_is_left_and_its_group_handed_on(
     quick, quick_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(scheduling, "SILENT", 1.0)
+    monkeypatch.setattr(scheduling, "HEARTBEAT_TIMEOUT", 1.0)
     said: list[str] = []
     steps: list[int] = []
     watch = Callbacks(say=said.append, step=lambda group, step: steps.append(step))
@@ -273,7 +273,7 @@ def test_a_worker_elsewhere_that_shows_no_sign_of_life_is_left_and_its_group_han
 
 
 def test_a_group_whose_workers_hang_again_and_again_has_failed(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduling, "SILENT", 0.1)
+    monkeypatch.setattr(scheduling, "HEARTBEAT_TIMEOUT", 0.1)
     with Unreliable(None, 6, begun=True) as executor:
         out = run(quick, "cpu", executor=executor, out=tmp_path / "r")
     assert statuses(out) == ["failed", "failed"]

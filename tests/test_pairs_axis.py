@@ -133,7 +133,7 @@ def test_groups_hold_one_number_of_pairs_and_runs_without_the_axis_keep_their_id
     for group in groups_of(runs, {(arm, 8): 32 for arm in with_axis.grid.arms}):
         assert len({run.train_pairs for run in group.runs}) == 1
     assert {row.get("train_pairs") for row in run_table(runs)} == {16, 64}
-    assert all("pairs" not in row for row in run_table(runs_of(without)))
+    assert all("train_pairs" not in row for row in run_table(runs_of(without)))
 
 
 def test_the_search_is_done_on_the_largest_part(tiny_text):
@@ -143,7 +143,7 @@ def test_the_search_is_done_on_the_largest_part(tiny_text):
 
 
 @pytest.mark.parametrize(
-    ("train_pairs", "sentence"),
+    ("pairs", "sentence"),
     [
         (
             "[4, 64]",
@@ -182,7 +182,7 @@ def test_a_claim_over_pairs_is_a_slope_per_doubling_and_the_report_shows_the_axi
     table = cell_table(results)
     assert "Pairs" in [head["label"] for head in table["columns"]]
     drawn = draw(results, findings)
-    assert any("pairs" in one.table.columns for one in drawn)
+    assert any("train_pairs" in one.table.columns for one in drawn)
     told = " ".join(paragraph["text"] for paragraph in method(results, findings))
     assert "Runs have 16, 64 training pairs: at one seed the same for all arms" in told
 

@@ -358,7 +358,7 @@ def test_data_on_an_accelerator_narrow_its_groups(tiny_text, monkeypatch):
 
 def test_a_part_of_the_pairs_is_each_replicas_own(tiny_text):
     study = study_of("retrieval", tiny_text, seeds=2)
-    study = study.model_copy(update={"grid": study.grid.model_copy(update={"pairs": (100,)})})
+    study = study.model_copy(update={"grid": study.grid.model_copy(update={"train_pairs": (100,)})})
     pairs = study.pairs()
     found = bytes_of_data(study, pairs)
     assert (found.shared, found.own) == (0, sum(_bytes(samples[:100]) for samples in (pairs.image, pairs.text)))

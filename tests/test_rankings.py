@@ -221,7 +221,7 @@ def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     )
     plain = json.loads(findings_text(findings))
     assert [one["measure"] for one in plain["rankings"]] == ["recall_at_1", "loss"]
-    assert len(plain["rankings"][0]["found"]["train_pairs"]) == 3
+    assert len(plain["rankings"][0]["found"]["pairs"]) == 3
     drawn = [one for one in draw(ranked_run, findings) if one.section == "ranking"]
     assert [one.id for one in drawn] == ["ranking-1", "ranking-2"]
     assert list(drawn[0].table["arm"]) == [place.name for place in recall.found.places]

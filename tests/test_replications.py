@@ -195,7 +195,7 @@ def test_a_replication_has_the_bytes_of_the_study_that_says_the_same_at_the_top(
 def test_without_replications_none_is_begun_and_they_can_follow(study, finished, tmp_path):
     where = run(study, "cpu", out=tmp_path / "t", replications=False)
     assert replications_in(where) == []
-    found = analysis.analyze(analysis.read(where))
+    found = analysis.analyze(analysis.load_results(where))
     assert found.agreement("recall").word == "not replicated yet"
     assert found.agreement("recall").clause == "Seeds and latent are missing."
     run(study, "cpu", out=where)
@@ -216,7 +216,7 @@ def test_a_run_killed_in_a_replication_goes_on_to_the_same_bytes(text, study, fi
     process.wait()
     run(load_study(file), "cpu", out=where)
     assert files(where) == files(finished)
-    texts = [analysis.findings_text(analysis.analyze(analysis.read(place))) for place in (where, finished)]
+    texts = [analysis.findings_text(analysis.analyze(analysis.load_results(place))) for place in (where, finished)]
     assert texts[0] == texts[1]
 
 
@@ -230,7 +230,7 @@ def test_an_unfinished_replication_is_missing_and_judged_nowhere(study, finished
     (again,) = (each for each in study.replications if each.replication == "seeds")
     fewer = again.model_copy(update={"grid": again.grid.model_copy(update={"seeds": 2})})
     run(fewer, "cpu", out=where / "replications" / "seeds")
-    seeds, latent = analysis.analyze(analysis.read(where)).replications
+    seeds, latent = analysis.analyze(analysis.load_results(where)).replications
     assert (seeds.missing, seeds.claims) == ("8 of 24 runs are not finished", ())
     assert (latent.missing, latent.claims) == ("not begun", ())
 
@@ -239,11 +239,11 @@ def test_an_unfinished_replication_is_missing_and_judged_nowhere(study, finished
 
 
 def test_findings_hold_what_the_replications_found_as_runs_of_their_own(finished):
-    found = analysis.analyze(analysis.read(finished)).to_json()
+    found = analysis.analyze(analysis.load_results(finished)).to_json()
     assert [again["name"] for again in found["replications"]] == ["seeds", "latent"]
     assert [again["other_data"] for again in found["replications"]] == [False, True]
     for again in found["replications"]:
-        alone = analysis.analyze(analysis.read(finished / "replications" / again["name"])).to_json()
+        alone = analysis.analyze(analysis.load_results(finished / "replications" / again["name"])).to_json()
         assert again["study_hash"] == alone["study_hash"]
         assert again["counts"]["planned"] == alone["provenance"]["planned"]
         for one, other in zip(again["claims"], alone["claims"], strict=True):
@@ -346,10 +346,10 @@ def test_a_report_without_replications_has_no_such_section(closed_form_report):
 
 
 def test_a_replication_is_published_with_its_study_alone(finished, tmp_path):
-    results = analysis.read(finished)
+    results = analysis.load_results(finished)
     render(results, analysis.analyze(results), finished / "report")
     again = finished / "replications" / "latent"
-    results = analysis.read(again)
+    results = analysis.load_results(again)
     facts = describe(results, analysis.analyze(results), ())["facts"]
     assert facts.startswith('replication latent: data.name = "latent"')
     with pytest.raises(InputError, match="latent: is a replication; publish the run of 't' that it lies in"):

@@ -190,14 +190,14 @@ def test_the_ledger_says_which_decided_claims_hold_on_one_data_set_only(tmp_path
     published(tmp_path, "both", replications=[asked_again("inconclusive"), asked_again("supported")])
     published(tmp_path, "one", replications=[asked_again("inconclusive"), asked_again("supported", other_data=False)])
     published(tmp_path, "none", replications=[asked_again("contradicted"), asked_again("supported", other_data=False)])
-    published(tmp_path, "tail_mean", replications=[asked_again("", missing="not begun")])
+    published(tmp_path, "late", replications=[asked_again("", missing="not begun")])
     published(tmp_path, "open", verdict="inconclusive", replications=[asked_again("inconclusive")])
     found = entries(tmp_path)
     assert {entry["study"]: entry["replicated"] for entry in found} == {
         "both": "elsewhere",
         "one": "here alone",
         "none": "turned",
-        "tail_mean": None,
+        "late": None,
         "open": "elsewhere",
     }
     assert leanings(tmp_path)["none"] == "turned"

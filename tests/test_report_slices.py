@@ -46,7 +46,7 @@ def test_slices_are_medians_and_quarters_of_the_rise_as_a_share_of_chance(result
 def test_a_slice_of_a_narrow_grid_ends_where_the_grid_ends_and_skips_what_is_not_finite():
     first, second = (part.flatten() for part in np.meshgrid([-0.5, 0.0, 0.5], [-1.0, 0.0, 1.0], indexing="ij"))
     plane = pd.DataFrame({"first": first, "second": second, "value": first + 10 * second})
-    cell = {"arm": "clip", "batch_size": 8, "pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
+    cell = {"arm": "clip", "batch_size": 8, "train_pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
     plane = plane.assign(**cell, lr_multiplier=1.0, seed=0, run="r")
     assert np.allclose(line(plane)["step"], line(plane)["value"])
     assert line(plane)["step"].abs().max() == 0.5

@@ -174,7 +174,7 @@ def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
             'measure = "loss"\naxis = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0.0 = 3.8, 0.4 = 2 }',
             r"published\[0\]\.values\.0: got a table; allowed: a number, its key in quotes .*, as \"0\.0\"",
         ),
-        ('measure = "loss"\naxis = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*over and compare .*"),
+        ('measure = "loss"\naxis = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*axis and compare .*"),
         (
             'measure = "loss"\naxis = "lr"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 1 = 1, 2 = 2 }',
             r"published\[0\]\.axis: grid\.lr has one value.*",

@@ -67,7 +67,7 @@ def test_a_planted_difference_stops_at_the_first_look_and_the_looks_are_register
     watch = Callbacks(begin=lambda groups: seen.append(read_manifest(tmp_path / "r")["looks"]))
     out = run_until_settled(study_with(*APART), 20, "cpu", out=tmp_path / "r", watch=watch)
     assert seen == [[5, 10, 20]]
-    findings = analysis.analyze(analysis.read(out))
+    findings = analysis.analyze(analysis.load_results(out))
     assert findings.verdict == "supported"
     assert findings.looks == {"seeds": [5, 10, 20], "at": 5, "alpha_spent": pytest.approx(0.05 / 3)}
     assert findings.claims[0].confidence == pytest.approx(1 - 0.05 / 3)
@@ -96,7 +96,7 @@ def test_no_difference_to_be_found_runs_to_the_last_look_and_keeps_finished_seed
     assert len(kept) == 4
     assert kept == {path.stem: checksum(path) for path in (out / "groups").iterdir()}
     assert any("5 seeds: the primary claim is" in sentence for sentence in said)
-    findings = analysis.analyze(analysis.read(out))
+    findings = analysis.analyze(analysis.load_results(out))
     assert (findings.looks["at"], findings.looks["alpha_spent"]) == (10, pytest.approx(0.05))
     assert findings.claims[0].n_pairs == 10
 

@@ -395,7 +395,7 @@ def test_gradients_of_a_population_are_those_of_autograd_under_vmap(tiny_text, n
     batch = step_inputs(population, index, index) | population.feed.batch(index, ()) | {"state": population.state}
     batch["image"] = batch["image"].double()
     for frozen in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.plan.initial_scalars)}):
-        plan = replace(population.plan, fixed=population.plan.frozen | frozen)
+        plan = replace(population.plan, frozen=population.plan.frozen | frozen)
         grad = torch.full_like(theta, torch.nan)
         with torch.no_grad():
             ours, state = value_and_grad(plan, theta, batch, grad)

@@ -187,7 +187,7 @@ def sums(run_dir):
 
 def test_the_test_is_trained_as_the_search_chose_and_beside_it_untuned(tuned_run):
     study = parsed()
-    results = analysis.read(tuned_run)
+    results = analysis.load_results(tuned_run)
     tuning = results.tuning
     assert len(tuning.tried) == 24
     for (arm, _), setting in tuning.chosen.items():
@@ -222,7 +222,7 @@ def test_a_search_interrupted_goes_on_to_the_same_bytes(tuned_run, tmp_path):
         assert any(entry["status"] == "planned" for entry in manifest["groups"])
     run(parsed(), "cpu", out=tmp_path / "r")
     assert sums(tmp_path / "r") == sums(tuned_run)
-    told = [analysis.findings_text(analysis.analyze(analysis.read(where))) for where in (tuned_run, tmp_path / "r")]
+    told = [analysis.findings_text(analysis.analyze(analysis.load_results(where))) for where in (tuned_run, tmp_path / "r")]
     assert told[0] == told[1]
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_tuning_file_is_trained_again_and_nothing_of_the_test_is_lost(
     victim = next(entry for entry in manifest["groups"] if entry.get("tuning"))
     (copied / "groups" / f"{victim['id']}.parquet").write_bytes(b"")
     with pytest.raises(InputError, match="the tuning runs are not all finished"):
-        analysis.read(copied)
+        analysis.load_results(copied)
     trained, said = [], []
     run(parsed(), "cpu", out=copied, watch=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)))
     assert trained == [victim["id"]]
@@ -267,7 +267,7 @@ def test_the_report_shows_the_curves_the_choice_and_the_edge(tuned_run, tmp_path
     assert any(part["title"] == "Tuning" and "4 settings were tried" in part["text"] for part in report["method"])
     page = paths["html"].read_text()
     assert "Without tuning (secondary, decides nothing)" in page
-    results = analysis.read(copied)
+    results = analysis.load_results(copied)
     said = {each["title"] for each in limitations(results, analysis.analyze(results))}
     assert ("Tuned to the edge of the search" in said) == bool(edges(results.study, results.tuning))
 
