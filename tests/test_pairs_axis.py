@@ -174,7 +174,7 @@ def test_a_claim_over_pairs_is_a_slope_per_doubling_and_the_report_shows_the_axi
         for row in runs.to_dict("records")
     }
     results.steps["recall_at_1"] = results.steps["run"].map(line)
-    claim = study.claims[1].model_copy(update={"scale": "linear"})
+    claim = study.claims[1].model_copy(update={"transform": "linear"})
     found = compared(results, claim, 0.95)
     assert_allclose(found.effect, 0.02 * 1.05, rtol=1e-5)
     assert "slope of recall@1 per doubling of the number of training pairs" in found.sentence

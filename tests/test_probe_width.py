@@ -43,7 +43,7 @@ COMPUTED_HERE = sorted(set(probe) - {"cost", "cross_check"})
 
 def study_of(name, tiny_text, seeds, noise=(0.0,), arm="clip"):
     study = parse_study(tiny_text.split("[[claims]]")[0], "tiny.toml", "tiny")
-    grid = study.grid.model_copy(update={"seeds": seeds, "loss": (arm,), "batch_size": (8,), "noise": noise})
+    grid = study.grid.model_copy(update={"seeds": seeds, "arms": (arm,), "batch_size": (8,), "noise": noise})
     schedule = Schedule.model_validate(OPTIONS.get(name, {}))
     return study.model_copy(update={"probes": {name: schedule}, "grid": grid})
 
