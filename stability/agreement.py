@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 RULE = (
     "A replication tests the claims of the study again, with its own runs and its own tuning, at the same margins and "
-    "confidence. Where the study and all finished replications have the same verdict, the word is that verdict, "
-    "everywhere (for supported: held everywhere). Else the claim is held on N of M, the M being the study and its "
-    "finished replications, the N those where it is supported, and contradicted on those that are named. Verdicts are "
-    "read side by side and nothing is pooled, so there is no further p-value. A claim that is wrongly held everywhere "
-    "takes an error in every test, so that word needs no correction for their number; one contradiction among several "
-    "replications is weaker evidence than the same one alone."
+    "confidence. If the study and all finished replications have the same verdict, the claim has it everywhere (if "
+    "supported: held everywhere). Otherwise “held on N of M” means supported in N of the M studies (the original plus "
+    "its finished replications); contradictions are listed. Verdicts are compared side by side and nothing is pooled, "
+    "so there is no further p-value. A claim is held everywhere by mistake only if every test errs, so this word needs "
+    "no correction for the number of tests; one contradiction among several replications is weaker evidence than one "
+    "that stands alone."
 )
 """The rule in words, for the method of a report."""
 

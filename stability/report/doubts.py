@@ -17,7 +17,7 @@ from stability.report.tables import effect_in_words
 from stability.stats.wording import number, percent
 from stability.study import Claim
 
-TITLES = {"turns": "Cells that go both ways", "differs": "An effect that differs between cells"}
+TITLES = {"turns": "Opposite signs between cells", "differs": "Heterogeneous effect between cells"}
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ def coarse(results: Results, findings: Findings) -> Iterator[tuple[str, str]]:
         if claim.threshold is None or finding.verdict == "not-testable":
             continue
         measured = results.steps.loc[results.steps[claim.measure].notna(), "step"].unique()
-        apart = int(np.diff(np.sort(measured)).min()) if len(measured) > 1 else 0
+        stride = int(np.diff(np.sort(measured)).min()) if len(measured) > 1 else 0
         arms = results.runs.loc[results.runs["arm"].isin(claim.compare), "run"]
         times = steps_to_threshold(results, claim.measure, claim.threshold)[arms]
         typical = float(times.median())
-        if math.isfinite(typical) and apart > claim.margin * typical:
+        if math.isfinite(typical) and stride > claim.margin * typical:
             yield (
-                "Steps counted in strides",
-                f"“{claim.text}”: the measure was taken every {apart} steps and half of the runs were there by step "
-                f"{typical:g}, so that one run's time is known to {percent(apart / typical)} of itself; only a mean "
+                "Coarse time resolution",
+                f"“{claim.text}”: measured every {stride} steps, and half of the runs reached the threshold by step "
+                f"{typical:g}, so a single run's time has a resolution of {percent(stride / typical)}; only a mean "
                 f"over runs can be finer than the margin of {percent(claim.margin)}.",
             )
 
@@ -85,7 +85,7 @@ def _idle(claim: Claim, finding: Finding, asked: ContrastInputs) -> tuple[str, s
     if not max(abs(own), abs(other)) < finding.margin:
         return None
     if all(np.all(arm[np.isfinite(arm)] == 0) for arm in arms):
-        return "Nothing happened", "Both sides are 0 in every run, and what never happens tells nothing apart."
+        return "Nothing happened", "Both sides are 0 in every run, so this equality is uninformative."
     return (
         "A margin wider than what it judges",
         f"Both sides, {number(own)} and {number(other)}, are smaller than the margin of {number(finding.margin)}, so "

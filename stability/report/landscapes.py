@@ -36,7 +36,7 @@ SCOPE = {"log_scale": 2.0, "bias": 10.0}
 DPI = 300
 
 ARMS: Any = cycler(color=[LIGHT["arm-1"], LIGHT["arm-2"]])
-"""Colours of lines, in order."""
+"""Colors of lines, in order."""
 
 Progress = Callable[[int, int], None]
 

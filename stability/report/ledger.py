@@ -19,21 +19,23 @@ from stability.report.tables import Json
 from stability.stats.wording import number
 
 RULE = (
-    "How this answer is made: a primary claim speaks to the question if it compares an arm of the loss siglip with "
-    "one of the loss clip. It counts for the arm that it finds steadier if it is supported or contradicted and its "
-    "p-value, adjusted by Benjamini and Hochberg over all primary claims of this page, is at most "
-    f"{number(ALPHA)}; for neither if it is equivalent within its own margin; otherwise, or while runs are missing, it "
-    "is open. Steadier is more of a measure of success (such as recall, also under noise), and less of gradient "
-    "noise, sharpness against its threshold, negative curvature, spikes, spread over seeds, sensitivity to the "
-    "learning rate, time to a threshold or divergence. A claim on another measure is left out; so are the level of a "
-    "loss and its rise around a minimum, which say nothing across losses and temperatures, the cost of a step, and "
-    "what becomes of a lead as batches or data grow. Where a study was replicated, its decided claim is on more than "
-    "one data set if its verdict is the same in a replication on other data. One that is supported here and "
-    "contradicted there, or the other way round, counts for nobody: it depends on the data. Less sure are decided "
-    "claims whose verdict changes by another method or without one seed, whose effect turns between the cells of the "
-    "study, or that call equal what never happened or lies below the margin on both sides."
+    "A primary claim counts if it compares an arm of the loss siglip with one of the loss clip on a measure of "
+    "stability. Steadier means more of a measure of success (such as recall, also under noise), and less of gradient "
+    "noise, sharpness relative to its threshold, negative curvature, spikes, spread over seeds, sensitivity to the "
+    "learning rate, time to a threshold or divergence. Claims on other measures do not count, nor do claims on the "
+    "level of a loss or its rise around a minimum, which cannot be compared across losses and temperatures, on the "
+    "cost of a step, or on how a lead changes as batches or data grow.",
+    "A claim counts for the arm that it finds steadier if it is supported or contradicted and its adjusted p-value is "
+    f"at most {number(ALPHA)}, and for neither arm if it is equivalent within its own margin. Otherwise, or while runs "
+    "are missing, it is open.",
+    "p-values are adjusted by Benjamini and Hochberg over all primary claims of this page. A decided claim is less "
+    "sure if its verdict changes with another method or without one seed, if its effect turns between the cells of "
+    "the study, or if it calls equal what never happened or lies below the margin on both sides.",
+    "If a study was replicated, its decided claim is shown on more than one data set if a replication on other data "
+    "has the same verdict. A claim that is supported on one data set and contradicted on another counts for neither "
+    "arm: the answer depends on the data.",
 )
-"""The rule in words, printed under the answer."""
+"""The rule in words, one point a string: which claims count, for which arm, multiplicity, replications."""
 
 OFFERS = frozenset(measure.needs for variant in probe.values() for measure in variant.traits["measures"])
 """Everything that a measure may need of data: published reports may hold any measure."""

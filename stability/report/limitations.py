@@ -110,7 +110,7 @@ def _open_claims(findings: Findings) -> Said:
 def _fragile(findings: Findings) -> Said:
     for claim in findings.claims:
         if not claim.sensitivity.agrees:
-            yield "A verdict that hangs on its method or on a seed", f"“{claim.text}”: {claim.sensitivity.sentence}"
+            yield "Verdict depends on the method or on a single seed", f"“{claim.text}”: {claim.sensitivity.sentence}"
 
 
 def _diverged(results: Results) -> Said:
@@ -149,15 +149,16 @@ def _at_the_edge(results: Results) -> Said:
         said = "; ".join(f"{arm} at batch {size}, {words}" for arm, size, words in found)
         yield (
             "Tuned to the edge of the search",
-            f"The setting chosen lies at an end of what was tried: {said}. The best may lie beyond, and the arm be "
-            "shown below it.",
+            f"The setting chosen lies at an end of what was tried: {said}. The optimum may lie outside the range, "
+            "so this arm may be under-tuned.",
         )
     lost = results.tuning.tried.groupby(["arm", "batch_size"], sort=False)["score"].count()
     for (arm, size), count in _by_place(lost):
         if not count:
             yield (
                 "A search without a choice",
-                f"Every tuning run of {arm} at batch {size} diverged, so the lowest rate was taken and means nothing.",
+                f"Every tuning run of {arm} at batch {size} diverged, so the lowest rate was used as a placeholder; it "
+                "is not a tuned value.",
             )
 
 
@@ -175,8 +176,8 @@ def _bounded(results: Results) -> Said:
         if low := _places(level[level["value"] < MIN_CHANCE_RATIO * level["chance"]]):
             yield (
                 f"{label} near chance",
-                f"Without noise, {inside} ends below {MIN_CHANCE_RATIO:g} times its chance level for {low}; little can be "
-                "lost there.",
+                f"Without noise, {inside} ends below {MIN_CHANCE_RATIO:g} times its chance level for {low}; little can "
+                "be lost there.",
             )
         if high := _places(level[level["value"] > SATURATED]):
             yield f"{label} near its ceiling", f"Without noise, {inside} ends above {percent(SATURATED)} for {high}."
@@ -205,7 +206,7 @@ def _full(results: Results) -> Said:
             yield (
                 f"{measure.label} saturated",
                 f"“{claim.text}”: both sides lie above {percent(FULL)} of the highest value that there is, "
-                f"{measure.ceiling:g}, {places}. Whatever they differ in has no room to show there.",
+                f"{measure.ceiling:g}, {places}. Both are at the ceiling, so a difference could not be detected.",
             )
 
 

@@ -69,8 +69,8 @@ def _pairing(results: Results) -> Said:
     yield (
         "Runs and pairing",
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
-        f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training "
-        f"is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
+        f"same batches and the same noise, so that arms can be compared within the seed.{_own_streams(results)} "
+        f"Training is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
         f"then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that rate. {clipping}"
         f"{_parts(results)}{_recipes(results)}",
     )
@@ -84,8 +84,8 @@ def _pairing(results: Results) -> Said:
     yield (
         "Divergence",
         "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "
-        "of embeddings that say nothing. A divergence is a result with a step, not a missing value: bounded measures "
-        "take their chance level, times the whole budget.",
+        "of embeddings that say nothing. A diverged run is not treated as missing: its bounded "
+        "measures are set to chance level, and its time-to-threshold to the full step budget.",
     )
 
 
@@ -102,8 +102,9 @@ def _parts(results: Results) -> str:
     if grid.train_pairs:
         tuned = f" Rates were tuned on {max(grid.train_pairs):,}." if results.tuning else ""
         said += (
-            f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.train_pairs))} training pairs: at one seed the "
-            f"same for all arms, the fewer a part of the more; noise strikes among them alone.{tuned}"
+            f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.train_pairs))} training pairs. For each seed "
+            "all arms use the same pairs; smaller training sets are subsets of larger ones, and noise is applied only "
+            f"within the set.{tuned}"
         )
     if grid.lr_multipliers:
         base = "the rate that tuning chose for the arm" if results.tuning else f"the rate {grid.lr[0]:g}"
@@ -155,11 +156,12 @@ def _tuning(results: Results) -> Said:
     )
 
 
-def _apart(results: Results) -> str:
-    """Return which arms draw luck of their own, on purpose; in a study that compares losses, none does."""
+def _own_streams(results: Results) -> str:
+    """Return which arms use their own random streams; in a study that compares losses, none does."""
     study = results.study
-    apart = [name for name in study.grid.arms if study.arm(name).rng_stream]
-    return f" Not so {' and '.join(apart)}: on purpose, these draw their own." if apart else ""
+    arms = [name for name in study.grid.arms if study.arm(name).rng_stream]
+    words = "uses its own" if len(arms) == 1 else "use their own"
+    return f" Exception: {' and '.join(arms)} deliberately {words} random streams." if arms else ""
 
 
 def _losses(results: Results) -> Said:
@@ -200,9 +202,9 @@ def _inference(results: Results, findings: Findings) -> Said:
         yield (
             "Cells",
             "Where a claim is a mean over several cells of the grid, its effect is also found in each, with intervals"
-            " at 95% for all of them together. It goes both ways where one cell lies above no difference and another "
-            "below, and differs where two intervals do not meet and the effects are further apart than the margin. No"
-            " verdict rests on that.",
+            " at 95% for all of them together. We report “opposite signs” if one cell's interval is entirely above no "
+            "difference (0, or a ratio of 1) and another's entirely below, and “heterogeneous” if two intervals do not "
+            "overlap and the effects differ by more than the margin. No verdict rests on that.",
         )
     for claim, asked in zip(findings.claims, results.study.claims, strict=True):
         expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
@@ -210,8 +212,8 @@ def _inference(results: Results, findings: Findings) -> Said:
         if claim.against_measure:
             expected = claim.expect
             measured += (
-                f", against {results.measures[claim.against_measure].label} of the same runs of {claim.compare[0]}: the two "
-                "numbers of a run are subtracted, not those of two arms"
+                f", against {results.measures[claim.against_measure].label} of the same runs of {claim.compare[0]}: "
+                "the two numbers of a run are subtracted, not those of two arms"
             )
         yield (
             f"The claim {claim.id}",
@@ -244,9 +246,9 @@ def _rankings(findings: Findings) -> Said:
         pairs, n = len(ranked.found.pairs), ranked.found.n
         yield (
             f"The ranking by {ranked.label}",
-            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.transform} scale "
-            f"within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals that "
-            f"hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a letter "
+            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.transform} "
+            f"scale within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals "
+            f"that hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a letter "
             "exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
         )
 
@@ -258,8 +260,8 @@ def _trust(findings: Findings) -> Said:
             "Every tested claim is judged again: by flipping the signs of the seeds' differences (Hartigan's interval "
             "of subset means), by Wilcoxon's signed ranks (Hodges–Lehmann estimate), both of which assume symmetry and "
             "no shape; by a mixed model of all numbers of a run's cells, with variance components for the seed and for "
-            "the arm within it (REML, n − 1 degrees of freedom; a variance estimated as 0 makes it too sure), "
-            "where a run has several; and by the primary test without each seed in turn.",
+            "the arm within it (REML, n − 1 degrees of freedom; if a variance component is estimated as 0, the "
+            "interval is too narrow), where a run has several; and by the primary test without each seed in turn.",
         )
     known = published()
     if findings.claims and known and (found := summary(known, {claim.contrast for claim in findings.claims})):
@@ -289,14 +291,15 @@ def _measures(results: Results, findings: Findings) -> Said:
             "Both losses at the same parameters",
             "The gradient noise of CLIP's loss and of SigLIP's is taken over the same batches at one checkpoint, "
             "whichever loss trained it, at the checkpoint's own t. Where it has no b, SigLIP's is the one that "
-            "minimises its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
+            "minimizes its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
             "training set, of which the batches that are measured are drawn.",
         )
     if scales and any(contrast[claim.contrast].traits["on"] == "transform" for claim in findings.claims):
         yield (
             "Bounded measures",
-            "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, or an arm that "
-            "starts low would lose less for that reason alone. Values below 1.1 times chance are taken as that.",
+            "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, because otherwise "
+            "an arm with low initial values would appear to lose less. Values below 1.1 × chance are set to 1.1 × "
+            "chance.",
             "chance",
         )
     if any(claim.contrast == "time_to_threshold" for claim in findings.claims):
@@ -310,7 +313,7 @@ def _measures(results: Results, findings: Findings) -> Said:
         yield (
             "Curvature",
             "The Hessian H belongs to the mean training loss over fixed batches. Its ends and density come from "
-            "Lanczos with full reorthogonalisation, its trace from Hutchinson's estimate, all seeded. Sharpness is "
+            "Lanczos with full reorthogonalization, its trace from Hutchinson's estimate, all seeded. Sharpness is "
             "taken as Adam sees it, over the towers, in units of the edge of stability at momentum β₁ and learning "
             "rate η (Cohen et al. 2022, arXiv:2207.14484):",
             "sharpness",
@@ -326,7 +329,7 @@ def _measures(results: Results, findings: Findings) -> Said:
     if "margin" in columns:
         yield (
             "Margin and relative bias",
-            "With p the least similar matching pair and q the most similar mismatch among held-out pairs (trimmed: the "
+            "p is the smallest similarity of a matching held-out pair, q the largest of a mismatched one (trimmed: the "
             "5% and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
             "margin",
         )
@@ -364,7 +367,7 @@ def _along(claim: Claim) -> str:
 def _tested(claim: Finding) -> str:
     """Return how a claim was tested; of one that was not, that it has no p-value, whatever numbers lay there."""
     if claim.verdict == "not-testable":
-        return "It could not be tested, so that there is no p-value to tell."
+        return "Not testable; no p-value."
     return f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}"
 
 

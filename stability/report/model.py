@@ -35,7 +35,7 @@ from stability.study import Study
 RATES = (("lr", "learning rates"), ("lr_multiplier", "multiples of the learning rate"))
 
 SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconclusive": "?", "not-testable": "–"}
-"""A mark for each verdict, so that no reader depends on its colour."""
+"""A mark for each verdict, so that no reader depends on its color."""
 
 SECTIONS = {
     "claims": ("The claims", "Each claim was written down, with its measure and margin, before any run."),
@@ -205,7 +205,7 @@ def _doubts_of(claim: Mapping[str, Any], doubted: Doubts) -> Json:
     """
     how, idle = doubted.apart.get(claim["id"]), doubted.idle.get(claim["id"])
     turns = how is not None and how.how == "turns"
-    lead = "It goes both ways" if turns else "It differs between cells"
+    lead = "Opposite signs" if turns else "Heterogeneous"
     said = how if turns or claim["primary"] else None
     return {
         "turns": turns,

@@ -18,7 +18,7 @@ MARKS = {
     "inconclusive": ("?", "?", "yellow"),
     "not-testable": ("–", "-", "dim"),
 }
-"""Each verdict's mark, that mark in ASCII, and its colour."""
+"""Each verdict's mark, that mark in ASCII, and its color."""
 
 PLAIN = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "×": "x", "’": "'", "‘": "'", "“": '"', "”": '"', "→": "->", "\u00a0": " "}
@@ -29,7 +29,7 @@ PLAIN = str.maketrans(
 def print_verdicts(console: Console, findings: Findings) -> None:
     """Print each claim with its verdict and sentence, the primary one first.
 
-    Colours are rich's: none where NO_COLOR is set or the output is no terminal.
+    Colors are rich's: none where NO_COLOR is set or the output is no terminal.
     """
     ascii_only = is_plain(console)
 
@@ -38,13 +38,13 @@ def print_verdicts(console: Console, findings: Findings) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
     for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
-        mark, in_ascii, colour = MARKS[finding.verdict]
+        mark, in_ascii, color = MARKS[finding.verdict]
         words = Text(plain(f"{finding.text}\n")).append(plain(finding.sentence), "dim")
         if findings.replications:
             words.append(plain(f"\nreplications: {findings.agreement(finding.id).clause}"), "dim")
         if untuned := next((each for each in findings.untuned if each.id == finding.id), None):
             words.append(f"\nwithout tuning: {untuned.verdict} (secondary, decides nothing)", "dim")
-        table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", colour, no_wrap=True), words)
+        table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", color, no_wrap=True), words)
     console.print(table, width=min(MAX_REPLICAS, console.width))
     if said := look_sentence(findings.looks):
         console.print(plain(said), soft_wrap=True)

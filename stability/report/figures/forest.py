@@ -161,7 +161,7 @@ def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     directions = (f"← {a} lower", f"{a} higher →")
     if len(quantity.join(directions)) + 4 > LETTERS_AN_INCH * axes.get_position().width * WIDTH:
         directions = ("← lower", "higher →")
-    for end, side, words, colour in (
+    for end, side, words, color in (
         (0.0, "left", directions[0], "muted"),
         (0.5, "center", quantity, "ink"),
         (1.0, "right", directions[1], "muted"),
@@ -174,7 +174,7 @@ def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
             textcoords="offset points",
             ha=side,
             va="center",
-            color=LIGHT[colour],
+            color=LIGHT[color],
             annotation_clip=False,
         )
 
@@ -258,18 +258,18 @@ def mark(axes: Axes, line: float, claim: Finding, size: float = 9) -> None:
     """Draw a claim's intervals and the mark of its verdict; nothing if it could not be tested."""
     if not testable(claim):
         return
-    colour = LIGHT["ink"]
-    axes.plot(claim.interval, [line, line], color=colour, linewidth=1)
+    color = LIGHT["ink"]
+    axes.plot(claim.interval, [line, line], color=color, linewidth=1)
     if all(map(math.isfinite, claim.equivalence_interval)):
-        axes.plot(claim.equivalence_interval, [line, line], color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot(claim.equivalence_interval, [line, line], color=color, linewidth=3, solid_capstyle="butt")
     hollow = claim.verdict == "inconclusive"
     axes.plot(
         claim.effect,
         line,
         VERDICTS[claim.verdict],
         markersize=size - 2 if hollow else size,
-        markerfacecolor=LIGHT["page"] if hollow else colour,
-        markeredgecolor=colour if hollow else LIGHT["page"],
+        markerfacecolor=LIGHT["page"] if hollow else color,
+        markeredgecolor=color if hollow else LIGHT["page"],
         markeredgewidth=1.2,
         zorder=4,
     )

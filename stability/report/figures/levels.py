@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from stability.analysis import AXES, Results, steps_to_threshold, summarize, transformed
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import ReportFigure
-from stability.report.style import Look, looks, styled
+from stability.report.style import ArmStyle, arm_styles, styled
 from stability.stats.wording import percent
 
 
@@ -31,10 +31,10 @@ def medians(table: pd.DataFrame) -> pd.DataFrame:
     return tables.across_seeds(table.assign(step=0)).drop(columns="step")
 
 
-def known_looks(results: Results, table: pd.DataFrame) -> dict[str, Look]:
-    """Return the looks of the arms that a table holds, in the study's order."""
+def styles_in(results: Results, table: pd.DataFrame) -> dict[str, ArmStyle]:
+    """Return the styles of the arms that a table holds, in the study's order."""
     present = set(table["arm"])
-    return {arm: look for arm, look in looks(results.study.grid.arms).items() if arm in present}
+    return {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in present}
 
 
 # --- decline under noise ---------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def decline(results: Results) -> Iterator[ReportFigure]:
     table = per_run(results, above)
     if not len(table):
         return
-    known, middle = known_looks(results, table), medians(table)
+    styles, middle = styles_in(results, table), medians(table)
     yield ReportFigure(
         id="noise-decline",
         section="noise",
@@ -61,8 +61,8 @@ def decline(results: Results) -> Iterator[ReportFigure]:
         "the share of corrupted pairs, on a logarithmic axis: parallel lines lose the same proportion. Thin: one seed; "
         "bold: the median of the seeds.",
         alt=f"Recall@1 above chance against the noise level. Median over seeds: "
-        f"{tables.in_words(middle, list(known), 'median', most=18)}.",
-        figure=level_figure(table, middle, known, "noise", "recall@1 above chance", "log"),
+        f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
+        figure=level_figure(table, middle, styles, "noise", "recall@1 above chance", "log"),
         table=tables.shown(middle),
     )
 
@@ -79,7 +79,7 @@ _REDUCTIONS = {
 def level_figure(
     table: pd.DataFrame,
     middle: pd.DataFrame,
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     axis: str,
     label: str,
     scale: str,
@@ -99,18 +99,18 @@ def level_figure(
     sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())} if sized else {0: ""}
     table, middle = (part.assign(panel=part["batch_size"] if sized else 0) for part in (table, middle))
     if len(sizes) == 1 and len(rows) in range(2, panels.MAX_COLUMNS + 1):
-        turned = panels.sheet(sizes, rows, looks, height=1.9)
+        turned = panels.sheet(sizes, rows, styles, height=1.9)
         axes_at = {(row, size): axes for (size, row), axes in turned.axes.items()}
-        sheet = panels.Sheet(turned.figure, axes_at, looks)
+        sheet = panels.Sheet(turned.figure, axes_at, styles)
     else:
-        sheet = panels.sheet(rows, sizes, looks, height=1.9)
+        sheet = panels.sheet(rows, sizes, styles, height=1.9)
     by = ["panel", *others]
     with styled():
         for key, lines in panels.grouped(table, *by):
-            panels.thin_lines(sheet.axes[key[1:], key[0]], lines.sort_values(axis), axis, looks)
+            panels.thin_lines(sheet.axes[key[1:], key[0]], lines.sort_values(axis), axis, styles)
         for key, lines in panels.grouped(middle, *by, "arm"):
             line = lines.sort_values(axis)
-            panels.bold_line(sheet.axes[key[1:-1], key[0]], line[axis], line["median"], looks[key[-1]])
+            panels.bold_line(sheet.axes[key[1:-1], key[0]], line[axis], line["median"], styles[key[-1]])
         for axes in sheet.axes.values():
             if axis in LOGARITHMIC:
                 axes.set_xscale("log")
@@ -156,7 +156,7 @@ def along_axes(results: Results) -> Iterator[ReportFigure]:
         table = per_run(results, values)
         if not len(table):
             continue
-        known, middle = known_looks(results, table), medians(table)
+        styles, middle = styles_in(results, table), medians(table)
         scale = "linear" if measure.transform == "linear" else "log"
         yield ReportFigure(
             id=f"along-{place + 1}",
@@ -166,8 +166,8 @@ def along_axes(results: Results) -> Iterator[ReportFigure]:
             f"({_REDUCTIONS[reduction]}) against the {AXIS_NAMES[axis]}, whose axis is logarithmic. Thin: one seed; "
             "bold: the median of the seeds.",
             alt=f"{label[:1].upper() + label[1:]} against the {AXIS_NAMES[axis]}. Median over seeds: "
-            f"{tables.in_words(middle, list(known), 'median', most=18)}.",
-            figure=level_figure(table, middle, known, axis, label, scale),
+            f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
+            figure=level_figure(table, middle, styles, axis, label, scale),
             table=tables.shown(middle),
         )
 
@@ -188,17 +188,17 @@ def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigu
         table = per_run(results, summarize(results, name, reduction))
         if table["value"].nunique() < 2:
             continue
-        known, middle = known_looks(results, table), medians(table)
+        styles, middle = styles_in(results, table), medians(table)
         label = _within(measure.label[:1].lower() + measure.label[1:], measure.unit)
         scale = "log" if measure.transform == "log" and table["value"].min() > 0 else "linear"
         varied = [
             axis for axis in ("batch_size", "train_pairs", "lr_multiplier", "lr", "noise") if table[axis].nunique() > 2
         ]
         if varied:
-            figure = level_figure(table, middle, known, varied[0], label, scale)
+            figure = level_figure(table, middle, styles, varied[0], label, scale)
             told = "Thin: one seed; bold: the median of the seeds."
         else:
-            figure = strip_figure(table, middle, known, label, level=None, scale=scale)
+            figure = strip_figure(table, middle, styles, label, level=None, scale=scale)
             told = "Each mark is one seed, the bar their median."
         yield ReportFigure(
             id=f"values-{name.replace('_', '-')}",
@@ -206,7 +206,7 @@ def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigu
             title=measure.label,
             caption=f"{measure.text}{'' if measure.spikes else f' Of each run: {_REDUCTIONS[reduction]}.'} {told}",
             alt=f"{measure.label} of each run. Median over seeds: "
-            f"{tables.in_words(middle, list(known), 'median', most=18)}.",
+            f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
             figure=figure,
             table=tables.shown(middle),
         )
@@ -236,7 +236,7 @@ def _reached(results: Results, name: str, threshold: float, id: str) -> ReportFi
     times = steps_to_threshold(results, name, threshold).reindex(runs["run"]).to_numpy(dtype=float)
     times = np.where(runs["status"] == "diverged", math.inf, times)
     table = runs[["run", *panels.CELL, "seed"]].assign(step=times)
-    known = known_looks(results, table)
+    styles = styles_in(results, table)
     shares = share_reached(table)
     label = results.measures[name].label
     return ReportFigure(
@@ -245,8 +245,8 @@ def _reached(results: Results, name: str, threshold: float, id: str) -> ReportFi
         title=f"{label} of {threshold:g}: share of seeds there",
         caption=f"Share of the seeds that have reached a {label[:1].lower() + label[1:]} of {threshold:g}, at the "
         "first measured step with it. A run that diverged counts as never there.",
-        alt=f"Steps of the share of seeds that reached {label} {threshold:g}. {_in_words(shares, list(known))}",
-        figure=reached_figure(shares, known, float(results.study.train.steps)),
+        alt=f"Steps of the share of seeds that reached {label} {threshold:g}. {_in_words(shares, list(styles))}",
+        figure=reached_figure(shares, styles, float(results.study.train.steps)),
         table=tables.shown(shares),
     )
 
@@ -277,25 +277,25 @@ def share_reached(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def reached_figure(shares: pd.DataFrame, looks: Mapping[str, Look], last: float) -> Figure:
+def reached_figure(shares: pd.DataFrame, styles: Mapping[str, ArmStyle], last: float) -> Figure:
     """Return a figure of rising steps from 0 to the share that got there, a panel per batch size and noise level."""
-    sheet = panels.faceted(shares, looks)
+    sheet = panels.faceted(shares, styles)
     with styled():
         for axes, lines in panels.by_panel(sheet, shares):
-            for place, (arm, look) in enumerate(looks.items()):
+            for place, (arm, style) in enumerate(styles.items()):
                 line = lines[lines["arm"] == arm]
                 if not len(line):
                     continue
                 x, y = [*line["step"], last], [*line["share"], line["share"].iloc[-1]]
                 # Equal shares would hide one another, so each arm stands a hair beside the last.
-                lift = 0.012 * (place - (len(looks) - 1) / 2)
+                lift = 0.012 * (place - (len(styles) - 1) / 2)
                 axes.plot(
                     x,
                     np.array(y) + lift,
                     drawstyle="steps-post",
-                    color=look.colour,
-                    linestyle=look.dash,
-                    marker=look.marker,
+                    color=style.color,
+                    linestyle=style.dash,
+                    marker=style.marker,
                     markevery=slice(1, None),
                     markersize=3.5,
                     markeredgewidth=0,
@@ -322,15 +322,15 @@ def sharpness(results: Results) -> Iterator[ReportFigure]:
     if not len(measured) or measured.groupby("run", sort=False)["step"].size().max() > 1:
         return
     table = per_run(results, summarize(results, name, "final"))
-    known, middle = known_looks(results, table), medians(table)
+    styles, middle = styles_in(results, table), medians(table)
     label, told = "sharpness / threshold", "Each mark is one seed, the bar their median."
     if len(middle[list(AXES)].drop_duplicates()) <= panels.MAX_READABLE_PANELS:
-        figure = strip_figure(table, middle, known, label)
+        figure = strip_figure(table, middle, styles, label)
     else:
         axis = next(
             axis for axis in ("noise", "train_pairs", "lr_multiplier", "lr", "batch_size") if table[axis].nunique() > 1
         )
-        figure = level_figure(table, middle, known, axis, label, "log", level=1.0)
+        figure = level_figure(table, middle, styles, axis, label, "log", level=1.0)
         told = "Thin: one seed; bold: the median of the seeds."
     yield ReportFigure(
         id="sharpness",
@@ -340,7 +340,7 @@ def sharpness(results: Results) -> Iterator[ReportFigure]:
         "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1), at the end of training. "
         f"{told}",
         alt="Preconditioned sharpness over its threshold, at the end. Median over seeds: "
-        f"{tables.in_words(middle, list(known), 'median')}. 1 is the edge of stability.",
+        f"{tables.in_words(middle, list(styles), 'median')}. 1 is the edge of stability.",
         figure=figure,
         table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
     )
@@ -349,7 +349,7 @@ def sharpness(results: Results) -> Iterator[ReportFigure]:
 def strip_figure(
     table: pd.DataFrame,
     middle: pd.DataFrame,
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     label: str,
     level: float | None = 1.0,
     scale: str = "log",
@@ -366,21 +366,21 @@ def strip_figure(
         for column, second in columns.items()
         if (*row, *column) in seeds
     }
-    sheet = panels.sheet({0: ""}, {0: ""}, looks, height=1.7)
-    axes, room = sheet.axes[0, 0], 0.8 / len(looks)
+    sheet = panels.sheet({0: ""}, {0: ""}, styles, height=1.7)
+    axes, room = sheet.axes[0, 0], 0.8 / len(styles)
     with styled():
         for place, cell in enumerate(cells):
             marks, bars = seeds[cell], middles[cell]
-            for slot, (arm, look) in enumerate(looks.items()):
-                centre = place + (slot - (len(looks) - 1) / 2) * room
+            for slot, (arm, style) in enumerate(styles.items()):
+                centre = place + (slot - (len(styles) - 1) / 2) * room
                 values = marks.loc[marks["arm"] == arm].sort_values("seed")["value"]
                 spread = np.linspace(-0.25, 0.25, len(values)) * room if len(values) > 1 else np.zeros(len(values))
                 axes.plot(
-                    centre + spread, values, look.marker, color=look.colour, markersize=4, markeredgewidth=0, alpha=0.8
+                    centre + spread, values, style.marker, color=style.color, markersize=4, markeredgewidth=0, alpha=0.8
                 )
                 for median in bars.loc[bars["arm"] == arm, "median"]:
                     ends = (centre - 0.36 * room, centre + 0.36 * room)
-                    axes.plot(ends, (median, median), color=look.colour, linewidth=1.6)
+                    axes.plot(ends, (median, median), color=style.color, linewidth=1.6)
         if level is not None:
             panels.reference(axes, level)
         axes.set_xlim(-0.6, len(cells) - 0.4)

@@ -1,4 +1,4 @@
-"""A figure as SVG markup that can live in a page beside others: small, scalable, recoloured, the same each time."""
+"""A figure as SVG markup that can live in a page beside others: small, scalable, recolored, the same each time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
     """Return a figure as one ``<svg role="img" viewBox=...>`` element without size, every id starting with *prefix*.
 
     *label* becomes its aria-label. *dark* draws it for a dark page; *themed* leaves the choice to the page, whose
-    `style.theme_css` defines the colours, and takes its font. Equal figures give equal bytes.
+    `style.theme_css` defines the colors, and takes its font. Equal figures give equal bytes.
     """
     root = ElementTree.fromstring(_written(figure))
     for element in root.findall(f"{{{SVG}}}metadata"):
@@ -38,7 +38,7 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     _rename(root, prefix)
-    recolour = _recolour(dark, themed)
+    recolor = _recolor(dark, themed)
     for element in root.iter():
         element.tail = None
         if element.tag != f"{{{SVG}}}text":
@@ -47,7 +47,7 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
             if name in element.attrib:
                 element.set(name, _shortened(name, element.attrib[name]))
         if "style" in element.attrib:
-            element.set("style", recolour(element.attrib["style"].replace(": ", ":").replace("; ", ";")))
+            element.set("style", recolor(element.attrib["style"].replace(": ", ":").replace("; ", ";")))
         if element.get("transform", "").startswith("rotate(-0 "):
             del element.attrib["transform"]
     _flatten(root)
@@ -154,15 +154,15 @@ def _rounded(geometry: str, digits: int) -> str:
     return re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(short.split()))
 
 
-def _recolour(dark: bool, themed: bool) -> Callable[[str], str]:
+def _recolor(dark: bool, themed: bool) -> Callable[[str], str]:
     if not dark and not themed:
         return lambda declared: declared
     shown: Mapping[str, str] = {
         light: f"var(--figure-{role},{light})" if themed else style.DARK[role] for role, light in style.LIGHT.items()
     }
 
-    def recolour(declared: str) -> str:
+    def recolor(declared: str) -> str:
         declared = re.sub(r"#[0-9a-f]{6}", lambda found: shown.get(found[0], found[0]), declared)
         return re.sub(r"font-family:[^;]*;?", "", declared) if themed else declared
 
-    return recolour
+    return recolor

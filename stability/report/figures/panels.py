@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from stability.analysis import AXES
-from stability.report.style import LIGHT, WIDTH, Look, styled
+from stability.report.style import LIGHT, WIDTH, ArmStyle, styled
 
 MAX_READABLE_PANELS = 12
 """Panels beyond which each is too small for more than a few marks."""
@@ -34,29 +34,29 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Sheet:
-    """A figure of panels: *axes* by row and column key, and the looks of the arms shown in it."""
+    """A figure of panels: *axes* by row and column key, and the styles of the arms shown in it."""
 
     figure: Figure
     axes: dict[tuple[Any, Any], Axes]
-    looks: Mapping[str, Look]
+    styles: Mapping[str, ArmStyle]
 
 
 def sheet(
     rows: Mapping[Any, str],
     columns: Mapping[Any, str],
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     *,
     height: float | None = None,
     share_y: bool | str = True,
     gap: float = GAP,
 ) -> Sheet:
-    """Return a sheet with a panel per row and column, each named by its words; the legend shows *looks*.
+    """Return a sheet with a panel per row and column, each named by its words; the legend shows *styles*.
 
     Heights and the *gap* between rows are in inches.
     """
     tall = height or (1.25 if len(columns) > 2 else 1.5 if len(columns) == 2 else 2.0)
     tall = 0.95 if not height and len(rows) > 3 and len(columns) > 2 else tall
-    legend = _legend_lines(list(looks))
+    legend = _legend_lines(list(styles))
     lines = len(legend)
     titled = any(columns.values())
     top = LINE * lines + (LINE if titled else 0.06) + 0.02
@@ -79,11 +79,11 @@ def sheet(
                 "hspace": gap / tall,
             },
         )
-        if looks:
+        if styles:
             # Matplotlib fills a legend column by column; it is read line by line.
             columned = [line[place] for place in range(len(legend[0])) for line in legend if place < len(line)]
             figure.legend(
-                handles=[_handle(arm, looks[arm]) for arm in columned],
+                handles=[_handle(arm, styles[arm]) for arm in columned],
                 loc="upper left",
                 bbox_to_anchor=((LEFT - 0.08) / WIDTH, 1.0),
                 ncols=len(legend[0]),
@@ -112,7 +112,7 @@ def sheet(
                 annotation_clip=False,
             )
     keys = [(row, column) for row in rows for column in columns]
-    return Sheet(figure, dict(zip(keys, grid.flat, strict=True)), looks)
+    return Sheet(figure, dict(zip(keys, grid.flat, strict=True)), styles)
 
 
 def _legend_lines(arms: Sequence[str]) -> list[Sequence[str]]:
@@ -124,8 +124,8 @@ def _legend_lines(arms: Sequence[str]) -> list[Sequence[str]]:
     return [[arm] for arm in arms]
 
 
-def _handle(arm: str, look: Look) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=arm, markeredgewidth=0)
+def _handle(arm: str, style: ArmStyle) -> Line2D:
+    return Line2D([], [], color=style.color, marker=style.marker, linestyle=style.dash, label=arm, markeredgewidth=0)
 
 
 def name_axes(sheet: Sheet, x: str, y: str) -> None:
@@ -164,17 +164,17 @@ def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
     )
 
 
-def faceted(table: pd.DataFrame, looks: Mapping[str, Look]) -> Sheet:
+def faceted(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Sheet:
     """Return a sheet with a panel per row and column key of a table; a lone column is laid on its side."""
     rows, columns = facets(table)
     if len(columns) > MAX_COLUMNS:
-        return _by_corruption(table, rows, columns, looks)
+        return _by_corruption(table, rows, columns, styles)
     if len(columns) > 1:
-        return sheet(rows, columns, looks)
+        return sheet(rows, columns, styles)
     if len(rows) > MAX_COLUMNS:
-        return _in_lines(rows, next(iter(columns)), looks)
-    turned = sheet(columns, rows, looks)
-    return Sheet(turned.figure, {(row, column): axes for (column, row), axes in turned.axes.items()}, looks)
+        return _in_lines(rows, next(iter(columns)), styles)
+    turned = sheet(columns, rows, styles)
+    return Sheet(turned.figure, {(row, column): axes for (column, row), axes in turned.axes.items()}, styles)
 
 
 MAX_COLUMNS = 6
@@ -182,23 +182,23 @@ MAX_COLUMNS = 6
 
 
 def _by_corruption(
-    table: pd.DataFrame, rows: Mapping[Any, str], columns: Mapping[Any, str], looks: Mapping[str, Look]
+    table: pd.DataFrame, rows: Mapping[Any, str], columns: Mapping[Any, str], styles: Mapping[str, ArmStyle]
 ) -> Sheet:
     """Return a sheet with a row for each row key and corruption, and a column for each noise level."""
     named = len(rows) > 1
     corrupted = list(dict.fromkeys(corruption for corruption, _ in columns))
     down = {(row, each): f"{words}, {each}" if named else each for row, words in rows.items() for each in corrupted}
     across = {noise: f"noise {noise:g}" for noise in sorted(table["noise"].unique())}
-    whole = sheet(down, across, looks)
+    whole = sheet(down, across, styles)
     placed = {(row, (each, noise)): axes for ((row, each), noise), axes in whole.axes.items()}
-    return Sheet(whole.figure, placed, looks)
+    return Sheet(whole.figure, placed, styles)
 
 
-def _in_lines(rows: Mapping[Any, str], column: Any, looks: Mapping[str, Look]) -> Sheet:
+def _in_lines(rows: Mapping[Any, str], column: Any, styles: Mapping[str, ArmStyle]) -> Sheet:
     """Return a sheet of a panel a row, several beside each other in lines of equal length, each under its own words."""
     lines = math.ceil(len(rows) / MAX_COLUMNS)
     across = math.ceil(len(rows) / lines)
-    whole = sheet(dict.fromkeys(range(lines), ""), dict.fromkeys(range(across), " "), looks, gap=GAP + LINE)
+    whole = sheet(dict.fromkeys(range(lines), ""), dict.fromkeys(range(across), " "), styles, gap=GAP + LINE)
     axes = list(whole.axes.values())
     for spare in axes[len(rows) :]:
         spare.remove()
@@ -209,7 +209,7 @@ def _in_lines(rows: Mapping[Any, str], column: Any, looks: Mapping[str, Look]) -
     with styled():
         for row, words in rows.items():
             named[row].set_title(words)
-    return Sheet(whole.figure, {(row, column): panel for row, panel in named.items()}, looks)
+    return Sheet(whole.figure, {(row, column): panel for row, panel in named.items()}, styles)
 
 
 ROW, COLUMN = ("batch_size", "train_pairs", "lr", "lr_multiplier"), ("corruption", "noise")
@@ -320,29 +320,29 @@ def tick(x: float) -> str:
     return power if mantissa == "1" else f"−{power}" if mantissa == "−1" else f"{mantissa}×{power}"
 
 
-def thin_lines(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
+def thin_lines(axes: Axes, table: pd.DataFrame, x: str, styles: Mapping[str, ArmStyle]) -> None:
     """Draw the line of every seed, an arm's lines as one broken line: a fraction of the markup of many."""
-    for arm, look in looks.items():
+    for arm, style in styles.items():
         rows = table[table["arm"] == arm]
         path, seed = rows[[x, "value"]].to_numpy(np.float64), rows["seed"].to_numpy()
         order = np.argsort(seed, kind="stable")
         breaks = np.flatnonzero(np.diff(seed[order])) + 1
         broken = np.insert(path[order], breaks, math.nan, axis=0)
-        axes.plot(broken[:, 0], broken[:, 1], color=look.colour, linewidth=0.5, alpha=0.45)
+        axes.plot(broken[:, 0], broken[:, 1], color=style.color, linewidth=0.5, alpha=0.45)
 
 
 THIN, BANDED = "Thin: one seed", "Band: from the lowest seed to the highest"
 """What captions say of `thin_lines` and of `bands`."""
 
 
-def bands(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
+def bands(axes: Axes, table: pd.DataFrame, x: str, styles: Mapping[str, ArmStyle]) -> None:
     """Shade each arm from its lowest seed to its highest: what is read of thin lines where they are too many."""
-    for arm, look in looks.items():
+    for arm, style in styles.items():
         rows = table[table["arm"] == arm]
-        axes.fill_between(rows[x], rows["lowest"], rows["highest"], color=look.colour, alpha=0.2, linewidth=0)
+        axes.fill_between(rows[x], rows["lowest"], rows["highest"], color=style.color, alpha=0.2, linewidth=0)
 
 
-def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
+def bold_line(axes: Axes, x: pd.Series, y: pd.Series, style: ArmStyle) -> None:
     """Draw the line that sums up an arm's seeds, with some of its marks, one of them at the end.
 
     About five, or two where the panels are many and small.
@@ -352,9 +352,9 @@ def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
     axes.plot(
         x,
         y,
-        color=look.colour,
-        linestyle=look.dash,
-        marker=look.marker,
+        color=style.color,
+        linestyle=style.dash,
+        marker=style.marker,
         markevery=(max(0, len(x) - 1) % every, every),
         markersize=3.5,
         markeredgewidth=0,

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from stability.registry import InputError
 from stability.report.figures import panels
-from stability.report.style import LIGHT, looks, styled
+from stability.report.style import LIGHT, arm_styles, styled
 from stability.sample_size import TARGET, Need
 from stability.store import write_atomically
 
@@ -25,14 +25,14 @@ def power_figure(curves: pd.DataFrame, needs: Sequence[Need]) -> Figure:
     across = min(COLUMNS, len(planned))
     places = {need.id: (number // across, number % across) for number, need in enumerate(planned)}
     words = ("at the pilot's spread", "at its upper 80% bound") if planned[0].pilot else ("at the spread assumed",)
-    known = looks(words)
+    styles = arm_styles(words)
     down = math.ceil(len(planned) / across)
-    sheet = panels.sheet(dict.fromkeys(range(down), ""), dict.fromkeys(range(across), ""), known, height=1.6)
+    sheet = panels.sheet(dict.fromkeys(range(down), ""), dict.fromkeys(range(across), ""), styles, height=1.6)
     with styled():
         for need in planned:
             axes, rows = sheet.axes[places[need.id]], curves[curves["id"] == need.id]
             for word, column in zip(words, ("likely", "safe"), strict=False):
-                axes.plot(rows["seeds"], rows[column], color=known[word].colour, linestyle=known[word].dash)
+                axes.plot(rows["seeds"], rows[column], color=styles[word].color, linestyle=styles[word].dash)
             panels.reference(axes, TARGET)
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Findings, Ranked
 from stability.report.figures.drawn import ReportFigure
-from stability.report.style import LIGHT, WIDTH, Look, looks, styled
+from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
 from stability.results import LOGARITHMS
 from stability.stats.rankings import Place
 from stability.stats.wording import between, confidence_in_percent, number
@@ -32,12 +32,12 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
             id=f"ranking-{place + 1}",
             section="ranking",
             title=f"Ranking by {ranked.label}",
-            caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {found.n} seeds of each arm less that of "
-            f"the first, with intervals that hold at {confidence} for all {len(found.pairs)} pairs together. Arms that "
-            "share a letter cannot be told apart.",
+            caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {found.n} seeds of each arm less "
+            f"that of the first, with intervals that hold at {confidence} for all {len(found.pairs)} pairs together. "
+            "Arms that share a letter cannot be told apart.",
             alt=f"Ranking of {len(found.places)} arms by {ranked.label}. {first.name} is first, in group "
             f"{first.letters}; " + "; ".join(_words(one) for one in found.places[1:]) + ".",
-            figure=ranking_figure(ranked, looks(arms)),
+            figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
 
@@ -71,7 +71,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
     return table.rename(columns={"mean": "mean log"}) if ranked.transform in LOGARITHMS else table
 
 
-def ranking_figure(ranked: Ranked, looks: Mapping[str, Look]) -> Figure:
+def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return one row per arm from best to worst: its difference from the first, and its letters, a column each."""
     places = ranked.found.places
     columns = sorted({letter for place in places for letter in _letters(place)}, key=lambda one: (len(one), one))
@@ -85,9 +85,9 @@ def ranking_figure(ranked: Ranked, looks: Mapping[str, Look]) -> Figure:
         axes.set_ylim(len(places) - 0.5, -0.5)
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
         for row, place in enumerate(places):
-            look = looks[place.name]
-            axes.plot(place.interval, (row, row), color=look.colour, linewidth=1.2, solid_capstyle="butt")
-            axes.plot([place.behind], [row], marker=look.marker, color=look.colour, markersize=5, linestyle="none")
+            style = styles[place.name]
+            axes.plot(place.interval, (row, row), color=style.color, linewidth=1.2, solid_capstyle="butt")
+            axes.plot([place.behind], [row], marker=style.marker, color=style.color, markersize=5, linestyle="none")
             for letter in _letters(place):
                 x = 1 + COLUMN * (columns.index(letter) + 0.75) / width
                 axes.text(x, row, letter, transform=axes.get_yaxis_transform(), ha="center", va="center")

@@ -1,4 +1,4 @@
-"""The loss around the end of training: how far it rises, along a line and over a plane, in filter-normalised units."""
+"""The loss around the end of training: how far it rises, along a line and over a plane, in filter-normalized units."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ POINTS = 41
 
 
 def flatness(results: Results) -> Iterator[ReportFigure]:
-    """Yield the filter-normalised sharpness of every run, if it was measured."""
+    """Yield the filter-normalized sharpness of every run, if it was measured."""
     name = "filter_sharpness"
     if name not in results.steps or name not in results.measures:
         return
     table = levels.per_run(results, summarize(results, name, "final"))
     if not len(table):
         return
-    known, middle = levels.known_looks(results, table), levels.medians(table)
+    styles, middle = levels.styles_in(results, table), levels.medians(table)
     yield ReportFigure(
         id="flatness",
         section="landscape",
         title="Rise of the loss around the end of training",
         caption="Mean rise of the loss when every filter of the encoders moves at random by a given share of its norm, "
         "over the loss's chance level: lower is flatter. Each mark is one seed, the bar their median.",
-        alt=f"Filter-normalised sharpness. Median over seeds: {tables.in_words(middle, list(known), 'median')}.",
-        figure=levels.strip_figure(table, middle, known, "rise / chance", level=None, scale="linear"),
+        alt=f"Filter-normalized sharpness. Median over seeds: {tables.in_words(middle, list(styles), 'median')}.",
+        figure=levels.strip_figure(table, middle, styles, "rise / chance", level=None, scale="linear"),
         table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
     )
 
@@ -69,7 +69,7 @@ def landscapes(results: Results, folder: Path) -> Iterator[ReportFigure]:
         id="landscape-planes",
         section="landscape",
         title="The loss over a plane through the run",
-        caption="Loss less its value at the run, over its chance level, along two random filter-normalised directions "
+        caption="Loss less its value at the run, over its chance level, along two random filter-normalized directions "
         f"(1: every filter moves by its own norm). The cross is the run; white: not finite.{more}",
         alt=f"Contours of the rise of the loss, as a share of chance. {rises}.",
         figure=planes_figure(shown),
@@ -112,14 +112,14 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> ReportFigure:
         .agg(lowest=lambda rise: rise.quantile(0.25), median="median", highest=lambda rise: rise.quantile(0.75))
         .reset_index()
     )
-    known = levels.known_looks(results, thin)
-    sheet = panels.faceted(thin, known)
+    styles = levels.styles_in(results, thin)
+    sheet = panels.faceted(thin, styles)
     with styled():
         for axes, lines in panels.by_panel(sheet, middle):
-            panels.bands(axes, lines, "step", known)
-            for arm, look in known.items():
+            panels.bands(axes, lines, "step", styles)
+            for arm, style in styles.items():
                 part = lines[lines["arm"] == arm]
-                panels.bold_line(axes, part["step"], part["median"], look)
+                panels.bold_line(axes, part["step"], part["median"], style)
         for axes in sheet.axes.values():
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         panels.value_axis(sheet, "linear", thin["value"])
@@ -129,11 +129,11 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> ReportFigure:
         id="landscape-slices",
         section="landscape",
         title="The loss along a line through the run",
-        caption="Loss less its value at the run (0), over its chance level, along a random filter-normalised direction "
+        caption="Loss less its value at the run (0), over its chance level, along a random filter-normalized direction "
         "(1: every filter moves by its own norm). Bold: the median of the runs that were looked at; band: their "
         f"middle half. {len(planes)} {'run' if len(planes) == 1 else 'runs'}.",
         alt="Rise of the loss, as a share of chance, at the far end of the line: "
-        f"{tables.in_words(ends, list(known), 'median')}.",
+        f"{tables.in_words(ends, list(styles), 'median')}.",
         figure=sheet.figure,
         table=tables.shown(middle.rename(columns={"step": "first", "lowest": "quarter", "highest": "three_quarters"})),
     )

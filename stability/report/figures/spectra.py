@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from stability.analysis import AXES, Results
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import ReportFigure
-from stability.report.style import LIGHT, Look, looks, styled
+from stability.report.style import LIGHT, ArmStyle, arm_styles, styled
 from stability.stats.wording import number
 
 WIDTH = 0.12
@@ -40,13 +40,13 @@ def spectral_densities(results: Results) -> Iterator[ReportFigure]:
     table = table[[_usable(row) for row in table[nodes]]]
     if not len(table):
         return
-    known = {arm: look for arm, look in looks(results.study.grid.arms).items() if arm in set(table["arm"])}
+    styles = {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in set(table["arm"])}
     ends = {
         name: table.groupby(panels.CELL, sort=False)[name].median().rename("value").reset_index()
         for name in ("hessian_min_eigenvalue", "hessian_max_eigenvalue")
     }
     words = "; ".join(
-        f"{label}: {tables.in_words(ends[name], list(known), 'value')}"
+        f"{label}: {tables.in_words(ends[name], list(styles), 'value')}"
         for name, label in (("hessian_max_eigenvalue", "highest eigenvalue"), ("hessian_min_eigenvalue", "lowest"))
     )
     yield ReportFigure(
@@ -59,7 +59,7 @@ def spectral_densities(results: Results) -> Iterator[ReportFigure]:
         "triangles and numbers: the lowest and the highest eigenvalue (median of the seeds). Eigenvalues scale with "
         "the loss, so compare shapes and signs between arms, not sizes.",
         alt=f"Hessian spectral densities, one row per arm. Median over seeds of the {words}.",
-        figure=spectra_figure(table, known),
+        figure=spectra_figure(table, styles),
         table=tables.shown(_long(table)),
     )
 
@@ -93,7 +93,7 @@ def linear_width(table: pd.DataFrame) -> float:
     return 10.0 ** (math.ceil(math.log10(largest)) - 4) if largest > 0 else 1.0
 
 
-def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
+def spectra_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure of densities: a row per arm, a column per other cell, both ends of the spectrum marked."""
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
     cells = table[varied].drop_duplicates().sort_values(varied).itertuples(index=False, name=None)
@@ -105,15 +105,15 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
         np.array([table["hessian_min_eigenvalue"].min(), table["hessian_max_eigenvalue"].max()]), linear
     )
     grid = np.linspace(reach[0] - 0.5, reach[1] + 0.5, 160 if len(table) <= CROWDED else 80)
-    sheet = panels.sheet(dict.fromkeys(looks, ""), columns, looks, height=1.1)
+    sheet = panels.sheet(dict.fromkeys(styles, ""), columns, styles, height=1.1)
     with styled():
         for key, seeds in panels.grouped(table, "arm", *varied):
-            axes, colour = sheet.axes[key[0], key[1:]], looks[key[0]].colour
+            axes, color = sheet.axes[key[0], key[1:]], styles[key[0]].color
             curves = [
                 density(np.asarray(nodes, float), np.asarray(weights, float), grid, linear)
                 for nodes, weights in zip(seeds["hessian_nodes"], seeds["hessian_weights"], strict=True)
             ]
-            _curves(axes, grid, np.maximum(curves, LOWEST / 10), colour, tables.banded(table))
+            _curves(axes, grid, np.maximum(curves, LOWEST / 10), color, tables.banded(table))
             for name, corner, side in (
                 ("hessian_min_eigenvalue", 0.01, "left"),
                 ("hessian_max_eigenvalue", 0.99, "right"),
@@ -132,17 +132,17 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     return sheet.figure
 
 
-def _curves(axes: Axes, grid: np.ndarray, curves: np.ndarray, colour: str, banded: bool) -> None:
+def _curves(axes: Axes, grid: np.ndarray, curves: np.ndarray, color: str, banded: bool) -> None:
     """Draw the densities of a cell's seeds, thin or as a band, and their mean."""
     mean = curves.mean(axis=0)
     if banded:
-        axes.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+        axes.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.25, linewidth=0)
     else:
         # One broken line instead of many: a fraction of the markup.
         broken = np.concatenate([part for curve in curves for part in (curve, [math.nan])])
-        axes.plot(np.tile([*grid, math.nan], len(curves)), broken, color=colour, linewidth=0.5, alpha=0.5)
-        axes.fill_between(grid, LOWEST / 10, mean, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(grid, mean, color=colour, linewidth=1.3)
+        axes.plot(np.tile([*grid, math.nan], len(curves)), broken, color=color, linewidth=0.5, alpha=0.5)
+        axes.fill_between(grid, LOWEST / 10, mean, color=color, alpha=0.15, linewidth=0)
+    axes.plot(grid, mean, color=color, linewidth=1.3)
 
 
 def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float) -> None:

@@ -13,7 +13,7 @@ from stability.check import chance_level
 from stability.losses import loss
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import ReportFigure
-from stability.report.style import Look, looks, styled
+from stability.report.style import ArmStyle, arm_styles, styled
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
     if banded:
         bold = tables.across_seeds(thin)
     arms = [arm for arm in results.study.grid.arms if arm in set(table["arm"])]
-    known = {arm: look for arm, look in looks(results.study.grid.arms).items() if arm in arms}
+    styles = {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in arms}
     diverged = results.runs[results.runs["diverged_at"].notna()]
     references = _references(results, plot)
-    figure = trajectory_figure(thin, bold, known, plot, references, float(results.study.train.steps))
-    marked = mark_divergence(figure, thin, diverged, known) if plot.measure == "loss" else 0
+    figure = trajectory_figure(thin, bold, styles, plot, references, float(results.study.train.steps))
+    marked = mark_divergence(figure, thin, diverged, styles) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
     if kept > 1:
         averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {kept}."
@@ -192,21 +192,21 @@ def _references(results: Results, plot: Plot) -> Mapping[tuple[object, ...], flo
 def trajectory_figure(
     thin: pd.DataFrame,
     bold: pd.DataFrame,
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     plot: Plot,
     references: Mapping[tuple[object, ...], float],
     last: float,
 ) -> panels.Sheet:
     """Return a sheet of lines over steps: a panel per batch size and noise level, thin seeds and bold medians."""
-    sheet = panels.faceted(thin, looks)
+    sheet = panels.faceted(thin, styles)
     with styled():
         banded = tables.banded(thin)
         for axes, lines in panels.by_panel(sheet, bold if banded else thin):
-            (panels.bands if banded else panels.thin_lines)(axes, lines, "step", looks)
+            (panels.bands if banded else panels.thin_lines)(axes, lines, "step", styles)
         for axes, lines in panels.by_panel(sheet, bold):
-            for arm, look in looks.items():
+            for arm, style in styles.items():
                 line = lines[lines["arm"] == arm]
-                panels.bold_line(axes, line["step"], line["median"], look)
+                panels.bold_line(axes, line["step"], line["median"], style)
         for key, axes in sheet.axes.items():
             if (level := references.get((*key[0], *key[1]))) is not None:
                 panels.reference(axes, level)
@@ -217,7 +217,9 @@ def trajectory_figure(
     return sheet
 
 
-def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, looks: Mapping[str, Look]) -> int:
+def mark_divergence(
+    sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, styles: Mapping[str, ArmStyle]
+) -> int:
     """Put a cross on each diverged run's line at the step where it diverged; return how many there are."""
     by_run = {str(run): line for run, line in thin.groupby("run", sort=False)}
     marked = diverged[diverged["run"].isin(by_run)]
@@ -233,7 +235,7 @@ def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFr
             marker="x",
             markersize=4,
             markeredgewidth=1,
-            color=looks[arm].colour,
+            color=styles[arm].color,
             zorder=4,
         )
     return len(marked)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from stability.analysis import Results
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import ReportFigure
-from stability.report.style import Look, looks, styled
+from stability.report.style import ArmStyle, arm_styles, styled
 from stability.stats.wording import number
 from stability.study import settings_of
 
@@ -22,7 +22,7 @@ def tuning_curves(results: Results) -> Iterator[ReportFigure]:
     """Yield the tuning curves of a study with a search: a panel per batch size, a line per arm and other setting."""
     if results.tuning is None:
         return
-    table, known = tried_table(results), looks(results.study.grid.arms)
+    table, styles = tried_table(results), arm_styles(results.study.grid.arms)
     measure = results.tuning.measure
     label = measure.label[:1].lower() + measure.label[1:]
     best = table[table["chosen"]].groupby(["batch_size", "arm"], sort=False)
@@ -41,7 +41,7 @@ def tuning_curves(results: Results) -> Iterator[ReportFigure]:
         f"chosen. {others}{crosses}No run of the search enters a test.",
         alt=f"{measure.label} of the tuning runs against the learning rate. Chosen: {'; '.join(named)}.",
         figure=tuning_figure(
-            table, known, label, "log" if measure.transform == "log" else "linear", bool(measure.chance)
+            table, styles, label, "log" if measure.transform == "log" else "linear", bool(measure.chance)
         ),
         table=tables.shown(table.drop(columns=["setting", "other", "score"]).rename(columns={"value": measure.name})),
     )
@@ -62,17 +62,17 @@ def tried_table(results: Results) -> pd.DataFrame:
     )
 
 
-def tuning_figure(table: pd.DataFrame, looks: Mapping[str, Look], label: str, scale: str, zero: bool) -> Figure:
+def tuning_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle], label: str, scale: str, zero: bool) -> Figure:
     """Return a figure of values against the rate, a panel per batch size."""
     sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())}
-    sheet = panels.sheet({0: ""}, sizes, looks, height=2.0)
+    sheet = panels.sheet({0: ""}, sizes, styles, height=2.0)
     with styled():
-        for place, (arm, look) in enumerate(looks.items()):
+        for place, (arm, style) in enumerate(styles.items()):
             # Arms tried at equal rates stand a hair apart.
-            shift = 1.02 ** (place - (len(looks) - 1) / 2)
+            shift = 1.02 ** (place - (len(styles) - 1) / 2)
             for size in sizes:
                 rows = table[(table["arm"] == arm) & (table["batch_size"] == size)]
-                _arm(sheet.axes[0, size], rows.assign(lr=rows["lr"] * shift), look)
+                _arm(sheet.axes[0, size], rows.assign(lr=rows["lr"] * shift), style)
         low, high = table["lr"].min(), table["lr"].max()
         for axes in sheet.axes.values():
             panels.log_axis(axes, "x", low, high)
@@ -82,17 +82,17 @@ def tuning_figure(table: pd.DataFrame, looks: Mapping[str, Look], label: str, sc
     return sheet.figure
 
 
-def _arm(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
-    colour = look.colour
+def _arm(axes: Axes, rows: pd.DataFrame, style: ArmStyle) -> None:
+    color = style.color
     for other, alpha, width in ((True, 0.45, 0.7), (False, 1.0, 1.6)):
         part = rows[rows["other"] == other]
         for _, line in part.groupby("options", sort=False):
             means = line.groupby("lr")["value"].mean()
-            axes.plot(means.index, means, color=colour, linestyle=look.dash, linewidth=width, alpha=alpha)
+            axes.plot(means.index, means, color=color, linestyle=style.dash, linewidth=width, alpha=alpha)
         sound, lost = part[~part["diverged"]], part[part["diverged"]]
         size, edge = (2, 0.7) if other else (3.5, 1)
-        dots: dict[str, Any] = {"color": colour, "linestyle": "none", "alpha": alpha}
-        axes.plot(sound["lr"], sound["value"], marker=look.marker, markersize=size, markeredgewidth=0, **dots)
+        dots: dict[str, Any] = {"color": color, "linestyle": "none", "alpha": alpha}
+        axes.plot(sound["lr"], sound["value"], marker=style.marker, markersize=size, markeredgewidth=0, **dots)
         axes.plot(lost["lr"], lost["value"], marker="x", markersize=size, markeredgewidth=edge, **dots)
     chosen = rows[rows["chosen"]]
     if np.isfinite(chosen["value"].mean()):
@@ -102,7 +102,7 @@ def _arm(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
             marker="o",
             markersize=10,
             markerfacecolor="none",
-            markeredgecolor=colour,
+            markeredgecolor=color,
             markeredgewidth=1.2,
             zorder=4,
         )
