@@ -248,8 +248,8 @@ def _rankings(findings: Findings) -> Said:
             f"The ranking by {ranked.label}",
             f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.transform} "
             f"scale within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals "
-            f"that hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a letter "
-            "exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
+            f"that hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a "
+            "letter exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
         )
 
 
