@@ -85,7 +85,7 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     study = study_of(LEVEL)
     made = made_of(study, factor)
     findings = analyze(made, checks=False)
-    found = doubts(made, findings).apart.get("level")
+    found = doubts(made, findings).heterogeneity.get("level")
     assert (found and found.how) == how
     answer = describe(made, findings, [])["answers"][2]
     said = {limit["title"]: limit["text"] for limit in limitations(made, findings)}

@@ -1,7 +1,7 @@
-"""The method of a study in words: what was done to reach the verdicts, and only that.
+"""The method section of a report: the steps by which this study reached its verdicts, and no others.
 
-A paragraph may name formulas; each rendering has its own notation for them (templates/formulas.*), and `FORMULAS` says
-in words what each of them states.
+A paragraph may refer to formulas. Each rendering typesets them in its own notation (templates/formulas.*); `FORMULAS`
+is their plain-text form.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FORMULAS = {
     "sharpness": "λ_max(P^−½ H P^−½) / ((2 + 2β₁)/((1 − β₁)η)), P = √v̂ + ε",
     "margin": "m = (p − q)/2, b_rel = (p + q)/2",
 }
-"""What each formula states, in plain characters: the alternative text of the typeset one."""
+"""Each formula in plain characters: the alternative text of the typeset formula."""
 
 
 def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
-    """Return the method as paragraphs: each a title, a text and the formulas that follow it, as {id, alt}."""
+    """Return the method as paragraphs: each a title, a text, and the formulas after it as {id, alt}."""
     sources = (
         _pairing(results),
         _tuning(results),
@@ -49,10 +49,10 @@ def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
     ]
 
 
-Said = Iterator[tuple[str, ...]]
+Paragraphs = Iterator[tuple[str, ...]]
 
 
-def _pairing(results: Results) -> Said:
+def _pairing(results: Results) -> Paragraphs:
     train = results.study.train
     clipping = "Gradients are not clipped."
     if train.clip_quantile is not None:
@@ -97,27 +97,27 @@ def _optimizer(train: Train) -> str:
 
 
 def _parts(results: Results) -> str:
-    """Return how numbers of pairs and multiples of a rate are set, where the grid has them."""
-    grid, said = results.study.grid, ""
+    """Return sentences on the numbers of training pairs and the learning rate multipliers, if the grid has them."""
+    grid, text = results.study.grid, ""
     if grid.train_pairs:
         tuned = f" Rates were tuned on {max(grid.train_pairs):,}." if results.tuning else ""
-        said += (
+        text += (
             f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.train_pairs))} training pairs. For each seed "
             "all arms use the same pairs; smaller training sets are subsets of larger ones, and noise is applied only "
             f"within the set.{tuned}"
         )
     if grid.lr_multipliers:
         base = "the rate that tuning chose for the arm" if results.tuning else f"the rate {grid.lr[0]:g}"
-        said += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_multipliers)} times {base}."
-    return said
+        text += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_multipliers)} times {base}."
+    return text
 
 
 def _recipes(results: Results) -> str:
-    """Return what arms train with instead of what all others do."""
-    own = {name: arm.train.given for name, arm in results.study.arms.items() if arm.train}
+    """Return sentences on the arms whose training settings differ from those of the study."""
+    overrides = {name: arm.train.given for name, arm in results.study.arms.items() if arm.train}
     return "".join(
         f" The arm {name} trains with its own {', '.join(f'{key} = {_value(value)}' for key, value in keys.items())}."
-        for name, keys in own.items()
+        for name, keys in overrides.items()
         if keys
     )
 
@@ -126,7 +126,7 @@ def _value(value: Any) -> str:
     return f"({', '.join(f'{part:g}' for part in value)})" if isinstance(value, tuple) else f"{value}"
 
 
-def _tuning(results: Results) -> Said:
+def _tuning(results: Results) -> Paragraphs:
     study, tuning = results.study, results.tuning
     if tuning is None or study.tune is None:
         return
@@ -164,7 +164,7 @@ def _own_streams(results: Results) -> str:
     return f" Exception: {' and '.join(arms)} deliberately {words} random streams." if arms else ""
 
 
-def _losses(results: Results) -> Said:
+def _losses(results: Results) -> Paragraphs:
     study = results.study
     arms = {name: study.arm(name) for name in study.grid.arms}
     for name in dict.fromkeys(arm.loss for arm in arms.values()):
@@ -177,11 +177,11 @@ def _losses(results: Results) -> Said:
 
 
 def _options(options: dict[str, Any]) -> str:
-    given = ", ".join(f"{key} = {value}" for key, value in options.items())
-    return f" ({given})" if given else ""
+    words = ", ".join(f"{key} = {value}" for key, value in options.items())
+    return f" ({words})" if words else ""
 
 
-def _inference(results: Results, findings: Findings) -> Said:
+def _inference(results: Results, findings: Findings) -> Paragraphs:
     if not findings.claims:
         return
     level = confidence_in_percent(findings.claims[0].confidence)
@@ -206,7 +206,7 @@ def _inference(results: Results, findings: Findings) -> Said:
             "difference (0, or a ratio of 1) and another's entirely below, and “heterogeneous” if two intervals do not "
             "overlap and the effects differ by more than the margin. No verdict rests on that.",
         )
-    for claim, asked in zip(findings.claims, results.study.claims, strict=True):
+    for claim, definition in zip(findings.claims, results.study.claims, strict=True):
         expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
         measured = results.measures[claim.measure].label
         if claim.against_measure:
@@ -217,9 +217,9 @@ def _inference(results: Results, findings: Findings) -> Said:
             )
         yield (
             f"The claim {claim.id}",
-            f"Measure: {measured}{_read(results, asked)}; "
-            f"contrast {claim.contrast}{_along(asked)}, expected {expected}, margin {claim.margin:g}. "
-            f"{_tested(claim)}",
+            f"Measure: {measured}{_reading(results, definition)}; "
+            f"contrast {claim.contrast}{_along(definition)}, expected {expected}, margin {claim.margin:g}. "
+            f"{_test(claim)}",
         )
     if results.study.looks:
         yield (
@@ -241,7 +241,7 @@ def _inference(results: Results, findings: Findings) -> Said:
     )
 
 
-def _rankings(findings: Findings) -> Said:
+def _rankings(findings: Findings) -> Paragraphs:
     for ranked in findings.rankings:
         pairs, n = len(ranked.found.pairs), ranked.found.n
         yield (
@@ -253,7 +253,7 @@ def _rankings(findings: Findings) -> Said:
         )
 
 
-def _trust(findings: Findings) -> Said:
+def _trust(findings: Findings) -> Paragraphs:
     if any(claim.sensitivity.checks for claim in findings.claims):
         yield (
             "Sensitivity",
@@ -263,16 +263,16 @@ def _trust(findings: Findings) -> Said:
             "the arm within it (REML, n − 1 degrees of freedom; if a variance component is estimated as 0, the "
             "interval is too narrow), where a run has several; and by the primary test without each seed in turn.",
         )
-    known = published()
-    if findings.claims and known and (found := summary(known, {claim.contrast for claim in findings.claims})):
+    record = published()
+    if findings.claims and record and (rates := summary(record, {claim.contrast for claim in findings.claims})):
         yield (
             "Error rates of these verdicts",
-            f"Measured for the contrasts of this study. {found} All settings are in docs/calibration.md of the source; "
+            f"Measured for the contrasts of this study. {rates} All settings are in docs/calibration.md of the source; "
             "the command stability calibrate measures them again.",
         )
 
 
-def _measures(results: Results, findings: Findings) -> Said:
+def _measures(results: Results, findings: Findings) -> Paragraphs:
     columns = set(results.steps.columns)
     scales = {
         claim.measure for claim in findings.claims if results.measures[claim.measure].transform == "log_above_chance"
@@ -335,14 +335,14 @@ def _measures(results: Results, findings: Findings) -> Said:
         )
 
 
-READ = {
+REDUCTIONS = {
     "tail_mean": "the mean over the last fifth of a run's steps",
     "final": "the last value of a run",
     "first": "the first value of a run",
     "best": "the best value of a run",
     "mean_after_warmup": "the mean of a run after warm-up",
 }
-"""What a claim takes of a run, in words."""
+"""Each reduction of a run to one number, in words."""
 
 SCALES = {
     "log": "as a logarithm",
@@ -351,12 +351,12 @@ SCALES = {
 }
 
 
-def _read(results: Results, claim: Claim) -> str:
-    """Return what a claim takes of a run and on which scale, in words."""
+def _reading(results: Results, claim: Claim) -> str:
+    """Return in words how a claim reduces a run to one number, and on which scale."""
     reduction, scale = reading_of(claim, results.measures[claim.measure])
     on = contrast[claim.contrast].traits["on"]
-    told = [READ.get(reduction, ""), SCALES.get(scale, "") if on == "transform" else ""]
-    return "".join(f", {words}" for words in told if words)
+    parts = [REDUCTIONS.get(reduction, ""), SCALES.get(scale, "") if on == "transform" else ""]
+    return "".join(f", {words}" for words in parts if words)
 
 
 def _along(claim: Claim) -> str:
@@ -364,15 +364,15 @@ def _along(claim: Claim) -> str:
     return over if claim.threshold is None else f"{over} at {claim.threshold:g}"
 
 
-def _tested(claim: Finding) -> str:
-    """Return how a claim was tested; of one that was not, that it has no p-value, whatever numbers lay there."""
+def _test(claim: Finding) -> str:
+    """Return a sentence on the test of a claim. A claim that is not testable has no p-value, even if numbers exist."""
     if claim.verdict == "not-testable":
         return "Not testable; no p-value."
     return f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}"
 
 
 def _sign_flip(claim: Finding) -> str:
-    """Return the check that assumes no shape of the differences, where there is one."""
+    """Return a sentence on the sign-flip test, which makes no distributional assumption; "" if there is none."""
     if not math.isfinite(claim.p_sign_flip):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""The verdicts in a terminal: a table of at most 80 columns, in plain ASCII where it is piped or cannot be shown."""
+"""The table of verdicts in a terminal: at most 80 columns wide, plain ASCII for pipes and non-Unicode terminals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.text import Text
 from stability.analysis import Findings, look_sentence
 
 MAX_REPLICAS = 80
-"""Columns of the table, however wide the terminal: longer lines read worse."""
+"""Maximum width of the table in columns, even in a wider terminal: longer lines are harder to read."""
 
 MARKS = {
     "supported": ("✔", "+", "green"),
@@ -23,13 +23,13 @@ MARKS = {
 PLAIN = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "×": "x", "’": "'", "‘": "'", "“": '"', "”": '"', "→": "->", "\u00a0": " "}
 )
-"""Typographic signs of our sentences in ASCII; letters are left as they are."""
+"""ASCII for the typographic characters of our sentences; letters are unchanged."""
 
 
 def print_verdicts(console: Console, findings: Findings) -> None:
     """Print each claim with its verdict and sentence, the primary one first.
 
-    Colors are rich's: none where NO_COLOR is set or the output is no terminal.
+    Rich prints no colors if NO_COLOR is set or the output is not a terminal.
     """
     ascii_only = is_plain(console)
 
@@ -42,14 +42,14 @@ def print_verdicts(console: Console, findings: Findings) -> None:
         words = Text(plain(f"{finding.text}\n")).append(plain(finding.sentence), "dim")
         if findings.replications:
             words.append(plain(f"\nreplications: {findings.agreement(finding.id).clause}"), "dim")
-        if untuned := next((each for each in findings.untuned if each.id == finding.id), None):
+        if untuned := next((other for other in findings.untuned if other.id == finding.id), None):
             words.append(f"\nwithout tuning: {untuned.verdict} (secondary, decides nothing)", "dim")
         table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", color, no_wrap=True), words)
     console.print(table, width=min(MAX_REPLICAS, console.width))
-    if said := look_sentence(findings.looks):
-        console.print(plain(said), soft_wrap=True)
+    if sentence := look_sentence(findings.looks):
+        console.print(plain(sentence), soft_wrap=True)
 
 
 def is_plain(console: Console) -> bool:
-    """Tell whether only ASCII may be printed: into a pipe or a file, or to a terminal without Unicode."""
+    """Return whether output must be ASCII: a pipe, a file, or a terminal without Unicode."""
     return not console.is_terminal or not console.encoding.lower().startswith("utf")
