@@ -161,7 +161,7 @@ def tuning_table(results: Results) -> Json | None:
 
 
 def crosscheck_table(results: Results) -> Json | None:
-    """Return our top eigenvalue and trace next to PyHessian's and the exact ones, one row per run; None without rows."""
+    """Return our top eigenvalue and trace next to PyHessian's and the exact ones, one row per run; None without any."""
     if "crosscheck_high" not in results.steps:
         return None
     rows = results.steps[results.steps["crosscheck_high"].notna()]

@@ -1,4 +1,4 @@
-"""Where the embeddings lie: margin, relative bias and modality gap, each on its own scale."""
+"""The figure of the embedding geometry: margin, relative bias and modality gap, each on its own scale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GEOMETRY = {
 
 
 def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
-    """Yield the geometry of the embeddings, a row per quantity: final against noise, or over training without noise."""
+    """Yield the geometry of the embeddings: final values against noise, or over training if the noise is constant."""
     names = [name for name in GEOMETRY if name in results.steps and results.steps[name].notna().any()]
     if not names:
         return
@@ -36,14 +36,14 @@ def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
     words = "; ".join(
         f"{GEOMETRY[name]}: {tables.in_words(last[last['measure'] == name], list(styles), 'median')}" for name in names
     )
-    where = "Final geometry" if noisy else "Geometry"
+    subject = "Final geometry" if noisy else "Geometry"
     across = "against the share of corrupted pairs" if noisy else "over training"
     columns = ["measure", *[name for name in middle if name != "measure" and (name != "step" or not noisy)]]
     yield ReportFigure(
         id="geometry",
         section="geometry",
         title=f"Geometry of the embeddings {across}",
-        caption=f"{where} of held-out embeddings {across}. Margin: half the distance from the 5% quantile of "
+        caption=f"{subject} of held-out embeddings {across}. Margin: half the distance from the 5% quantile of "
         "matching pairs' similarities to the 95% quantile of mismatched ones (above 0: told apart). Relative bias: "
         "their midpoint. Modality gap: distance between the mean image and the mean text embedding. Thin: one seed; "
         "bold: the median of the seeds.",
@@ -62,7 +62,15 @@ def _quantity(results: Results, name: str, final: bool) -> pd.DataFrame:
 def geometry_figure(
     long: pd.DataFrame, middle: pd.DataFrame, styles: Mapping[str, ArmStyle], x: str, last: float
 ) -> Figure:
-    """Return a figure of several quantities against *x*: a row each on its own scale, a column per batch size."""
+    """Return a figure of several quantities against *x*: one row each with its own scale, one column per batch size.
+
+    Args:
+        long: One row per run and x value.
+        middle: Their medians over seeds.
+        styles: The plot style of each arm.
+        x: The column of the x axis, "noise" or "step".
+        last: The last training step.
+    """
     sizes = {size: f"B = {size}" for size in sorted(long["batch_size"].unique())}
     sheet = panels.sheet(dict.fromkeys(long["measure"], ""), sizes, styles, height=1.15, share_y="row")
     others = [axis for axis in AXES if axis not in ("noise", "batch_size")]

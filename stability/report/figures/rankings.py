@@ -1,4 +1,4 @@
-"""Arms in order: how far each is behind the first, with intervals that hold for all pairs, and letters for ties."""
+"""Ranking plots: the difference of each arm from the best, with simultaneous intervals and letters for ties."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from stability.stats.rankings import Place
 from stability.stats.wording import between, confidence_in_percent, number
 
 ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
-"""Inches: of a row, below and above the rows, of a character of a name, and of a column of letters."""
+"""Sizes in inches: a row, the space below and above the rows, a character of a name, a column of letters."""
 
 
 def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFigure]:
-    """Yield a figure per ranking of a study that could be made; *arms* are those of the study, in its order."""
-    for place, ranked in enumerate(findings.rankings):
-        found = ranked.found
-        if found.problem:
+    """Yield a figure per ranking without a problem; *arms* are those of the study, in its order."""
+    for index, ranked in enumerate(findings.rankings, start=1):
+        ranking = ranked.found
+        if ranking.problem:
             continue
-        confidence = confidence_in_percent(found.confidence)
-        first = found.places[0]
+        confidence = confidence_in_percent(ranking.confidence)
+        first = ranking.places[0]
         yield ReportFigure(
-            id=f"ranking-{place + 1}",
+            id=f"ranking-{index}",
             section="ranking",
             title=f"Ranking by {ranked.label}",
-            caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {found.n} seeds of each arm less "
-            f"that of the first, with intervals that hold at {confidence} for all {len(found.pairs)} pairs together. "
+            caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {ranking.n} seeds of each arm less "
+            f"that of the first, with intervals that hold at {confidence} for all {len(ranking.pairs)} pairs together. "
             "Arms that share a letter cannot be told apart.",
-            alt=f"Ranking of {len(found.places)} arms by {ranked.label}. {first.name} is first, in group "
-            f"{first.letters}; " + "; ".join(_words(one) for one in found.places[1:]) + ".",
+            alt=f"Ranking of {len(ranking.places)} arms by {ranked.label}. {first.name} is first, in group "
+            f"{first.letters}; " + "; ".join(_words(place) for place in ranking.places[1:]) + ".",
             figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
@@ -72,9 +72,9 @@ def _table(ranked: Ranked) -> pd.DataFrame:
 
 
 def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
-    """Return one row per arm from best to worst: its difference from the first, and its letters, a column each."""
+    """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
     places = ranked.found.places
-    columns = sorted({letter for place in places for letter in _letters(place)}, key=lambda one: (len(one), one))
+    columns = sorted({letter for place in places for letter in _letters(place)}, key=lambda label: (len(label), label))
     total = TOP + ROW * len(places) + FOOT
     right = COLUMN * (len(columns) + 1)
     left = 0.25 + CHARACTER * max(len(place.name) for place in places)
@@ -103,5 +103,5 @@ def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
 
 
 def _letters(place: Place) -> list[str]:
-    """Return the letters of an arm one by one: a letter, or a letter and a number once the alphabet is used up."""
+    """Split an arm's letters; after the end of the alphabet, a letter is followed by a number."""
     return re.findall(r"[a-z]\d*", place.letters)
