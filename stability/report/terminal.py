@@ -8,7 +8,7 @@ from rich.text import Text
 
 from stability.analysis import Findings, look_sentence
 
-MAX_REPLICAS = 80
+MAX_WIDTH = 80
 """Maximum width of the table in columns, even in a wider terminal: longer lines are harder to read."""
 
 MARKS = {
@@ -45,7 +45,7 @@ def print_verdicts(console: Console, findings: Findings) -> None:
         if untuned := next((other for other in findings.untuned if other.id == finding.id), None):
             words.append(f"\nwithout tuning: {untuned.verdict} (secondary, decides nothing)", "dim")
         table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", color, no_wrap=True), words)
-    console.print(table, width=min(MAX_REPLICAS, console.width))
+    console.print(table, width=min(MAX_WIDTH, console.width))
     if sentence := look_sentence(findings.looks):
         console.print(plain(sentence), soft_wrap=True)
 

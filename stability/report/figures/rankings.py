@@ -36,7 +36,7 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
             f"that of the first, with intervals that hold at {confidence} for all {len(ranking.pairs)} pairs together. "
             "Arms that share a letter cannot be told apart.",
             alt=f"Ranking of {len(ranking.places)} arms by {ranked.label}. {first.name} is first, in group "
-            f"{first.letters}; " + "; ".join(_words(place) for place in ranking.places[1:]) + ".",
+            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.places[1:]) + ".",
             figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
@@ -50,22 +50,22 @@ _SCALES = {
 }
 
 
-def _words(place: Place) -> str:
-    return f"{place.name} {number(place.behind)} ({between(place.interval, False)}), in group {place.letters}"
+def _words(entry: Place) -> str:
+    return f"{entry.name} {number(entry.behind)} ({between(entry.interval, False)}), in group {entry.letters}"
 
 
 def _table(ranked: Ranked) -> pd.DataFrame:
     rows = [
         {
             "rank": rank,
-            "arm": place.name,
-            "mean": place.mean,
-            "behind first": place.behind,
-            "low": place.interval[0],
-            "high": place.interval[1],
-            "letters": place.letters,
+            "arm": entry.name,
+            "mean": entry.mean,
+            "behind first": entry.behind,
+            "low": entry.interval[0],
+            "high": entry.interval[1],
+            "letters": entry.letters,
         }
-        for rank, place in enumerate(ranked.found.places, start=1)
+        for rank, entry in enumerate(ranked.found.places, start=1)
     ]
     table = pd.DataFrame(rows)
     return table.rename(columns={"mean": "mean log"}) if ranked.transform in LOGARITHMS else table
@@ -74,24 +74,24 @@ def _table(ranked: Ranked) -> pd.DataFrame:
 def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
     places = ranked.found.places
-    columns = sorted({letter for place in places for letter in _letters(place)}, key=lambda label: (len(label), label))
+    columns = sorted({letter for entry in places for letter in _letters(entry)}, key=lambda label: (len(label), label))
     total = TOP + ROW * len(places) + FOOT
     right = COLUMN * (len(columns) + 1)
-    left = 0.25 + CHARACTER * max(len(place.name) for place in places)
+    left = 0.25 + CHARACTER * max(len(entry.name) for entry in places)
     width = WIDTH - left - right
     with styled():
         figure = Figure(figsize=(WIDTH, total))
         axes = figure.add_axes((left / WIDTH, FOOT / total, width / WIDTH, ROW * len(places) / total))
         axes.set_ylim(len(places) - 0.5, -0.5)
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
-        for row, place in enumerate(places):
-            style = styles[place.name]
-            axes.plot(place.interval, (row, row), color=style.color, linewidth=1.2, solid_capstyle="butt")
-            axes.plot([place.behind], [row], marker=style.marker, color=style.color, markersize=5, linestyle="none")
-            for letter in _letters(place):
+        for row, entry in enumerate(places):
+            style = styles[entry.name]
+            axes.plot(entry.interval, (row, row), color=style.color, linewidth=1.2, solid_capstyle="butt")
+            axes.plot([entry.behind], [row], marker=style.marker, color=style.color, markersize=5, linestyle="none")
+            for letter in _letters(entry):
                 x = 1 + COLUMN * (columns.index(letter) + 0.75) / width
                 axes.text(x, row, letter, transform=axes.get_yaxis_transform(), ha="center", va="center")
-        axes.set_yticks(range(len(places)), [place.name for place in places])
+        axes.set_yticks(range(len(places)), [entry.name for entry in places])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -102,6 +102,6 @@ def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     return figure
 
 
-def _letters(place: Place) -> list[str]:
+def _letters(entry: Place) -> list[str]:
     """Split an arm's letters; after the end of the alphabet, a letter is followed by a number."""
-    return re.findall(r"[a-z]\d*", place.letters)
+    return re.findall(r"[a-z]\d*", entry.letters)

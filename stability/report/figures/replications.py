@@ -137,7 +137,7 @@ def _table(claims: Sequence[Finding], rows: Rows) -> pd.DataFrame:
             "effect": finding.effect if testable(finding) else None,
             "low": finding.interval[0] if testable(finding) else None,
             "high": finding.interval[1] if testable(finding) else None,
-            "train_pairs": finding.n_pairs,
+            "pairs": finding.n_pairs,
         }
         for claim in claims
         for name, finding in rows[claim.id]
