@@ -383,7 +383,7 @@ LABEL = 0.3
 def level_axis(axes: Axes, levels: Sequence[float]) -> None:
     """Set a panel's x axis to the levels of a grid axis, with as many tick labels as fit."""
     every = math.ceil(len(levels) * LABEL / (axes.get_position().width * WIDTH))
-    # On a logarithmic axis only the levels themselves get ticks.
+    # On a logarithmic axis only the levels get ticks: readers misplace round numbers between them.
     at_levels = every == 1 or axes.get_xscale() == "log"
     axes.xaxis.set_major_locator(FixedLocator(list(levels[::every])) if at_levels else MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
