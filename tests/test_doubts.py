@@ -85,7 +85,7 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     study = study_of(LEVEL)
     made = made_of(study, factor)
     findings = analyze(made, checks=False)
-    found = doubts(made, findings).apart.get("level")
+    found = doubts(made, findings).heterogeneity.get("level")
     assert (found and found.how) == how
     answer = describe(made, findings, [])["answers"][2]
     said = {limit["title"]: limit["text"] for limit in limitations(made, findings)}
@@ -93,8 +93,8 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     assert bool(answer["uneven"]) == (how == "turns")  # that it only differs is said of the primary claim
     first = describe(made, replace(findings, claims=tuple(replace(c, primary=True) for c in findings.claims)), [])
     assert bool(first["answers"][2]["uneven"]) == (how is not None)
-    assert ("Cells that go both ways" in said) == (how == "turns")
-    assert ("An effect that differs between cells" in said) == (how == "differs")
+    assert ("Opposite signs between cells" in said) == (how == "turns")
+    assert ("Heterogeneous effect between cells" in said) == (how == "differs")
     if how:
         assert found.sentence in next(text for text in said.values() if "SigLIP's gradients" in text and "×" in text)
 
@@ -140,7 +140,7 @@ def test_steps_that_are_counted_in_strides_longer_than_the_margin_are_a_limitati
     study = study_of(LEVEL)  # its second claim counts steps; recall is measured every 10 of them
     made = curves(study)
     findings = analyze(made, checks=False)
-    said = dict(coarse(made, findings))["Steps counted in strides"]
+    said = dict(coarse(made, findings))["Coarse time resolution"]
     assert "every 10 steps" in said
     assert f"margin of {percent(0.1)}." in said
     wide = [claim.model_copy(update={"margin": 1.5}) for claim in study.claims]

@@ -184,7 +184,7 @@ def test_a_claim_over_pairs_is_a_slope_per_doubling_and_the_report_shows_the_axi
     drawn = draw(results, findings)
     assert any("train_pairs" in one.table.columns for one in drawn)
     told = " ".join(paragraph["text"] for paragraph in method(results, findings))
-    assert "Runs have 16, 64 training pairs: at one seed the same for all arms" in told
+    assert "Runs have 16, 64 training pairs. For each seed all arms use the same pairs" in told
 
 
 def test_a_claim_over_batch_size_is_per_doubling_and_one_over_noise_is_not(tiny_text):

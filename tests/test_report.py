@@ -255,7 +255,7 @@ def test_the_method_of_a_claim_that_could_not_be_tested_tells_no_p_value(results
         told = method(results, replace(findings, claims=(claim, *others)))
         text = next(each["text"] for each in told if each["title"] == f"The claim {first.id}")
         assert ("sign flips" in text, "Test: exact sign interval" in text) == (said, said)
-        assert ("could not be tested" in text) != said
+        assert ("Not testable; no p-value." in text) != said
 
 
 def test_limitations_name_what_the_data_show(results, findings):

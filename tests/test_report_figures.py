@@ -32,7 +32,7 @@ from stability.report.figures.panels import CELL, COLUMN, ROW, faceted, level_ax
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
 from stability.report.figures.trajectories import over_training
-from stability.report.style import DARK, LIGHT, looks, theme_css
+from stability.report.style import DARK, LIGHT, arm_styles, theme_css
 from stability.study import parse_study
 
 NUMBER = r"-?\d*\.?\d+"
@@ -252,7 +252,7 @@ def titles(sheet):
 
 def test_many_levels_stand_in_lines_of_several_panels():
     factors = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
-    sheet = faceted(cells(lr_multiplier=factors), looks(["clip"]))
+    sheet = faceted(cells(lr_multiplier=factors), arm_styles(["clip"]))
     assert titles(sheet) == [f"B = 32, {factor:g} × lr" for factor in factors]
     tops = [round(axes.get_position().y0, 3) for axes in sheet.axes.values()]
     assert [tops.count(top) for top in dict.fromkeys(tops)] == [4, 3]
@@ -261,7 +261,7 @@ def test_many_levels_stand_in_lines_of_several_panels():
 
 def test_several_corruptions_have_a_row_each():
     table = cells(corruption=["image_noise", "mismatch", "text_noise"], noise=[0.0, 0.3, 0.6])
-    sheet = faceted(table, looks(["clip"]))
+    sheet = faceted(table, arm_styles(["clip"]))
     assert {title for title in titles(sheet) if title} == {"noise 0", "noise 0.3", "noise 0.6"}
     for key in table[[*ROW, *COLUMN]].itertuples(index=False, name=None):
         assert sheet.axes[key[: len(ROW)], key[len(ROW) :]]
@@ -269,7 +269,7 @@ def test_several_corruptions_have_a_row_each():
 
 @pytest.mark.parametrize("arms", [["clip"], ["clip", "siglip"], [f"loss-of-some-name-{place}" for place in range(23)]])
 def test_a_legend_is_read_line_by_line_and_stays_within_the_figure(arms):
-    sheet = faceted(cells(), looks(arms))
+    sheet = faceted(cells(), arm_styles(arms))
     sheet.figure.canvas.draw()
     (legend,) = sheet.figure.legends
     box, page = legend.get_window_extent(), sheet.figure.bbox
@@ -332,17 +332,17 @@ def test_diverged_runs_are_counted_and_crossed(results, drawn):
     assert [line.get_xdata()[0] for line in crosses] == pytest.approx([120] * count, abs=8)
 
 
-def test_each_arm_keeps_one_colour_and_marker_in_all_figures(results, drawn):
-    known = looks(results.study.grid.arms)
+def test_each_arm_keeps_one_color_and_marker_in_all_figures(results, drawn):
+    styles = arm_styles(results.study.grid.arms)
     seen = set()
     for figure in drawn:
         for legend in figure.figure.legends:
             for line in legend.get_lines():
-                look = known[line.get_label()]
-                assert (line.get_color(), line.get_marker()) == (look.colour, look.marker)
+                style = styles[line.get_label()]
+                assert (line.get_color(), line.get_marker()) == (style.color, style.marker)
                 seen.add(line.get_label())
     assert seen == set(results.study.grid.arms)
-    assert len({look.colour for look in known.values()}) == len({look.marker for look in known.values()}) == 3
+    assert len({style.color for style in styles.values()}) == len({style.marker for style in styles.values()}) == 3
 
 
 # --- the forest plot -------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_equal_results_give_equal_markup_however_often_it_is_written(results, ma
             assert svg(figure.figure, figure.id, label=figure.alt) == markup[figure.id]
 
 
-def test_a_dark_page_recolours_everything(drawn):
+def test_a_dark_page_recolors_everything(drawn):
     for figure in drawn[:2]:
         dark = svg(figure.figure, "x", dark=True)
         changed = {role for role in LIGHT if LIGHT[role] != DARK[role]}
@@ -411,7 +411,7 @@ def test_a_dark_page_recolours_everything(drawn):
         assert DARK["ink"] in dark
 
 
-def test_a_themed_figure_has_no_colour_that_the_page_does_not_set(drawn):
+def test_a_themed_figure_has_no_color_that_the_page_does_not_set(drawn):
     for figure in (drawn[0], drawn[1], drawn[-1]):
         themed = svg(figure.figure, "x", themed=True)
         roles = set(re.findall(r"var\(--figure-([\w-]+),#[0-9a-f]{6}\)", themed))
@@ -518,10 +518,10 @@ def test_a_strip_holds_its_marks_against_the_level_it_was_given():
     marks = pd.DataFrame({"arm": ["clip"] * 3, "seed": [0, 1, 2], "value": [0.2, 0.3, 0.5]})
     cell = {"batch_size": 8, "train_pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3, "lr_multiplier": 1.0}
     table = marks.assign(**cell, run=["a", "b", "c"])
-    known = looks(["clip"])
+    styles = arm_styles(["clip"])
     for level, lowest in ((1.0, 0.2 / 1.15), (None, 0.0)):
         scale = "log" if level else "linear"
-        axes = strip_figure(table, medians(table), known, "value", level, scale).axes[0]
+        axes = strip_figure(table, medians(table), styles, "value", level, scale).axes[0]
         dotted = [float(line.get_ydata()[0]) for line in axes.lines if list(line.get_xdata()) == [0, 1]]
         assert dotted == ([level] if level else [])
         assert axes.get_ylim()[0] == pytest.approx(lowest)
