@@ -93,9 +93,9 @@ def test_a_study_without_encoders_of_one_s_own_keeps_its_identity_when_some_are_
 def test_part_of_a_tower_can_be_locked(catalogue, file, text):
     load_encoders([file()])
     study = parsed(text)
-    plan = model_spec(study, "clip", 8, study.pairs())
-    assert {name for name in plan.frozen if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
-    assert {name for name in plan.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
+    spec = model_spec(study, "clip", 8, study.pairs())
+    assert {name for name in spec.frozen if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
+    assert {name for name in spec.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
 
 
 def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogue, file):
