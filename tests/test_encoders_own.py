@@ -185,7 +185,7 @@ class Masked(nn.Linear):
 @pytest.mark.parametrize(
     ("tower", "sentence"),
     [
-        (Centred(5, 4), "a sample's embedding hangs on the others"),
+        (Centred(5, 4), "embeddings depend on the other samples in the batch"),
         (Branching(5, 4), "does not run under torch.func.vmap over its weights"),
         (nn.Flatten(), "it has no parameters"),
         (nn.LazyLinear(4), "parameter 'weight' has no shape yet"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stability.devices import is_aligned
-from stability.encoders.transformers import Attention, Block, Patches, Transformer
+from stability.encoders.transformers import Attention, Patches, Transformer, TransformerBlock
 from stability.probes import Params
 
 Forward = Callable[[Params, Tensor], Tensor]
@@ -170,8 +170,8 @@ def _transformer(module: Transformer, params: ParamTree, x: Tensor) -> Tensor:
     return _submodule(module, "project", params, _submodule(module, "norm", params, x).mean(-2))
 
 
-@layer(Block)
-def _block(module: Block, params: ParamTree, x: Tensor) -> Tensor:
+@layer(TransformerBlock)
+def _block(module: TransformerBlock, params: ParamTree, x: Tensor) -> Tensor:
     x = x + _submodule(module, "attention", params, _submodule(module, "attention_norm", params, x))
     hidden = F.gelu(_submodule(module, "expand", params, _submodule(module, "mlp_norm", params, x)))
     return x + _submodule(module, "contract", params, hidden)
