@@ -19,7 +19,7 @@ from stability.losses.softmax import clip_chance
 
 @loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_chance)
 def siglip_chunked(image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tensor, chunk: int = 1024) -> Tensor:
-    """Classify each of the B x B pairs as match or mismatch, *chunk* rows at a time; nats per image.
+    """Judge each of the B x B pairs as match or mismatch, *chunk* rows at a time; nats per image.
 
     The value and all derivatives of `siglip`, with O(B x chunk) memory.
     Zhai et al. (2023), arXiv:2303.15343, Sec. 3.3, chunks over devices; this is one device.
@@ -29,7 +29,7 @@ def siglip_chunked(image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tens
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
 def clip_chunked(image: Tensor, text: Tensor, *, log_scale: Tensor, chunk: int = 1024) -> Tensor:
-    """Classify each row's match among all B rows, in both directions, *chunk* rows at a time; nats per pair.
+    """Tell each row's match from the other B - 1 rows, both ways, *chunk* rows at a time; nats per pair.
 
     The value and all derivatives of `clip`, with O(B x chunk) memory. Radford et al. (2021), arXiv:2103.00020, Fig. 3.
     """

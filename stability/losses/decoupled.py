@@ -20,7 +20,7 @@ def dcl_chance(batch_size: int) -> float:
 
 @loss(log_scale=Scalar(math.log(10.0), trained=False), chance=dcl_chance)
 def dcl(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
-    """Contrast each row's match with its mismatches only, in both directions; nats per pair, may be negative.
+    """Tell each row's match from its mismatches alone, both ways; nats per pair, and it may be negative.
 
     L = mean over rows, in both directions, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for (B, D)
     inputs with unit rows. Chance is log(B - 1). Yeh et al. (2022), arXiv:2110.06848, Eq. 5-6; mismatches are those of
@@ -39,7 +39,7 @@ def _decoupled(logits: Tensor) -> Tensor:
 
 @loss(log_scale=Scalar(math.log(10.0), trained=False), chance=dcl_chance)
 def dclw(image: Tensor, text: Tensor, *, log_scale: Tensor, sigma: float = 0.5) -> Tensor:
-    """Weight matches in the decoupled loss by their distance; nats per pair, may be negative.
+    """Weigh matches in the decoupled loss by how far apart they still are; nats per pair, and it may be negative.
 
     L = mean over rows, in both directions, of -w_i l_ii + log sum_{j != i} e^(l_ij), with w_i = 2 - B
     softmax_i(s_ii / sigma), s_ii = <image_i, text_i>, l = t s, for (B, D) inputs with unit rows. The weights average 1;
@@ -63,7 +63,7 @@ def infoloob_chance(batch_size: int, scale: float = 30.0) -> float:
 def infoloob(
     image: Tensor, text: Tensor, *, log_scale: Tensor, hopfield: bool = False, hopfield_scale: float = 8.0
 ) -> Tensor:
-    """Omit the match from the softmax over the batch, in both directions; in units of similarity (nats over t).
+    """Leave the match out of the softmax over the batch, both ways, in units of similarity (nats over t).
 
     L = 1/t mean over rows, in both directions, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for
     (B, D) inputs with unit rows. With *hopfield* each embedding is first replaced by its retrieval from the batch's

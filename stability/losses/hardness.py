@@ -19,7 +19,7 @@ from stability.registry import InputError, nearest
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
 def hcl(image: Tensor, text: Tensor, *, log_scale: Tensor, beta: float = 1.0, positive_share: float = 0.1) -> Tensor:
-    """Contrast matches with mismatches weighted towards hard ones, corrected for false negatives; nats per pair.
+    """Contrast matches with mismatches weighted towards the hard ones, corrected for false ones; nats per pair.
 
     L = mean over rows, in both directions, of -log(p / (p + G)), p = e^(l_ii), l = t <image_i, text_j>, G = max([N
     sum_j w_j e^(l_ij) - tau N p] / (1 - tau), N e^(-t)) over the N = B - 1 mismatches j, with weights
@@ -56,7 +56,7 @@ def focal_sigmoid(
     gamma: float = 1.0,
     decay_steps: int = 20_000,
 ) -> Tensor:
-    """Classify every pair, with less weight on pairs already classified correctly early in training; nats per image.
+    """Judge every pair, those that are judged right already with less weight at first; nats per image.
 
     L = 1/B sum_ij sigmoid(-z_ij l_ij)^g softplus(-z_ij l_ij), z = +1 on the diagonal and -1 elsewhere, l = t
     <image_i, text_j> + b, for (B, D) inputs with unit rows; g decays from *gamma* to 0 along half a cosine over
@@ -91,7 +91,7 @@ def siglip_masked(
     keep: Literal["random", "hard", "easy"] = "random",
     ratio: float = 4.0,
 ) -> Tensor:
-    """Classify all matches but only some mismatches of the batch: random, hard or easy ones; nats per image.
+    """Judge all matches but only some mismatches of the batch: random, hard or easy ones; nats per image.
 
     L = 1/B [sum_i softplus(-l_ii) + sum_{(i, j) kept} softplus(l_ij)], l = t <image_i, text_j> + b, for (B, D) inputs
     with unit rows. Kept are round(ratio B) of the B (B - 1) mismatches of the whole batch (at least 1): those of the
@@ -123,7 +123,7 @@ def clip_masked(
     keep: Literal["random", "hard", "easy"] = "random",
     ratio: float = 4.0,
 ) -> Tensor:
-    """Contrast each match with only some of its mismatches: random, hard or easy ones; nats per pair.
+    """Pick each match out of only some of its mismatches: random, hard or easy ones; nats per pair.
 
     L = mean over rows i, in both directions, of -log(e^(l_ii) / (e^(l_ii) + sum_{j kept} e^(l_ij))), l = t
     <image_i, text_j>, for (B, D) inputs with unit rows. Kept are round(ratio) of the B - 1 mismatches of each row (at
@@ -168,7 +168,7 @@ def triplet_chance(batch_size: int, margin: float = 0.2) -> float:
 
 @loss(chance=triplet_chance)
 def triplet(image: Tensor, text: Tensor, *, margin: float = 0.2) -> Tensor:
-    """Require each match to be closer than each of its mismatches by a margin, both directions; in squared distance.
+    """Ask each match to be closer than each of its mismatches by a margin, both ways; in squared distance.
 
     L = mean over i != j, in both directions, of max(0, margin + |image_i - text_i|^2 - |image_i - text_j|^2), for
     (B, D) inputs with unit rows, whose squared distances are 2 - 2 <image_i, text_j>. It has no scalars, and no

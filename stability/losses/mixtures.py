@@ -61,7 +61,7 @@ def adaptive(
     state: dict[str, Tensor],
     momentum: float = 0.99,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Move from CLIP's to SigLIP's loss as retrieval within the batch improves; nats per image, and the new state.
+    """Move from CLIP's to SigLIP's loss as the batch is told apart better; nats per image, and the new state.
 
     L = (1 - a) clip(t) + a siglip(t, b), for (B, D) inputs with unit rows. a is the running skill before this batch:
     a <- momentum a + (1 - momentum) k, k = max(0, (B p - 1) / (B - 1)), where p is the mean softmax

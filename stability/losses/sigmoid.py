@@ -48,7 +48,7 @@ def siglip(
     reduction: Reduction = "per_image",
     max_scale: float = math.inf,
 ) -> Tensor:
-    """Classify each of the B x B pairs as match or mismatch; nats per image (summed over pairs, divided by B).
+    """Judge each of the B x B pairs as match or mismatch; nats per image (summed over pairs, divided by B).
 
     L = 1/B sum_ij softplus(-z_ij (t <image_i, text_j> + b)), z_ij = +1 on the diagonal and -1 elsewhere,
     t = exp(log_scale), for (B, D) inputs with unit rows. Chance (the best constant logit) is log B + (B-1)
@@ -72,7 +72,7 @@ def siglip(
 def siglip_relative_bias(
     image: Tensor, text: Tensor, *, log_scale: Tensor, relative_bias: Tensor, reduction: Reduction = "per_image"
 ) -> Tensor:
-    """Classify each of the B x B pairs by its similarity above a trained threshold; nats per image.
+    """Judge each of the B x B pairs by its similarity above a trained threshold; nats per image.
 
     L = siglip with logits t (<image_i, text_j> - b_rel), so b = -t b_rel: the same model as `siglip` in a different
     parametrization. b_rel starts at 1, which is `siglip`'s b = -10 at t = 10. For (B, D) inputs with unit rows;
@@ -93,7 +93,7 @@ def siglip_as_published_chance(batch_size: int, epsilon: float = 1e-8) -> float:
 def siglip_as_published(
     image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tensor, epsilon: float = 1e-8
 ) -> Tensor:
-    """Classify pairs by log(sigmoid + 1e-8), a form whose gradient vanishes on misclassified pairs; nats per pair.
+    """Judge pairs by log(sigmoid + 1e-8), the form whose gradient vanishes on wrong pairs; nats per pair.
 
     L = -1/B^2 [sum_i log(sigmoid(l_ii) + e) + sum_{i != j} log(1 - sigmoid(l_ij) + e)] with l = t <image_i, text_j> +
     b, for (B, D) inputs with unit rows. If |l| > 18 a misclassified pair costs -log e and has no gradient, so a
@@ -114,7 +114,7 @@ def nt_logistic_chance(batch_size: int) -> float:
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=nt_logistic_chance)
 def nt_logistic(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
-    """Classify each match and, with the same total weight, its mismatches, without a bias; nats per image.
+    """Judge each match and, with the same weight, its mismatches, without a bias; nats per image.
 
     L = 1/B sum_i [softplus(-l_ii) + 1/(B-1) sum_{j != i} softplus(l_ij)], l = t <image_i, text_j>, for (B, D) inputs
     with unit rows. Chance is 2 log 2. Chen et al. (2020), arXiv:2002.05709, Table 2, which gives the term of one

@@ -23,7 +23,7 @@ def clip_chance(batch_size: int) -> float:
 def clip(
     image: Tensor, text: Tensor, *, log_scale: Tensor, label_smoothing: float = 0.0, max_scale: float = math.inf
 ) -> Tensor:
-    """Classify each row's match among all B rows, in both directions; nats per pair.
+    """Tell each row's match from the other B - 1 rows, both ways; nats per pair.
 
     L = -1/(2B) sum_i [log softmax_j(l_ij)_i + log softmax_j(l_ji)_i] with l = t <image_i, text_j>, t = exp(log_scale),
     for (B, D) inputs with unit rows. Chance is log B. t starts at 10, as in SigLIP's own comparison (CLIP: 1/.07).
@@ -55,7 +55,7 @@ def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
 def cyclip(
     image: Tensor, text: Tensor, *, log_scale: Tensor, in_modal: float = 0.25, cross_modal: float = 0.25
 ) -> Tensor:
-    """Add to CLIP's loss the consistency of similarities between modalities and between directions; nats per pair.
+    """Add to CLIP's loss that similarities agree between the modalities and between both directions; nats per pair.
 
     L = clip + in_modal/B sum_ij (<image_i, image_j> - <text_i, text_j>)^2
     + cross_modal/B sum_ij (<image_i, text_j> - <image_j, text_i>)^2, for (B, D) inputs with unit rows; t scales the
@@ -81,7 +81,7 @@ def rince_chance(batch_size: int, q: float = 0.5, weight: float = 0.01, scale: f
 
 @loss(log_scale=Scalar(math.log(10.0), trained=False), chance=rince_chance)
 def rince(image: Tensor, text: Tensor, *, log_scale: Tensor, q: float = 0.5, weight: float = 0.01) -> Tensor:
-    """Contrast matches with a robust power instead of a logarithm, in both directions; no unit, may be negative.
+    """Contrast matches with a robust power in place of a logarithm, both ways; no unit, and it may be negative.
 
     L = mean over rows, in both directions, of -e^(q l_ii)/q + (weight sum_j e^(l_ij))^q/q, l = t <image_i, text_j>, for
     (B, D) inputs with unit rows and 0 < q <= 1. As q -> 0, L tends to CLIP's loss plus log(weight), with CLIP's

@@ -20,7 +20,7 @@ def adam_preconditioner(
 
 
 def adam_threshold(*, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> float:
-    """Return the preconditioned sharpness limit of Adam at learning rate 1: (2 + 2 beta1) / (1 - beta1)."""
+    """Return the preconditioned sharpness above which Adam at rate 1 is unstable: (2 + 2 beta1) / (1 - beta1)."""
     return adaptive_threshold(1.0, betas[0])
 
 

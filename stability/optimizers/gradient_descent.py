@@ -17,7 +17,7 @@ def no_preconditioner(buffers: Mapping[str, Tensor], steps: int, *, momentum: fl
 
 
 def sgd_threshold(*, momentum: float = 0.0) -> float:
-    """Return the sharpness limit of SGD at learning rate 1: 2 + 2 momentum."""
+    """Return the sharpness above which SGD at rate 1 is unstable: 2 + 2 momentum."""
     return momentum_threshold(1.0, momentum)
 
 
