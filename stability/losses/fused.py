@@ -39,7 +39,7 @@ def siglip_sum_tiled(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | N
     rows and columns are (B, D), bias is a scalar. *chunk* is the number of rows at a time (None: the default).
     """
     block = partial(_sum_over_blocks, _siglip_block, chunk)
-    return custom_grad(partial(_siglip_tiles, side=_side(chunk)), block, rows, columns, bias)
+    return custom_grad(partial(_siglip_tiles, tile_rows=_tile_rows(chunk)), block, rows, columns, bias)
 
 
 def clip_sum_tiled(rows: Tensor, columns: Tensor, chunk: int | None = None) -> Tensor:
@@ -47,20 +47,20 @@ def clip_sum_tiled(rows: Tensor, columns: Tensor, chunk: int | None = None) -> T
 
     rows and columns are (B, D). *chunk* is the number of rows at a time (None: the default).
     """
-    return custom_grad(partial(_clip_tiles, side=_side(chunk)), partial(_clip_blocks, chunk), rows, columns)
+    return custom_grad(partial(_clip_tiles, tile_rows=_tile_rows(chunk)), partial(_clip_blocks, chunk), rows, columns)
 
 
 def siglip_value_and_grad(rows: Tensor, columns: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     """Return `siglip_sum_tiled` and its gradients with respect to rows, columns and bias, without a graph."""
-    return _siglip_tiles(rows, columns, bias, side=TILE)
+    return _siglip_tiles(rows, columns, bias, tile_rows=TILE)
 
 
 def clip_value_and_grad(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
     """Return `clip_sum_tiled` and its gradients with respect to rows and columns, without a graph."""
-    return _clip_tiles(rows, columns, side=TILE)
+    return _clip_tiles(rows, columns, tile_rows=TILE)
 
 
-def _side(chunk: int | None) -> int:
+def _tile_rows(chunk: int | None) -> int:
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk: got {chunk!r}; allowed: at least 1 row")
     return TILE if chunk is None else chunk
@@ -97,11 +97,11 @@ def _clip_block(rows: Tensor, columns: Tensor, *, offset: int) -> Tensor:
 # Value and gradient in tiles, in place. Sums over tiles are in float64, since there are thousands of them.
 
 
-def _siglip_tiles(rows: Tensor, columns: Tensor, bias: Tensor, *, side: int) -> tuple[Tensor, ...]:
+def _siglip_tiles(rows: Tensor, columns: Tensor, bias: Tensor, *, tile_rows: int) -> tuple[Tensor, ...]:
     value, grad_bias = torch.zeros(2, dtype=torch.float64, device=rows.device)
     grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-    buffers = rows.new_empty(2, min(side, len(rows)) * min(TILE, len(columns)))
-    for down, across in _tiles(len(rows), len(columns), side):
+    buffers = rows.new_empty(2, min(tile_rows, len(rows)) * min(TILE, len(columns)))
+    for down, across in _tiles(len(rows), len(columns), tile_rows):
         left, right = rows[down], columns[across]
         logits, scratch = (buffer[: len(left) * len(right)].view(len(left), len(right)) for buffer in buffers)
         torch.mm(left, right.T, out=logits).add_(bias)
@@ -133,9 +133,9 @@ def _sum_of_softplus(x: Tensor, scratch: Tensor) -> Tensor:
     return above + below + u.log1p_().sum()
 
 
-def _clip_tiles(rows: Tensor, columns: Tensor, *, side: int) -> tuple[Tensor, ...]:
+def _clip_tiles(rows: Tensor, columns: Tensor, *, tile_rows: int) -> tuple[Tensor, ...]:
     normalize = _normalize_bounded if _is_bounded(rows, columns) else _normalize_any
-    log_sums, grad_rows, grad_columns = normalize(rows, columns, side)
+    log_sums, grad_rows, grad_columns = normalize(rows, columns, tile_rows)
     value = (log_sums - 2 * (rows * columns).sum(-1)).sum(dtype=torch.float64)
     return value.to(rows.dtype), grad_rows.sub_(columns, alpha=2), grad_columns.sub_(rows, alpha=2)
 
@@ -151,12 +151,12 @@ def _is_bounded(rows: Tensor, columns: Tensor) -> bool:
     return float(longest[0] * longest[1]) < -math.log(torch.finfo(rows.dtype).tiny) - math.log(len(rows)) - 1
 
 
-def _normalize_bounded(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize_bounded(rows: Tensor, columns: Tensor, tile_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return log sum_j e^l_ij + log sum_j e^l_ji for each i, and the gradients of their sum w.r.t. rows and columns."""
     grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
     row_sums, column_sums = rows.new_zeros(len(rows)), rows.new_zeros(len(columns))
-    buffers = rows.new_empty(2, min(side, len(rows)) * min(TILE, len(columns)))
-    tiles = _tiles(len(rows), len(columns), side)
+    buffers = rows.new_empty(2, min(tile_rows, len(rows)) * min(TILE, len(columns)))
+    tiles = _tiles(len(rows), len(columns), tile_rows)
 
     def exponentials(down: slice, across: slice) -> tuple[Tensor, Tensor]:
         left, right = rows[down], columns[across]
@@ -177,12 +177,12 @@ def _normalize_bounded(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor
     return row_sums.log() + column_sums.log(), grad_rows, grad_columns
 
 
-def _normalize_any(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize_any(rows: Tensor, columns: Tensor, tile_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the same as `_normalize_bounded` for logits of any size, shifted by the maximum of each row and column."""
     grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
 
     def one_way(left: Tensor, right: Tensor, grad_left: Tensor, grad_right: Tensor) -> Tensor:
-        height = max(min(side, 16), side * TILE // len(right))
+        height = max(min(tile_rows, 16), tile_rows * TILE // len(right))
         buffer, log_sums = left.new_empty(min(height, len(left)), len(right)), left.new_empty(len(left))
         for start in range(0, len(left), height):
             part = slice(start, start + height)
@@ -199,6 +199,6 @@ def _normalize_any(rows: Tensor, columns: Tensor, side: int) -> tuple[Tensor, Te
     return log_sums, grad_rows, grad_columns
 
 
-def _tiles(height: int, width: int, side: int) -> list[tuple[slice, slice]]:
-    downs = [slice(start, min(start + side, height)) for start in range(0, height, side)]
+def _tiles(height: int, width: int, tile_rows: int) -> list[tuple[slice, slice]]:
+    downs = [slice(start, min(start + tile_rows, height)) for start in range(0, height, tile_rows)]
     return [(down, slice(start, min(start + TILE, width))) for down in downs for start in range(0, width, TILE)]

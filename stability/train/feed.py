@@ -97,8 +97,8 @@ class PopulationData:
 
     def samples_of(self, modality: str) -> tuple[Tensor, bool]:
         """Return the samples of one modality, and whether all replicas share them."""
-        sides = {"image": (self.image, self.shared_image), "text": (self.text, self.shared_text)}
-        return sides[modality] if modality in sides else (self.extra_modalities[modality], not self.part)
+        samples = {"image": (self.image, self.shared_image), "text": (self.text, self.shared_text)}
+        return samples[modality] if modality in samples else (self.extra_modalities[modality], not self.part)
 
     def batch(self, index: Tensor, generators: Sequence[torch.Generator], without: Collection[str] = ()) -> Batch:
         """Return the pairs at an index, on the device: the samples of each modality, and the index itself.

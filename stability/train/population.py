@@ -241,13 +241,13 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
     towers = build_towers(study, pairs, seed=0)
     arm_loss = loss_spec(study.arm(arm_name, options))
     named_params = [
-        (f"{side}.{name}", value) for side, tower in towers.items() for name, value in tower.named_parameters()
+        (f"{modality}.{name}", value) for modality, tower in towers.items() for name, value in tower.named_parameters()
     ]
     frozen = {name for name, value in named_params if not value.requires_grad}
     constant = {f"loss.{name}" for name, scalar in arm_loss.scalars.items() if not scalar.trained}
     linear = {
-        ".".join(filter(None, (side, path, "weight")))
-        for side, tower in towers.items()
+        ".".join(filter(None, (modality, path, "weight")))
+        for modality, tower in towers.items()
         for path, module in tower.named_modules()
         if isinstance(module, nn.Linear)
     }
@@ -265,8 +265,8 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
         initial_scalars={name: scalar.at(batch_size) for name, scalar in arm_loss.scalars.items()},
         frozen=frozenset(frozen | constant),
         renormalized=tuple(
-            ".".join(filter(None, (side, path, name)))
-            for side, tower in towers.items()
+            ".".join(filter(None, (modality, path, name)))
+            for modality, tower in towers.items()
             for path, module in tower.named_modules()
             for name in getattr(module, "renormalized", ())
         ),
@@ -281,8 +281,8 @@ def initial_parameters(study: Study, spec: ModelSpec, pairs: Pairs, seeds: Seque
     def flat(seed: int | str) -> Tensor:
         params = {
             **{
-                f"{side}.{name}": value.detach()
-                for side, tower in build_towers(study, pairs, seed).items()
+                f"{modality}.{name}": value.detach()
+                for modality, tower in build_towers(study, pairs, seed).items()
                 for name, value in tower.named_parameters()
             },
             **{f"loss.{name}": torch.tensor(value) for name, value in spec.initial_scalars.items()},

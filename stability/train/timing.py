@@ -65,13 +65,13 @@ def time_group(
     step_seconds = sorted(_seconds(trainer.advance, device) for _ in range(steps))[steps // 2]
     children = [trainer.population.theta] * CHILDREN
     probes = loading = 0.0
-    for name, reading in cold.items():
-        if reading < REPEATED:
+    for name, seconds in cold.items():
+        if seconds < REPEATED:
             first = _seconds(partial(trainer.read, name, children), device)
-            loading += max(0.0, reading - first)
-            reading = _seconds(partial(trainer.read, name, children), device)
-            probes += first - reading
-        probes += reading * len(study.due(name)) + step_seconds * child_steps(study, name, group.runs)
+            loading += max(0.0, seconds - first)
+            seconds = _seconds(partial(trainer.read, name, children), device)
+            probes += first - seconds
+        probes += seconds * len(study.due(name)) + step_seconds * child_steps(study, name, group.runs)
     return Timing(ready, step_seconds * study.train.steps, probes, loading)
 
 
