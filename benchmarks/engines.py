@@ -22,7 +22,7 @@ from stability.grid import Group
 from stability.losses import clip
 from stability.study import Study
 from stability.train import Trainer
-from stability.train.population import towers
+from stability.train.population import build_towers
 
 Advance = Callable[[int], np.ndarray]
 
@@ -118,7 +118,7 @@ def _pairs_of_batches(work: Work, study: Study, run: object) -> list[tuple[Tenso
 def _one_replica(
     work: Work, study: Study, seed: int, data: list[tuple[Tensor, Tensor]], compiled: bool, graphed: bool
 ) -> Iterator[Tensor]:
-    image, text = (tower.to(work.device) for tower in towers(study, study.pairs(), seed).values())
+    image, text = (tower.to(work.device) for tower in build_towers(study, study.pairs(), seed).values())
     log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32, device=work.device))
     parameters = [*image.parameters(), *text.parameters()]
     matrices, vectors = ([p for p in parameters if (p.dim() > 1) == decayed] for decayed in (True, False))

@@ -164,12 +164,12 @@ def demand(work: Work) -> tuple[float, float]:
     """
     study = work.study()
     pairs = study.pairs()
-    plan = model_spec(study, "clip", work.batch_size, pairs)
-    theta = initial_parameters(study, plan, pairs, [0])[0].requires_grad_()
+    spec = model_spec(study, "clip", work.batch_size, pairs)
+    theta = initial_parameters(study, spec, pairs, [0])[0].requires_grad_()
     place = pairs.train[: work.batch_size]
     batch = {"image": pairs.image[place], "text": pairs.text[place]}
     with FlopCounterMode(display=False) as counter:
-        plan.objective(plan.layout.unflatten(theta), batch).backward()
+        spec.objective(spec.layout.unflatten(theta), batch).backward()
     return counter.get_total_flops(), 28 * theta.numel()
 
 

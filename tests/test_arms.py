@@ -205,14 +205,14 @@ def test_the_rms_of_an_update_is_that_of_the_weight_matrices_that_are_trained(ti
     runs = [run for run in runs_of(study) if run.arm == "clip" and run.batch_size == 8]
     (group,) = groups_of(runs, {("clip", 8): 32})
     trainer = Trainer(study, group, study.pairs(), torch.device("cpu"))
-    plan, before = trainer.population.plan, trainer.population.theta.clone()
+    spec, before = trainer.population.spec, trainer.population.theta.clone()
     measured = trainer.step()["update_rms"]
-    taken = plan.layout.unflatten(trainer.population.theta - before)
-    matrices = [value.flatten(1) for name, value in taken.items() if len(plan.layout.shapes[name]) > 1]
+    taken = spec.layout.unflatten(trainer.population.theta - before)
+    matrices = [value.flatten(1) for name, value in taken.items() if len(spec.layout.shapes[name]) > 1]
     assert_close(measured, torch.cat(matrices, 1).square().mean(1).sqrt(), rtol=1e-5, atol=0)
     # Adam's first step moves every entry by about the rate; the loss's scalars go ten times as far.
     assert_close(measured, torch.full_like(measured, 0.01 / 2), rtol=0.05, atol=0)
-    frozen = dataclasses.replace(plan, frozen=frozenset(plan.layout.shapes))
+    frozen = dataclasses.replace(spec, frozen=frozenset(spec.layout.shapes))
     assert frozen.rms_of_matrices(before).isnan().all()
 
 

@@ -7,7 +7,7 @@ from torch.func import functional_call, vmap
 from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
-from stability.encoders.transformers import Attention, Block, Patches, Transformer
+from stability.encoders.transformers import Attention, Patches, Transformer, TransformerBlock
 from stability.train.batched_layers import batched_forward
 from stability.train.cuts import split_frozen_prefix
 from stability.train.population import Layout
@@ -38,8 +38,8 @@ def tokens(*shape: int) -> Tensor:
         (lambda: nn.Embedding(7, 4, padding_idx=2), lambda: tokens(5).int()),
         (lambda: Attention(6, 1), lambda: some(4, 3, 6)),
         (lambda: nn.Sequential(nn.Linear(6, 12), Attention(12, 3)), lambda: some(2, 1, 6)),
-        (lambda: nn.Sequential(nn.Linear(6, 8), Block(8, 2, 3), nn.Flatten(-2)), lambda: some(5, 4, 6)),
-        (lambda: Block(4, 4, 1), lambda: some(8, 4, 4)),
+        (lambda: nn.Sequential(nn.Linear(6, 8), TransformerBlock(8, 2, 3), nn.Flatten(-2)), lambda: some(5, 4, 6)),
+        (lambda: TransformerBlock(4, 4, 1), lambda: some(8, 4, 4)),
         (lambda: Patches(2, 2, 5), lambda: some(3, 2, 4, 6)),
         (lambda: nn.Sequential(nn.Linear(6, 4), Patches(2, 2, 5)), lambda: some(3, 2, 6, 6)),
         (lambda: transformer(depth=0), lambda: tokens(5, 6)),
@@ -128,7 +128,7 @@ def test_a_token_outside_the_vocabulary_is_refused(token):
 def test_what_follows_a_cut_may_be_a_transformer_s_layers():
     embed = nn.Embedding(7, 8).requires_grad_(False)
     cut = split_frozen_prefix(
-        nn.Sequential(embed, Block(8, 2, 2), nn.Flatten(), nn.Linear(48, 3)), torch.randint(0, 7, (2, 6))
+        nn.Sequential(embed, TransformerBlock(8, 2, 2), nn.Flatten(), nn.Linear(48, 3)), torch.randint(0, 7, (2, 6))
     )
     assert cut is not None
     assert cut.forward is not None

@@ -197,11 +197,11 @@ def test_a_reading_copies_and_waits_as_often_whatever_the_number_of_replicas(nam
 def objective_on(device: torch.device) -> tuple[Callable[..., Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return the objective of one replica, its parameters, and two whole batches."""
     trainer = probed_trainer(device, TRAINING["loss siglip"])
-    plan, pairs = trainer.population.plan, pairs_of(TRAINING["loss siglip"])
-    params = plan.layout.apart(trainer.population.theta[1].detach().clone())
+    spec, pairs = trainer.population.spec, pairs_of(TRAINING["loss siglip"])
+    params = spec.layout.unflatten_contiguous(trainer.population.theta[1].detach().clone())
     places = pairs.train[:16]
     batches = {name: samples[places].unflatten(0, (2, 8)).to(device) for name, samples in pairs.modalities.items()}
-    return plan.objective, params, batches
+    return spec.objective, params, batches
 
 
 def of_spectrum(objective: Any, params: Any, batches: Any) -> Any:

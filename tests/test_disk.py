@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from stability import cli
 from stability.datasets import dataset, disk
-from stability.datasets.captions import tokeniser
+from stability.datasets.captions import tokenizer
 from stability.datasets.disk import is_held_out
 from stability.datasets.images import decode
 from stability.execute import run
@@ -228,7 +228,7 @@ def test_a_class_whose_name_would_be_cut_off_is_refused(tmp_path, labels):
     [
         ({"path": ""}, "path: required, but missing: "),
         ({"path": "/no/such"}, "path: /no/such: there is no such file or folder; allowed: "),
-        ({"tokens": "bpee"}, r"tokens: unknown tokeniser 'bpee'; did you mean 'bpe'\? \(known: bpe, bytes\)"),
+        ({"tokens": "bpee"}, r"tokens: unknown tokenizer 'bpee'; did you mean 'bpe'\? \(known: bpe, bytes\)"),
         ({"words": 200}, "words: got 200; allowed: 257 or more"),
         ({"held_out": 1.0}, "held_out: got 1; allowed: a share between 0 and 1"),
         ({"held_out": 1e-9}, "held_out = 1e-09: of 60 usable pairs in .*, 60 are left to train on and 0 held out"),
@@ -405,7 +405,7 @@ def test_bytes_that_are_no_image_are_a_value_error(encoded):
 @settings(max_examples=50, deadline=None)
 @given(st.text(min_size=1, max_size=40))
 def test_every_text_can_be_written_in_bytes_and_bpe(text):
-    bpe, plain = (tokeniser(kind, ["a dog and a cat", "the dog"], 270) for kind in ("bpe", "bytes"))
+    bpe, plain = (tokenizer(kind, ["a dog and a cat", "the dog"], 270) for kind in ("bpe", "bytes"))
     row, _ = plain.table([text], 400)
     assert bytes((row[0][row[0] > 0] - 1).tolist()).decode() == text
     ids = bpe.ids(text)

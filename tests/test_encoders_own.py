@@ -93,9 +93,9 @@ def test_a_study_without_encoders_of_one_s_own_keeps_its_identity_when_some_are_
 def test_part_of_a_tower_can_be_locked(catalogue, file, text):
     load_encoders([file()])
     study = parsed(text)
-    plan = model_spec(study, "clip", 8, study.pairs())
-    assert {name for name in plan.frozen if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
-    assert {name for name in plan.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
+    spec = model_spec(study, "clip", 8, study.pairs())
+    assert {name for name in spec.frozen if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
+    assert {name for name in spec.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
 
 
 def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogue, file):
@@ -185,7 +185,7 @@ class Masked(nn.Linear):
 @pytest.mark.parametrize(
     ("tower", "sentence"),
     [
-        (Centred(5, 4), "a sample's embedding hangs on the others"),
+        (Centred(5, 4), "embeddings depend on the other samples in the batch"),
         (Branching(5, 4), "does not run under torch.func.vmap over its weights"),
         (nn.Flatten(), "it has no parameters"),
         (nn.LazyLinear(4), "parameter 'weight' has no shape yet"),

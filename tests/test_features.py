@@ -174,7 +174,7 @@ def test_a_large_table_lies_in_the_cache_to_the_same_bits(tmp_path, monkeypatch)
     in_memory = features_of(linear_cut(), params, samples, shared=True)
     monkeypatch.setattr(features, "IN_MEMORY", 0)
     for known in ("", "", "fingerprint image"):
-        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), known=known)
+        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), samples_digest=known)
         assert torch.equal(mapped.table, in_memory.table)
         assert torch.equal(mapped.owner, in_memory.owner)
     entries = sorted(tmp_path.iterdir())
@@ -182,7 +182,7 @@ def test_a_large_table_lies_in_the_cache_to_the_same_bits(tmp_path, monkeypatch)
     damaged = entries[0] / "features.npy"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"\0\0\0\0")
     for known in ("", "fingerprint image"):
-        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), known=known)
+        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), samples_digest=known)
         assert torch.equal(mapped.table, in_memory.table)
 
 

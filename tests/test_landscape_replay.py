@@ -47,7 +47,7 @@ def test_a_replay_equals_the_stored_group_bit_for_bit_and_ends_where_a_trainer_d
     for _ in range(tiny.train.steps):
         trainer.step()
     again = replay(tiny, group, group.runs[3], stored=stored, keep=[0, 5])
-    theirs = trainer.population.plan.layout.unflatten(trainer.population.theta[3].detach())
+    theirs = trainer.population.spec.layout.unflatten(trainer.population.theta[3].detach())
     assert {name for name in again.params if torch.equal(again.params[name], theirs[name])} == set(theirs)
     assert list(again.path) == [0, 5]
     five = replay(tiny, group, group.runs[3], stored=stored, step=5)

@@ -26,7 +26,7 @@ from stability.train.batches import BatchStream, batch_indices
 from stability.train.feed import independent_indices
 from stability.train.forking import child_steps, fork_stream
 from stability.train.optimizer import lr_schedule_factor
-from stability.train.population import towers
+from stability.train.population import build_towers
 
 CPU = torch.device("cpu")
 MEASURES = ("linear_mode_barrier", "linear_mode_error_barrier", "linear_mode_children_error")
@@ -152,7 +152,7 @@ class Single:
 
     def __init__(self, study, pairs, run):
         self.study, self.pairs, self.run = study, pairs, run
-        self.image, self.text = towers(study, pairs, run.seed).values()
+        self.image, self.text = build_towers(study, pairs, run.seed).values()
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         named = [*self.image.named_parameters(), *self.text.named_parameters()]
         train = study.train
@@ -213,7 +213,7 @@ def test_the_children_are_those_of_a_plain_loop_and_so_is_what_lies_between_them
             single.train(range(fork), batch_indices(chosen.seed, len(pairs.train), 8))
             single.train(range(fork, 8), batch_indices(chosen.seed, len(pairs.train), 8, fork_stream(fork, child)))
             children.append([value.detach().clone() for value in single.parameters()])
-            named = trainer.population.plan.layout.unflatten(ends[child][place])
+            named = trainer.population.spec.layout.unflatten(ends[child][place])
             for (name, ours), theirs in zip(named.items(), children[-1], strict=True):
                 # No loss hangs on the bias of the keys: Adam makes steps of what rounding leaves of its gradient.
                 if not name.endswith("query_key_value.bias"):

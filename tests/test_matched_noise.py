@@ -45,8 +45,8 @@ def trainer(tiny_text):
 def slope_in_b(trainer, place, image, text):
     """Return the derivative of SigLIP's mean loss in b over batches (K, B, ...), in float64, at the fitted b."""
     population = trainer.population
-    params = {name: value[place].detach() for name, value in population.plan.layout.unflatten(population.theta).items()}
-    embed = [(population.plan.embed_image, image), (population.plan.embed_text, text)]
+    params = {name: value[place].detach() for name, value in population.spec.layout.unflatten(population.theta).items()}
+    embed = [(population.spec.embed_image, image), (population.spec.embed_text, text)]
     with torch.no_grad():
         x, y = (torch.stack([tower(params, one) for one in samples]).double() for tower, samples in embed)
     scale = params["loss.log_scale"].double()

@@ -67,8 +67,8 @@ def test_further_views_leave_image_and_text_as_they_are():
 def test_the_objective_is_the_mean_of_the_pair_losses(name):
     study = study_of(CONSTELLATION.replace('"clip"]', f'"{name}"]'))
     pairs = study.pairs()
-    plan = model_spec(study, name, 12, pairs)
-    params = plan.layout.unflatten(initial_parameters(study, plan, pairs, [0])[0].double())
+    spec = model_spec(study, name, 12, pairs)
+    params = spec.layout.unflatten(initial_parameters(study, spec, pairs, [0])[0].double())
     batch = {
         **{key: ids[:12] for key, ids in pairs.modalities.items()},
         "index": torch.arange(12),
@@ -77,10 +77,10 @@ def test_the_objective_is_the_mean_of_the_pair_losses(name):
     }
     rows = [torch.nn.functional.normalize(params[f"{key}.vectors"], dim=-1) for key in modalities(pairs)]
     scalars = {key.removeprefix("loss."): value for key, value in params.items() if key.startswith("loss.")}
-    asked = {key: batch[key] for key in plan.loss.reserved}
-    slow = [plan.loss.function(one, other, **scalars, **asked) for one, other in combinations(rows, 2)]
+    asked = {key: batch[key] for key in spec.loss.reserved}
+    slow = [spec.loss.function(one, other, **scalars, **asked) for one, other in combinations(rows, 2)]
     assert len(slow) == 6
-    assert_close(plan.objective(params, batch), torch.stack(slow).mean())
+    assert_close(spec.objective(params, batch), torch.stack(slow).mean())
 
 
 def test_four_modalities_become_a_constellation_with_every_pair_apart():
@@ -92,9 +92,9 @@ def test_four_modalities_become_a_constellation_with_every_pair_apart():
     population = trainer.population
     reading = trainer.read("geometry").values
     assert (reading["margin"] > 0.1).all()
-    params = population.plan.layout.unflatten(population.theta.detach())
+    params = population.spec.layout.unflatten(population.theta.detach())
     for replica in range(len(population.runs)):
-        rows = [params[f"{key}.vectors"][replica] for key in population.plan.towers]
+        rows = [params[f"{key}.vectors"][replica] for key in population.spec.towers]
         positive = min((one * other).sum(-1).min() for one, other in combinations(rows, 2))
         off = ~torch.eye(12, dtype=torch.bool)
         negative = max((one @ other.T)[off].max() for one, other in combinations(rows, 2))

@@ -147,7 +147,7 @@ def test_the_innermost_line_of_the_package_is_named_if_there_is_one():
     assert [event.kind for event in counts.events] == ["read"] * 3
     assert all(event.line.startswith("stability/corruptions/__init__.py:") for event in counts.events[1:])
     assert all(
-        event.line.endswith("return Values(float(side.min()), float(side.max()))") for event in counts.events[1:]
+        event.line.endswith("return Values(float(samples.min()), float(samples.max()))") for event in counts.events[1:]
     )
 
 

@@ -115,7 +115,7 @@ def test_little_memory_makes_several_narrow_readings_of_the_same_numbers(tiny_te
         trainer = trainer_of(study_of("retrieval", tiny_text, seeds=5), DEVICE)
         wide = trainer.read("retrieval").values
         population = trainer.population
-        parts = population.plan, population.feed, population.held, population.snapshot()
+        parts = population.spec, population.feed, population.held, population.snapshot()
         monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 0)
         with counted() as counts:
             narrow = read("retrieval", trainer.study, *parts).values
@@ -128,7 +128,7 @@ def test_the_bytes_of_a_reading_grow_with_what_its_probe_holds(tiny_text):
     def bytes_of_reading(name, **options):
         trainer = trainer_of(study_of(name, tiny_text, seeds=2), CPU)
         population = trainer.population
-        parts = population.plan, population.feed, population.held, population.snapshot()
+        parts = population.spec, population.feed, population.held, population.snapshot()
         return bytes_per_reading(name, options, *parts)
 
     held = len(trainer_of(study_of("retrieval", tiny_text, seeds=2), CPU).population.held.caption)

@@ -41,12 +41,12 @@ def trainer(tiny_text):
 def replica(trainer, place):
     """Return parameters and embeddings of one replica on the held-out pairs."""
     population = trainer.population
-    params = population.plan.layout.unflatten(population.theta.detach()[place])
+    params = population.spec.layout.unflatten(population.theta.detach()[place])
     held = population.held
     return (
         params,
-        population.plan.embed_image(params, held.image),
-        population.plan.embed_text(params, held.text),
+        population.spec.embed_image(params, held.image),
+        population.spec.embed_text(params, held.text),
         held,
     )
 
@@ -91,8 +91,8 @@ def test_recall_counts_any_item_with_the_identical_caption(trainer, place):
 
 def test_zero_shot_picks_the_class_of_the_nearest_mean_prompt(trainer):
     params, image, _, held = replica(trainer, 0)
-    plan = trainer.population.plan
-    means = torch.stack([F.normalize(plan.embed_text(params, held.prompts[c]).mean(0), dim=0) for c in range(10)])
+    spec = trainer.population.spec
+    means = torch.stack([F.normalize(spec.embed_text(params, held.prompts[c]).mean(0), dim=0) for c in range(10)])
     right = ((image @ means.T).argmax(-1) == held.label).double().mean()
     assert_close(trainer.read("retrieval").values["zero_shot_accuracy"][0].double(), right)
 
@@ -146,7 +146,7 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
     place = reading.replicas[-1]
     assert place > 0
     population = trained.population
-    layout = population.plan.layout
+    layout = population.spec.layout
     params = layout.unflatten(population.theta.detach().double()[place])
     names = [name for name in params if name.startswith(("image.", "text."))]
     state = population.optimizer
@@ -160,7 +160,7 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
         towers = {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
         batch = [{key: value[0, k] for key, value in batches.items()} for k in range(2)]
         batch = [{**each, "image": each["image"].double()} for each in batch]
-        return sum(population.plan.objective(params | towers, each) for each in batch) / 2
+        return sum(population.spec.objective(params | towers, each) for each in batch) / 2
 
     start = torch.cat([params[name].flatten() for name in names])
     root = torch.cat([scale[name].flatten() for name in names])
@@ -203,7 +203,7 @@ def test_at_its_own_parameters_the_matched_noise_of_a_loss_is_its_own(trainer):
     both = Trainer(alike, Group("g", tuple(population.runs)), alike.pairs(), CPU)
     both.step()
     matched = both.read("matched_gradient_noise").values
-    layout = both.population.plan.layout
+    layout = both.population.spec.layout
     assert_close(matched["matched_bias"], layout.unflatten(both.population.theta.detach())["loss.bias"])
     index = independent_indices(
         population.runs[0].seed, "probe/matched_gradient_noise/1", 3, both.population.feed.available, 8
@@ -211,7 +211,7 @@ def test_at_its_own_parameters_the_matched_noise_of_a_loss_is_its_own(trainer):
     batches = both.population.feed.select([0]).batch(index[None], both.population.feed.select([0]).generators("x"))
     params = {name: value[0] for name, value in layout.unflatten(both.population.theta.detach()).items()}
     own = gradient_noise(
-        both.population.plan.objective,
+        both.population.spec.objective,
         params,
         {name: value[0] for name, value in batches.items()},
         blocks={"towers": in_towers},

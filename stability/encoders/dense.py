@@ -1,4 +1,4 @@
-"""Towers without structure: a linear map and a multi-layer perceptron on flattened input."""
+"""Dense towers: a linear map and a multi-layer perceptron on flattened input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _features(name: str, modality: Modality) -> int:
 
 @encoder(modality="any")
 def linear(modality: Modality, embed_dim: int, *, frozen: bool = False) -> nn.Module:
-    """Build one linear map without bias of the flattened input: (B, ...) -> (B, embed_dim)."""
+    """Build a linear map without bias on the flattened input: (B, ...) -> (B, embed_dim)."""
     tower = nn.Sequential(nn.Flatten(), nn.Linear(_features("linear", modality), embed_dim, bias=False))
     return tower.requires_grad_(not frozen)
 

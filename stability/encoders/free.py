@@ -1,4 +1,4 @@
-"""Towers without a network: one free vector for each sample, as in the theory of contrastive minimisers."""
+"""Towers without a network: one free vector for each sample, as in the theory of contrastive minimizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stability.registry import InputError
 
 
 class FreeVectors(nn.Module):
-    """Look up the vector of each id: (B, 1) integers to (B, D). The vectors start uniform on the unit sphere."""
+    """Look up the vector of each id: (B, 1) integers -> (B, D). Initial vectors are uniform on the unit sphere."""
 
     def __init__(self, count: int, dim: int, renormalized: bool) -> None:
         super().__init__()
@@ -24,12 +24,11 @@ class FreeVectors(nn.Module):
 
 @encoder(modality="any")
 def free_vectors(modality: Modality, embed_dim: int, *, renormalized: bool = True, frozen: bool = False) -> nn.Module:
-    """Build one trained vector per pair id, uniform on the sphere at the start: (B, 1) ids -> (B, embed_dim).
+    """Build one trained vector per pair id, initially uniform on the sphere: (B, 1) ids -> (B, embed_dim).
 
-    The loss sees vectors of unit length whatever their own, so its gradient shrinks as a vector grows; *renormalized*
-    brings each back to length 1 after every step. *frozen* keeps the vectors where they start. Reads ids alone, as of
-    the dataset 'sphere'.
-    Bangachev et al. (2025), arXiv:2509.18552, App. D (re-projected; one modality locked in D.2).
+    The loss normalizes vectors, so its gradient shrinks as a vector grows; *renormalized* scales each to length 1 after
+    every step. *frozen* keeps the initial vectors. Reads only ids, as of the dataset 'sphere'.
+    Bangachev et al. (2025), arXiv:2509.18552, App. D (re-projected; one modality frozen in D.2).
     """
     if not modality.is_tokens or modality.shape != (1,):
         what = "token ids" if modality.is_tokens else "real values"

@@ -11,7 +11,7 @@ from stability.registry import InputError
 
 
 class Attention(nn.Module):
-    """Self-attention over (B, T, width), written out: it can be differentiated twice on every device."""
+    """Self-attention over (B, T, width) in elementary operations, so it is twice differentiable on every device."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         return self.out((weights @ value).transpose(-2, -3).reshape(*batch, length, width))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)) with a GELU."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embed a sequence, add learned positions, apply the blocks, average over positions, project."""
+    """Embeds a sequence, adds learned positions, applies the blocks, averages over positions and projects."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embed = embed
         self.position = nn.Parameter(torch.randn(length, width) * width**-0.5)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, embed_dim, bias=False)
 
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
 
 
 class Patches(nn.Module):
-    """Cut (B, C, H, W) images into squares and map each linearly: (B, H/p * W/p, width)."""
+    """Cuts images (B, C, H, W) into square patches and maps each linearly: (B, H/p * W/p, width)."""
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Optimizers: a catalogue of update rules over flat parameters; one decorated function is one optimizer."""
+"""Optimizers: a catalogue of update rules over flat parameters; each decorated function is one optimizer."""
 
 from __future__ import annotations
 
