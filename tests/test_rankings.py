@@ -202,7 +202,8 @@ def test_a_ranking_changes_the_hash_but_no_run(tiny_text):
 
 @pytest.fixture(scope="module")
 def ranked_run(tiny_text, tmp_path_factory):
-    table = 'measure = "recall_at_1"\n\n[[rankings]]\nmeasure = "loss"\ntransform = "relative_to_chance"\nlosses = ["clip", "dcl"]'
+    table = 'measure = "recall_at_1"\n\n[[rankings]]\nmeasure = "loss"\ntransform = "relative_to_chance"\n'
+    table += 'losses = ["clip", "dcl"]'
     study = parse_study(ranked_text(tiny_text, table), "t", "t")
     return load_results(run(study, "cpu", out=tmp_path_factory.mktemp("ranked") / "run"))
 

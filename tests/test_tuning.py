@@ -222,7 +222,9 @@ def test_a_search_interrupted_goes_on_to_the_same_bytes(tuned_run, tmp_path):
         assert any(entry["status"] == "planned" for entry in manifest["groups"])
     run(parsed(), "cpu", out=tmp_path / "r")
     assert sums(tmp_path / "r") == sums(tuned_run)
-    told = [analysis.findings_text(analysis.analyze(analysis.load_results(where))) for where in (tuned_run, tmp_path / "r")]
+    told = [
+        analysis.findings_text(analysis.analyze(analysis.load_results(where))) for where in (tuned_run, tmp_path / "r")
+    ]
     assert told[0] == told[1]
 
 
