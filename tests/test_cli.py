@@ -158,7 +158,7 @@ def test_a_run_that_is_interrupted_keeps_what_is_finished_and_exits_with_130(tmp
     command = [*PROGRAM, "run", "tiny.toml", "--on", "processes:1", "--device", "cpu"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     groups = tmp_path / "runs/tiny-small/groups"
-    while process.poll() is None and not list(groups.glob(".*.sign")):
+    while process.poll() is None and not list(groups.glob(".*.heartbeat")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)

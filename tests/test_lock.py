@@ -17,8 +17,8 @@ from stability.registry import InputError
 HOLD = """
 import sys, time
 from pathlib import Path
-from stability.execute.lock import owned
-with owned(Path(sys.argv[1])):
+from stability.execute.lock import run_lock
+with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
