@@ -234,7 +234,12 @@ def test_a_damaged_tuning_file_is_trained_again_and_nothing_of_the_test_is_lost(
     with pytest.raises(InputError, match="the tuning runs are not all finished"):
         analysis.read(copied)
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(
+        parsed(),
+        "cpu",
+        out=copied,
+        callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)),
+    )
     assert trained == [victim["id"]]
     assert sums(copied) == sums(tuned_run)
     assert len(said) == 1
@@ -247,7 +252,12 @@ def test_damage_to_the_search_and_to_the_test_is_told_once_a_file(tuned_run, tmp
     for victim in victims:
         (copied / "groups" / f"{victim}.parquet").write_bytes(b"")
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(
+        parsed(),
+        "cpu",
+        out=copied,
+        callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)),
+    )
     assert trained == victims
     assert [Path(each.split("; its")[0].split("kept as ")[1]).stem for each in said] == victims
     assert sums(copied) == sums(tuned_run)
