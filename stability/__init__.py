@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-# Where each public name lives. Nothing is imported until it is asked for: importing the package must not import torch.
-_HOMES = {
+# The submodule of each public name. Names are imported at first access, because importing the package must not import
+# torch.
+_MODULES = {
     "Scalar": "losses",
     "analyze": "analysis",
     "contrast": "contrasts",
@@ -27,14 +28,14 @@ _HOMES = {
     "write_report": "report",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'stability' has no attribute {name!r}")
-    home = _HOMES[name]
-    return getattr(import_module(f"stability.{home}"), name) if home else import_module(f"stability.{name}")
+    module = _MODULES[name]
+    return getattr(import_module(f"stability.{module}"), name) if module else import_module(f"stability.{name}")
 
 
 def __dir__() -> list[str]:

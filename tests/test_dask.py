@@ -97,13 +97,13 @@ def test_a_study_survives_the_death_of_a_worker_and_a_late_one_to_the_same_bytes
     def step(group, done) -> None:
         steps.setdefault(group.id, set()).add(done)
         if not killed:
-            sign = (tmp_path / "there" / "groups" / f".{group.id}.sign").read_text().split()
+            sign = (tmp_path / "there" / "groups" / f".{group.id}.heartbeat").read_text().split()
             killed.append(int(sign[2]))
             os.kill(killed[0], signal.SIGKILL)
             started("worker", scheduler, *WORKER)
 
     with executor_of(f"dask:{scheduler}", "cpu") as executor:
-        there = run(study, "cpu", executor=executor, out=tmp_path / "there", watch=Callbacks(step=step))
+        there = run(study, "cpu", executor=executor, out=tmp_path / "there", callbacks=Callbacks(step=step))
     assert killed[0] in [worker.pid for worker in workers]
     assert sums(there) == sums(local)
     assert len(steps) > 1

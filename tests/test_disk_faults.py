@@ -73,11 +73,11 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(mounted, tmp_p
         filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize))
 
     with pytest.raises(InputError, match="cannot be written \\(no space left on device\\); finished groups are kept"):
-        run(study, "cpu", out=out, watch=Callbacks(done=fill))
+        run(study, "cpu", out=out, callbacks=Callbacks(done=fill))
     assert [path.name for path in out.rglob("*.tmp")] == []
     filler.unlink()
     trained = []
-    run(study, "cpu", out=out, watch=Callbacks(done=lambda group, seconds: trained.append(group.id)))
+    run(study, "cpu", out=out, callbacks=Callbacks(done=lambda group, seconds: trained.append(group.id)))
     assert len(trained) == 1
     assert sums(out) == sums(whole)
 
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_for_the_manifest_alone_keeps_every_group_that_it_ca
         filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - room))
 
     with pytest.raises(InputError, match="cannot be written \\(no space left on device\\); finished groups are kept"):
-        run(study, "cpu", out=out, watch=Callbacks(done=fill))
+        run(study, "cpu", out=out, callbacks=Callbacks(done=fill))
     noted = (out / "manifest.json").read_bytes()
     statuses = [entry["status"] for entry in json.loads(noted)["groups"]]
     assert statuses == ["finished", "planned"]
@@ -178,7 +178,7 @@ def test_a_group_file_harmed_in_any_way_is_put_aside_and_computed_again(tmp_path
     if harm in harmed:
         victim.write_bytes(harmed[harm])
     said: list[str] = []
-    run(study, "cpu", out=out, watch=Callbacks(say=said.append))
+    run(study, "cpu", out=out, callbacks=Callbacks(say=said.append))
     assert ["missing" in sentence if harm == "gone" else "damaged" in sentence for sentence in said] == [True]
     assert sums(out) == before
     assert (out / "damaged").exists() == (harm != "gone")

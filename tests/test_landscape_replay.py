@@ -157,16 +157,16 @@ def test_a_run_without_parameters_is_trained_again_for_them_to_the_same_bytes(sa
     groups = {path.name: path.read_bytes() for path in (where / "groups").iterdir()}
     assert not (where / "params").exists()
     said: list[str] = []
-    run(bare, "cpu", out=where, watch=Callbacks(say=said.append), save_params=True)
+    run(bare, "cpu", out=where, callbacks=Callbacks(say=said.append), save_params=True)
     assert len(said) == len(groups)
     assert {path.name: path.read_bytes() for path in (where / "groups").iterdir()} == groups
     ours, theirs = ({path.name: path.read_bytes() for path in (at / "params").iterdir()} for at in (where, saved))
     assert ours == theirs
     next((where / "params").iterdir()).write_bytes(b"damaged")
     said.clear()
-    run(bare, "cpu", out=where, watch=Callbacks(say=said.append))
+    run(bare, "cpu", out=where, callbacks=Callbacks(say=said.append))
     assert not said
-    run(bare, "cpu", out=where, watch=Callbacks(say=said.append), save_params=True)
+    run(bare, "cpu", out=where, callbacks=Callbacks(say=said.append), save_params=True)
     assert len(said) == 1
     assert {path.name: path.read_bytes() for path in (where / "params").iterdir()} == theirs
 

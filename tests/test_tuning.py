@@ -217,7 +217,7 @@ def test_a_search_interrupted_goes_on_to_the_same_bytes(tuned_run, tmp_path):
                 raise Enough
 
         with pytest.raises(Enough):
-            run(parsed(), "cpu", out=tmp_path / "r", watch=Callbacks(done=stop))
+            run(parsed(), "cpu", out=tmp_path / "r", callbacks=Callbacks(done=stop))
         manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
         assert any(entry["status"] == "planned" for entry in manifest["groups"])
     run(parsed(), "cpu", out=tmp_path / "r")
@@ -236,7 +236,12 @@ def test_a_damaged_tuning_file_is_trained_again_and_nothing_of_the_test_is_lost(
     with pytest.raises(InputError, match="the tuning runs are not all finished"):
         analysis.load_results(copied)
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, watch=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(
+        parsed(),
+        "cpu",
+        out=copied,
+        callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)),
+    )
     assert trained == [victim["id"]]
     assert sums(copied) == sums(tuned_run)
     assert len(said) == 1
@@ -249,7 +254,12 @@ def test_damage_to_the_search_and_to_the_test_is_told_once_a_file(tuned_run, tmp
     for victim in victims:
         (copied / "groups" / f"{victim}.parquet").write_bytes(b"")
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, watch=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(
+        parsed(),
+        "cpu",
+        out=copied,
+        callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)),
+    )
     assert trained == victims
     assert [Path(each.split("; its")[0].split("kept as ")[1]).stem for each in said] == victims
     assert sums(copied) == sums(tuned_run)

@@ -1,4 +1,4 @@
-"""Verbs that begin with a run directory: report, export, publish, verify, landscape."""
+"""The verbs whose first argument is a run directory: report, export, publish, verify, landscape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from stability.cli.app import app
 from stability.cli.options import Encoders, LossFile, RunDir
-from stability.cli.reporting import load_own, write_report
+from stability.cli.reporting import load_custom, write_report
 from stability.cli.terminal import bar, console_to, print_error
 from stability.registry import InputError
 
@@ -26,7 +26,7 @@ def report(
     ] = None,
 ) -> None:
     """Test the claims and write the report of a run again, without running; or set two runs side by side."""
-    load_own(loss, encoders)
+    load_custom(loss, encoders)
     if against is None:
         if out is not None:
             raise InputError("--out: only with two runs; the report of one is written to RUN_DIR/report")
@@ -53,7 +53,7 @@ def export(
     from stability.exports import export as write
     from stability.sinks import send
 
-    load_own(loss, encoders)
+    load_custom(loss, encoders)
     console = console_to()
 
     def warn(sentence: str) -> None:
@@ -89,21 +89,21 @@ def verify(
     from stability.execute.verifying import verify as check_again
     from stability.store import damaged_groups, has_finished, read_manifest, replications_in
 
-    load_own(loss, encoders)
-    places = (run_dir, *(place for place in replications_in(run_dir) if has_finished(place)))
-    if damaged := [each for place in places for each in damaged_groups(place, read_manifest(place)["groups"])]:
+    load_custom(loss, encoders)
+    run_dirs = (run_dir, *(path for path in replications_in(run_dir) if has_finished(path)))
+    if damaged := [sentence for path in run_dirs for sentence in damaged_groups(path, read_manifest(path)["groups"])]:
         for sentence in damaged:
             print_error(sentence)
         console_to().print("nothing was trained again", soft_wrap=True, markup=False)
         raise typer.Exit(1)
     differ = False
-    for place in places:
+    for path in run_dirs:
         with bar("training groups again") as progress:
-            verification = check_again(place, groups, progress)
+            verification = check_again(path, groups, progress)
         for sentence in verification.differences:
             print_error(sentence)
-        head = "" if place == run_dir else f"replication {place.name}: "
-        console_to().print(f"{head}{verification.sentence}", soft_wrap=True, markup=False)
+        prefix = "" if path == run_dir else f"replication {path.name}: "
+        console_to().print(f"{prefix}{verification.sentence}", soft_wrap=True, markup=False)
         differ = differ or bool(verification.differences)
     raise typer.Exit(1 if differ else 0)
 
@@ -130,7 +130,7 @@ def landscape(
     """Draw the loss around a run, or between two, and write picture and grid; the run is trained again by its seed."""
     from stability.report.landscapes import write_landscape
 
-    load_own(loss, encoders)
+    load_custom(loss, encoders)
     with bar("training the run again") as progress:
         paths = write_landscape(
             run_dir, run, to=second_run, kind=kind, points=points, span=span, step=step, progress=progress

@@ -1,4 +1,4 @@
-"""A run directory read, its report written, its verdicts printed."""
+"""Reads a run directory, writes its report and prints its verdicts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from stability.cli.terminal import console_to, print_error
 from stability.registry import InputError
 
 
-def load_own(loss: str, encoders: Sequence[str] | None) -> None:
-    """Load the files of the user's own loss and encoders, by which a finished run is read again."""
+def load_custom(loss: str, encoders: Sequence[str] | None) -> None:
+    """Load the files of the user's loss and encoders, which are needed to read a finished run that used them."""
     from stability.plugins import load_encoders, load_plugin, read_plugin
 
     if loss:
@@ -25,17 +25,17 @@ def write_report(where: Path, as_json: bool = False) -> int:
     from stability.report.terminal import print_verdicts
 
     console = console_to()
-    aside = console_to(stderr=as_json)
+    notices = console_to(stderr=as_json)
     try:
         results = load_results(
-            where, lambda sentence: aside.print(sentence, style="yellow", soft_wrap=True, markup=False)
+            where, lambda sentence: notices.print(sentence, style="yellow", soft_wrap=True, markup=False)
         )
     except InputError as error:
         if "unknown loss" in str(error):
             raise InputError(f"{error}; if it is a loss of your own, name its file again with --loss") from error
         raise
     findings = analyze(results)
-    with aside.status("writing the report"):
+    with notices.status("writing the report"):
         paths = render(results, findings, where / "report", grids=where / "landscape")
     if as_json:
         print(paths["findings"].read_text(encoding="utf-8"), end="")  # noqa: T201
