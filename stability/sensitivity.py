@@ -182,7 +182,7 @@ def _check(
     shown = _exp if primary.ratio else float
     judged = dataclasses.replace(
         primary,
-        effect=shown(estimate.centre),
+        effect=shown(estimate.center),
         interval=(shown(estimate.interval[0]), shown(estimate.interval[1])),
         equivalence_interval=(shown(estimate.equivalence_interval[0]), shown(estimate.equivalence_interval[1])),
         p_value=estimate.p_value,
