@@ -67,7 +67,7 @@ EDITS = [
     ("[scales.smoke]", "[scales.smok]", r"t\.toml: scales\.smok: unknown scale 'smok'; did you mean 'smoke'\?.*"),
     ("[scales.smoke]", "[scales.smoke]\nreplications.otter.grid.seeds = 2", r"t\.toml: scales\.smoke\.replications\.otter: the study has no replication 'otter'.*"),
     ("[[claims]]", '[rankings]\nmeasure = "recall_at_1"\n[[claims]]', r"t\.toml: rankings: got one table; allowed: a list of tables, each under \[\[rankings\]\]"),
-    ('measure = "gradient_noise_fraction"', 'measure = "bias"', r"t\.toml: claims\[0\]\.compare\[1\]: 'clip' has no bias, of which 'bias' tells"),
+    ('measure = "gradient_noise_fraction"', 'measure = "bias"', r"t\.toml: claims\[0\]\.compare\[1\]: loss 'clip' has no `bias`, which measure 'bias' needs"),
     ("[probes.geometry]", "[probes]\ngeometry = 3\n[probes.similarity]", r"t\.toml: probes\.geometry: got 3; allowed: a table"),
     ("batch_size = [8, 16]", "batch_size = 8", r"t\.toml: grid\.batch_size: got 8; allowed: a list"),
     ("loss = \"siglip\"", "loss = 3", r"t\.toml: arms\.siglip-log-b\.loss: got 3; allowed: a text, in quotes"),
