@@ -52,18 +52,18 @@ class Inputs:
 
     Attributes:
         varying: Differentiable arguments: image, text (B, D) and the scalars.
-        given: Reserved arguments except the state.
+        reserved: Reserved arguments except the state.
         state: The state; empty for a loss without one.
     """
 
     varying: dict[str, Tensor]
-    given: dict[str, Tensor]
+    reserved: dict[str, Tensor]
     state: dict[str, Tensor]
 
     @property
     def everything(self) -> dict[str, Tensor]:
         """Return all tensors by name, those of the state as ``state.<name>``."""
-        return {**self.varying, **self.given, **{f"state.{name}": value for name, value in self.state.items()}}
+        return {**self.varying, **self.reserved, **{f"state.{name}": value for name, value in self.state.items()}}
 
     def changed(self, **values: Tensor) -> Inputs:
         """Return the same call with other values of some differentiable arguments."""
@@ -72,12 +72,12 @@ class Inputs:
     def reordered(self, order: Tensor) -> Inputs:
         """Return the same call with the pairs and all per-pair arguments reordered."""
         varying = {name: value[order] if value.ndim == 2 else value for name, value in self.varying.items()}
-        given = dict(self.given)
-        if "index" in given:
-            given["index"] = given["index"][order]
-        if "uniform" in given:
-            given["uniform"] = given["uniform"][order][:, order]
-        return Inputs(varying, given, self.state)
+        reserved = dict(self.reserved)
+        if "index" in reserved:
+            reserved["index"] = reserved["index"][order]
+        if "uniform" in reserved:
+            reserved["uniform"] = reserved["uniform"][order][:, order]
+        return Inputs(varying, reserved, self.state)
 
 
 def inputs_of(
@@ -92,11 +92,11 @@ def inputs_of(
         "index": torch.randperm(max(AVAILABLE, size), generator=generator)[:size],
         "uniform": torch.rand(size, size, generator=generator, dtype=torch.float64).to(dtype),
     }
-    reserved = reserved_of(variant)
-    initial = variant.traits["state"](max(AVAILABLE, size)) if "state" in reserved else {}
+    names = reserved_of(variant)
+    initial = variant.traits["state"](max(AVAILABLE, size)) if "state" in names else {}
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in initial.items()}
-    given = {name: value for name, value in available.items() if name in reserved}
-    return Inputs({"image": image, "text": text, **scalars}, given, state)
+    reserved = {name: value for name, value in available.items() if name in names}
+    return Inputs({"image": image, "text": text, **scalars}, reserved, state)
 
 
 def call(variant: Variant, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
@@ -105,7 +105,7 @@ def call(variant: Variant, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
     Raises:
         InputError: The loss does not return one number, or takes a state and does not return a new one.
     """
-    rest = {name: value for name, value in inputs.varying.items() if name not in ("image", "text")} | inputs.given
+    rest = {name: value for name, value in inputs.varying.items() if name not in ("image", "text")} | inputs.reserved
     state: dict[str, Tensor] = {}
     if "state" not in reserved_of(variant):
         returned = variant(inputs.varying["image"], inputs.varying["text"], **rest)
@@ -218,16 +218,16 @@ def _vmap(variant: Variant) -> tuple[bool, str]:
     calls = [inputs_of(variant, seed=seed) for seed in range(3)]
     stacked = [
         {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-        for parts in ([c.varying for c in calls], [c.given for c in calls], [c.state for c in calls])
+        for parts in ([c.varying for c in calls], [c.reserved for c in calls], [c.state for c in calls])
     ]
 
-    def evaluate(varying: Any, given: Any, state: Any) -> Any:
-        gradients = _gradients(variant, Inputs(varying, given, state))
-        value, new_state = call(variant, Inputs(varying, given, state))
+    def evaluate(varying: Any, reserved: Any, state: Any) -> Any:
+        gradients = _gradients(variant, Inputs(varying, reserved, state))
+        value, new_state = call(variant, Inputs(varying, reserved, state))
         return {"value": value, **gradients, **{f"state.{name}": result for name, result in new_state.items()}}
 
     batched = vmap(evaluate)(*stacked)
-    looped = [evaluate(c.varying, c.given, c.state) for c in calls]
+    looped = [evaluate(c.varying, c.reserved, c.state) for c in calls]
     differing = [
         name for name in batched if not _close(batched[name], torch.stack([result[name] for result in looped]))
     ]

@@ -92,9 +92,9 @@ def choose(tried: pd.DataFrame, settings: Sequence[Setting], better: Literal["hi
 
     def rank(index: int) -> tuple[int, float, float, int]:
         scores = tried.loc[tried["setting"] == index, "score"].to_numpy(dtype=float)
-        kept = scores[np.isfinite(scores)]
-        mean = sign * float(np.mean(kept)) if len(kept) else np.inf
-        return len(scores) - len(kept), mean, settings[index].lr, index
+        finite = scores[np.isfinite(scores)]
+        mean = sign * float(np.mean(finite)) if len(finite) else np.inf
+        return len(scores) - len(finite), mean, settings[index].lr, index
 
     return settings[min(range(len(settings)), key=rank)]
 

@@ -166,7 +166,7 @@ class Findings:
         plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **claims}
         optional = ("untuned", "rankings", "published", "looks", "replications")
         plain |= {name: [_plain(one) for one in getattr(self, name)] for name in ("rankings", "published")}
-        plain |= {"looks": self.looks, "replications": [_replication_as_json(each) for each in self.replications]}
+        plain |= {"looks": self.looks, "replications": [_replication_as_json(one) for one in self.replications]}
         if self.replications:
             plain["agreement"] = {claim.id: vars(self.agreement(claim.id)) for claim in self.claims}
         return {key: value for key, value in plain.items() if value or key not in optional}

@@ -49,8 +49,8 @@ def to_json(calibration: Calibration) -> str:
         ]
         lines.append(f'"seed": {simulated.seed}')
         lines.append('"cells": ' + _rows(cells))
-        lines.append('"studies": ' + _rows(asdict(each) for each in simulated.studies))
-    lines.append('"twins": ' + _rows({**vars(each), "verdicts": dict(each.verdicts)} for each in calibration.twins))
+        lines.append('"studies": ' + _rows(asdict(one) for one in simulated.studies))
+    lines.append('"twins": ' + _rows({**vars(one), "verdicts": dict(one.verdicts)} for one in calibration.twins))
     return "{\n" + ",\n".join(['"schema": 1', *lines]) + "\n}\n"
 
 
@@ -132,7 +132,7 @@ def summary(calibration: Calibration, contrasts: Collection[str] = ()) -> str:
         if cells:
             sentences.append(_of_cells(cells))
         if studies := calibration.simulated.studies:
-            worst = max(studies, key=lambda each: each.wrong)
+            worst = max(studies, key=lambda one: one.wrong)
             sentences.append(
                 f"A simulated study of five claims without any effect gave one of them a direction in "
                 f"{percent(worst.wrong)}% of {worst.trials:,} trials at most."
@@ -234,10 +234,10 @@ def _table(cells: Sequence[Rates]) -> str:
 
 def _studies(studies: Sequence[StudyRates]) -> str:
     rows = [
-        [noise, *(f"**{percent(each.wrong)}**" if each.errs else percent(each.wrong) for each in group)]
-        for noise, group in ((name, [each for each in studies if each.shape == name]) for name in shape)
+        [noise, *(f"**{percent(one.wrong)}**" if one.errs else percent(one.wrong) for one in group)]
+        for noise, group in ((name, [one for one in studies if one.shape == name]) for name in shape)
     ]
-    seeds = dict.fromkeys(each.seeds for each in studies)
+    seeds = dict.fromkeys(one.seeds for one in studies)
     return _grid(["noise", *(f"{n} seeds" for n in seeds)], rows)
 
 

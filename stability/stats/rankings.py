@@ -137,17 +137,17 @@ def _mirrored(interval: Interval) -> Interval:
     return -interval[1], -interval[0]
 
 
-def letters_of(count: int, apart: Collection[tuple[int, int]]) -> tuple[str, ...]:
-    """Return the letters of *count* ordered arms: two share one exactly if their pair (i, j), i < j, is not in *apart*.
+def letters_of(count: int, different: Collection[tuple[int, int]]) -> tuple[str, ...]:
+    """Return letters of *count* ordered arms; two share one exactly if their pair (i, j), i < j, is not *different*.
 
-    Insert and absorb: every pair in *apart* splits each group that contains both arms, and groups that are subsets of
-    others are removed. Piepho (2004), J. Comput. Graph. Stat. 13:456.
+    Insert and absorb: every pair in *different* splits each group that contains both arms, and groups that are subsets
+    of others are removed. Piepho (2004), J. Comput. Graph. Stat. 13:456.
 
     >>> letters_of(4, {(0, 2), (0, 3), (1, 3)})
     ('a', 'ab', 'bc', 'c')
     """
     groups = [frozenset(range(count))]
-    for i, j in sorted(apart):
+    for i, j in sorted(different):
         split: list[frozenset[int]] = []
         for group in groups:
             split += [group - {i}, group - {j}] if i in group and j in group else [group]

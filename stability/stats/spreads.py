@@ -109,9 +109,9 @@ def _log_spreads(left: Array, right: Array) -> float:
 def _jackknife(left: Array, right: Array) -> Array:
     """Return the pseudo-values n theta - (n - 1) theta_without_i, shifted so that their mean is theta."""
     n = len(left)
-    whole = _log_spreads(left, right)
+    full = _log_spreads(left, right)
     without = np.array([_log_spreads(np.delete(left, i, axis=0), np.delete(right, i, axis=0)) for i in range(n)])
-    return np.asarray(whole + (n - 1) * (without.mean() - without))
+    return np.asarray(full + (n - 1) * (without.mean() - without))
 
 
 def _pitman_morgan(a: Array, b: Array, confidence: float, sd: float) -> Estimate:
@@ -139,8 +139,8 @@ def _inverted(u: Array, v: Array, criticals: Sequence[float]) -> list[Interval]:
 
 
 def _hull(u: Array, v: Array, grid: Array, statistics: Array, critical: float) -> Interval:
-    kept = np.flatnonzero(statistics <= critical)
-    first, last = int(kept[0]), int(kept[-1])
+    accepted = np.flatnonzero(statistics <= critical)
+    first, last = int(accepted[0]), int(accepted[-1])
 
     def excess(log_ratio: float) -> float:
         return abs(float(_hc4_statistic(u, v, np.array([log_ratio]))[0])) - critical

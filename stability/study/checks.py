@@ -268,22 +268,22 @@ def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
 
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
-    known = {name: measure for name, measure in study.measures.items() if not measure.listed}
+    measures = {name: measure for name, measure in study.measures.items() if not measure.listed}
     named = {"measure": claim.measure} | ({"against_measure": claim.against_measure} if claim.against_measure else {})
     for key, name in named.items():
-        if name not in known:
-            raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, known)}")
+        if name not in measures:
+            raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, measures)}")
     variant = contrast.get_or_explain(claim.contrast, locate("contrast"))
     if claim.against_measure:
-        check_against(claim, variant, known, locate)
+        check_against(claim, variant, measures, locate)
     elif claim.compare[0] == claim.compare[1]:
         raise InputError(
             f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ, or one arm and two "
-            "measures (against)"
+            "measures (against_measure)"
         )
     for key, name in named.items():
-        _check_scale(claim.transform, name, known, locate)
-        if claim.reduction and known[name].spikes:
+        _check_scale(claim.transform, name, measures, locate)
+        if claim.reduction and measures[name].spikes:
             raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
         check_coverage(study, name, key, locate)
         check_first(study, name, claim.reduction, locate)
@@ -292,25 +292,24 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         if name not in study.grid.arms:
             hint = nearest(name, study.grid.arms)
             raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
-        if missing := {known[each].scalar for each in named.values()} - {"", *scalars_of(loss[study.arm(name).loss])}:
-            where = locate("compare", side)
-            raise InputError(
-                f"{where}: loss {study.arm(name).loss!r} has no `{min(missing)}`, which measure {claim.measure!r} needs"
-            )
+        arm_loss = study.arm(name).loss
+        if missing := {measures[key].scalar for key in named.values()} - {"", *scalars_of(loss[arm_loss])}:
+            where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
+            raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
     needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits["on"] == "times"
     for key, name in named.items():
-        if needs_direction and not known[name].better:
-            hint = nearest(name, [other for other, measure in known.items() if measure.better])
+        if needs_direction and not measures[name].better:
+            hint = nearest(name, [other for other, measure in measures.items() if measure.better])
             raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
     _check_needs(study, claim, variant, locate)
 
 
 def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
-    known = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
-    if ranking.measure not in known:
-        where, hint = locate("measure"), nearest(ranking.measure, known)
+    measures = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
+    if ranking.measure not in measures:
+        where, hint = locate("measure"), nearest(ranking.measure, measures)
         raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
-    _check_scale(ranking.transform, ranking.measure, known, locate)
+    _check_scale(ranking.transform, ranking.measure, measures, locate)
     check_coverage(study, ranking.measure, "measure", locate)
     check_first(study, ranking.measure, ranking.reduction, locate)
     if study.rankings.count(ranking) > 1:
@@ -323,9 +322,9 @@ def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
         raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
 
 
-def _check_scale(scale: str | None, name: str, known: Mapping[str, Measure], locate: Locate) -> None:
-    if scale == "log_above_chance" and not known[name].chance:
-        bounded = ", ".join(key for key, measure in known.items() if measure.chance)
+def _check_scale(scale: str | None, name: str, measures: Mapping[str, Measure], locate: Locate) -> None:
+    if scale == "log_above_chance" and not measures[name].chance:
+        bounded = ", ".join(key for key, measure in measures.items() if measure.chance)
         raise InputError(f"{locate('transform')}: {name!r} has no chance level (measures that have: {bounded})")
     if scale == "relative_to_chance" and name != "loss":
         raise InputError(f"{locate('transform')}: scale {scale!r} is only valid for measure 'loss'")

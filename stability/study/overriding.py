@@ -19,18 +19,18 @@ FIXED = ("title", "question", "source", "claims", "rankings", "scales", "replica
 def at_scale(plain: Plain, scale: str, where: str) -> tuple[Plain, Paths]:
     """Return the plain data with one scale's overrides merged in, and the paths that they set."""
     scales = _tables(plain, "scales", "smoke", where)
-    for known in scales:
-        if known not in SCALES:
-            raise InputError(f"{where}: scales.{known}: unknown scale {known!r}{nearest(known, SCALES)}")
+    for name in scales:
+        if name not in SCALES:
+            raise InputError(f"{where}: scales.{name}: unknown scale {name!r}{nearest(name, SCALES)}")
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}{nearest(scale, SCALES)}")
     if scale not in scales and scale != DEFAULT_SCALE:
         raise InputError(f"{where}: the study has no scale {scale!r}{nearest(scale, {*scales, DEFAULT_SCALE})}")
-    overrides, known = (table.get("replications", {}) for table in (scales.get(scale, {}), plain))
-    if isinstance(overrides, dict) and isinstance(known, dict):
-        for name in overrides.keys() - known.keys():
+    overrides, replications = (table.get("replications", {}) for table in (scales.get(scale, {}), plain))
+    if isinstance(overrides, dict) and isinstance(replications, dict):
+        for name in overrides.keys() - replications.keys():
             location = f"{where}: scales.{scale}.replications.{name}"
-            raise InputError(f"{location}: the study has no replication {name!r}{nearest(name, known)}")
+            raise InputError(f"{location}: the study has no replication {name!r}{nearest(name, replications)}")
     rest = {key: value for key, value in plain.items() if key != "scales"}
     return overridden(rest, scales.get(scale, {}))
 

@@ -112,7 +112,7 @@ def search_of(study: Study) -> Study:
     needed = {measure.name, measure.chance, *(measure.pooled or ())}
     probes = {}
     for name, schedule in study.probes.items():
-        reads = needed & {each.name for each in probe[name].traits["measures"]}
+        reads = needed & {one.name for one in probe[name].traits["measures"]}
         # Tuning seeds start later, so a probe restricted to the first test seed measures no tuning run.
         seeds = None if reads else 1
         probes[name] = schedule.model_copy(
@@ -184,9 +184,9 @@ def _to_try(study: Study, key: str) -> str:
 
 
 def _check_known(study: Study, tune: Tune, key: str, locate: Locate) -> None:
-    known = {option for name in study.grid.arms for option in settable(loss[study.arm(name).loss])}
-    if key not in known:
-        hint = nearest(key, {*Tune.model_fields, *known})
+    tunable = {option for name in study.grid.arms for option in settable(loss[study.arm(name).loss])}
+    if key not in tunable:
+        hint = nearest(key, {*Tune.model_fields, *tunable})
         raise InputError(f"{locate('tune', key)}: no loss of this study has a {key!r} to tune{hint}")
 
 
@@ -211,9 +211,9 @@ def _check_searched(study: Study, tune: Tune, key: str, locate: Locate) -> None:
 
 def _check_criterion(study: Study, locate: Locate) -> None:
     where, name = locate("tune", "measure"), tuning_measure(study)
-    known = {key for key, measure in study.measures.items() if measure.better and not measure.listed}
-    if name in known:
+    directed = {key for key, measure in study.measures.items() if measure.better and not measure.listed}
+    if name in directed:
         return
     if study.tune and study.tune.measure:
-        raise InputError(f"{where}: got {name!r}; allowed: a measure with a better direction{nearest(name, known)}")
-    raise InputError(f"{where}: required, since this study has no {name}{nearest('', known)}")
+        raise InputError(f"{where}: got {name!r}; allowed: a measure with a better direction{nearest(name, directed)}")
+    raise InputError(f"{where}: required, since this study has no {name}{nearest('', directed)}")

@@ -43,7 +43,7 @@ question = "Is {other} more stable than {first} on {name}?"
 
 [data]
 {data}
-corruption = "fixed"            # noise is drawn once, for the data: a model can memorise it
+corruption = "fixed"            # noise is drawn once, for the data: a model can memorize it
 
 [model]                         # `stability list encoders` names others
 image = {image}
@@ -77,7 +77,7 @@ batches = 8
 [probes.geometry]
 every = {seldom}
 
-[probes.curvature]              # dear: at the end, the first seeds without noise, small batches
+[probes.curvature]              # expensive: at the end, the first seeds without noise, small batches
 seeds = {curved}
 noise = [0.0]
 batch_size = [{smallest}]
