@@ -54,7 +54,7 @@ EDITS = [
     ("width = 8", "width = -8", r"t\.toml: model\.image\.width: got -8; allowed: 1 or more"),
     ("heads = 1", "heads = 3", r"t\.toml: model\.text: encoder 'token_transformer': heads = 3 does not divide width = 4"),
     ('name = "digits"', 'name = "digits"\nheld_out = 1.5', r"t\.toml: data\.held_out: got 1\.5; allowed: a share between 0 and 1"),
-    ('compare = ["siglip-log-b", "clip"]', 'compare = ["clip", "clip"]', r"t\.toml: claims\[0\]\.compare: got 'clip' twice; allowed: two arms that differ, or one arm and two measures \(against\)"),
+    ('compare = ["siglip-log-b", "clip"]', 'compare = ["clip", "clip"]', r"t\.toml: claims\[0\]\.compare: got 'clip' twice; allowed: two arms that differ, or one arm and two measures \(against_measure\)"),
     ('measure = "gradient_noise_fraction"', 'measure = "sharpness_ratio"', r"t\.toml: claims\[0\]\.measure: probes\.curvature\.seeds leaves out runs that a claim on 'sharpness_ratio' needs"),
     ('contrast = "difference"', 'contrast = "difference"\ntransform = "log_above_chance"', r"t\.toml: claims\[0\]\.transform: 'gradient_noise_fraction' has no chance level \(measures that have: .*\)"),
     ('contrast = "difference"', 'contrast = "difference"\nthreshold = 1.0', r"t\.toml: claims\[0\]\.threshold: contrast 'difference' takes no threshold"),

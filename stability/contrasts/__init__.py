@@ -37,7 +37,7 @@ SUPPLIED: Mapping[str, str] = {
     "levels": "the values of the axis that the claim's `axis` names, in doublings where a step is a factor",
     "per": "the unit of a slope over the levels in a sentence: per unit or per doubling of what",
     "axis": "the axis that the claim's `axis` names, in a sentence",
-    "better": "which way the measure is good: higher, lower or nothing",
+    "better": "the better direction of the measure: higher, lower or empty",
     "log": "whether the values are logarithms",
     "budget": "the number of steps that a run had to cross the threshold",
     "names": 'the arms\' names (of two measures of one arm: its name, and "its" other measure)',

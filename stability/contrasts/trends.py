@@ -91,7 +91,7 @@ def lr_sensitivity(
     names: Names = ("a", "b"),
     measure: str = "value",
 ) -> Comparison:
-    """Return the difference of what an arm loses on average over the levels, against its own best level.
+    """Return the difference between arms of the mean gap to the best level: best level minus mean over levels.
 
     Per seed and cell it is the best level minus the mean over levels on the measure's scale, which is never negative;
     the means over cells are paired. Over the learning rate this is the sensitivity of Wortsman et al. (2023),
