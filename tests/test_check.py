@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from stability.check import Outcome, best_constant, chance_level, check, validate_loss
+from stability.check import CheckResult, best_constant, chance_level, check, validate_loss
 from stability.losses import Scalar, clip, loss, siglip
 from stability.registry import InputError, Registry, Variant
 
@@ -155,7 +155,7 @@ def test_a_loss_that_raises_fails_everything_with_its_own_message():
     outcomes = check(made(raising))
     assert {outcome.reason for outcome in outcomes} == {"KeyError: 'no such key'"}
     assert not any(outcome.passed for outcome in outcomes)
-    assert outcomes[0] == Outcome("finite", True, False, "KeyError: 'no such key'")
+    assert outcomes[0] == CheckResult("finite", True, False, "KeyError: 'no such key'")
 
 
 def turned(image, text):

@@ -110,7 +110,8 @@ def test_held_out_pairs_are_corrupted_as_training_pairs_are(tiny_text, kind, noi
 
 def test_a_study_without_enough_held_out_pairs_is_refused(tiny_text):
     with pytest.raises(
-        InputError, match=r"probes\.matched_gradient_noise: needs batches of 400 held-out pairs, .* holds 359 out"
+        InputError,
+        match=r"probes\.matched_gradient_noise: needs batches of 400 held-out pairs, .* has 359 held-out pairs",
     ):
         parse(tiny_text.replace("batch_size = [8, 16]", "batch_size = [8, 400]", 1))
     fewer = tiny_text.replace("batch_size = [8, 16]", "batch_size = [8, 400]", 1)

@@ -49,5 +49,5 @@ def test_a_run_is_the_one_that_a_study_of_its_own_length_would_train(tiny_text):
 
 
 def test_a_batch_too_large_for_its_warm_up_is_refused(tiny_text):
-    with pytest.raises(InputError, match=r"t: train\.steps: got 5, which is 2 at batch size 16; allowed: more of them"):
+    with pytest.raises(InputError, match=r"t: train\.steps: got 5, which is 2 at batch size 16; allowed: more than"):
         matched(tiny_text, steps=5)

@@ -35,7 +35,7 @@ def test_ranks_are_scipy_s_and_their_interval_excludes_0_exactly_where_they_reje
     found = rank_estimate(per_seed, 0.95)
     assert_allclose(found.p_value, wilcoxon(per_seed, method="exact").pvalue)
     averages = [(x + y) / 2 for x, y in itertools.combinations_with_replacement(per_seed, 2)]
-    assert_allclose(found.centre, np.median(averages))
+    assert_allclose(found.center, np.median(averages))
     assert (found.interval[0] > 0 or found.interval[1] < 0) == (found.p_value <= 0.05)
     assert (found.equivalence_interval[0] > 0 or found.equivalence_interval[1] < 0) == (found.p_value <= 0.1)
 
@@ -85,7 +85,7 @@ def test_in_a_balanced_design_the_mixed_model_is_the_paired_t():
     a, b = runs(0)
     found, primary = mixed_model(a, b, confidence=0.95), st.paired_difference(a, b)
     assert found.fit == "fitted"
-    assert_allclose(found.estimate.centre, primary.effect)
+    assert_allclose(found.estimate.center, primary.effect)
     assert_allclose(found.estimate.interval, primary.interval, rtol=1e-2)
 
 
@@ -94,7 +94,7 @@ def test_the_mixed_model_s_slope_is_the_difference_of_slopes():
     levels = np.array([0.0, 0.2, 0.4])
     a = a + 2 * levels[:, None]
     found = mixed_model(a, b, confidence=0.95, levels=levels)
-    assert_allclose(found.estimate.centre, st.slope_difference(a, b, levels=levels).effect)
+    assert_allclose(found.estimate.center, st.slope_difference(a, b, levels=levels).effect)
 
 
 def test_a_variance_that_is_0_is_a_named_outcome():

@@ -133,7 +133,7 @@ def test_under_tuning_they_multiply_what_was_chosen_and_the_search_has_none(tiny
         (
             'axis = "lr"',
             'axis = "lr"\ntransform = "relative_to_chance"',
-            r"t: claims\[1\]\.transform: 'recall_at_1' is no loss with .*",
+            r"t: claims\[1\]\.transform: scale 'relative_to_chance' is only valid for measure 'loss'",
         ),
     ],
 )

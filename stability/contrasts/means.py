@@ -1,4 +1,4 @@
-"""Is one arm's level higher or lower than the other's?"""
+"""Contrasts of levels: difference and ratio."""
 
 from __future__ import annotations
 

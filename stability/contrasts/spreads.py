@@ -1,4 +1,4 @@
-"""Do one arm's results vary less from seed to seed?"""
+"""The contrast of standard deviations across seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study: one TOML file, validated into frozen data. Nothing in it can run code."""
+"""Studies: TOML files that are parsed and validated into frozen data. Nothing in a file can run code."""
 
 from stability.study.comparing import command_of, with_loss
 from stability.study.reading import find_study, load_study, parse_study, shipped_studies, study_files, with_looks

@@ -1,4 +1,4 @@
-"""Names of variants in a study: ``-`` is understood for ``_``, so that what is stored has one spelling."""
+"""Canonical names of variants in a study: ``-`` is read as ``_``, so stored names have one spelling."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from stability.losses import loss
 from stability.registry import snake_case
 
 LISTS_OF_ARMS = ("arms", "compare", "losses")
-"""Keys whose values name arms: a loss by its name, or a table ``[arms.NAME]``, whose name is kept as it is."""
+"""Keys whose values name arms: a loss, or a table ``[arms.NAME]``, whose name is left unchanged."""
 
 OF_VARIANTS = ("contrast", "corruption", "optimizer")
 """Keys whose values name variants."""
 
 
 def with_canonical_names(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return a study as read from TOML, overrides of scales and replications included, with variants in snake_case.
+    """Return a study read from TOML (with overrides of scales and replications) with variant names in snake_case.
 
     >>> plain = {"grid": {"arms": ["siglip-masked", "my-arm"]}, "arms": {"my-arm": {"loss": "hybrid-separate"}}}
     >>> with_canonical_names(plain)
@@ -26,17 +26,17 @@ def with_canonical_names(plain: dict[str, Any]) -> dict[str, Any]:
     named = {*(arms if isinstance(arms, dict) else ())}
     for table in (plain.get("replications"), plain.get("scales")):
         for part in table.values() if isinstance(table, dict) else ():
-            own = part.get("arms") if isinstance(part, dict) else None
-            named |= {*(own if isinstance(own, dict) else ())}
+            own_arms = part.get("arms") if isinstance(part, dict) else None
+            named |= {*(own_arms if isinstance(own_arms, dict) else ())}
     return _table(plain, (), named)
 
 
 def _table(table: dict[str, Any], path: tuple[str, ...], arms: Collection[str]) -> dict[str, Any]:
-    inside = path[-1:]
+    parent = path[-1:]
     result = {}
     for key, value in table.items():
-        name = snake_case(key) if inside == ("probes",) else key
-        if inside == ("values",) and "published" in path:
+        name = snake_case(key) if parent == ("probes",) else key
+        if parent == ("values",) and "published" in path:
             name = _arm(key, arms)
         result[name] = _value(value, (*path, name), arms)
     return result
@@ -58,6 +58,6 @@ def _value(value: Any, path: tuple[str, ...], arms: Collection[str]) -> Any:
 
 
 def _arm(name: Any, arms: Collection[str]) -> Any:
-    """Return the name of an arm: of a loss in snake_case, of a table of the study as it is."""
+    """Return the name of an arm: a loss in snake_case, a table of the study unchanged."""
     is_loss = isinstance(name, str) and name not in arms and name in loss
     return snake_case(name) if is_loss else name

@@ -1,4 +1,4 @@
-"""Published figures that a study puts beside its own: what they can be of."""
+"""Validation of the published figures of a study."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from stability.study.searching import Locate
 
 
 def check_published(study: Study, published: Published, locate: Locate) -> None:
-    """Raise `InputError` unless the study makes the measure, and has the arms or the axis, of the published figures."""
-    known = [name for name, measure in study.measures.items() if not measure.listed]
-    if published.measure not in known:
-        where, hint = locate("measure"), nearest(published.measure, known)
+    """Raise `InputError` unless the study has the measure and the arms or axis of the published figures."""
+    measures = [name for name, measure in study.measures.items() if not measure.listed]
+    if published.measure not in measures:
+        where, hint = locate("measure"), nearest(published.measure, measures)
         raise InputError(f"{where}: got {published.measure!r}; allowed: a measure of this study{hint}")
     if not published.factor:
         raise InputError(f"{locate('factor')}: got 0; allowed: what turns our unit into the published one")
@@ -30,7 +30,7 @@ def check_published(study: Study, published: Published, locate: Locate) -> None:
 
 
 def _check_values(study: Study, published: Published, locate: Locate) -> None:
-    """Raise `InputError` unless the figures are of two or more arms or levels that there can be."""
+    """Raise `InputError` unless the figures belong to two or more valid arms or levels."""
     if published.compare and published.compare[0] == published.compare[1]:
         where = locate("compare")
         raise InputError(f"{where}: got {published.compare[0]!r} twice; allowed: two arms that differ")
@@ -43,8 +43,8 @@ def _check_values(study: Study, published: Published, locate: Locate) -> None:
         if not _is_level(level, above_zero=published.axis in DOUBLING):
             raise InputError(f"{locate('values')}: got {level!r}; allowed: values of {published.axis}, as numbers")
     if len(published.values) < 2:
-        where, of = locate("values"), f"levels of {published.axis}" if published.axis else "arms"
-        raise InputError(f"{where}: got {shortened(published.values)}; allowed: the figures of two or more {of}")
+        where, kind = locate("values"), f"levels of {published.axis}" if published.axis else "arms"
+        raise InputError(f"{where}: got {shortened(published.values)}; allowed: the figures of two or more {kind}")
 
 
 def _is_level(text: str, above_zero: bool) -> bool:

@@ -1,4 +1,4 @@
-"""A commented study for data of one's own, valid at once: something to edit, not a blank page."""
+"""The template of a commented, valid study for the user's own data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stability.study.reading import parse_study
 from stability.study.schema import SCALES
 
 MOST_HELD_OUT = 4000
-"""Held-out pairs beyond which retrieval, which compares each with each, starts to cost more than training."""
+"""Number of held-out pairs above which retrieval, which is quadratic, costs more than training."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What one kind of device carries in minutes."""
+    """The size of a study that one kind of device trains in minutes."""
 
     batch_sizes: tuple[int, ...]
     steps: int
@@ -43,7 +43,7 @@ question = "Is {other} more stable than {first} on {name}?"
 
 [data]
 {data}
-corruption = "fixed"            # noise is drawn once, for the data: a model can memorise it
+corruption = "fixed"            # noise is drawn once, for the data: a model can memorize it
 
 [model]                         # `stability list encoders` names others
 image = {image}
@@ -77,7 +77,7 @@ batches = 8
 [probes.geometry]
 every = {seldom}
 
-[probes.curvature]              # dear: at the end, the first seeds without noise, small batches
+[probes.curvature]              # expensive: at the end, the first seeds without noise, small batches
 seeds = {curved}
 noise = [0.0]
 batch_size = [{smallest}]
@@ -128,25 +128,25 @@ def kinds() -> tuple[str, ...]:
     return tuple(sorted(name for name, variant in dataset.items() if variant.traits.get("on_disk")))
 
 
-def parse_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
-    """Return options of a dataset from texts ``KEY=VALUE``, each of the type of the option's default.
+def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return options of a dataset from texts ``KEY=VALUE``, converted to the type of each option's default.
 
     >>> parse_options("folder", ["image_size=16", "captions=a.csv"])
     {'image_size': 16, 'captions': 'a.csv'}
     """
     variant = dataset[kind]
     options: dict[str, Any] = {}
-    for each in given:
-        key, equals, value = each.partition("=")
+    for text in texts:
+        key, equals, value = text.partition("=")
         if not equals or key not in variant.options:
             raise InputError(
-                f"--data-option: {each!r} is no KEY=VALUE of dataset {kind!r}{nearest(key, variant.options)}"
+                f"--data-option: {text!r} is no KEY=VALUE of dataset {kind!r}{nearest(key, variant.options)}"
             )
-        wanted = type(variant.options[key].default)
+        option_type = type(variant.options[key].default)
         try:
-            options[key] = wanted(value)
+            options[key] = option_type(value)
         except ValueError as error:
-            raise InputError(f"--data-option: {key}: got {value!r}; allowed: {KINDS[wanted]}") from error
+            raise InputError(f"--data-option: {key}: got {value!r}; allowed: {KINDS[option_type]}") from error
     return options
 
 
@@ -164,9 +164,15 @@ def study_path(name: str) -> Path:
 def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequence[str], device: str) -> Path:
     """Write a study of the user's data, checked at every scale, and return its path; no file is ever overwritten.
 
-    *kind* is a dataset that reads from disk, *options* its options; the first of *losses* is what the others are
-    compared with; *device* (cpu or cuda) decides how large the grid is. Raises `InputError` for what cannot be read,
-    an unknown name, fewer than two losses, or a file that is there.
+    Args:
+        name: Name of the study, or a path that ends in .toml.
+        kind: A dataset that reads from disk.
+        options: Options of the dataset.
+        losses: Losses to compare; the first is the reference.
+        device: cpu or cuda; determines the size of the grid.
+
+    Raises:
+        InputError: The data cannot be read, a name is unknown, there are fewer than two losses, or the file exists.
     """
     path = study_path(name)
     if kind not in kinds():
@@ -181,7 +187,7 @@ def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequen
     except InputError as error:
         raise InputError(_as_typed(kind, str(error))) from error
     if len(pairs.held_out) > MOST_HELD_OUT and "held_out" not in options:
-        # A round share: it is written into a file that people read.
+        # A round number, since it is written into the study file.
         share = float(f"{MOST_HELD_OUT / len(pairs.image):.1g}")
         options = {**options, "held_out": share}
         pairs = dataset[kind](**options)
@@ -198,7 +204,7 @@ def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequen
 
 
 def _as_typed(kind: str, sentence: str) -> str:
-    """Return what is wrong with options of data, with each as it is typed on the command line beside its key.
+    """Return an error about data options, with the command line form of each option after its key.
 
     >>> _as_typed("folder", "captions: a holds 0 tables (none); name one by data.captions")
     'captions: a holds 0 tables (none); name one by data.captions (--data-option captions=FILE)'
@@ -214,13 +220,13 @@ def _as_typed(kind: str, sentence: str) -> str:
         value = values.get(key, "COLUMN" if key.endswith("_column") else "VALUE")
         return f"(--data-option {key}={value})" if value else "(--path)"
 
-    def beside(found: re.Match[str]) -> str:
-        return f"{found[0]} {typed(found[1])}" if found[1] in known else found[0]
+    def with_option(match: re.Match[str]) -> str:
+        return f"{match[0]} {typed(match[1])}" if match[1] in known else match[0]
 
-    said = re.sub(r"\bdata\.(\w+)\b(?: = [\w.]*\w)?", beside, sentence)
+    annotated = re.sub(r"\bdata\.(\w+)\b(?: = [\w.]*\w)?", with_option, sentence)
     head = re.match(r"(\w+)(?:: | = )", sentence)
-    at_fault = head is not None and said == sentence and head[1] in known
-    return f"{said} {typed(head[1])}" if head is not None and at_fault else said
+    at_fault = head is not None and annotated == sentence and head[1] in known
+    return f"{annotated} {typed(head[1])}" if head is not None and at_fault else annotated
 
 
 def study_text(
@@ -230,8 +236,8 @@ def study_text(
     batch_sizes = _batch_sizes(size, len(pairs.train))
     first, *others = losses
     claims = [
-        CLAIMS.format(other=other, first=first, primary="\nprimary = true" if place == 0 else "")
-        for place, other in enumerate(others)
+        CLAIMS.format(other=other, first=first, primary="\nprimary = true" if index == 0 else "")
+        for index, other in enumerate(others)
     ]
     return TEMPLATE.format(
         title=f"{', '.join(others)} against {first} on {name}",
@@ -258,7 +264,7 @@ def study_text(
 
 
 def _batch_sizes(size: Size, available: int) -> list[int]:
-    """Return those batch sizes that leave at least four batches in an epoch, else the largest power of two that does.
+    """Return the batch sizes with at least four batches in an epoch, else the largest power of two with as many.
 
     >>> _batch_sizes(SIZES["cpu"], 1000), _batch_sizes(SIZES["cpu"], 300), _batch_sizes(SIZES["cpu"], 50)
     ([32, 128], [32], [8])
@@ -282,5 +288,5 @@ def _text_tower(pairs: Pairs, size: Size) -> str:
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML, whose strings are JSON's but for surrogates and the delete character."""
+    """Return a value as TOML; its strings equal JSON's except for surrogates and the delete character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
