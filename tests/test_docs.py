@@ -61,9 +61,9 @@ def test_measures_and_contrasts_that_the_guide_recommends_exist():
     for variant in probe.values():
         measures |= {measure.name for measure in variant.traits["measures"]}
     for probes, named, contrasts in table:
-        assert {*re.findall("`([a-z-]+)`", probes)} <= {*probe}
+        assert {*re.findall("`([a-z_]+)`", probes)} <= {*probe}
         assert {*re.findall("`([a-z_0-9]+)`", named)} <= measures
-        assert {*re.findall("`([a-z-]+)`", contrasts)} <= {*contrast, "noise"}
+        assert {*re.findall("`([a-z_]+)`", contrasts)} <= {*contrast, "noise", "batch_size"}
 
 
 def test_every_page_is_in_the_navigation():
