@@ -15,7 +15,7 @@ from stability.analysis import load_results
 from stability.execute import run
 from stability.landscape import directions
 from stability.probes import HeldOut, Replica, probe
-from stability.probes.perturbations import filter_normalised
+from stability.probes.perturbations import filter_normalized
 from stability.streams import stream
 from stability.study import parse_study
 
@@ -134,7 +134,7 @@ def test_the_sharpness_of_recall_is_the_mean_rise_of_the_error_along_the_same_di
         rises = []
         for draw in range(4):
             noise = {n: torch.randn(v.shape, generator=stream(draw, f"flatness/{n}")).double() for n, v in own.items()}
-            perturbed = {n: 0.8 * filter_normalised(v, noise[n]) for n, v in own.items()}
+            perturbed = {n: 0.8 * filter_normalized(v, noise[n]) for n, v in own.items()}
             sides = [error({n: v + sign * perturbed[n] for n, v in own.items()}) for sign in (1, -1)]
             rises.append((sides[0] + sides[1]) / 2 - error(own))
         assert_close(found["filter_sharpness_recall"][place], torch.stack(rises).mean(), rtol=1e-10, atol=1e-12)
@@ -205,11 +205,11 @@ def test_scalars_and_parameters_that_are_not_trained_stay():
 
 def test_a_direction_has_the_norms_of_those_that_landscapes_are_drawn_along():
     value = {"image.w": torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(3))}
-    ours = filter_normalised(value["image.w"], torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(4)))
+    ours = filter_normalized(value["image.w"], torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(4)))
     (theirs,) = directions(value, count=1)
     norms = [part.flatten(1).norm(dim=1) for part in (ours, theirs["image.w"])]
     assert_close(norms[0], norms[1])
-    vector = filter_normalised(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
+    vector = filter_normalized(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
     assert_close(vector, torch.tensor([5.0, 0.0]))
 
 

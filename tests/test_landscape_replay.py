@@ -74,7 +74,7 @@ def test_the_objective_is_the_mean_over_the_fixed_batches_of_the_curvature_probe
     again = replay_run(tiny_run, first.id)
     assert again.batches["image"].shape[:2] == (2, first.batch_size)
     found = curvature.spectrum(
-        again.objective, again.params, batches=again.batches, chunk=1, steps=4, trace_probes=1
+        again.objective, again.params, batches=again.batches, chunk_size=1, steps=4, trace_probes=1
     ).eigenvalues_high
     rows = pd.read_parquet(tiny_run / "groups")
     stored = rows[(rows["run"] == first.id) & (rows["step"] == tiny.train.steps)]["hessian_max_eigenvalue"].item()

@@ -60,12 +60,12 @@ def test_the_verb_writes_picture_and_grid_and_prints_where(monkeypatch, capsys, 
     assert list(grid) == ["first", "second", "value"]
     assert len(grid) == 9
     again = replay_run(where, run_id)
-    centre = landscape.slice1d(again.objective, again.params, again.params, points=2, batches=again.batches).centre
+    center = landscape.slice1d(again.objective, again.params, again.params, points=2, batches=again.batches).center
     if kind == "scalars":
         assert grid["first"][4] == pytest.approx(float(again.params["loss.log_scale"]))
         assert grid["second"][4] == pytest.approx(float(again.params["loss.bias"]))
     if kind != "pca":
-        assert grid["value"][4] == pytest.approx(centre, rel=1e-5)
+        assert grid["value"][4] == pytest.approx(center, rel=1e-5)
 
 
 def test_one_scalar_is_a_line_at_a_step_of_one_s_own_and_a_second_call_gives_the_same_bytes(

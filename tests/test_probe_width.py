@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from stability import devices
 from stability.curvature import spectrum
-from stability.curvature.lanczos import LONG, lanczos
+from stability.curvature.lanczos import BLOCKED_FROM, lanczos
 from stability.curvature.products import hessian_of, replicas_at_once
 from stability.datasets import dataset
 from stability.execute import planning
@@ -185,8 +185,8 @@ def test_an_exhausted_space_and_a_nan_leave_the_other_lanes_of_an_accelerator_bi
 
 
 def test_long_vectors_are_orthogonal_on_an_accelerator_too():
-    diagonal = torch.linspace(-1, 30, LONG)[None].expand(2, -1)
-    starts = torch.randn(2, LONG, generator=torch.Generator().manual_seed(1))
+    diagonal = torch.linspace(-1, 30, BLOCKED_FROM)[None].expand(2, -1)
+    starts = torch.randn(2, BLOCKED_FROM, generator=torch.Generator().manual_seed(1))
     with pretended():
         *_, basis = lanczos_there(diagonal, starts, 30)
     for rows in basis.double():
@@ -202,7 +202,7 @@ def test_a_spectrum_on_an_accelerator_is_that_of_a_cpu_by_whichever_groups(monke
     params = {"w": torch.randn(6, 3, generator=generator, dtype=torch.float64)}
     batches = torch.randn(6, 4, 7, 3, generator=generator, dtype=torch.float64)
     weights = {"w": params["w"].abs() + 0.1}
-    how = {"replicas": True, "steps": 2, "trace_probes": 2}
+    how = {"batched": True, "steps": 2, "trace_probes": 2}
     expected = spectrum(quartic, params, batches=batches, preconditioner=weights, **how)
     with pretended():
         there, data, scale = pytree.tree_map(lambda leaf: leaf.to(DEVICE), (params, batches, weights))
@@ -211,7 +211,7 @@ def test_a_spectrum_on_an_accelerator_is_that_of_a_cpu_by_whichever_groups(monke
         monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 2**17)
         assert 1 < len(replicas_at_once(quartic, there, batches=data)) <= 3
         spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, **how))
-        spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, retain=False, **how))
+        spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, retain_graph=False, **how))
         for found in spectra:
             for field in ("eigenvalues_high", "eigenvalues_low", "trace", "nodes", "weights"):
                 assert_close(getattr(found, field).cpu(), getattr(expected, field), rtol=1e-9, atol=1e-9)
@@ -220,7 +220,7 @@ def test_a_spectrum_on_an_accelerator_is_that_of_a_cpu_by_whichever_groups(monke
 def test_a_point_that_is_not_finite_is_nan_on_an_accelerator_too():
     points = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [0.5, -1.0]])
     with pretended():
-        hessian = hessian_of(lambda p: (p["w"] ** 3).sum(), {"w": points.to(DEVICE)}, replicas=True)
+        hessian = hessian_of(lambda p: (p["w"] ** 3).sum(), {"w": points.to(DEVICE)}, batched=True)
         product = hessian.product(torch.ones(1, 3, 2).to(DEVICE)).cpu()[0]
     assert_close(product[[0, 2]], 6 * points[[0, 2]])
     assert product[1].isnan().all()

@@ -1,4 +1,4 @@
-"""How curved the loss is: Hessian spectra of the training objective, and an independent check of them."""
+"""Hessian spectra of the training objective, and a cross-check of them against PyHessian."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stability.probes import Measure, Replica, in_towers, probe
 
 
 def negative_curvature_share(nodes: Tensor, weights: Tensor) -> Tensor:
-    """Return the share of sum |lambda| that negative eigenvalues hold, (R,), from quadrature nodes and weights (R, k).
+    """Return the share of sum |lambda| due to negative eigenvalues, (R,), from quadrature nodes and weights (R, k).
 
-    Unlike the bare mass below zero it does not hang on the sign of the many eigenvalues next to zero.
+    Unlike the mass below zero, it does not depend on the sign of the many eigenvalues near zero.
 
     >>> negative_curvature_share(torch.tensor([[-1.0, 0.0, 3.0]]), torch.full((1, 3), 1 / 3))
     tensor([0.2500])
@@ -26,7 +26,7 @@ def negative_curvature_share(nodes: Tensor, weights: Tensor) -> Tensor:
 
 
 def in_scalars(name: str) -> bool:
-    """Tell whether a parameter is one of the loss's trained scalars."""
+    """Return whether a parameter is one of the loss's trained scalars."""
     return not in_towers(name)
 
 
@@ -121,24 +121,33 @@ def in_scalars(name: str) -> bool:
 def curvature(
     replica: Replica, *, batches: int = 16, steps: int = 16, edge_steps: int = 10, trace_probes: int = 4
 ) -> dict[str, Tensor]:
-    """Measure both ends, trace and density of the Hessian of the mean loss over fixed batches, whole and by block.
+    """Measure extremes, trace and density of the Hessian of the mean loss over fixed batches, in total and by block.
 
-    The objective is the mean over *batches* fixed batches of the training size: a single batch overstates the top
-    eigenvalue. Lanczos with full reorthogonalisation (*steps* products) and *trace_probes* Hutchinson vectors, both
+    The objective is the mean over *batches* fixed batches of the training size: a single batch overestimates the top
+    eigenvalue. Lanczos with full reorthogonalization (*steps* products) and *trace_probes* Hutchinson vectors, both
     seeded. Raw eigenvalues scale with the loss; the sharpness ratio does not. Cohen et al. (2022), arXiv:2207.14484.
+
+    Args:
+        replica: the stacked replicas.
+        batches: batches of the objective.
+        steps: Lanczos steps for the whole Hessian.
+        edge_steps: Lanczos steps for the encoders' block, plain and preconditioned.
+        trace_probes: Hutchinson vectors for the whole Hessian.
     """
 
-    # An accelerator takes all batches in one graph, if its memory holds it.
-    chunk = 1 if replica.learning_rate.device.type == "cpu" else None
+    # On an accelerator all batches share one graph, as far as it fits in memory.
+    chunk_size = 1 if replica.learning_rate.device.type == "cpu" else None
 
-    def of(**how: Any) -> Spectrum:
-        return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=chunk, **how)
+    def spectrum_of(**options: Any) -> Spectrum:
+        return spectrum(
+            replica.objective, replica.params, batched=True, batches=replica.batches, chunk_size=chunk_size, **options
+        )
 
-    whole = of(steps=steps, trace_probes=trace_probes)
-    towers = of(steps=edge_steps, trace_probes=1, block=in_towers)
+    whole = spectrum_of(steps=steps, trace_probes=trace_probes)
+    towers = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers)
     count = sum(map(in_scalars, replica.params))
-    scalars = of(steps=count, trace_probes=1, block=in_scalars) if count else None
-    adam = of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
+    scalars = spectrum_of(steps=count, trace_probes=1, block=in_scalars) if count else None
+    adam = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
     edge = (
         adaptive_threshold(1.0, replica.betas[0])
         if replica.momentum is None
@@ -211,19 +220,19 @@ def curvature(
     ),
 )
 def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -> dict[str, Tensor]:
-    """Check top eigenvalue and trace against the PyHessian package, and the dense Hessian where the model is small.
+    """Compare top eigenvalue and trace with the PyHessian package and, for small models, with the dense Hessian.
 
-    All three see the same float64 objective: the mean loss over *batches* fixed batches. Yao et al. (2020),
+    All three use the same float64 objective: the mean loss over *batches* fixed batches. Yao et al. (2020),
     arXiv:1912.07145.
     """
     count = len(replica.learning_rate)
-    # It is computed on the CPU: all replicas are copied there at once.
+    # Computed on the CPU: copy all replicas at once.
     params, stacked = tree_map(Tensor.cpu, (replica.params, replica.batches))
     checks = [
         pyhessian_check(
-            replica.objective, at_index(params, place), batches=at_index(stacked, place), trace_probes=trace_probes
+            replica.objective, at_index(params, index), batches=at_index(stacked, index), trace_probes=trace_probes
         )
-        for place in range(count)
+        for index in range(count)
     ]
     columns = {
         "crosscheck_high": "high",

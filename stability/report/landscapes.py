@@ -118,13 +118,13 @@ def _slice(replay: Replay, view: View, points: int, span: Span | None) -> tuple[
             replay.objective, replay.params, view.axes[0], spans[0], points, batches=replay.batches
         )
         table = line.table().assign(first=lambda rows: rows["first"] + view.origin[0])
-        center = Place(view.origin[:1], line.centre, (line.curvature,))
+        center = Place(view.origin[:1], line.center, (line.curvature,))
         return table, line_figure(table, view.labels[0], value, title, center)
     plane = landscape.slice2d(replay.objective, replay.params, view.axes, spans, points, batches=replay.batches)
     table = plane.table().assign(
         first=lambda rows: rows["first"] + view.origin[0], second=lambda rows: rows["second"] + view.origin[1]
     )
-    center = Place(view.origin, plane.centre, tuple(plane.curvature.diagonal().tolist()))
+    center = Place(view.origin, plane.center, tuple(plane.curvature.diagonal().tolist()))
     return table, plane_figure(table, (view.labels[0], view.labels[1]), value, title, center, view.path)
 
 
@@ -161,13 +161,14 @@ def _eigenvectors(replay: Replay) -> View:
     """Span the steps at which the second-order model doubles the loss, but at most the norm of the parameters."""
     params, towers = replay.params, {name for name in replay.trained if in_towers(name)}
     axes = landscape.directions(
-        params, "eigen", objective=replay.objective, batches=replay.batches, block=towers, chunk=1
+        params, "eigen", objective=replay.objective, batches=replay.batches, block=towers, chunk_size=1
     )
     size = math.sqrt(sum(float(params[name].square().sum()) for name in towers))
     lines = [
-        landscape.slice1d(replay.objective, params, axis, points=2, batches=replay.batches, chunk=2) for axis in axes
+        landscape.slice1d(replay.objective, params, axis, points=2, batches=replay.batches, chunk_size=2)
+        for axis in axes
     ]
-    reach = [min(size, math.sqrt(2 * abs(line.centre) / max(abs(line.curvature), 1e-12))) for line in lines]
+    reach = [min(size, math.sqrt(2 * abs(line.center) / max(abs(line.curvature), 1e-12))) for line in lines]
     labels = tuple(f"eigenvector {index} of the towers (unit steps)" for index in (1, 2))
     return View(axes, tuple((-far, far) if math.isfinite(far) else (-1.0, 1.0) for far in reach), labels)
 
