@@ -90,12 +90,12 @@ TRAINING: dict[str, str] = {
     "SGD with momentum": study_text(more='optimizer = "sgd"\nmomentum = 0.9'),
     "clipping at a quantile": study_text(more="clip_quantile = 0.5"),
     "clipping at a norm": study_text(more="clip_norm = 0.1"),
-    "cosine schedule": study_text(more='schedule = "cosine"'),
+    "cosine schedule": study_text(more='lr_schedule = "cosine"'),
     "several rates": study_text(grid="noise = [0.5]").replace("lr = [0.01]", "lr = [0.01, 0.03]"),
     "a locked tower": study_text(image=_locked(MLP), grid="noise = [0.0, 0.5]"),
     "a locked tower, fresh": study_text(image=_locked(MLP), data=f'{SHAPES}\ncorruption = "fresh"'),
     "parts of the pairs": study_text(grid="noise = [0.5]\ntrain_pairs = [64]"),
-    "three modalities": study_text(data=f"{LATENT}\nmodalities = 3", text=MLP, model=f"further = {MLP}"),
+    "three modalities": study_text(data=f"{LATENT}\nmodalities = 3", text=MLP, model=f"extra_modalities = {MLP}"),
 }
 """Studies by what is trained in them."""
 

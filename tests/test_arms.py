@@ -15,6 +15,8 @@ from stability.analysis import analyze, load_results
 from stability.curvature import momentum_threshold
 from stability.execute import run
 from stability.grid import groups_of, runs_of
+from stability.optimizers.adam import adam_threshold
+from stability.optimizers.gradient_descent import sgd_threshold
 from stability.probes import Replica, probe
 from stability.registry import InputError
 from stability.report.method import method
@@ -113,15 +115,18 @@ def test_the_sharpness_of_sgd_is_the_top_eigenvalue_of_the_towers_as_a_multiple_
         batches={"x": torch.zeros(2, 1, 1, dtype=torch.float64)},
         preconditioner={name: torch.ones_like(value) for name, value in params.items()},
         learning_rate=torch.tensor([0.1, 0.2], dtype=torch.float64),
-        betas=(0.9, 0.999),
         constant_rate=True,
-        momentum=0.5,
+        stability_threshold=sgd_threshold(momentum=0.5),
     )
     found = probe["curvature"](replica, batches=1, steps=4, edge_steps=3, trace_probes=1)
     expected = 5.0 * replica.learning_rate / (2 + 2 * 0.5)
     assert_close(found["sharpness_ratio"], expected, rtol=1e-9, atol=0)
     adam = probe["curvature"](
-        dataclasses.replace(replica, momentum=None), batches=1, steps=4, edge_steps=3, trace_probes=1
+        dataclasses.replace(replica, stability_threshold=adam_threshold(betas=(0.9, 0.999))),
+        batches=1,
+        steps=4,
+        edge_steps=3,
+        trace_probes=1,
     )
     assert_close(adam["sharpness_ratio"], 5.0 * replica.learning_rate * 0.1 / 3.8, rtol=1e-9, atol=0)
 
@@ -173,10 +178,13 @@ def test_an_arm_that_turns_to_adam_leaves_sgd_s_momentum_behind_and_its_clipping
 MISTAKES = [
     ("{ steps = 5 }", r"t\.toml: arms\.siglip-log-b\.train\.steps: unknown key.*"),
     ("{ betas = [0.9, 1.5] }", r"t\.toml: arms\.siglip-log-b\.train\.betas\[1\]: got 1\.5; allowed: .*less than 1"),
-    ('{ optimizer = "adam" }', r"t\.toml: arms\.siglip-log-b\.train\.optimizer: got 'adam'; allowed: 'adamw' or 'sgd'"),
+    (
+        '{ optimizer = "adam" }',
+        r"t\.toml: arms\.siglip-log-b\.train\.optimizer: unknown optimizer 'adam'; did you mean 'adamw'\?.*",
+    ),
     (
         "{ momentum = 0.9 }",
-        r"t\.toml: arms\.siglip-log-b\.train\.momentum: got 0\.9; allowed with the optimizer 'sgd'.*",
+        r"t\.toml: arms\.siglip-log-b\.train\.momentum: the optimizer 'adamw' takes no momentum; .*",
     ),
     (
         "{ clip_norm = 1.0, clip_quantile = 0.5 }",
@@ -184,7 +192,7 @@ MISTAKES = [
     ),
     (
         '{ optimizer = "sgd", betas = [0.9, 0.95] }',
-        r"t\.toml: arms\.siglip-log-b\.train\.betas: is AdamW's; allowed with the optimizer 'adamw' only",
+        r"t\.toml: arms\.siglip-log-b\.train\.betas: the optimizer 'sgd' takes no betas; allowed with 'adamw' only",
     ),
     ("3", r"t\.toml: arms\.siglip-log-b\.train: got 3; allowed: .*"),
 ]
@@ -233,5 +241,5 @@ def test_a_run_of_such_a_study_is_judged_and_its_method_says_how_each_arm_was_tr
     expected = of_sgd["hessian_max_eigenvalue_towers"] * 0.01 / (2 + 2 * 0.9)
     assert all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(of_sgd["sharpness_ratio"], expected, strict=True))
     told = " ".join(paragraph["text"] for paragraph in method(results, analyze(results, checks=False)))
-    assert "AdamW (β₁ = 0.9, β₂ = 0.95" in told
+    assert "AdamW with β₁ = 0.9 and β₂ = 0.95" in told
     assert "The arm siglip-log-b trains with its own optimizer = sgd, momentum = 0.9." in told

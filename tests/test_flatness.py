@@ -46,7 +46,6 @@ def replica_of(params, objective, chance=2.0, frozen=frozenset()):
         batches={"x": x},
         preconditioner={},
         learning_rate=torch.full((width,), 0.1),
-        betas=(0.9, 0.999),
         constant_rate=True,
         chance=chance,
         frozen=frozen,

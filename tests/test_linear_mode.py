@@ -48,7 +48,6 @@ def between(one, other, objective, image, text, x, chance=2.0, **options):
         batches={"x": torch.stack([x, x])},
         preconditioner={},
         learning_rate=torch.tensor(0.1),
-        betas=(0.9, 0.999),
         constant_rate=True,
         chance=chance,
         children=(one, other),

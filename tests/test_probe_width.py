@@ -262,7 +262,6 @@ def measured(name, tensors, **options):
             embed_extra_modalities=lambda params, samples: (),
             preconditioner={},
             learning_rate=tensors["params"]["loss.bias"],
-            betas=(0.9, 0.999),
             constant_rate=True,
             chance=2.0,
             **tensors,

@@ -24,7 +24,6 @@ def replica(objective, params, image, text):
         batches={"image": image, "text": text},
         preconditioner={},
         learning_rate=torch.tensor(0.1, dtype=torch.float64),
-        betas=(0.9, 0.999),
         constant_rate=True,
     )
 

@@ -29,6 +29,8 @@ def adam_threshold(*, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e
     decay="decoupled",
     preconditioner=adam_preconditioner,
     stability_threshold=adam_threshold,
+    describe=lambda *, betas, eps: f"AdamW with β₁ = {betas[0]:g} and β₂ = {betas[1]:g}",
+    bounded_step=True,
 )
 def adamw(
     grad: Tensor,

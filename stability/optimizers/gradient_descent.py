@@ -26,6 +26,7 @@ def sgd_threshold(*, momentum: float = 0.0) -> float:
     decay="in_grad",
     preconditioner=no_preconditioner,
     stability_threshold=sgd_threshold,
+    describe=lambda *, momentum: f"SGD with momentum {momentum:g}",
 )
 def sgd(grad: Tensor, buffers: Mapping[str, Tensor], count: Tensor, *, momentum: float = 0.0) -> Tensor:
     """Return the direction -u of gradient descent, u <- momentum u + g; the gradient g includes weight decay.

@@ -19,7 +19,9 @@ The decorator declares
 - ``decay``: ``"decoupled"`` (the trainer adds ``- weight_decay * theta`` to the direction) or ``"in_grad"`` (it adds
   ``weight_decay * theta`` to the gradient);
 - ``preconditioner(buffers, steps, *, <options>) -> (R, P)``: the positive diagonal that divides a step;
-- ``stability_threshold(**options) -> float``: the largest sharpness that is stable at learning rate 1.
+- ``stability_threshold(**options) -> float``: the largest sharpness that is stable at learning rate 1;
+- ``describe(**options) -> str``: the optimizer with its options, as a report names it;
+- ``bounded_step=True``: a step moves a parameter by no more than about the learning rate, whatever the gradient.
 
 Options are keys of a study's ``[train]`` table.
 """

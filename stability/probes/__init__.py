@@ -151,9 +151,9 @@ class Replica:
             probe's option ``batches`` says).
         preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like *params*; ones under SGD.
         learning_rate: the rate at this step, before per-parameter multipliers.
-        betas: of AdamW.
+        stability_threshold: the sharpness at which the run's optimizer becomes unstable at learning rate 1; NaN where
+            it declares none.
         constant_rate: whether warm-up is over and the schedule is constant from here on.
-        momentum: of SGD; None under AdamW.
         frozen: names of parameters that are not trained.
         chance: the loss of uninformative embeddings, for a probe that declares ``chance=True``, else NaN.
         held_out_batches: as many batches of held-out pairs, modalities only, for a probe that declares
@@ -171,9 +171,8 @@ class Replica:
     batches: Batch
     preconditioner: Params
     learning_rate: Tensor
-    betas: tuple[float, float]
     constant_rate: bool
-    momentum: float | None = None
+    stability_threshold: float = math.nan
     frozen: frozenset[str] = frozenset()
     chance: float = math.nan
     held_out_batches: Batch = field(default_factory=dict)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from stability.curvature import Spectrum, adaptive_threshold, momentum_threshold, pyhessian_check, spectrum
+from stability.curvature import Spectrum, pyhessian_check, spectrum
 from stability.curvature.products import at_index
 from stability.probes import Measure, Replica, in_towers, probe
 
@@ -148,12 +148,7 @@ def curvature(
     count = sum(map(in_scalars, replica.params))
     scalars = spectrum_of(steps=count, trace_probes=1, block=in_scalars) if count else None
     adam = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
-    edge = (
-        adaptive_threshold(1.0, replica.betas[0])
-        if replica.momentum is None
-        else momentum_threshold(1.0, replica.momentum)
-    )
-    threshold = edge / replica.learning_rate
+    threshold = replica.stability_threshold / replica.learning_rate
     sharpness = adam.eigenvalues_high[:, 0]
     absent = torch.full_like(sharpness, torch.nan)
     return {

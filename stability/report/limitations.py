@@ -15,6 +15,7 @@ from stability.report.doubts import Doubts, coarse, doubtful, doubts
 from stability.report.failures import failures
 from stability.report.tables import signs
 from stability.stats.wording import number, percent, seeds
+from stability.study import optimizer_of
 from stability.tuning import edges
 
 SATURATED = 0.95
@@ -250,13 +251,13 @@ def _slow_scalars(results: Results) -> Limitations:
     table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last(), "reach": reach})
     for arm, part in table.groupby("arm", sort=False):
         start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
-        adam = results.study.train_of(str(arm)).optimizer == "adamw"
-        if adam and abs(end - start) > sum_of_rates / 2:
+        variant, _ = optimizer_of(results.study.train_of(str(arm)))
+        if variant.traits.get("bounded_step") and abs(end - start) > sum_of_rates / 2:
             yield (
                 f"How far the bias of {arm} could move",
-                f"It starts at {number(start)} and ends at {number(end)} on average. Adam moves a scalar by no more "
-                f"than about the sum of its learning rates, here {number(sum_of_rates)}: what lies further away was "
-                "out of reach, whether better or not.",
+                f"It starts at {number(start)} and ends at {number(end)} on average. The optimizer "
+                f"{variant.name} moves a scalar by no more than about the sum of its learning rates, here "
+                f"{number(sum_of_rates)}: what lies further away was out of reach, whether better or not.",
             )
 
 

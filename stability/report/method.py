@@ -17,7 +17,7 @@ from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.stats.wording import confidence_in_percent, number
-from stability.study import Claim, Train, search_of, settings_of
+from stability.study import Claim, Train, optimizer_of, search_of, settings_of
 
 FORMULAS = {
     "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
@@ -90,10 +90,8 @@ def _pairing(results: Results) -> Paragraphs:
 
 
 def _optimizer(train: Train) -> str:
-    decay = f"weight decay {train.weight_decay:g} on weight matrices only"
-    if train.optimizer == "sgd":
-        return f"SGD (momentum {train.momentum:g}, {decay})"
-    return f"AdamW (β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, {decay})"
+    variant, options = optimizer_of(train)
+    return f"{variant.traits['describe'](**options)}, weight decay {train.weight_decay:g} on weight matrices only"
 
 
 def _parts(results: Results) -> str:

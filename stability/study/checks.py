@@ -15,11 +15,23 @@ from stability.datasets import Pairs, dataset
 from stability.encoders import Modality, encoder, reads
 from stability.encoders.soundness import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
+from stability.optimizers import optimizer
 from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
 from stability.study.coverage import check_coverage, check_first, check_window
 from stability.study.published import check_published
-from stability.study.schema import CLAIM_AXES, Arm, Claim, Ranking, Schedule, Study, Train, modalities
+from stability.study.schema import (
+    CLAIM_AXES,
+    OPTIMIZER_OPTIONS,
+    Arm,
+    Claim,
+    Ranking,
+    Schedule,
+    Study,
+    Train,
+    modalities,
+    optimizer_options,
+)
 from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.within import check_against
 
@@ -243,9 +255,8 @@ def _check_training(study: Study, locate: Locate) -> None:
     for name, arm in study.arms.items():
         recipe, overrides = study.train_of(name), arm.train.given if arm.train else {}
         _check_recipe(recipe, locate, "arms", name, "train")
-        if recipe.optimizer == "sgd" and (adamw_only := overrides.keys() & {"betas", "eps"}):
-            where = locate("arms", name, "train", min(adamw_only))
-            raise InputError(f"{where}: is AdamW's; allowed with the optimizer 'adamw' only")
+        if unused := (overrides.keys() & {*OPTIMIZER_OPTIONS}) - {*optimizer_options(recipe.optimizer)}:
+            _refuse_option(recipe, locate("arms", name, "train", min(unused)), min(unused))
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
@@ -260,11 +271,17 @@ def _check_training(study: Study, locate: Locate) -> None:
 def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
     if train.clip_norm is not None and train.clip_quantile is not None:
         raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
-    if train.momentum and train.optimizer != "sgd":
-        raise InputError(
-            f"{locate(*table, 'momentum')}: got {train.momentum:g}; allowed with the optimizer 'sgd' only "
-            "(AdamW's is betas[0])"
-        )
+    optimizer.get_or_explain(train.optimizer, locate(*table, "optimizer"))
+    for key in OPTIMIZER_OPTIONS:
+        differs = getattr(train, key) != Train.model_fields[key].default
+        # Betas and eps of the study may serve those arms that take them.
+        if key == "momentum" and differs and key not in optimizer_options(train.optimizer):
+            _refuse_option(train, locate(*table, key), key)
+
+
+def _refuse_option(train: Train, where: str, key: str) -> None:
+    users = ", ".join(repr(name) for name in optimizer if key in optimizer_options(name))
+    raise InputError(f"{where}: the optimizer {train.optimizer!r} takes no {key}; allowed with {users} only")
 
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from stability.datasets import Pairs, dataset, declared_offers
 from stability.encoders import Modality, encoder
+from stability.optimizers import optimizer
 from stability.probes import Measure, measures_of, probe
-from stability.registry import InputError, Registry
+from stability.registry import InputError, Registry, Variant
 
 SCALES = ("smoke", "small", "full")
 DEFAULT_SCALE = "small"
@@ -90,9 +91,6 @@ class Model(_Frozen):
         return tower
 
 
-Optimizer = Literal["adamw", "sgd"]
-
-
 class Train(_Frozen):
     """How every run is trained.
 
@@ -116,7 +114,7 @@ class Train(_Frozen):
     budget: Literal["steps", "samples"] = "steps"
     warmup: Annotated[int, Field(ge=0)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    optimizer: Optimizer = "adamw"
+    optimizer: Name = "adamw"
     momentum: Beta = 0.0
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Rate = 1e-8
@@ -126,11 +124,26 @@ class Train(_Frozen):
     clip_norm: Rate | None = None
 
 
+OPTIMIZER_OPTIONS = ("betas", "eps", "momentum")
+"""Keys of ``[train]`` that some optimizers take."""
+
+
+def optimizer_of(train: Train) -> tuple[Variant, dict[str, Any]]:
+    """Return the optimizer of a ``[train]`` table and its options."""
+    variant = optimizer[train.optimizer]
+    return variant, {name: getattr(train, name) for name in variant.options}
+
+
+def optimizer_options(name: str) -> tuple[str, ...]:
+    """Return the keys that an optimizer takes; none for one that does not exist, which is refused elsewhere."""
+    return tuple(optimizer[name].options) if name in optimizer else ()
+
+
 class ArmTrain(_Frozen):
     """Overrides of ``[train]`` for one arm; keys that are not given keep the study's value."""
 
     lr_schedule: Literal["constant", "cosine"] | None = None
-    optimizer: Optimizer | None = None
+    optimizer: Name | None = None
     momentum: Beta | None = None
     betas: tuple[Beta, Beta] | None = None
     eps: Rate | None = None
@@ -417,7 +430,8 @@ class Study(_Frozen):
         if arm_train is None:
             return self.train
         train = self.train.model_copy(update=arm_train.given)
-        if train.optimizer == "adamw" and arm_train.momentum is None:
+        # The study's momentum is that of its own optimizer: an arm with another that takes none has none.
+        if arm_train.momentum is None and "momentum" not in optimizer_options(train.optimizer):
             train = train.model_copy(update={"momentum": 0.0})
         # Clipping by norm and by quantile are mutually exclusive, so an arm that sets one replaces the study's choice.
         if arm_train.clip_norm is not None or arm_train.clip_quantile is not None:

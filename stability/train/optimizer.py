@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from stability.devices import is_accelerator
-from stability.optimizers import optimizer
-from stability.registry import Variant
-from stability.study import Train
+from stability.study import Train, optimizer_of
 
 
 @dataclass
@@ -42,21 +40,15 @@ class OptimizerState:
         )
 
 
-def variant_of(train: Train) -> tuple[Variant, dict[str, object]]:
-    """Return the study's optimizer and its options."""
-    variant = optimizer[train.optimizer]
-    return variant, {name: getattr(train, name) for name in variant.options}
-
-
 def initial_state(train: Train, theta: Tensor) -> OptimizerState:
     """Return the state of the study's optimizer before the first step."""
-    variant, _ = variant_of(train)
+    variant, _ = optimizer_of(train)
     return OptimizerState.zeros_like(theta, variant.traits["buffers"])
 
 
 def preconditioner(state: OptimizerState, train: Train) -> Tensor:
     """Return the positive diagonal (R, P) by which the optimizer divides a step: Adam's sqrt(v_hat) + eps, SGD's 1."""
-    variant, options = variant_of(train)
+    variant, options = optimizer_of(train)
     diagonal: Tensor = variant.traits["preconditioner"](state.buffers, state.steps, **options)
     return diagonal
 
@@ -170,7 +162,7 @@ def apply_update_(
     Returns:
         The measures, each (R,).
     """
-    variant, options = variant_of(train)
+    variant, options = optimizer_of(train)
     state.count += 1
     state.steps += 1
     replicas, width = theta.shape

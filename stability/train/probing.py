@@ -19,7 +19,7 @@ from stability.grid import Run
 from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
-from stability.study import Study
+from stability.study import Study, optimizer_of
 from stability.train.feed import PopulationData, held_out_data, independent_indices, uniform_numbers
 from stability.train.memory import bytes_per_reading, resident_bytes
 from stability.train.optimizer import OptimizerState, lr_schedule_factor, preconditioner
@@ -201,6 +201,10 @@ def _read_some(
         chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size) or math.nan
     constant_lr = study.train.lr_schedule == "constant" and snapshot.step >= study.train.warmup
 
+    optimizer, settings = optimizer_of(study.train)
+    threshold_of = optimizer.traits.get("stability_threshold")
+    threshold = threshold_of(**settings) if threshold_of else math.nan
+
     def replica(varying: dict[str, Any]) -> Replica:
         return Replica(
             objective=spec.objective,
@@ -208,11 +212,10 @@ def _read_some(
             embed_text=spec.embed_text,
             embed_extra_modalities=spec.embed_extra_modalities,
             held_out=held,
-            betas=study.train.betas,
             constant_rate=constant_lr,
             frozen=spec.frozen,
             chance=chance,
-            momentum=study.train.momentum if study.train.optimizer == "sgd" else None,
+            stability_threshold=threshold,
             **varying,
         )
 
