@@ -24,7 +24,7 @@ from stability import execute
 from stability.execute.machine import device_model, pick_device, versions
 from stability.execute.tolerances import EARLY, SHARE, pair_of
 from stability.execute.verifying import timed
-from stability.execute.worker import Task, train_here
+from stability.execute.worker import Task, train_local
 from stability.grid import Group
 from stability.probes import STEP_MEASURES, probe
 from stability.store import group_path, read_group, read_manifest, read_study
@@ -38,11 +38,11 @@ PROBES = """
 [probes.retrieval]
 every = {every}
 
-[probes.gradient-noise]
+[probes.gradient_noise]
 every = {every}
 batches = 4
 
-[probes.matched-noise]
+[probes.matched_gradient_noise]
 at = [0.5, 1.0]
 batches = 2
 
@@ -68,16 +68,16 @@ name = "digits"
 
 [model]
 image = { name = "mlp", width = 32, depth = 1 }
-text = { name = "token-transformer", width = 16, heads = 2 }
+text = { name = "token_transformer", width = 16, heads = 2 }
 embed_dim = 16
 
 [train]
 steps = 400
 warmup = 10
-scalar_lr = 10.0
+scalar_lr_multiplier = 10.0
 
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [32]
 corruption = ["mismatch"]
 noise = [0.0, 0.4]
@@ -102,15 +102,15 @@ embed_dim = 16
 [train]
 steps = 5000
 warmup = 50
-schedule = "constant"
+lr_schedule = "constant"
 betas = [0.9, 0.999]
-scalar_lr = 10.0
+scalar_lr_multiplier = 10.0
 
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [32]
 lr = [0.01]
-lr_factors = [1, 4]
+lr_multipliers = [1, 4]
 seeds = 4
 """ + PROBES.format(every=500)
 
@@ -119,7 +119,7 @@ NO_VECTORS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "
 
 def study_named(name: str) -> Study:
     """Return a study of our own, or a shipped one at scale smoke."""
-    own = {"late": LATE, "edge": EDGE}
+    own = {"tail_mean": LATE, "edge": EDGE}
     return parse_study(own[name], __file__, name) if name in own else load_study(name, scale="smoke")
 
 
@@ -137,7 +137,7 @@ def train_again(where: Path, there: Path) -> None:
     (there / "groups").mkdir(parents=True)
     study, groups = groups_in(where)
     for group in groups:
-        outcome = train_here(Task(study, group, there, pick_device("cpu")), lambda step: None)
+        outcome = train_local(Task(study, group, there, pick_device("cpu")), lambda step: None)
         if outcome.failure:
             raise SystemExit(outcome.failure)
 

@@ -261,7 +261,7 @@ def compare_replicas(size: str, batch_size: int, repeats: int, replicas: int = 1
     many = {name: value.expand(replicas, *value.shape).clone() for name, value in params.items()}
     one_s, many_s = in_turns(
         lambda: st.curvature.spectrum(objective, params, steps=steps, trace_probes=8),
-        lambda: st.curvature.spectrum(objective, many, steps=steps, trace_probes=8, replicas=True),
+        lambda: st.curvature.spectrum(objective, many, steps=steps, trace_probes=8, batched=True),
         repeats=repeats,
     )
     case = f"{size}, B = {batch_size}"
@@ -304,7 +304,7 @@ def compare_on_gpu(
     many = {name: value.expand(replicas, *value.shape).clone() for name, value in params.items()}
 
     def ours() -> st.curvature.Spectrum:
-        spectrum = st.curvature.spectrum(objective, many, steps=lanczos, trace_probes=16, replicas=True)
+        spectrum = st.curvature.spectrum(objective, many, steps=lanczos, trace_probes=16, batched=True)
         spectrum.trace.cpu()  # waits for the device
         return spectrum
 

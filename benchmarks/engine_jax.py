@@ -24,7 +24,7 @@ def jitted(work: Work, threads: int) -> Advance:
     study = work.study()
     pairs, runs = study.pairs(), work.runs(study)
     population = population_of(study, runs, pairs, torch.device("cpu"))
-    named = population.plan.layout.unflatten(population.theta.detach())
+    named = population.spec.layout.unflatten(population.theta.detach())
     params = {name: jnp.asarray(value.numpy()) for name, value in named.items()}
     image, text = jnp.asarray(pairs.image.numpy()), jnp.asarray(pairs.text.numpy())
     places = jnp.asarray(np.stack([batches(pairs, run, EPOCH).numpy() for run in runs]))

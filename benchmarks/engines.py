@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from workload import Work, batches
 
 from stability.execute.machine import reproducible_arithmetic
-from stability.execute.planning import WIDEST
+from stability.execute.planning import MAX_REPLICAS
 from stability.grid import Group
 from stability.losses import clip
 from stability.study import Study
 from stability.train import Trainer
-from stability.train.population import towers
+from stability.train.population import build_towers
 
 Advance = Callable[[int], np.ndarray]
 
@@ -50,7 +50,7 @@ def trainers_of(work: Work, capture: bool | None = None) -> list[Trainer]:
     """Return a trainer for each group of the replicas; *capture* as `Trainer` takes it, where it does."""
     study = work.study()
     pairs, runs, device = study.pairs(), work.runs(study), torch.device(work.device)
-    width = WIDEST[device.type]
+    width = MAX_REPLICAS[device.type]
     parts = [runs[start : start + width] for start in range(0, len(runs), width)]
     options = {"capture": capture} if can_capture() else {}
     return [Trainer(study, Group("benchmark", part), pairs, device, **options) for part in parts]
@@ -118,7 +118,7 @@ def _pairs_of_batches(work: Work, study: Study, run: object) -> list[tuple[Tenso
 def _one_replica(
     work: Work, study: Study, seed: int, data: list[tuple[Tensor, Tensor]], compiled: bool, graphed: bool
 ) -> Iterator[Tensor]:
-    image, text = (tower.to(work.device) for tower in towers(study, study.pairs(), seed).values())
+    image, text = (tower.to(work.device) for tower in build_towers(study, study.pairs(), seed).values())
     log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32, device=work.device))
     parameters = [*image.parameters(), *text.parameters()]
     matrices, vectors = ([p for p in parameters if (p.dim() > 1) == decayed] for decayed in (True, False))

@@ -46,7 +46,7 @@ name = "digits"
 
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 
 [train]
@@ -54,7 +54,7 @@ steps = 60
 warmup = 2
 
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8, 16]
 lr = [0.01]
 seeds = 4
@@ -62,7 +62,7 @@ seeds = 4
 [probes.retrieval]
 every = 10
 
-[probes.gradient-noise]
+[probes.gradient_noise]
 every = 20
 batches = 3
 

@@ -27,12 +27,12 @@ source = "benchmarks/features.py"
 [data]
 name = "shapes"
 [model]
-image = {{ {image}, locked = true }}
-text = {{ name = "token-transformer", locked = {text_locked} }}
+image = {{ {image}, frozen = true }}
+text = {{ name = "token_transformer", frozen = {text_locked} }}
 [train]
 steps = 1000
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [{batch}]
 noise = [0.0, 0.4]
 lr = [1e-3]
@@ -52,14 +52,14 @@ margin = 0.1
 
 TOWERS = {
     "conv": 'name = "conv"',
-    "patch-transformer": 'name = "patch-transformer"',
-    "patch-transformer, width 64, depth 4": 'name = "patch-transformer", width = 64, depth = 4',
+    "patch_transformer": 'name = "patch_transformer"',
+    "patch_transformer, width 64, depth 4": 'name = "patch_transformer", width = 64, depth = 4',
 }
 
 
 def study_of(image: str, text_locked: bool) -> Study:
     text = STUDY.format(image=image, text_locked=str(text_locked).lower(), batch=BATCH, seeds=REPLICAS // 2)
-    return parse_study(text, "locked.toml", "locked", None)
+    return parse_study(text, "locked.toml", "frozen", None)
 
 
 def milliseconds(step: Callable[[], object]) -> float:
@@ -76,7 +76,7 @@ def main() -> None:
     for name, image in TOWERS.items():
         for both in (False, True):
             study = study_of(image, both)
-            group = groups_of(runs_of(study), {(arm, BATCH): REPLICAS for arm in study.grid.loss})[0]
+            group = groups_of(runs_of(study), {(arm, BATCH): REPLICAS for arm in study.grid.arms})[0]
             pairs = study.pairs()
             with reproducible_arithmetic():
                 kept = Trainer(study, group, pairs, torch.device("cpu"))

@@ -48,12 +48,12 @@ source = "benchmarks/gpu.py"
 name = "digits"
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 [train]
 steps = 4
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8]
 lr = [0.01]
 seeds = 3

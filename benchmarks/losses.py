@@ -22,20 +22,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stability.losses.fused import clip_sum_tiled, siglip_sum_tiled
-from stability.losses.logits import both_ways, sum_over_pairs
+from stability.losses.logits import sigmoid_loss_sum, symmetrize
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def plain_siglip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
     """Return the definition, all logits at once."""
-    return sum_over_pairs(log_t.exp() * image @ text.T + bias) / len(image)
+    return sigmoid_loss_sum(log_t.exp() * image @ text.T + bias) / len(image)
 
 
 def plain_clip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:
     """Return the definition, all logits at once."""
     logits = log_t.exp() * image @ text.T
-    return both_ways(lambda x: (torch.logsumexp(x, -1) - torch.diagonal(x)).mean(), logits)
+    return symmetrize(lambda x: (torch.logsumexp(x, -1) - torch.diagonal(x)).mean(), logits)
 
 
 def ours_siglip(image: Tensor, text: Tensor, log_t: Tensor, bias: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from stability.train.forking import CHILDREN
 
 REPLICAS = (4, 64)
 
-ON_THE_CPU = "cross-check"
+ON_THE_CPU = "cross_check"
 """Computed there, replica by replica, for minutes."""
 
 STUDY = """
@@ -36,7 +36,7 @@ name = "digits"
 
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 
 [train]
@@ -44,7 +44,7 @@ steps = 8
 warmup = 2
 
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8]
 noise = [0.0]
 lr = [0.01]
@@ -65,10 +65,10 @@ margin = 0.1
 
 OPTIONS = {
     "curvature": {"batches": 4, "steps": 10, "edge_steps": 4, "trace_probes": 2},
-    "cross-check": {"trace_probes": 2},
+    "cross_check": {"trace_probes": 2},
     "cost": {"repeats": 1},
-    "few-shot": {"draws": 1},
-    "linear-mode": {"points": 3},
+    "few_shot": {"draws": 1},
+    "linear_mode": {"points": 3},
 }
 """Settings of probes other than their defaults, so that each takes seconds."""
 

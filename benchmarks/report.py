@@ -26,12 +26,12 @@ source = "benchmarks/report.py"
 name = "digits"
 [model]
 image = "linear"
-text = "token-transformer"
+text = "token_transformer"
 embed_dim = 8
 [train]
 steps = {steps}
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8, 16]
 lr = [1e-3]
 seeds = {seeds}

@@ -31,7 +31,7 @@ from workload import Work, agree, share
 
 from stability.execute.machine import core_count, device_model
 from stability.store import write_atomically
-from stability.train.population import blueprint, initial_parameters
+from stability.train.population import initial_parameters, model_spec
 
 CASES = {f"{towers}-{size}": (towers, size) for towers in ("mlp", "transformer") for size in (32, 128, 512, 2048)}
 DEFAULT = ("mlp-32", "mlp-128", "mlp-512", "transformer-32")
@@ -164,12 +164,12 @@ def demand(work: Work) -> tuple[float, float]:
     """
     study = work.study()
     pairs = study.pairs()
-    plan = blueprint(study, "clip", work.batch_size, pairs)
-    theta = initial_parameters(study, plan, pairs, [0])[0].requires_grad_()
+    spec = model_spec(study, "clip", work.batch_size, pairs)
+    theta = initial_parameters(study, spec, pairs, [0])[0].requires_grad_()
     place = pairs.train[: work.batch_size]
     batch = {"image": pairs.image[place], "text": pairs.text[place]}
     with FlopCounterMode(display=False) as counter:
-        plan.objective(plan.layout.unflatten(theta), batch).backward()
+        spec.objective(spec.layout.unflatten(theta), batch).backward()
     return counter.get_total_flops(), 28 * theta.numel()
 
 

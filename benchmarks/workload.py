@@ -31,8 +31,8 @@ name = "digits"
 held_out = 0.1
 [model]
 embed_dim = 64
-image = { name = "patch-transformer", patch = 2, width = 64, depth = 2, heads = 4, mlp_ratio = 4 }
-text = { name = "token-transformer", width = 64, depth = 2, heads = 4, mlp_ratio = 4 }
+image = { name = "patch_transformer", patch = 2, width = 64, depth = 2, heads = 4, mlp_ratio = 4 }
+text = { name = "token_transformer", width = 64, depth = 2, heads = 4, mlp_ratio = 4 }
 """,
 }
 
@@ -45,7 +45,7 @@ steps = 100000
 betas = [0.9, 0.95]
 weight_decay = 1e-2
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [{batch_size}]
 lr = [1e-3]
 seeds = {replicas}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-# Where each public name lives. Nothing is imported until it is asked for: importing the package must not import torch.
-_HOMES = {
+# The submodule of each public name. Names are imported at first access, because importing the package must not import
+# torch.
+_MODULES = {
     "Scalar": "losses",
-    "analyse": "analysis",
+    "analyze": "analysis",
     "contrast": "contrasts",
     "corruption": "corruptions",
     "curvature": "",
@@ -19,22 +20,22 @@ _HOMES = {
     "load_study": "study",
     "loss": "losses",
     "losses": "",
-    "matched_noise": "probes.matched",
+    "matched_gradient_noise": "probes.matched",
     "probe": "probes",
-    "read": "analysis",
+    "load_results": "analysis",
     "run": "execute",
     "stats": "",
     "write_report": "report",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'stability' has no attribute {name!r}")
-    home = _HOMES[name]
-    return getattr(import_module(f"stability.{home}"), name) if home else import_module(f"stability.{name}")
+    module = _MODULES[name]
+    return getattr(import_module(f"stability.{module}"), name) if module else import_module(f"stability.{name}")
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""The program `stability`, also as ``python -m stability``.
+"""The entry point of the program `stability` and of ``python -m stability``.
 
-Reading the command line takes a third of a second of imports, in which an interruption must not show a traceback
-either: this module imports nothing slow, and no module of the package, before it listens.
+The imports of the command line take a third of a second, during which an interruption must not print a traceback. So
+this module imports nothing slow, and no module of the package, before it has installed its signal handlers.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; an interruption is exit code 130 from the first moment on, until everything is done."""
+    """Run the command line; an interruption at any time from start to exit gives exit code 130."""
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _leave)
@@ -19,7 +19,7 @@ def main() -> None:
     try:
         command()
     finally:
-        # Python takes itself down for some tenths of a second and would die of an interruption then, its code lost.
+        # Ignore signals during interpreter shutdown (some tenths of a second), or the exit code is lost.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 

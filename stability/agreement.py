@@ -1,4 +1,4 @@
-"""What a study's replications make of its claims, by a rule on the words of their verdicts."""
+"""Agreement of a claim's verdicts between a study and its replications."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 RULE = (
     "A replication tests the claims of the study again, with its own runs and its own tuning, at the same margins and "
-    "confidence. Where the study and all finished replications have the same verdict, the word is that verdict, "
-    "everywhere (for supported: held everywhere). Else the claim is held on N of M, the M being the study and its "
-    "finished replications, the N those where it is supported, and contradicted on those that are named. Verdicts are "
-    "read side by side and nothing is pooled, so there is no further p-value. A claim that is wrongly held everywhere "
-    "takes an error in every test, so that word needs no correction for their number; one contradiction among several "
-    "replications is weaker evidence than the same one alone."
+    "confidence. If the study and all finished replications have the same verdict, the claim has it everywhere (if "
+    "supported: held everywhere). Otherwise “held on N of M” means supported in N of the M studies (the original plus "
+    "its finished replications); contradictions are listed. Verdicts are compared side by side and nothing is pooled, "
+    "so there is no further p-value. A claim is held everywhere by mistake only if every test errs, so this word needs "
+    "no correction for the number of tests; one contradiction among several replications is weaker evidence than one "
+    "that stands alone."
 )
 """The rule in words, for the method of a report."""
 
@@ -23,16 +23,18 @@ UNANIMOUS = {
     "inconclusive": "inconclusive everywhere",
     "not-testable": "tested nowhere",
 }
-"""What is said where all verdicts are the same."""
+"""The word for a claim whose verdicts are all the same, by that verdict."""
 
 STUDY = "the study itself"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What came of one claim over a study and its replications.
+    """How the verdicts on one claim agree between a study and its replications.
 
-    *word* is the answer by `RULE`, *clause* says it beside the study's own verdict, replication by replication.
+    Attributes:
+        word: The answer by `RULE`.
+        clause: A sentence that names the verdict of each replication, to be printed after the study's own verdict.
     """
 
     word: str
@@ -40,9 +42,12 @@ class Agreement:
 
 
 def agreement(verdict: str, others: Mapping[str, str], missing: Sequence[str] = ()) -> Agreement:
-    """Return what replications make of a claim, from its *verdict* in the study and in *others*, by replication.
+    """Return how the verdicts on a claim agree between the study and its replications.
 
-    *missing* are the replications that are not finished, which are named and not counted.
+    Args:
+        verdict: The claim's verdict in the study.
+        others: Its verdict in each finished replication, by the replication's name.
+        missing: Names of unfinished replications, which are listed but not counted.
 
     >>> agreement("supported", {"digits": "supported", "other-seeds": "inconclusive"}).word
     'held on 2 of 3'
@@ -54,13 +59,13 @@ def agreement(verdict: str, others: Mapping[str, str], missing: Sequence[str] = 
     'Contradicted on digits; shapes is missing.'
     """
     verdicts = {STUDY: verdict, **others}
-    groups: dict[str, list[str]] = {}
-    for name, word in others.items():
-        groups.setdefault(word, []).append(name)
-    same = groups.pop(verdict, [])
-    parts = [f"also {_plain(verdict)} on {_listed(same)}"] if same else []
-    parts += [f"{_plain(word)} on {_listed(names)}" for word, names in groups.items()]
-    parts += [f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
+    names_by_verdict: dict[str, list[str]] = {}
+    for name, other in others.items():
+        names_by_verdict.setdefault(other, []).append(name)
+    agreeing = names_by_verdict.pop(verdict, [])
+    parts = [f"also {_plain(verdict)} on {_join(agreeing)}"] if agreeing else []
+    parts += [f"{_plain(other)} on {_join(names)}" for other, names in names_by_verdict.items()]
+    parts += [f"{_join(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
     clause = "; ".join(parts)
     return Agreement(_word(verdicts), f"{clause[:1].upper()}{clause[1:]}.")
 
@@ -68,18 +73,18 @@ def agreement(verdict: str, others: Mapping[str, str], missing: Sequence[str] = 
 def _word(verdicts: Mapping[str, str]) -> str:
     if len(verdicts) == 1:
         return "not replicated yet"
-    if len(different := {*verdicts.values()}) == 1:
-        return UNANIMOUS[different.pop()]
-    held = [name for name, verdict in verdicts.items() if verdict == "supported"]
-    against = [name for name, verdict in verdicts.items() if verdict == "contradicted"]
-    head = f"held on {len(held)} of {len(verdicts)}" if held else "" if against else "held nowhere"
-    return ", ".join(filter(None, [head, f"contradicted on {_listed(against)}" if against else ""]))
+    if len(distinct := {*verdicts.values()}) == 1:
+        return UNANIMOUS[distinct.pop()]
+    supported = [name for name, verdict in verdicts.items() if verdict == "supported"]
+    contradicted = [name for name, verdict in verdicts.items() if verdict == "contradicted"]
+    head = f"held on {len(supported)} of {len(verdicts)}" if supported else "" if contradicted else "held nowhere"
+    return ", ".join(filter(None, [head, f"contradicted on {_join(contradicted)}" if contradicted else ""]))
 
 
 def _plain(verdict: str) -> str:
     return verdict.replace("-", " ")
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     plain = [name.replace("-", " ") for name in names]
     return " and ".join(filter(None, [", ".join(plain[:-1]), plain[-1]]))

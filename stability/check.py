@@ -1,7 +1,7 @@
-"""Conformance of a loss: what the trainer and the probes rely on, one property at a time, for any loss.
+"""Conformance checks of a loss: the properties that the trainer and the probes rely on.
 
-``check(loss["clip"])`` returns one `Outcome` per property. The required ones are what training relies on; the others
-are reported, since a good loss may lack them. A loss that raises has failed the property, with its own message.
+``check(loss["clip"])`` returns one `CheckResult` per property. Training relies on the required ones; the others are
+only reported, since a good loss may lack them. If a loss raises, the property fails with the message of the exception.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ BATCH_SIZES = (4, 16, 64, 256)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Whether a loss has one property, whether training requires it, and why or why not, in one sentence."""
+class CheckResult:
+    """The result of checking one property of a loss.
+
+    Attributes:
+        property: Name of the property.
+        required: Whether training requires it.
+        passed: Whether the loss has it.
+        reason: Why or why not, in one sentence.
+    """
 
     property: str
     required: bool
@@ -41,68 +48,72 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments of one call of a loss: what can be differentiated, what is given, and the state where it has one.
+    """The arguments of one call of a loss.
 
-    *varying* holds image, text (B, D) and the scalars; *given* the reserved names except the state.
+    Attributes:
+        varying: Differentiable arguments: image, text (B, D) and the scalars.
+        reserved: Reserved arguments except the state.
+        state: The state; empty for a loss without one.
     """
 
     varying: dict[str, Tensor]
-    given: dict[str, Tensor]
+    reserved: dict[str, Tensor]
     state: dict[str, Tensor]
 
     @property
     def everything(self) -> dict[str, Tensor]:
         """Return all tensors by name, those of the state as ``state.<name>``."""
-        return {**self.varying, **self.given, **{f"state.{name}": value for name, value in self.state.items()}}
+        return {**self.varying, **self.reserved, **{f"state.{name}": value for name, value in self.state.items()}}
 
     def changed(self, **values: Tensor) -> Inputs:
-        """Return the same call with other values of what varies."""
+        """Return the same call with other values of some differentiable arguments."""
         return replace(self, varying=self.varying | values)
 
     def reordered(self, order: Tensor) -> Inputs:
-        """Return the same call on the same pairs in another order, with all that belongs to a pair."""
+        """Return the same call with the pairs and all per-pair arguments reordered."""
         varying = {name: value[order] if value.ndim == 2 else value for name, value in self.varying.items()}
-        given = dict(self.given)
-        if "index" in given:
-            given["index"] = given["index"][order]
-        if "uniform" in given:
-            given["uniform"] = given["uniform"][order][:, order]
-        return Inputs(varying, given, self.state)
+        reserved = dict(self.reserved)
+        if "index" in reserved:
+            reserved["index"] = reserved["index"][order]
+        if "uniform" in reserved:
+            reserved["uniform"] = reserved["uniform"][order][:, order]
+        return Inputs(varying, reserved, self.state)
 
 
 def inputs_of(
     variant: Variant, size: int = SIZE, *, seed: int = 0, step: int = 3, dtype: torch.dtype = torch.float64
 ) -> Inputs:
-    """Return a call of *variant* on *size* random pairs, at its initial scalars and initial state."""
+    """Return the arguments of a call of *variant* on *size* random pairs, at its initial scalars and initial state."""
     generator = stream(seed, "check")
     image, text = F.normalize(torch.randn(2, size, DIM, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
     scalars = {name: torch.tensor(scalar.at(size), dtype=dtype) for name, scalar in scalars_of(variant).items()}
-    offered = {
+    available = {
         "step": torch.tensor(step),
         "index": torch.randperm(max(AVAILABLE, size), generator=generator)[:size],
         "uniform": torch.rand(size, size, generator=generator, dtype=torch.float64).to(dtype),
     }
-    asked = reserved_of(variant)
-    initial = variant.traits["state"](max(AVAILABLE, size)) if "state" in asked else {}
+    names = reserved_of(variant)
+    initial = variant.traits["state"](max(AVAILABLE, size)) if "state" in names else {}
     state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in initial.items()}
-    given = {name: value for name, value in offered.items() if name in asked}
-    return Inputs({"image": image, "text": text, **scalars}, given, state)
+    reserved = {name: value for name, value in available.items() if name in names}
+    return Inputs({"image": image, "text": text, **scalars}, reserved, state)
 
 
 def call(variant: Variant, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss and its new state (empty where it has none).
+    """Return the loss and its new state (empty for a loss without one).
 
-    Raises `InputError` where the loss does not return what it promises: one number, and a state where it asks for one.
+    Raises:
+        InputError: The loss does not return one number, or takes a state and does not return a new one.
     """
-    rest = {name: value for name, value in inputs.varying.items() if name not in ("image", "text")} | inputs.given
+    rest = {name: value for name, value in inputs.varying.items() if name not in ("image", "text")} | inputs.reserved
     state: dict[str, Tensor] = {}
     if "state" not in reserved_of(variant):
         returned = variant(inputs.varying["image"], inputs.varying["text"], **rest)
     else:
-        both = variant(inputs.varying["image"], inputs.varying["text"], **rest, state=dict(inputs.state))
-        if not (isinstance(both, tuple) and len(both) == 2 and isinstance(both[1], Mapping)):
+        output = variant(inputs.varying["image"], inputs.varying["text"], **rest, state=dict(inputs.state))
+        if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)):
             raise InputError("it asks for a state, so it has to return two things: (loss, new_state)")
-        returned, state = both[0], dict(both[1])
+        returned, state = output[0], dict(output[1])
         if state.keys() != inputs.state.keys():
             raise InputError(f"its new state has {sorted(state)}, its initial state {sorted(inputs.state)}")
     if not isinstance(returned, Tensor):
@@ -118,8 +129,8 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def admit(variant: Variant) -> None:
-    """Raise `InputError` with one sentence on a loss that cannot be called at all, or is not one number."""
+def validate_loss(variant: Variant) -> None:
+    """Raise `InputError` with one sentence if a loss cannot be called or does not return one number."""
     where = f"loss {variant.name!r}"
     if "state" in reserved_of(variant) and not callable(variant.traits.get("state")):
         raise InputError(f"{where} asks for a state; declare state=function(available) in its decorator")
@@ -135,31 +146,31 @@ def admit(variant: Variant) -> None:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{where} can't be called: {_told(error)}") from error
+        raise InputError(f"{where} can't be called: {_error_message(error)}") from error
 
 
-def check(variant: Variant) -> tuple[Outcome, ...]:
-    """Return one outcome per property of a loss, the required ones first.
+def check(variant: Variant) -> tuple[CheckResult, ...]:
+    """Return one result per property of a loss, the required ones first.
 
-    An exception that the loss raises is a failed outcome with its message, not an exception here.
+    An exception raised by the loss becomes a failed result with its message; it is not propagated.
     """
-    judged = [(name, True, judge) for name, judge in REQUIRED.items()]
-    judged += [(name, False, judge) for name, judge in REPORTED.items()]
-    return tuple(_outcome(variant, *each) for each in judged)
+    properties = [(name, True, property_check) for name, property_check in REQUIRED.items()]
+    properties += [(name, False, property_check) for name, property_check in REPORTED.items()]
+    return tuple(_run_check(variant, *entry) for entry in properties)
 
 
-Judge = Callable[[Variant], tuple[bool, str]]
+PropertyCheck = Callable[[Variant], tuple[bool, str]]
 
 
-def _outcome(variant: Variant, name: str, required: bool, judge: Judge) -> Outcome:
+def _run_check(variant: Variant, name: str, required: bool, property_check: PropertyCheck) -> CheckResult:
     try:
-        passed, reason = judge(variant)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (a loss may raise anything: that is the outcome)
-        return Outcome(name, required, False, _told(error))
-    return Outcome(name, required, passed, reason)
+        passed, reason = property_check(variant)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a loss may raise anything: that is the result)
+        return CheckResult(name, required, False, _error_message(error))
+    return CheckResult(name, required, passed, reason)
 
 
-def _told(error: BaseException) -> str:
+def _error_message(error: BaseException) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
@@ -173,11 +184,11 @@ def _gradients(variant: Variant, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _not_finite(variant: Variant, inputs: Inputs) -> str:
-    """Return what is not finite, the value or the names of gradients; empty where all is finite."""
+    """Return what is not finite, the value or the names of gradients; empty if all is finite."""
     value = _value(variant, inputs)
     if not torch.isfinite(value):
         return f"the value is {value.item()}"
-    bad = [name for name, slope in _gradients(variant, inputs).items() if not torch.isfinite(slope).all()]
+    bad = [name for name, gradient in _gradients(variant, inputs).items() if not torch.isfinite(gradient).all()]
     return f"the gradient of {', '.join(bad)} is not finite" if bad else ""
 
 
@@ -198,26 +209,28 @@ def _two_pairs(variant: Variant) -> tuple[bool, str]:
 def _order(variant: Variant) -> tuple[bool, str]:
     inputs = inputs_of(variant)
     order = torch.randperm(SIZE, generator=stream(0, "order"))
-    one, other = _value(variant, inputs), _value(variant, inputs.reordered(order))
-    same = _close(one, other)
-    return same, "the order of the pairs changes nothing" if same else f"{one:.9g}, and {other:.9g} in another order"
+    before, after = _value(variant, inputs), _value(variant, inputs.reordered(order))
+    same = _close(before, after)
+    return same, "the order of the pairs changes nothing" if same else f"{before:.9g}, and {after:.9g} in another order"
 
 
 def _vmap(variant: Variant) -> tuple[bool, str]:
     calls = [inputs_of(variant, seed=seed) for seed in range(3)]
     stacked = [
         {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-        for parts in ([c.varying for c in calls], [c.given for c in calls], [c.state for c in calls])
+        for parts in ([c.varying for c in calls], [c.reserved for c in calls], [c.state for c in calls])
     ]
 
-    def one(varying: Any, given: Any, state: Any) -> Any:
-        slopes = _gradients(variant, Inputs(varying, given, state))
-        value, new_state = call(variant, Inputs(varying, given, state))
-        return {"value": value, **slopes, **{f"state.{name}": each for name, each in new_state.items()}}
+    def evaluate(varying: Any, reserved: Any, state: Any) -> Any:
+        gradients = _gradients(variant, Inputs(varying, reserved, state))
+        value, new_state = call(variant, Inputs(varying, reserved, state))
+        return {"value": value, **gradients, **{f"state.{name}": result for name, result in new_state.items()}}
 
-    together = vmap(one)(*stacked)
-    apart = [one(c.varying, c.given, c.state) for c in calls]
-    differing = [name for name in together if not _close(together[name], torch.stack([each[name] for each in apart]))]
+    batched = vmap(evaluate)(*stacked)
+    looped = [evaluate(c.varying, c.reserved, c.state) for c in calls]
+    differing = [
+        name for name in batched if not _close(batched[name], torch.stack([result[name] for result in looped]))
+    ]
     if differing:
         return False, f"under vmap, these differ from a loop: {', '.join(differing)}"
     return True, "value, gradients and state under vmap are those of a loop"
@@ -233,14 +246,14 @@ def _inputs_kept(variant: Variant) -> tuple[bool, str]:
 
 def _finite_differences(variant: Variant) -> tuple[bool, str]:
     inputs = inputs_of(variant)
-    value, given = _value(variant, inputs), inputs.varying["image"]
-    if value.dtype != given.dtype:
+    value, image = _value(variant, inputs), inputs.varying["image"]
+    if value.dtype != image.dtype:
         return False, (
-            f"it returns {_type(value)} for embeddings of {_type(given)}; make new tensors of the inputs' type, as by "
+            f"it returns {_type(value)} for embeddings of {_type(image)}; make new tensors of the inputs' type, as by "
             "dtype=image.dtype, and convert none"
         )
-    slopes = _gradients(variant, inputs)
-    if not any(slope.any() for slope in slopes.values()):
+    gradients = _gradients(variant, inputs)
+    if not any(gradient.any() for gradient in gradients.values()):
         return False, "the gradient is zero in all inputs: the value does not depend on them"
     for name, value in inputs.varying.items():
         direction = torch.randn(value.shape, generator=stream(0, f"direction/{name}"), dtype=value.dtype)
@@ -249,9 +262,9 @@ def _finite_differences(variant: Variant) -> tuple[bool, str]:
         def at(shift: float, name: str = name, moved: Tensor = direction) -> Tensor:
             return _value(variant, inputs.changed(**{name: inputs.varying[name] + shift * moved}))
 
-        # Fourth order: the error is about width^4 of truncation and 1e-16 / width of rounding.
+        # Fourth order: the truncation error is about width^4, the rounding error about 1e-16 / width.
         measured = (8 * (at(width) - at(-width)) - (at(2 * width) - at(-2 * width))) / (12 * width)
-        expected = (slopes[name] * direction).sum()
+        expected = (gradients[name] * direction).sum()
         if not _close(measured, expected, 1e-6):
             return False, f"along {name} the gradient says {expected:.6g}, differences of the value {measured:.6g}"
     return True, "gradients agree with differences of the value in float64"
@@ -264,13 +277,13 @@ def _second_derivatives(variant: Variant) -> tuple[bool, str]:
         for name, value in inputs.varying.items()
     }
 
-    def slopes(varying: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gradients_at(varying: dict[str, Tensor]) -> dict[str, Tensor]:
         return _gradients(variant, replace(inputs, varying=varying))
 
-    product = jvp(slopes, (inputs.varying,), (direction,))[1]
+    product = jvp(gradients_at, (inputs.varying,), (direction,))[1]
     width = 1e-5
     ahead, behind = (
-        slopes({name: value + shift * direction[name] for name, value in inputs.varying.items()})
+        gradients_at({name: value + shift * direction[name] for name, value in inputs.varying.items()})
         for shift in (width, -width)
     )
     for name, value in product.items():
@@ -284,10 +297,13 @@ def _second_derivatives(variant: Variant) -> tuple[bool, str]:
 def _rotation(variant: Variant) -> tuple[bool, str]:
     inputs = inputs_of(variant)
     rotation = torch.linalg.qr(torch.randn(DIM, DIM, generator=stream(0, "rotation"), dtype=torch.float64)).Q
-    turned = {side: inputs.varying[side] @ rotation for side in ("image", "text")}
-    one, other = _value(variant, inputs), _value(variant, inputs.changed(**turned))
-    same = _close(one, other)
-    return same, "turning both towers changes nothing" if same else f"{one:.9g}, and {other:.9g} after a turn of both"
+    rotated = {side: inputs.varying[side] @ rotation for side in ("image", "text")}
+    before, after = _value(variant, inputs), _value(variant, inputs.changed(**rotated))
+    same = _close(before, after)
+    return (
+        same,
+        "turning both towers changes nothing" if same else f"{before:.9g}, and {after:.9g} after a turn of both",
+    )
 
 
 def _extreme_scales(variant: Variant) -> tuple[bool, str]:
@@ -318,38 +334,39 @@ def _scale_with_batch(variant: Variant) -> tuple[bool, str]:
     for size in BATCH_SIZES:
         inputs = inputs_of(variant, size)
         values.append(_value(variant, inputs).item())
-        slopes = _gradients(variant, inputs)
-        norms.append(torch.cat([slopes["image"].flatten(), slopes["text"].flatten()]).norm().item())
-    sizes, losses, slopes_shown = (", ".join(f"{x:.3g}" for x in row) for row in (BATCH_SIZES, values, norms))
+        gradients = _gradients(variant, inputs)
+        norms.append(torch.cat([gradients["image"].flatten(), gradients["text"].flatten()]).norm().item())
+    sizes_text, losses_text, norms_text = (", ".join(f"{x:.3g}" for x in row) for row in (BATCH_SIZES, values, norms))
     finite = all(math.isfinite(value) for value in (*values, *norms))
-    return finite, f"at B = {sizes} and random embeddings: loss {losses}; gradient norm {slopes_shown}"
+    return finite, f"at B = {sizes_text} and random embeddings: loss {losses_text}; gradient norm {norms_text}"
 
 
 def _chance(variant: Variant) -> tuple[bool, str]:
-    found = best_constant(variant)
-    where = f"at B = {SIZE} the best constant similarity reaches {round(found, 6):.4g}"
-    if (least := _least(variant, _matched)) >= found - 1e-6 * max(1.0, abs(found)):
+    best = best_constant(variant)
+    where = f"at B = {SIZE} the best constant similarity reaches {round(best, 6):.4g}"
+    if (best_matched := _minimize(variant, _matched)) >= best - 1e-6 * max(1.0, abs(best)):
         return (
             False,
-            f"{where}, and no more is lost by it than by embeddings that match ({round(least, 6):.4g}): every "
+            f"{where}, and no more is lost by it than by embeddings that match ({round(best_matched, 6):.4g}): every "
             "run would count as diverged",
         )
     declared = variant.traits.get("chance")
     if declared is None:
         return True, f"none declared (chance = a function of B), so it is computed; {where}"
-    said = declared(SIZE)
-    return math.isclose(said, found, rel_tol=1e-4, abs_tol=1e-4), f"declared {said:.4g}; {where}"
+    level = declared(SIZE)
+    return math.isclose(level, best, rel_tol=1e-4, abs_tol=1e-4), f"declared {level:.4g}; {where}"
 
 
 def chance_level(variant: Variant, batch_size: int, given: Mapping[str, Any] | None = None) -> float:
-    """Return the loss of embeddings that say nothing, of an arm that gives its loss these scalars and options.
+    """Return the chance-level loss (uninformative embeddings) for the given scalars and options.
 
-    By the declared formula where it knows every option given, else the least of a constant similarity, searched for.
+    The declared formula is used if it takes every option given; otherwise the minimum over constant similarities is
+    computed numerically.
     """
     given = given or {}
     scalars, formula = scalars_with(variant, given), variant.traits.get("chance")
     options = {key: value for key, value in given.items() if key not in scalars}
-    # Where a trained scalar starts does not matter; where it is held does.
+    # The initial value of a trained scalar does not matter; the value of a frozen one does.
     held = any(not scalar.trained and scalar != scalars_of(variant)[name] for name, scalar in scalars.items())
     if formula and not held and options.keys() <= inspect.signature(formula).parameters.keys():
         return float(formula(batch_size, **options))
@@ -358,11 +375,11 @@ def chance_level(variant: Variant, batch_size: int, given: Mapping[str, Any] | N
 
 
 def best_constant(variant: Variant, size: int = SIZE) -> float:
-    """Return the least loss that one similarity, the same for all pairs, reaches with the best trained scalars.
+    """Return the minimum loss of a similarity that is the same for all pairs, with the best trained scalars.
 
-    All images are one vector, all texts another; their angle and the trained scalars are optimised, late in training.
+    All images are one vector, all texts another; their angle and the trained scalars are optimized, at a late step.
     """
-    return _least(variant, _constant, size)
+    return _minimize(variant, _constant, size)
 
 
 def _constant(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -372,16 +389,16 @@ def _constant(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _matched(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Pairs that match but for an angle, on as many axes as there are."""
-    axes, places = torch.eye(DIM, dtype=torch.float64), torch.arange(size)
-    image, aside = axes[places % DIM], axes[(places + 1) % DIM]
-    # The search begins at a right angle: here where matches are almost one.
+    """Return pairs that match up to an angle, spread over all axes."""
+    axes, index = torch.eye(DIM, dtype=torch.float64), torch.arange(size)
+    image, orthogonal = axes[index % DIM], axes[(index + 1) % DIM]
+    # The search starts at a right angle, which is shifted here to almost matching pairs.
     turn = angle - math.pi / 2 + 0.1
-    return image, torch.cos(turn) * image + torch.sin(turn) * aside
+    return image, torch.cos(turn) * image + torch.sin(turn) * orthogonal
 
 
-def _least(variant: Variant, place: Callable[[Tensor, int], tuple[Tensor, Tensor]], size: int = SIZE) -> float:
-    """Return the least loss of embeddings placed by an angle, over that angle and the trained scalars."""
+def _minimize(variant: Variant, embed: Callable[[Tensor, int], tuple[Tensor, Tensor]], size: int = SIZE) -> float:
+    """Return the minimum loss over an angle and the trained scalars; *embed* maps angle and size to embeddings."""
     inputs = inputs_of(variant, size, step=LATE)
     angle = torch.tensor(math.pi / 2, dtype=torch.float64, requires_grad=True)
     free: dict[str, Tensor] = {
@@ -389,20 +406,20 @@ def _least(variant: Variant, place: Callable[[Tensor, int], tuple[Tensor, Tensor
         for name, scalar in scalars_of(variant).items()
         if scalar.trained
     }
-    optimiser = torch.optim.LBFGS([angle, *free.values()], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([angle, *free.values()], max_iter=200, line_search_fn="strong_wolfe")
 
     def evaluate() -> float:
-        optimiser.zero_grad()
-        image, text = place(angle, size)
+        optimizer.zero_grad()
+        image, text = embed(angle, size)
         value = _value(variant, inputs.changed(image=image, text=text, **free))
         value.backward()
         return value.item()
 
-    optimiser.step(evaluate)
+    optimizer.step(evaluate)
     return evaluate()
 
 
-REQUIRED: dict[str, Judge] = {
+REQUIRED: dict[str, PropertyCheck] = {
     "finite": _finite,
     "batch order": _order,
     "vmap": _vmap,
@@ -410,7 +427,7 @@ REQUIRED: dict[str, Judge] = {
     "gradient": _finite_differences,
     "two pairs": _two_pairs,
 }
-REPORTED: dict[str, Judge] = {
+REPORTED: dict[str, PropertyCheck] = {
     "second derivatives": _second_derivatives,
     "rotation": _rotation,
     "extreme scales": _extreme_scales,

@@ -1,4 +1,4 @@
-"""What computing on a device asks for: copies that nobody waits for, and memory in which equal numbers stay equal."""
+"""Device helpers: asynchronous copies, memory limits, and cache-line alignment for reproducible bits."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import torch
 from torch import Tensor
 
 CACHE_LINE_FLOATS = 16
-"""Numbers of a line of a CPU's cache, in float32."""
-
+"""Number of float32 values in a cache line of a CPU."""
 
 SHARE = 4
-"""One call may compute as much as this part of an accelerator's memory: a quarter, where a training step has half."""
+"""One call may use one part in SHARE of an accelerator's memory: a quarter; a training step may use half."""
 
 UNKNOWN_MEMORY = 2**34
-"""Bytes that an accelerator is taken to have if PyTorch cannot tell."""
+"""Bytes of memory assumed for an accelerator if PyTorch does not report them."""
 
 
 def is_accelerator(device: torch.device) -> bool:
-    """Return whether the host launches operations on *device*, which run on their own."""
+    """Return whether operations on *device* run asynchronously to the host."""
     return device.type != "cpu"
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on *device*; the host goes on while it is copied.
+    """Copy a CPU tensor to *device* without blocking the host.
 
-    Memory must be pinned for that. The caching allocator of pinned memory keeps it until the copy is done.
+    The copy goes through pinned memory, which its caching allocator keeps until the copy is done.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -32,20 +31,20 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def room_on(device: torch.device, on_cpu: int, taken: int = 0) -> int:
-    """Return how many bytes one call may compute at once: *on_cpu*, or a share of an accelerator's memory.
+    """Return how many bytes one call may use: *on_cpu* on a CPU, else a share of the accelerator's memory.
 
-    That is of all its memory but what the caller says is *taken*; never of the memory that happens to be free, so that
-    numbers do not depend on what else lies there.
+    The share is of the total memory less the bytes *taken*, not of the currently free memory, so that results do not
+    depend on other processes.
     """
     if not is_accelerator(device):
         return on_cpu
-    known = device.type == "cuda"
-    memory = torch.cuda.get_device_properties(device).total_memory if known else UNKNOWN_MEMORY
+    is_cuda = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if is_cuda else UNKNOWN_MEMORY
     return max(0, memory - taken) // SHARE
 
 
 def padded(size: int) -> int:
-    """Return the smallest number of whole cache lines that holds *size* numbers, in numbers.
+    """Return *size* rounded up to whole cache lines, in float32 values.
 
     >>> padded(16), padded(17)
     (16, 32)
@@ -54,9 +53,9 @@ def padded(size: int) -> int:
 
 
 def is_aligned(device: torch.device, *sizes: int) -> bool:
-    """Return whether replicas that have so many numbers each all begin a cache line; on an accelerator always.
+    """Return whether replicas of these sizes are all aligned to cache lines; always True on an accelerator.
 
-    Where they do not, a replica's bits would depend on its position: ``torch.bmm`` may sum in another order, and
-    functions such as ``exp`` treat the last numbers of a tensor by other instructions than the rest.
+    Otherwise a replica's bits would depend on its position: ``torch.bmm`` may sum in a different order, and functions
+    such as ``exp`` use different instructions for the last elements of a tensor.
     """
     return is_accelerator(device) or not any(size % CACHE_LINE_FLOATS for size in sizes)

@@ -1,4 +1,4 @@
-"""A run directory as plain tables for other programs, with a table that says what each column means."""
+"""Exports a run directory as plain tables for other programs, with a table that describes each column."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stability.analysis import Finding, Findings, Results, analyse, read, summarise
+from stability.analysis import Finding, Findings, Results, analyze, load_results, summarize
 from stability.registry import InputError, nearest
 from stability.store import write_atomically
 
-OF_A_RUN = {
+RUN_COLUMNS = {
     "run": "Id of the run: a digest of all that decides its numbers.",
     "arm": "The loss, or the loss with options, by its name in the study.",
     "seed": "Seed of weights, batches and noise, shared by the arms.",
     "batch_size": "Pairs in a batch.",
     "corruption": "Which noise is injected into the training pairs.",
     "noise": "Share of the training pairs that it strikes.",
-    "pairs": "Training pairs of the run; 0 for all there are.",
+    "train_pairs": "Training pairs of the run; 0 for all there are.",
     "lr": "Learning rate.",
-    "lr_factor": "Multiple of the tuned or given rate.",
-    "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_factor.",
+    "lr_multiplier": "Multiple of the tuned or given rate.",
+    "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_multiplier.",
     "status": "finished, diverged, failed or planned.",
     "diverged_at": "Step at which the run diverged; missing if it did not.",
 }
-OF_A_FINDING = {
+FINDING_COLUMNS = {
     "id": "Id of the claim.",
     "primary": "Whether the claim decides the study's verdict.",
     "text": "The claim.",
     "source": "Where the claim is made.",
     "measure": "What is compared.",
-    "against": "Another measure of the same runs that it is compared with, where the claim names one.",
+    "against_measure": "Another measure of the same runs that it is compared with, where the claim names one.",
     "contrast": "How it is compared.",
     "compare_first": "The arm that the claim is about.",
     "compare_second": "The arm that it is compared with.",
@@ -63,13 +63,15 @@ OF_A_FINDING = {
 
 
 def tables(results: Results, findings: Findings) -> dict[str, pd.DataFrame]:
-    """Return the tables *runs*, *curves*, *findings* and *columns*.
+    """Return the exported tables by name.
 
-    runs: one row per run of the grid, with the final value of each measure. curves: one row per run and step, NaN where
-    nothing was measured. findings: one row per claim. columns: what every column of the three means, and its unit.
+    Returns:
+        ``runs``: one row per run of the grid, with the final value of each measure. ``curves``: one row per run and
+        step, NaN where nothing was measured. ``findings``: one row per claim. ``columns``: description and unit of
+        every column of the other three.
     """
-    made = {"runs": _runs(results), "curves": results.steps, "findings": _findings(findings.claims)}
-    return {**made, "columns": _columns(made, results)}
+    frames = {"runs": _runs(results), "curves": results.steps, "findings": _findings(findings.claims)}
+    return {**frames, "columns": _columns(frames, results)}
 
 
 def _runs(results: Results) -> pd.DataFrame:
@@ -79,7 +81,7 @@ def _runs(results: Results) -> pd.DataFrame:
         for name, measure in results.measures.items()
         if not measure.listed and stored.issuperset(measure.pooled or (name,))
     ]
-    final = {name: summarise(results, name, "final").reindex(results.runs["run"]).to_numpy() for name in measures}
+    final = {name: summarize(results, name, "final").reindex(results.runs["run"]).to_numpy() for name in measures}
     return pd.concat([results.runs, pd.DataFrame(final, index=results.runs.index)], axis=1)
 
 
@@ -88,31 +90,31 @@ def _findings(claims: tuple[Finding, ...]) -> pd.DataFrame:
     for claim in claims:
         row: dict[str, Any] = {}
         for key, value in vars(claim).items():
-            ends = ("first", "second") if key == "compare" else ("low", "high")
-            parts = zip(ends, value, strict=True) if isinstance(value, tuple) else [("", value)]
-            row |= {f"{key}_{end}" if end else key: part for end, part in parts}
+            suffixes = ("first", "second") if key == "compare" else ("low", "high")
+            parts = zip(suffixes, value, strict=True) if isinstance(value, tuple) else [("", value)]
+            row |= {f"{key}_{suffix}" if suffix else key: part for suffix, part in parts}
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(OF_A_FINDING))
+    return pd.DataFrame(rows, columns=list(FINDING_COLUMNS))
 
 
-def _columns(made: Mapping[str, pd.DataFrame], results: Results) -> pd.DataFrame:
+def _columns(frames: Mapping[str, pd.DataFrame], results: Results) -> pd.DataFrame:
     rows = []
-    for table, frame in made.items():
+    for table, frame in frames.items():
         for name in frame.columns:
             measure = results.measures.get(name) if table != "findings" else None
             if measure:
                 text = f"{'Final value. ' if table == 'runs' else ''}{measure.text}"
                 rows.append((table, name, measure.label, text, measure.unit))
             else:
-                text = "Steps taken before the measurement." if name == "step" else (OF_A_FINDING | OF_A_RUN)[name]
+                text = (
+                    "Steps taken before the measurement." if name == "step" else (FINDING_COLUMNS | RUN_COLUMNS)[name]
+                )
                 rows.append((table, name, name, text, ""))
     return pd.DataFrame(rows, columns=["table", "column", "label", "text", "unit"])
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
-    lists = [
-        name for name in frame.columns if frame[name].map(lambda value: isinstance(value, (list, np.ndarray))).any()
-    ]
+    lists = [name for name in frame.columns if frame[name].map(_is_list).any()]
     plain = frame.assign(**{name: frame[name].map(_list_text) for name in lists})
     return plain.to_csv(index=False, lineterminator="\n").encode()
 
@@ -145,25 +147,33 @@ def export(
     out: str | Path | None = None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Path]:
-    """Return the paths of the tables of a run directory, written into *out* (default: ``<run_dir>/export``).
+    """Write the tables of a run directory and return their paths by table.
 
-    *format* is csv, json or parquet; in CSV a list is JSON text, in JSON what was not measured or is
-    infinite is null. Files of the same name are replaced. *warn* gets a sentence on each damaged file. Raises
-    `InputError` if no run lies there or *out* cannot be written.
+    Files of the same name are replaced.
+
+    Args:
+        run_dir: The run directory.
+        format: csv, json or parquet. In CSV a list is JSON text; in JSON a value that was not measured or is infinite
+            is null.
+        out: The folder to write into (default: ``<run_dir>/export``).
+        warn: Called with a sentence on each damaged file.
+
+    Raises:
+        InputError: *run_dir* contains no run, or *out* cannot be written.
     """
     if format not in FORMATS:
         raise InputError(f"--format: unknown format {format!r}{nearest(format, FORMATS)}")
-    results = read(run_dir, warn)
+    results = load_results(run_dir, warn)
     folder = writable(Path(out) if out is not None else Path(run_dir) / "export")
     paths = {}
-    for name, frame in tables(results, analyse(results)).items():
+    for name, frame in tables(results, analyze(results)).items():
         paths[name] = folder / f"{name}.{format}"
         write_atomically(paths[name], FORMATS[format](frame))
     return paths
 
 
 def writable(folder: Path) -> Path:
-    """Return a folder, made now if need be, or raise `InputError` that names it."""
+    """Create a folder if needed and return it, or raise `InputError` that names it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Optional packages: imported when something needs them; where one is missing, what installs it is said."""
+"""Imports optional packages when they are needed; the error for a missing one says how to install it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from stability.registry import InputError
 
 
 def optional(module: str, use: str, extra: str) -> ModuleType:
-    """Return an optional *module*, imported now.
+    """Import and return an optional module.
 
-    Raises `InputError` that names what needs it (*use*) and the *extra* of this package that installs it.
+    Args:
+        module: The module.
+        use: What needs it, for the error sentence.
+        extra: The extra of this package that installs it.
+
+    Raises:
+        InputError: The module's package is not installed; the sentence names *use* and *extra*.
 
     >>> optional("no_such_module", "the dataset 'webdataset'", "webdataset")
     Traceback (most recent call last):
@@ -21,7 +27,7 @@ def optional(module: str, use: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        # A package that is there but lacks one of its own is broken, not missing.
+        # An installed package that lacks one of its dependencies is broken, not missing.
         if error.name != module.split(".")[0]:
             raise
         raise InputError(

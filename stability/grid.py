@@ -1,4 +1,4 @@
-"""The grid of a study unrolled into runs, and runs of equal shapes gathered into groups."""
+"""Expands the grid of a study into runs, and collects runs of equal shapes into groups."""
 
 from __future__ import annotations
 
@@ -18,9 +18,20 @@ Chosen = Mapping[tuple[str, int], Setting]
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of a study's grid, *options* being what tuning sets of the arm's loss beside the rate.
+    """One run: a cell of a study's grid with one seed.
 
-    *pairs* is the number of training pairs, 0 for all; *lr_factor* the multiple that *lr* is of the rate chosen.
+    Attributes:
+        arm: Name of the loss, or of the arm with options.
+        batch_size: Pairs in a batch.
+        corruption: Name of the corruption of the training pairs.
+        noise: Share of the training pairs that are corrupted.
+        lr: Learning rate.
+        seed: Seed of weights, batches and noise.
+        id: Digest of everything that determines the run's numbers.
+        options: Options of the arm's loss that tuning sets in addition to the learning rate.
+        rng_stream: Name of the arm's separate random stream; "" if it shares that of the other arms.
+        train_pairs: Number of training pairs; 0 for all.
+        lr_multiplier: Ratio of *lr* to the tuned or configured learning rate.
     """
 
     arm: str
@@ -31,19 +42,19 @@ class Run:
     seed: int
     id: str
     options: Options = ()
-    stream: str = ""
-    pairs: int = 0
-    lr_factor: float = 1.0
+    rng_stream: str = ""
+    train_pairs: int = 0
+    lr_multiplier: float = 1.0
 
     @property
     def tuning(self) -> bool:
-        """Whether it is a run of the search, not of the test."""
+        """Whether the run belongs to the tuning search, not to the test."""
         return self.seed >= FIRST_TUNING_SEED
 
     @property
-    def luck(self) -> int | str:
-        """What its random streams start from: its seed, and its arm's stream where that has one of its own."""
-        return f"{self.seed}:{self.stream}" if self.stream else self.seed
+    def rng_seed(self) -> int | str:
+        """The seed of its random streams: its seed, combined with its arm's `rng_stream` if there is one."""
+        return f"{self.seed}:{self.rng_stream}" if self.rng_stream else self.seed
 
 
 @dataclass(frozen=True)
@@ -65,21 +76,24 @@ class Group:
 
     @property
     def tuning(self) -> bool:
-        """Whether its runs are of the search, not of the test."""
+        """Whether its runs belong to the tuning search, not to the test."""
         return self.runs[0].tuning
 
 
 def study_of(study: Study, group: Group) -> Study:
-    """Return the study by which a group's runs are trained: *study* or the search that belongs to it, as its arm."""
+    """Return the study with which a group's runs are trained: *study* or its tuning search, as the group's arm."""
     return (search_of(study) if group.tuning else study).trained_as(group.arm, group.batch_size)
 
 
 def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[str, Any]:
-    """Return everything that decides the numbers of one run, as plain data without defaults.
+    """Return everything that determines the numbers of one run, as plain data without defaults.
 
-    *options* are those of the loss that tuning sets; it does not matter whether a value comes from there or the arm.
+    Titles, claims and the rest of the grid are not included, so stored runs stay valid when these are edited.
 
-    Titles, claims and the rest of the grid are not in it, so editing them keeps stored runs valid.
+    Args:
+        study: The study.
+        options: Options of the loss that tuning sets; the result is the same if the arm sets an equal value.
+        cell: The values of the grid's axes.
     """
     return _configuration(study, study.canonical(), options, cell)
 
@@ -101,79 +115,81 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     if trained != study.train:
         kept["train"] = trained.model_dump(mode="json", exclude_defaults=True)
     source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
-    if arm.stream:
-        kept["stream"] = arm.stream
+    if arm.rng_stream:
+        kept["rng_stream"] = arm.rng_stream
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}
 
 
 def runs_of(study: Study, chosen: Chosen | None = None) -> tuple[Run, ...]:
-    """Return every run of the study's test grid, seeds innermost: as tuning chose, else at the rates of the grid."""
+    """Return every run of the test grid, seeds innermost, with the *chosen* settings or the rates of the grid."""
     grid = study.grid
     settings = {
         (arm, size): [chosen[arm, size]] if chosen else [Setting(lr) for lr in grid.lr]
-        for arm, size in itertools.product(grid.loss, grid.batch_size)
+        for arm, size in itertools.product(grid.arms, grid.batch_size)
     }
-    return _unrolled(study, settings, study.grid.first_seed)
+    return _expand(study, settings, study.grid.first_seed)
 
 
 def tuning_runs_of(study: Study) -> tuple[Run, ...]:
-    """Return every run of the study's search, in the order of `settings_of`, on seeds of its own; none without one."""
+    """Return every run of the tuning search, on separate seeds, in the order of `settings_of`; none without one."""
     if study.tune is None:
         return ()
-    settings = {(arm, size): settings_of(study, arm) for arm in study.grid.loss for size in study.grid.batch_size}
-    return _unrolled(search_of(study), settings, FIRST_TUNING_SEED + study.grid.first_seed)
+    settings = {(arm, size): settings_of(study, arm) for arm in study.grid.arms for size in study.grid.batch_size}
+    return _expand(search_of(study), settings, FIRST_TUNING_SEED + study.grid.first_seed)
 
 
-def _unrolled(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int) -> tuple[Run, ...]:
+def _expand(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int) -> tuple[Run, ...]:
     grid = study.grid
     seeds = range(first, first + grid.seeds)
     plain = study.canonical()
-    axes = (grid.loss, grid.batch_size, grid.values("pairs"), grid.corruption, grid.noise)
-    factors = grid.lr_factors or (1.0,)
+    axes = (grid.arms, grid.batch_size, grid.values("train_pairs"), grid.corruption, grid.noise)
+    multipliers = grid.lr_multipliers or (1.0,)
     runs = []
     for arm, size, pairs, corruption, noise in itertools.product(*axes):
-        for setting, factor, seed in itertools.product(settings[arm, size], factors, seeds):
+        for setting, multiplier, seed in itertools.product(settings[arm, size], multipliers, seeds):
             cell = {"arm": arm, "batch_size": size, "corruption": corruption, "noise": noise}
-            cell |= {"lr": _times(setting.lr, factor), "seed": seed}
-            told = _configuration(study, plain, setting.options, cell | ({"pairs": pairs} if pairs else {}))
+            cell |= {"lr": _multiply(setting.lr, multiplier), "seed": seed}
+            axis = {"train_pairs": pairs} if pairs else {}
+            configuration = _configuration(study, plain, setting.options, cell | axis)
             runs.append(
                 Run(
                     **cell,
-                    id=digest(told),
+                    id=digest(configuration),
                     options=setting.options,
-                    stream=study.arm(arm).stream,
-                    pairs=pairs,
-                    lr_factor=factor,
+                    rng_stream=study.arm(arm).rng_stream,
+                    train_pairs=pairs,
+                    lr_multiplier=multiplier,
                 )
             )
     return tuple(runs)
 
 
-def _times(lr: float, factor: float) -> float:
-    """Return a multiple of a rate, without the last digits that a product of decimals leaves.
+def _multiply(lr: float, multiplier: float) -> float:
+    """Return a multiple of a learning rate, rounded to 12 digits to remove floating-point error.
 
-    >>> _times(1e-3, 0.1), _times(3e-4, 3.0), _times(1 / 3, 1.0)
+    >>> _multiply(1e-3, 0.1), _multiply(3e-4, 3.0), _multiply(1 / 3, 1.0)
     (0.0001, 0.0009, 0.3333333333333333)
     """
-    return lr if factor == 1.0 else float(f"{lr * factor:.12g}")
+    return lr if multiplier == 1.0 else float(f"{lr * multiplier:.12g}")
 
 
 def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[Group, ...]:
-    """Return the runs gathered by arm and batch size, in even parts of at most ``width[arm, batch_size]`` runs.
+    """Return the runs grouped by arm and batch size, in even parts of at most ``width[arm, batch_size]`` runs.
 
-    Runs of the search lie apart from those of the test, and so do runs with other options of the loss or other numbers
-    of pairs. A group's id is the digest of its runs' ids, so the same runs always make the same group.
+    Runs of the tuning search and of the test are in separate groups, and so are runs with different options of the loss
+    or numbers of training pairs. A group's id is the digest of its runs' ids, so the same runs always form the same
+    group.
     """
 
     def shape(run: Run) -> tuple[str, int, bool, str, int]:
-        return run.arm, run.batch_size, run.tuning, repr(run.options), run.pairs
+        return run.arm, run.batch_size, run.tuning, repr(run.options), run.train_pairs
 
     groups = []
     for (arm, batch_size, *_), members in itertools.groupby(sorted(runs, key=shape), key=shape):
-        alike = list(members)
-        parts = -(-len(alike) // width[arm, batch_size])
-        size = -(-len(alike) // parts)
-        groups += [tuple(alike[start : start + size]) for start in range(0, len(alike), size)]
+        equal_shape = list(members)
+        parts = -(-len(equal_shape) // width[arm, batch_size])
+        size = -(-len(equal_shape) // parts)
+        groups += [tuple(equal_shape[start : start + size]) for start in range(0, len(equal_shape), size)]
     return tuple(Group(digest([run.id for run in group]), group) for group in groups)
 
 
@@ -185,7 +201,7 @@ def halves(group: Group) -> tuple[Group, Group]:
 
 
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return one plain row per run, for a data frame; what few runs have (options, a stream...) only where they do."""
+    """Return one plain row per run, for a data frame; rare fields (options, a stream...) only if they are set."""
     rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
-    rare = {"options": (), "stream": "", "pairs": 0, "lr_factor": 1.0}
+    rare = {"options": (), "rng_stream": "", "train_pairs": 0, "lr_multiplier": 1.0}
     return [{key: value for key, value in row.items() if key not in rare or value != rare[key]} for row in rows]

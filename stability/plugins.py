@@ -1,7 +1,7 @@
-"""A stranger's loss or encoder: one file that its user names, read once, run here and in the workers.
+"""Loads a user's loss or encoders from one file, which is read once and executed here and in the workers.
 
-Nothing else that the suite loads can run code. The digest of a file's source is part of the identity of the runs that
-use what it defines.
+Nothing else that the suite loads can execute code. The digest of a file's source is part of the identity of the runs
+that use what it defines.
 """
 
 from __future__ import annotations
@@ -13,21 +13,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stability.check import admit
+from stability.check import validate_loss
 from stability.encoders import encoder, reads
 from stability.losses import loss
 from stability.registry import InputError, Registry, Variant, nearest
 
 CATALOGUES: dict[str, Registry] = {"loss": loss, "encoder": encoder}
-"""What a file may add, by the kind that the command line names it as."""
+"""The registries that a file may add to, by the kind that the command line names."""
 
-READ = ("image", "text", "further", "any")
-"""What an encoder may declare to read."""
+READ = ("image", "text", "extra_modalities", "any")
+"""Allowed values of an encoder's modality."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A file with losses or encoders: its path as named, which one is meant (empty: its only one), source and kind."""
+    """A file with losses or encoders.
+
+    Attributes:
+        path: The path as the user gave it.
+        name: The requested variant; "" for the only one.
+        source: The text of the file.
+        kind: ``loss`` or ``encoder``.
+    """
 
     path: str
     name: str
@@ -40,44 +47,44 @@ class Plugin:
         return hashlib.sha256(self.source.encode()).hexdigest()[:16]
 
 
-def find_loss(named: str) -> tuple[Variant, tuple[Plugin, ...]]:
-    """Return the loss that ``FILE.py``, ``FILE.py:NAME`` or a name of the catalogue means, and the plugins it needs.
+def find_loss(spec: str) -> tuple[Variant, tuple[Plugin, ...]]:
+    """Return the loss that ``FILE.py``, ``FILE.py:NAME`` or the name of a registered loss specifies, and its plugins.
 
-    Raises `InputError` as `load_plugin` does, and where there is neither such a file nor such a loss.
+    Raises `InputError` as `load_plugin` does, and if there is neither such a file nor such a loss.
     """
-    if named in loss:
-        return loss[named], ()
-    if ".py" not in named:
-        raise InputError(f"{named}: is neither a file FILE.py nor a known loss{nearest(named, loss)}")
-    plugin = read_plugin(named)
+    if spec in loss:
+        return loss[spec], ()
+    if ".py" not in spec:
+        raise InputError(f"{spec}: is neither a file FILE.py nor a known loss{nearest(spec, loss)}")
+    plugin = read_plugin(spec)
     return load_plugin(plugin), (plugin,)
 
 
-def load_encoders(named: Sequence[str]) -> tuple[Plugin, ...]:
-    """Load the encoders of each ``FILE.py`` or ``FILE.py:NAME``, for studies that name them, and return the plugins."""
-    plugins = tuple(read_plugin(each, "encoder") for each in named)
+def load_encoders(specs: Sequence[str]) -> tuple[Plugin, ...]:
+    """Load the encoders of each ``FILE.py`` or ``FILE.py:NAME``, so that studies can name them; return the plugins."""
+    plugins = tuple(read_plugin(spec, "encoder") for spec in specs)
     load_plugins(plugins)
     return plugins
 
 
 def refuse_unused(plugins: Iterable[Plugin], used: Iterable[str]) -> None:
-    """Raise `InputError` for a file with encoders none of which is among the names that a study *used*."""
+    """Raise `InputError` if none of the encoders of a file is among the names that a study *used*."""
     names = {*used}
     for plugin in plugins:
-        made = _made(encoder, plugin)
-        if not names & ({plugin.name} if plugin.name else {*made}):
-            asked = plugin.name or min(made)
+        variants = _variants_of(encoder, plugin)
+        if not names & ({plugin.name} if plugin.name else {*variants}):
+            requested = plugin.name or min(variants)
             raise InputError(
-                f'--encoder {plugin.path}: the study has no tower {asked!r}; write image = "{asked}" (or text, or '
-                "further) under its [model]"
+                f'--encoder {plugin.path}: the study has no tower {requested!r}; write image = "{requested}" (or text, '
+                "or extra_modalities) under its [model]"
             )
 
 
-def read_plugin(named: str, kind: str = "loss") -> Plugin:
-    """Return the plugin that ``FILE.py`` or ``FILE.py:NAME`` names. Nothing is run yet."""
-    path, colon, name = named.rpartition(":")
+def read_plugin(spec: str, kind: str = "loss") -> Plugin:
+    """Return the plugin that ``FILE.py`` or ``FILE.py:NAME`` specifies, without executing the file."""
+    path, colon, name = spec.rpartition(":")
     if not colon or not path.endswith(".py"):
-        path, name = named, ""
+        path, name = spec, ""
     try:
         return Plugin(path, name, Path(path).read_text(encoding="utf-8-sig"), kind)
     except (OSError, UnicodeDecodeError) as error:
@@ -86,45 +93,51 @@ def read_plugin(named: str, kind: str = "loss") -> Plugin:
 
 
 def load_plugin(plugin: Plugin) -> Variant:
-    """Run the file and return the variant that is meant, registered under its name with all others that it defines.
+    """Execute the file, register all variants that it defines, and return the requested one.
 
-    Of several encoders the first by name is returned: a study names those it uses. Raises `InputError` with one
-    sentence if the file cannot be run, has no such variant, or a loss cannot be called or is not one number. Loading
-    the same file again changes nothing.
+    If no name was requested and the file defines several encoders, the first by name is returned, since a study names
+    those it uses. Loading the same file again changes nothing.
+
+    Raises:
+        InputError: The file cannot be executed or has no such variant, or a loss cannot be called or does not return
+            one number.
     """
-    module = types.ModuleType(_module(plugin))
+    module = types.ModuleType(_module_name(plugin))
     module.__file__ = plugin.path
-    # Some decorators of the standard library look a function's module up by its name.
+    # Some decorators of the standard library look up the module of a function in sys.modules.
     sys.modules[module.__name__] = module
     _run(plugin, module)
     for registry in CATALOGUES.values():
-        for name in _made(registry, plugin):
+        for name in _variants_of(registry, plugin):
             registry.annotate(name, source=plugin.digest)
-    kind, made = plugin.kind, _made(CATALOGUES[plugin.kind], plugin)
-    if not made:
+    kind, variants = plugin.kind, _variants_of(CATALOGUES[plugin.kind], plugin)
+    if not variants:
         raise InputError(f"{plugin.path}: defines no {kind}; decorate a function with @stability.{kind}(...)")
-    if plugin.name and plugin.name not in made:
-        raise InputError(f"{plugin.path}: defines no {kind} {plugin.name!r}{nearest(plugin.name, made)}")
-    if not plugin.name and len(made) > 1 and kind == "loss":
-        raise InputError(f"{plugin.path}: defines several losses; name one, as {plugin.path}:{min(made)}")
+    if plugin.name and plugin.name not in variants:
+        raise InputError(f"{plugin.path}: defines no {kind} {plugin.name!r}{nearest(plugin.name, variants)}")
+    if not plugin.name and len(variants) > 1 and kind == "loss":
+        raise InputError(f"{plugin.path}: defines several losses; name one, as {plugin.path}:{min(variants)}")
     try:
-        for variant in [made[plugin.name]] if plugin.name else made.values():
-            _admit(variant)
+        for variant in [variants[plugin.name]] if plugin.name else variants.values():
+            _check_usable(variant)
     except InputError as error:
         raise InputError(f"{plugin.path}: {error}") from error
-    return made[plugin.name or min(made)]
+    return variants[plugin.name or min(variants)]
 
 
 def load_plugins(plugins: Iterable[Plugin]) -> None:
-    """Load several plugins, as a worker does before its first group."""
+    """Load all *plugins*; a worker does so before its first group."""
     for plugin in plugins:
         load_plugin(plugin)
 
 
-def _admit(variant: Variant) -> None:
-    """Raise `InputError` on what cannot be used at all; what a tower does is tried once its modality is known."""
+def _check_usable(variant: Variant) -> None:
+    """Raise `InputError` if a loss is invalid, or an encoder has an unknown modality or an option without a default.
+
+    The outputs of an encoder are checked later, when the study says which modality it reads.
+    """
     if variant.kind == "loss":
-        admit(variant)
+        validate_loss(variant)
         return
     if reads(variant) not in READ:
         raise InputError(f"encoder {variant.name!r}: modality={reads(variant)!r}; allowed: {', '.join(READ)}")
@@ -133,12 +146,12 @@ def _admit(variant: Variant) -> None:
             raise InputError(f"encoder {variant.name!r}: option {name!r} has no default; give it one")
 
 
-def _module(plugin: Plugin) -> str:
+def _module_name(plugin: Plugin) -> str:
     return f"stability_plugin_{plugin.digest}"
 
 
-def _made(registry: Registry, plugin: Plugin) -> dict[str, Variant]:
-    return registry.defined_in(_module(plugin))
+def _variants_of(registry: Registry, plugin: Plugin) -> dict[str, Variant]:
+    return registry.defined_in(_module_name(plugin))
 
 
 def _run(plugin: Plugin, module: types.ModuleType) -> None:
@@ -152,11 +165,11 @@ def _run(plugin: Plugin, module: types.ModuleType) -> None:
     except InputError as error:
         raise InputError(f"{plugin.path}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{plugin.path}: {_place(error, plugin.path)}{type(error).__name__}: {error}") from error
+        raise InputError(f"{plugin.path}: {_line_prefix(error, plugin.path)}{type(error).__name__}: {error}") from error
 
 
-def _place(error: BaseException, path: str) -> str:
-    """Return the last line of the file that the error passed through."""
+def _line_prefix(error: BaseException, path: str) -> str:
+    """Return "line N: " for the last line of the file in the traceback, or "" if the file is not in it."""
     lines = []
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Catalogues of variants: one decorated function is one variant, and everything else follows from it."""
+"""Registries of variants: losses, encoders, probes and so on, each registered by decorating a function."""
 
 from __future__ import annotations
 
@@ -16,8 +16,49 @@ class InputError(ValueError):
     """The user's input is wrong; the message is one plain sentence. The command line exits with 2."""
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
-    """Return the tail of an error sentence about an unknown name: the nearest known one, then all of them.
+FORMER_NAMES = {
+    "loss": "arms",
+    "pairs": "train_pairs",
+    "lr_factors": "lr_multipliers",
+    "lr_factor": "lr_multiplier",
+    "lr": "lr_multiplier",
+    "matched": "budget",
+    "scalar_lr": "scalar_lr_multiplier",
+    "schedule": "lr_schedule",
+    "stream": "rng_stream",
+    "further": "extra_modalities",
+    "locked": "frozen",
+    "reprojected": "renormalized",
+    "tolerate": "max_invalid_share",
+    "words": "vocab_size",
+    "length": "max_tokens",
+    "tokens": "tokenizer",
+    "over": "axis",
+    "against": "against_measure",
+    "scale": "transform",
+    "late": "tail_mean",
+    "area": "mean_after_warmup",
+    "chance-log": "log_above_chance",
+    "of-chance": "relative_to_chance",
+    "sensitivity": "lr_sensitivity",
+    "matched_noise": "matched_gradient_noise",
+    "read": "load_results",
+    "analyse": "analyze",
+    "summarise": "summarize",
+    "retain": "retain_graph",
+    "replicas": "batched",
+    "chunk": "chunk_size",
+    "hessian_high": "hessian_max_eigenvalue",
+    "hessian_low": "hessian_min_eigenvalue",
+    "filter_sharpness_matched": "filter_sharpness_same_scale",
+    "clipped": "grad_clipped_fraction",
+    "duplicate_share": "false_negative_fraction",
+}
+"""Names that keys, options, measures and functions had before, and those that they have now."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error sentence about an unknown name: the nearest known name, then all of them.
 
     >>> nearest("infonce", ["clip", "siglip"])
     ' (known: clip, siglip)'
@@ -25,13 +66,14 @@ def nearest(given: str, known: Iterable[str]) -> str:
     "; did you mean 'siglip'? (known: clip, siglip)"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=1)
+    former = FORMER_NAMES.get(name)
+    close = [former] if former in names else difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known: {', '.join(names) or 'none'})"
 
 
 def shortened(value: object) -> str:
-    """Return a value as it was given, for an error sentence: its end left out where it is long.
+    """Return the repr of a value for an error sentence, truncated to 60 characters.
 
     >>> shortened("digits"), len(shortened(list(range(100))))
     ("'digits'", 60)
@@ -41,11 +83,29 @@ def shortened(value: object) -> str:
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+"""Types of options in words, for error sentences."""
+
+
+def snake_case(name: Any) -> Any:
+    """Return a name with ``-`` replaced by ``_``; anything that is not a string is returned unchanged.
+
+    >>> snake_case("gradient-noise"), snake_case(3)
+    ('gradient_noise', 3)
+    """
+    return name.replace("-", "_") if isinstance(name, str) else name
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One entry of a catalogue: a function, its options (the keyword-only parameters) and its declared traits."""
+    """One entry of a registry.
+
+    Attributes:
+        kind: What the registry contains, such as ``loss``.
+        name: The name under which it is registered.
+        function: The decorated function.
+        options: Its keyword-only parameters.
+        traits: What the decorator declared.
+    """
 
     kind: str
     name: str
@@ -54,7 +114,7 @@ class Variant:
     traits: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function as written."""
+        """Call the function."""
         return self.function(*args, **kwargs)
 
     @property
@@ -62,19 +122,19 @@ class Variant:
         """Return the first line of the docstring."""
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
 
-    def check_options(self, given: Mapping[str, Any], where: str) -> None:
-        """Raise `InputError` for an option that the signature does not have or whose type does not fit.
+    def check_options(self, options: Mapping[str, Any], where: str) -> None:
+        """Raise `InputError` for an option that the function does not have or whose value has the wrong type.
 
-        The trait *several* names options that also take a list of such values, *least* bounds options from below.
+        The trait *several* names options that also accept a list of values; *least* gives lower bounds of options.
         """
-        for key, value in given.items():
+        for key, value in options.items():
             if key not in self.options:
                 hint = nearest(key, self.options)
                 raise InputError(f"{where}.{key}: {self.kind} {self.name!r} has no such option{hint}")
             default = self.options[key].default
             several = key in self.traits.get("several", ()) and isinstance(value, list)
             values = value if several and value else [value]
-            if default is not inspect.Parameter.empty and not all(_fits(each, default) for each in values):
+            if default is not inspect.Parameter.empty and not all(_fits(item, default) for item in values):
                 allowed = f"{KINDS.get(type(default), type(default).__name__)}, as {default!r}"
                 allowed += ", or a list of them" * (key in self.traits.get("several", ()))
                 raise InputError(f"{where}.{key}: got {shortened(value)}; allowed: {allowed}")
@@ -90,11 +150,11 @@ def _fits(value: object, default: object) -> bool:
 
 
 class Registry(Mapping[str, Variant]):
-    """The catalogue of one kind of variant; calling it decorates a function, bare or with traits.
+    """The registry of one kind of variant, used as a decorator with or without traits.
 
-    The name is the function's, with dashes; a trailing underscore (for Python's reserved words) is dropped. Installed
-    packages add variants by entry points of the *group*, each under the variant's name; such a package is imported
-    only when one of its variants is looked up.
+    A variant's name is that of the function, without a trailing underscore (as in ``lambda_``); it can also be looked
+    up with dashes for underscores. Installed packages add variants through entry points of the *group*, each under the
+    variant's name; such a package is imported only when one of its variants is looked up.
 
     >>> fruit = Registry("fruit")
     >>> @fruit
@@ -103,11 +163,11 @@ class Registry(Mapping[str, Variant]):
     >>> @fruit(sour=True)
     ... def lemon(): ...
     >>> list(fruit), fruit["lemon"].traits, fruit["red-apple"].summary
-    (['red-apple', 'lemon'], {'sour': True}, 'A red one.')
+    (['red_apple', 'lemon'], {'sour': True}, 'A red one.')
     >>> fruit.get_or_explain("lemmon", "study.toml: fruit")
     Traceback (most recent call last):
     stability.registry.InputError: study.toml: fruit: unknown fruit 'lemmon'; did you mean 'lemon'? (known: lemon,
-    red-apple)
+    red_apple)
     """
 
     def __init__(self, kind: str, group: str = "") -> None:
@@ -116,11 +176,13 @@ class Registry(Mapping[str, Variant]):
         self._variants: dict[str, Variant] = {}
 
     def __getitem__(self, name: str) -> Variant:
+        name = snake_case(name)
         if name not in self._variants and name in self.packaged:
             self._import(self.packaged[name])
         return self._variants[name]
 
     def __contains__(self, name: object) -> bool:
+        name = snake_case(name)
         return name in self._variants or name in self.packaged
 
     def __iter__(self) -> Iterator[str]:
@@ -131,11 +193,11 @@ class Registry(Mapping[str, Variant]):
 
     @property
     def packaged(self) -> dict[str, EntryPoint]:
-        """Return the entry points by which installed packages add variants, by name; nothing is imported."""
-        return {point.name: point for point in entry_points(group=self.group)} if self.group else {}
+        """Return the entry points through which installed packages add variants, by name; nothing is imported."""
+        return {snake_case(point.name): point for point in entry_points(group=self.group)} if self.group else {}
 
     def _import(self, point: EntryPoint) -> None:
-        """Import the package that offers a variant; its name and version become a trait, the variant's *source*."""
+        """Import the package that provides a variant; its name and version become the variant's trait *source*."""
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
         where = f"{self.kind} {point.name!r} of the package {package}"
         try:
@@ -144,9 +206,10 @@ class Registry(Mapping[str, Variant]):
             raise InputError(f"{where}: {error}") from error
         except Exception as error:
             raise InputError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
-        if point.name not in self._variants:
+        name = snake_case(point.name)
+        if name not in self._variants:
             raise InputError(f"{where}: {point.value} does not define it; decorate it with @stability.{self.kind}")
-        self.annotate(point.name, source=package, package=package)
+        self.annotate(name, source=package, package=package)
 
     @overload
     def __call__(self, function: F, /) -> F: ...
@@ -163,18 +226,18 @@ class Registry(Mapping[str, Variant]):
     def _add(self, function: F, name: str, traits: dict[str, Any]) -> F:
         parameters = inspect.signature(function).parameters
         options = {key: p for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        name = name or function.__name__.rstrip("_").replace("_", "-")
+        name = snake_case(name or function.__name__.rstrip("_"))
         if name in self._variants and self._variants[name].function.__module__ != function.__module__:
             raise InputError(f"{self.kind} {name!r} exists already; give yours another name")
         self._variants[name] = Variant(self.kind, name, function, options, traits)
         return function
 
     def defined_in(self, module: str) -> dict[str, Variant]:
-        """Return the variants that the module of that name has registered, by name."""
+        """Return the variants that the module with this name has registered, by name."""
         return {name: variant for name, variant in self._variants.items() if variant.function.__module__ == module}
 
     def annotate(self, name: str, **traits: Any) -> Variant:
-        """Return the variant called *name* with further traits, in the catalogue too."""
+        """Add traits to the variant called *name* in the registry and return it."""
         self._variants[name] = replace(self._variants[name], traits={**self._variants[name].traits, **traits})
         return self._variants[name]
 

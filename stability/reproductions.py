@@ -1,6 +1,6 @@
-"""Published figures beside ours: what a paper reports, what the same measure is here, and whether its order holds.
+"""Comparison of published figures with ours, and whether the published order holds.
 
-No verdict comes of it: sizes, data and budgets differ, so a study says in words what may be expected to transfer.
+It gives no verdict: sizes, data and budgets differ, so a study states in words what is expected to transfer.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 import pandas as pd
 
 from stability import stats
-from stability.results import Results, summarise
+from stability.results import Results, summarize
 from stability.stats.wording import between, number
 from stability.study import DOUBLING, Published
 
 CONFIDENCE = 0.95
-"""Of each interval by itself: these tables describe and decide nothing."""
+"""Confidence of each interval by itself, without adjustment: these tables are descriptive."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: an arm or a level, the published figure, and ours with its interval over *n* seeds (NaN: none)."""
+    """One row: an arm or a level, the published figure, and ours with its interval over *n* seeds (NaN: none)."""
 
     of: str
     published: float
@@ -37,7 +37,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A published table beside ours, in the published unit, and what came of its order."""
+    """A published table next to ours.
+
+    Attributes:
+        text: What the table shows.
+        source: The paper.
+        transfers: What is expected to transfer to our setting.
+        heading: Title of the table.
+        unit: The published unit.
+        rows: The rows.
+        sentence: Whether our results keep the published order.
+    """
 
     text: str
     source: str
@@ -48,63 +58,67 @@ class Reproduction:
     sentence: str
 
 
-def reproduce(results: Results, asked: Published) -> Reproduction:
-    """Return a published table beside the same measure of *results*, times ``factor``.
+def reproduce(results: Results, request: Published) -> Reproduction:
+    """Return a published table next to the same measure of *results*, multiplied by ``factor``.
 
-    Of arms: means over the seeds, or standard deviations between them. Of a difference over an axis: the difference
-    of two arms at each level, and its slope. A diverged run has no value; intervals are at 95%, each for itself.
+    A table of arms holds means over the seeds, or standard deviations between them. A table over an axis holds the
+    difference of two arms at each level, and its slope. A diverged run has no value; each interval is at 95%.
     """
-    values = _values(results, asked)
-    if asked.over:
-        rows, sentence = _over(results, asked, values)
-    elif asked.statistic == "sd":
-        rows = tuple(_sd_row(arm, figure, values(arm)) for arm, figure in asked.values.items())
-        sentence = _order(results, asked, lambda a, b: stats.spread_ratio(values(a), values(b), confidence=CONFIDENCE))
-    else:
-        rows = tuple(_row(arm, figure, values(arm).mean(axis=1)) for arm, figure in asked.values.items())
+    values = _values(results, request)
+    if request.axis:
+        rows, sentence = _over(results, request, values)
+    elif request.statistic == "sd":
+        rows = tuple(_sd_row(arm, figure, values(arm)) for arm, figure in request.values.items())
         sentence = _order(
-            results, asked, lambda a, b: stats.paired_difference(values(a), values(b), confidence=CONFIDENCE)
+            results, request, lambda a, b: stats.spread_ratio(values(a), values(b), confidence=CONFIDENCE)
         )
-    label = results.measures[asked.measure].label
-    if asked.factor != 1 and not asked.unit:
-        label = f"{asked.factor:g} × {label}"
-    heading = f"{label}, {asked.compare[0]} minus {asked.compare[1]}" if asked.compare else label
-    if asked.statistic == "sd":
+    else:
+        rows = tuple(_row(arm, figure, values(arm).mean(axis=1)) for arm, figure in request.values.items())
+        sentence = _order(
+            results, request, lambda a, b: stats.paired_difference(values(a), values(b), confidence=CONFIDENCE)
+        )
+    label = results.measures[request.measure].label
+    if request.factor != 1 and not request.unit:
+        label = f"{request.factor:g} × {label}"
+    heading = f"{label}, {request.compare[0]} minus {request.compare[1]}" if request.compare else label
+    if request.statistic == "sd":
         heading = f"Standard deviation of {label} between seeds"
-    return Reproduction(asked.text, asked.source, asked.transfers, heading, asked.unit, rows, sentence)
+    return Reproduction(request.text, request.source, request.transfers, heading, request.unit, rows, sentence)
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
-def _values(results: Results, asked: Published) -> Callable[[str], np.ndarray]:
-    """Return ``arm -> (seeds, cells)``, or ``(seeds, levels)`` of means over other cells where an axis is gone over."""
+def _values(results: Results, request: Published) -> Callable[[str], np.ndarray]:
+    """Return a function of an arm: (seeds, cells), or with an axis (seeds, levels), averaged over the other cells."""
     runs = results.runs.set_index("run")
-    numbers = asked.factor * summarise(results, asked.measure, asked.reduction).reindex(runs.index)
+    numbers = request.factor * summarize(results, request.measure, request.reduction).reindex(runs.index)
     frame = runs.assign(number=numbers.where(runs["status"] == "finished"))
-    column = results.study.grid.column(asked.over) if asked.over else None
+    column = results.study.grid.column(request.axis) if request.axis else None
 
     def of(arm: str) -> np.ndarray:
-        own = frame[frame["arm"] == arm]
+        arm_frame = frame[frame["arm"] == arm]
         if column:
-            table = own.pivot_table(index="seed", columns=column, values="number", dropna=False)
+            table = arm_frame.pivot_table(index="seed", columns=column, values="number", dropna=False)
             return table.sort_index(axis=1).to_numpy(dtype=float)
-        cell = own.groupby("seed").cumcount()
-        return pd.pivot(own.assign(cell=cell), index="seed", columns="cell", values="number").to_numpy(dtype=float)
+        cell = arm_frame.groupby("seed").cumcount()
+        return pd.pivot(arm_frame.assign(cell=cell), index="seed", columns="cell", values="number").to_numpy(
+            dtype=float
+        )
 
     return of
 
 
 def _row(of: str, published: float, per_seed: np.ndarray) -> Row:
-    known = per_seed[np.isfinite(per_seed)]
-    if len(known) < 2:
-        return Row(of, published, float(known.mean()) if len(known) else math.nan, (math.nan, math.nan), len(known))
-    found = stats.paired_difference(known, np.zeros_like(known), confidence=CONFIDENCE)
-    return Row(of, published, float(known.mean()), found.interval, len(known))
+    finite = per_seed[np.isfinite(per_seed)]
+    if len(finite) < 2:
+        return Row(of, published, float(finite.mean()) if len(finite) else math.nan, (math.nan, math.nan), len(finite))
+    comparison = stats.paired_difference(finite, np.zeros_like(finite), confidence=CONFIDENCE)
+    return Row(of, published, float(finite.mean()), comparison.interval, len(finite))
 
 
 def _sd_row(of: str, published: float, values: np.ndarray) -> Row:
-    """Return a row of the standard deviation between seeds, pooled over cells; its interval is that of the order."""
+    """Return the row of a standard deviation between seeds, pooled over cells; it has no interval of its own."""
     several = values[:, np.isfinite(values).sum(axis=0) > 1]
     if not several.size:
         return Row(of, published, math.nan, (math.nan, math.nan), 0)
@@ -115,35 +129,35 @@ def _sd_row(of: str, published: float, values: np.ndarray) -> Row:
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def _side(found: stats.Comparison) -> int:
-    """Return 1 where the first arm is higher for sure, -1 where it is lower, 0 where that is open."""
-    low, high = found.interval
-    return int(low > found.no_difference) - int(high < found.no_difference)
+def _side(comparison: stats.Comparison) -> int:
+    """Return 1 if the first arm is significantly higher, -1 if lower, 0 if undecided."""
+    low, high = comparison.interval
+    return int(low > comparison.no_difference) - int(high < comparison.no_difference)
 
 
-def _order(results: Results, asked: Published, compare: Callable[[str, str], stats.Comparison]) -> str:
-    """Return how many pairs of arms keep the published order, in a sentence; pairs without an interval stay apart."""
-    pairs = [(a, b) for a, b in combinations(asked.values, 2) if asked.values[a] != asked.values[b]]
-    found = {pair: compare(*pair) for pair in pairs}
-    compared = [pair for pair in pairs if found[pair].n > 1]
-    agreed = [_side(found[a, b]) * np.sign(asked.values[a] - asked.values[b]) for a, b in compared]
-    kept, reversed_, left = (agreed.count(way) for way in (1, -1, 0))
-    lacking = [_why_not(results, *pair) for pair in pairs if pair not in compared]
-    reasons = "; ".join(dict.fromkeys(lacking))
+def _order(results: Results, request: Published, compare: Callable[[str, str], stats.Comparison]) -> str:
+    """Return how many pairs of arms keep the published order, in a sentence; pairs without interval are listed."""
+    pairs = [(a, b) for a, b in combinations(request.values, 2) if request.values[a] != request.values[b]]
+    comparisons = {pair: compare(*pair) for pair in pairs}
+    compared = [pair for pair in pairs if comparisons[pair].n > 1]
+    agreed = [_side(comparisons[a, b]) * np.sign(request.values[a] - request.values[b]) for a, b in compared]
+    kept, reversed_, left = (agreed.count(sign) for sign in (1, -1, 0))
+    reasons_missing = [_why_not(results, *pair) for pair in pairs if pair not in compared]
+    reasons = "; ".join(dict.fromkeys(reasons_missing))
     if pairs and not compared:
         return f"Ours cannot be held against the published order: {reasons}."
     if len(pairs) == 1:
         word = "keeps" if kept else "reverses" if reversed_ else "leaves open"
         return f"Ours {word} the published order (95% interval of the pair)."
-    but = f"; {len(lacking)} cannot be compared: {reasons}" if lacking else ""
+    missing_clause = f"; {len(reasons_missing)} cannot be compared: {reasons}" if reasons_missing else ""
     return (
         f"Of {len(pairs)} pairs, ours keep the published order in {kept}, reverse it in {reversed_} and leave {left} "
-        f"open (95% intervals, each pair for itself){but}."
+        f"open (95% intervals, each pair for itself){missing_clause}."
     )
 
 
 def _why_not(results: Results, *arms: str) -> str:
-    """Return why two arms have no interval of their difference: what there is of too few seeds."""
+    """Return why the difference of two arms has no interval."""
     for arm in arms:
         status = results.runs.loc[results.runs["arm"] == arm, "status"]
         if (status == "diverged").all():
@@ -153,39 +167,39 @@ def _why_not(results: Results, *arms: str) -> str:
     return f"fewer than two seeds have a value of both {arms[0]} and {arms[1]}"
 
 
-def _over(results: Results, asked: Published, values: Callable[[str], np.ndarray]) -> tuple[tuple[Row, ...], str]:
-    """Return the rows of a difference over an axis, of levels published or ours, and the two slopes in a sentence."""
-    assert asked.compare
-    levels = sorted(results.study.grid.values(asked.over))
-    difference = values(asked.compare[0]) - values(asked.compare[1])
+def _over(results: Results, request: Published, values: Callable[[str], np.ndarray]) -> tuple[tuple[Row, ...], str]:
+    """Return the rows of a difference over an axis at published and own levels, and the two slopes in a sentence."""
+    assert request.compare
+    levels = sorted(results.study.grid.values(request.axis))
+    difference = values(request.compare[0]) - values(request.compare[1])
     ours = dict(zip(map(float, levels), difference.T, strict=True))
-    published = {float(level): figure for level, figure in asked.values.items()}
-    nothing = np.full(1, math.nan)
+    published = {float(level): figure for level, figure in request.values.items()}
+    missing = np.full(1, math.nan)
     rows = tuple(
-        _row(f"{level:,g}", published.get(level, math.nan), ours.get(level, nothing))
+        _row(f"{level:,g}", published.get(level, math.nan), ours.get(level, missing))
         for level in sorted({*ours, *published})
     )
-    stated = _slope(asked.over, list(published), np.array([list(published.values())]))[0]
-    own = _row("slope", stated, _slope(asked.over, list(ours), difference))
-    if own.n < 2:
+    paper_slope = _slope(request.axis, list(published), np.array([list(published.values())]))[0]
+    ours_row = _row("slope", paper_slope, _slope(request.axis, list(ours), difference))
+    if ours_row.n < 2:
         return rows, (
-            f"Published, the difference changes by {number(stated)}{_per(asked)}; ours has no slope with an interval: "
-            f"{_why_not(results, *asked.compare)} at every level."
+            f"Published, the difference changes by {number(paper_slope)}{_per(request)}; ours has no slope with an "
+            f"interval: {_why_not(results, *request.compare)} at every level."
         )
-    low, high = own.interval
-    agrees = "this is open" if low <= 0 <= high else "the same sign" if low * stated > 0 else "the other sign"
+    low, high = ours_row.interval
+    agrees = "this is open" if low <= 0 <= high else "the same sign" if low * paper_slope > 0 else "the other sign"
     return rows, (
-        f"Published, the difference changes by {number(stated)}{_per(asked)}; here by {number(own.ours)} "
-        f"(95% interval {between(own.interval, False)}): {agrees}."
+        f"Published, the difference changes by {number(paper_slope)}{_per(request)}; here by "
+        f"{number(ours_row.ours)} (95% interval {between(ours_row.interval, False)}): {agrees}."
     )
 
 
-def _per(asked: Published) -> str:
-    return f" per doubling of the {asked.over.replace('_', ' ')}" if asked.over in DOUBLING else ""
+def _per(request: Published) -> str:
+    return f" per doubling of the {request.axis.replace('_', ' ')}" if request.axis in DOUBLING else ""
 
 
-def _slope(over: str, levels: Sequence[float], rows: np.ndarray) -> np.ndarray:
-    """Return the least-squares slope of each row over the levels, in doublings where a step is a factor."""
-    x = np.log2(levels) if over in DOUBLING else np.asarray(levels, dtype=float)
+def _slope(axis: str, levels: Sequence[float], rows: np.ndarray) -> np.ndarray:
+    """Return the least-squares slope of each row over the levels, per doubling for the axes in `DOUBLING`."""
+    x = np.log2(levels) if axis in DOUBLING else np.asarray(levels, dtype=float)
     x = x - x.mean()
     return np.asarray(rows @ x / (x @ x))

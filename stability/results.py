@@ -1,4 +1,4 @@
-"""The runs of a directory as frames, and one number per run: a measure's first, final, best or late value, or area."""
+"""The runs of a directory as data frames, and the reduction of each run's measure to one number."""
 
 from __future__ import annotations
 
@@ -18,19 +18,30 @@ from stability.probes import Measure
 from stability.study import LATE, Study
 from stability.train.divergence import diverged_at
 
-AXES = ("batch_size", "pairs", "corruption", "noise", "lr", "lr_factor")
-"""What tells the runs of a seed and arm apart; *pairs* is 0 for all pairs, *lr_factor* 1 where rates are absolute."""
+AXES = ("batch_size", "train_pairs", "corruption", "noise", "lr", "lr_multiplier")
+"""Axes that distinguish the runs of a seed and arm; *train_pairs* 0: all pairs; *lr_multiplier* 1: absolute rates."""
 
-LOGARITHMS = ("log", "chance-log")
-"""The scales whose differences are logarithms of ratios."""
+LOGARITHMS = ("log", "log_above_chance")
+"""Transforms on which differences are logarithms of ratios."""
 
 FLOOR = 1.1
-"""A bounded measure below this many times chance is taken as this: its chance-corrected logarithm has no lower end."""
+"""Bounded measures are clamped to at least this many times chance: the chance-corrected log is unbounded below."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run directory, read: the study, its manifest, one row per run, one row per run and step, and the measures."""
+    """The contents of a run directory.
+
+    Attributes:
+        study: The study.
+        manifest: Its manifest.
+        runs: One row per run.
+        steps: One row per run and step.
+        measures: The measures by name.
+        tuning: The finished search of a study with ``[tune]``.
+        untuned: Results without tuning, if the study requests them.
+        replications: Results of its replications.
+    """
 
     study: Study
     manifest: dict[str, Any]
@@ -44,7 +55,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Replicated:
-    """A replication of the study: its results as far as there are any, and what is missing of it, in words."""
+    """A replication of the study: its results so far (or None), and which runs are missing, in words."""
 
     study: Study
     results: Results | None
@@ -53,10 +64,13 @@ class Replicated:
 
 @dataclass(frozen=True)
 class Tuning:
-    """A finished search: the measure that decided, what was tried and what was chosen.
+    """A finished hyperparameter search.
 
-    *tried* has a row per tuning run: arm, batch_size, seed, lr, setting (its place among the arm's), value (of the
-    measure, late in the run), score (the same on the measure's scale) and diverged.
+    Attributes:
+        measure: The measure that was optimized.
+        tried: A row per tuning run: arm, batch_size, seed, lr, setting (its index among the arm's), value (of the
+            measure, late in the run), score (the same on the measure's scale) and diverged.
+        chosen: The chosen setting by arm and batch size.
     """
 
     measure: Measure
@@ -69,20 +83,21 @@ def run_frame(
 ) -> pd.DataFrame:
     """Return one row per run: its cell, status (finished, diverged, failed, planned) and divergence.
 
-    *runs* are those of the grid unless given. Under ``[tune]`` a run's *rate* hangs on its arm and batch size, so it is
-    no axis: *lr*, which names the cell, is the one rate of the grid. With ``grid.lr_factors`` the axis is *lr_factor*.
+    *runs* defaults to those of the grid. With ``[tune]`` the *rate* of a run depends on its arm and batch size, so it
+    is not an axis; *lr*, which names the cell, is then the single rate of the grid. With ``grid.lr_multipliers`` the
+    axis is *lr_multiplier*.
     """
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
     chance = {
         (arm, size): chance_level(loss[study.arm(arm).loss], size, study.arm(arm).options)
-        for arm in study.grid.loss
+        for arm in study.grid.arms
         for size in study.grid.batch_size
     }
     rows = []
     for run in runs_of(study) if runs is None else runs:
         row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
-        if study.tune or study.grid.lr_factors:
+        if study.tune or study.grid.lr_multipliers:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
         row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
         if row["status"] == "finished" and run.id not in losses:
@@ -98,23 +113,24 @@ def run_frame(
     return pd.DataFrame(rows)
 
 
-def summarise(results: Results, name: str, reduction: str) -> pd.Series:
-    """Return one number per run (indexed by run) for a measure: its first, final, best or late value, or its area.
+def summarize(results: Results, name: str, reduction: str) -> pd.Series:
+    """Return one number per run (indexed by run) for a measure.
 
-    first: before the first step, where it is measured there; late: mean over the last fifth of the steps; area: that
-    under the curve after warm-up, per step; a pooled measure is the ratio of the two means. A rate of spikes is one
-    number a run already: all steps after warm-up count.
+    Reductions: "first" is the first measured value, before the first step if it is measured there; "final" the last;
+    "best" the best; "tail_mean" the mean over the last fifth of the steps; "mean_after_warmup" the area under the curve
+    after warm-up, per step. A pooled measure is the ratio of its two means. A spike rate is already one number per run,
+    over all steps after warm-up.
     """
     measure = results.measures[name]
     if measure.spikes:
         return _spike_rates(results, measure.spikes)
     if measure.pooled:
-        top, bottom = (summarise(results, part, reduction) for part in measure.pooled)
+        top, bottom = (summarize(results, part, reduction) for part in measure.pooled)
         return top / bottom
     rows = results.steps[["run", "step", name]].dropna()
-    if reduction == "late":
+    if reduction == "tail_mean":
         rows = rows[rows["step"] >= (1 - LATE) * rows["run"].map(_lengths(results)[0]).astype(float)]
-    elif reduction == "area":
+    elif reduction == "mean_after_warmup":
         rows = rows[rows["step"] >= rows["run"].map(_lengths(results)[1]).astype(float)]
         return rows.groupby("run", sort=False)[["step", name]].apply(_area)
     by_run = rows.groupby("run", sort=False)[name]
@@ -135,10 +151,10 @@ def _lengths(results: Results) -> tuple[pd.Series, pd.Series]:
 
 
 def _spike_rates(results: Results, column: str) -> pd.Series:
-    """Return each run's spikes per 1,000 steps after warm-up; of the logarithm where a column varies by factors."""
+    """Return each run's spikes per 1,000 steps after warm-up, of the logarithm if the measure's transform is log."""
     steps, (total, warmup) = results.steps, _lengths(results)
     logged = steps[(steps["step"] >= steps["run"].map(warmup)) & (steps["step"] < steps["run"].map(total))]
-    log = results.measures[column].scale == "log"
+    log = results.measures[column].transform == "log"
 
     def rate(series: pd.Series) -> float:
         values = series.to_numpy(np.float64)
@@ -148,13 +164,13 @@ def _spike_rates(results: Results, column: str) -> pd.Series:
 
 
 def _area(curve: pd.DataFrame) -> float:
-    """Return the mean height of a curve of (step, value) rows, by the trapezoidal rule; of one point, its height."""
+    """Return the mean height of a curve of (step, value) rows by the trapezoidal rule; for one point its value."""
     steps, values = (curve.iloc[:, column].to_numpy(np.float64) for column in (0, 1))
     return float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(values[0])
 
 
-def times_to(results: Results, name: str, threshold: float) -> pd.Series:
-    """Return per run the first measured step with a measure at the threshold or better; infinity if there is none."""
+def steps_to_threshold(results: Results, name: str, threshold: float) -> pd.Series:
+    """Return per run the first measured step at which a measure reaches the threshold, infinity if there is none."""
     rows = results.steps[["run", "step", name]].dropna()
     better = results.measures[name].better
     reached = rows[rows[name] >= threshold] if better == "higher" else rows[rows[name] <= threshold]
@@ -165,19 +181,19 @@ def times_to(results: Results, name: str, threshold: float) -> pd.Series:
 def chance_losses(results: Results) -> pd.Series:
     """Return per run the chance level of its training loss."""
     runs, study = results.runs, results.study
-    shapes = list(zip(runs["arm"].tolist(), runs["batch_size"].tolist(), strict=True))
-    level = {(arm, size): chance_level(loss[study.arm(arm).loss], size) for arm, size in dict.fromkeys(shapes)}
-    return pd.Series([level[shape] for shape in shapes], index=runs["run"].tolist(), dtype=float)
+    keys = list(zip(runs["arm"].tolist(), runs["batch_size"].tolist(), strict=True))
+    level = {(arm, size): chance_level(loss[study.arm(arm).loss], size) for arm, size in dict.fromkeys(keys)}
+    return pd.Series([level[key] for key in keys], index=runs["run"].tolist(), dtype=float)
 
 
-def on_scale(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
-    """Return one number per run on the scale on which arms are contrasted (see `probes.Measure`)."""
+def transformed(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
+    """Return one number per run on the scale on which arms are compared (see `probes.Measure`)."""
     if scale == "log":
         return np.log(values.where(values > 0))
-    if scale == "of-chance":
-        # NaN stays: a run without a value has none on any scale.
+    if scale == "relative_to_chance":
+        # NaN stays NaN: a run without a value has none on any scale.
         return (values / chance_losses(results).reindex(values.index)).clip(upper=1.0)
-    if scale == "chance-log":
-        chance = summarise(results, results.measures[name].chance, "final").reindex(values.index)
+    if scale == "log_above_chance":
+        chance = summarize(results, results.measures[name].chance, "final").reindex(values.index)
         return np.log((np.maximum(values, FLOOR * chance) - chance) / (1 - chance))
     return values

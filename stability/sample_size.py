@@ -1,4 +1,4 @@
-"""How many seeds each claim of a study needs, from pilot data or from an assumed spread, never from the effect seen."""
+"""Sample size of each claim of a study, from pilot data or an assumed spread, never from the observed effect."""
 
 from __future__ import annotations
 
@@ -19,20 +19,29 @@ from stability.results import LOGARITHMS
 from stability.study import Claim, Study
 
 TARGET = 0.8
-"""The chance of finding a difference of the margin, and of showing equality, that is planned for."""
+"""Planned power to detect a difference of the margin, and to show equality."""
 
 MOST_MARGINS = 100
-"""A standard deviation beyond so many margins needs more seeds than anyone would train."""
+"""A standard deviation above this many margins needs an impractical number of seeds."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """The seeds that one claim needs, or *why* that cannot be said.
+    """The seeds that one claim needs to detect a difference of the margin and to show equivalence of equal arms.
 
-    *width* is the margin and *sd* the standard deviation of the seeds' differences, both on the scale of the test
-    (logs for a ratio); *pilot* counts the seeds that *sd* comes from (0: assumed), *bound* is its upper 80% bound (*sd*
-    itself where assumed). *likely* plans with *sd*, *safe* with *bound*: enough to find a difference of the margin, and
-    to show two equal arms equivalent.
+    Attributes:
+        id: Identifier of the claim.
+        text: The claim in words.
+        contrast: Name of the contrast.
+        confidence: Confidence of its interval.
+        width: The margin on the scale of the test (log for a ratio).
+        pilot: Number of seeds that *sd* was estimated from; 0 if assumed.
+        sd: Standard deviation of the seeds' differences on the scale of the test.
+        bound: Upper 80% bound of *sd*; *sd* itself if assumed.
+        likely: Seeds needed if the standard deviation is *sd*.
+        safe: Seeds needed if it is *bound*.
+        why: Why no number can be given; empty if there is one.
+        note: A caveat.
     """
 
     id: str
@@ -50,11 +59,13 @@ class Need:
 
 
 def seeds_by_claim(study: Study, pilot: Results | None = None, assumed: float = 1.0) -> tuple[Need, ...]:
-    """Return what each claim of *study* needs for a power of 80%, at the confidence that the study shares out.
+    """Return the seeds that each claim of *study* needs for a power of 80%, at its share of the study's confidence.
 
-    Without a *pilot* the differences are assumed to have a standard deviation of *assumed* times the margin. Noncentral
-    t (`stats.power`) and the power of TOST (`stats.equivalence_power`). Raises `InputError` unless *assumed* is
-    positive and the study has claims.
+    Without a *pilot* the differences are assumed to have a standard deviation of *assumed* times the margin. Power is
+    that of the noncentral t (`stats.power`) and of TOST (`stats.equivalence_power`).
+
+    Raises:
+        InputError: *assumed* is not positive, or the study has no claims.
     """
     if not (assumed > 0 and math.isfinite(assumed)):
         raise InputError(f"--sd: got {assumed}; allowed: a positive number, in units of the margin")
@@ -69,7 +80,7 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
     width = math.log(high) if ratio else high
     need = Need(claim.id, claim.text, claim.contrast, confidence, width)
     if contrast[claim.contrast].traits["on"] == "diverged":
-        why = "the power of a test of divergences hangs on how often one arm alone diverges, which no margin says"
+        why = "power for divergence tests depends on the discordant rate, which the margin does not specify"
         return replace(need, why=why)
     note = "approximate: of the jackknife's pseudo-values" if claim.contrast == "spread" else ""
     sd, n = assumed * width, 0
@@ -88,18 +99,20 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
 
 
 def _is_ratio(claim: Claim, measure: Measure) -> bool:
-    """Tell whether a claim's margin is one of ratios: by its contrast, or by a logarithmic scale."""
+    """Return whether a claim's margin is a ratio, because of its contrast or of a logarithmic scale."""
     variant = contrast[claim.contrast]
-    return variant.traits["ratio"] or ("log" in variant.options and (claim.scale or measure.scale) in LOGARITHMS)
+    return variant.traits["ratio"] or (
+        "log" in variant.options and (claim.transform or measure.transform) in LOGARITHMS
+    )
 
 
 def _settling(width: float, sd: float, confidence: float) -> int:
-    found = stats.seeds_needed(width, sd, confidence=confidence, target=TARGET)
-    return max(found, stats.seeds_for_equivalence(width, sd, confidence=confidence, target=TARGET))
+    to_detect = stats.seeds_needed(width, sd, confidence=confidence, target=TARGET)
+    return max(to_detect, stats.seeds_for_equivalence(width, sd, confidence=confidence, target=TARGET))
 
 
 def power_curves(needs: Sequence[Need]) -> pd.DataFrame:
-    """Return the power of each claim that could be planned over the seeds: to find a difference of the margin.
+    """Return the power of each planned claim to detect a difference of the margin, by number of seeds.
 
     Columns: id, seeds, likely (at the pilot's standard deviation), safe (at its upper 80% bound).
     """
@@ -120,8 +133,8 @@ def power_curves(needs: Sequence[Need]) -> pd.DataFrame:
 
 
 def pilot_of(study: Study, run_dir: Path) -> Results:
-    """Return the results of *run_dir* as a pilot of *study*, or raise `InputError` if they are of another study."""
-    results = analysis.read(run_dir)
+    """Return the results of *run_dir* as a pilot of *study*, or raise `InputError` if they belong to another study."""
+    results = analysis.load_results(run_dir)
     if results.study.name != study.name:
         raise InputError(f"{run_dir}: holds study {results.study.name!r}, not {study.name!r}; name a run of this study")
     missing = [claim.id for claim in study.claims if claim not in results.study.claims]

@@ -1,4 +1,4 @@
-"""The same claim under other assumptions: each check beside the primary result, and a disagreement said in words."""
+"""Sensitivity analysis of a claim: the same comparison under other assumptions, and whether the verdict holds."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ from stability.stats.mixed import mixed_model
 from stability.stats.verdicts import Expect
 from stability.stats.wording import between, number
 
-Outcome = Literal["done", "boundary", "not-converged", "not-applicable"]
+AnalysisStatus = Literal["done", "boundary", "not-converged", "not-applicable"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One claim judged once more: by another method, or without any one of its seeds.
+    """One claim tested again by another method, or without each of its seeds.
 
-    *effect* and *interval* are on the scale of the primary result; for "leave-one-seed-out" the interval is the range
-    of the effects. *verdict* is empty where the check gave none, and *note* says why, or what to bear in mind.
+    Attributes:
+        name: Key of the check.
+        method: The method in words.
+        effect: Effect on the scale of the primary result.
+        interval: Interval of the effect; for "leave-one-seed-out" the range of the effects.
+        p_value: p-value of the method.
+        verdict: Verdict; empty if the check gave none.
+        outcome: Whether and how the analysis succeeded.
+        note: Why there is no verdict, or a caveat.
     """
 
     name: str
@@ -36,13 +43,13 @@ class Check:
     interval: tuple[float, float]
     p_value: float
     verdict: str
-    outcome: Outcome
+    outcome: AnalysisStatus
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """All checks of a claim, whether each reaches the primary verdict, and a sentence that says so or which do not."""
+    """All checks of a claim, whether all agree with the primary verdict, and a sentence that says which do not."""
 
     agrees: bool
     sentence: str
@@ -51,7 +58,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Question:
-    """What decides a claim's verdict beside the data: contrast, what it is supplied with, direction and margin."""
+    """What determines a claim's verdict in addition to the data: contrast, its arguments, direction and margin."""
 
     contrast: str
     supplied: Mapping[str, Any]
@@ -59,7 +66,7 @@ class Question:
     margin: float
 
     def verdict(self, comparison: Comparison, min_pairs: int = 2) -> str:
-        """Return the verdict on a comparison, whatever seeds are missing (the primary result has seen to those)."""
+        """Return the verdict on a comparison without limiting missing seeds (the primary result has checked them)."""
         return stats.verdict(
             comparison, expect=self.expect, margin=self.margin, min_pairs=min_pairs, failure_limit=1.0
         ).verdict
@@ -69,9 +76,15 @@ NOTHING = Sensitivity(True, "Nothing was tested, so there is nothing to check.")
 
 
 def sensitivity(primary: Comparison, verdict: str, arms: Sequence[Array], question: Question) -> Sensitivity:
-    """Return how the verdict on a claim fares under sign flips, ranks, a mixed model, and without each of its seeds.
+    """Return the verdict on a claim by sign flips, by ranks, by a mixed model, and without each of its seeds.
 
-    *arms* are the (seeds, levels, cells) arrays that the contrast took. A claim that was not testable has no checks.
+    A claim that was not testable has no checks.
+
+    Args:
+        primary: The primary comparison.
+        verdict: The primary verdict.
+        arms: The (seeds, levels, cells) arrays passed to the contrast.
+        question: What determines the verdict.
     """
     if verdict == "not-testable" or not primary.testable:
         return NOTHING
@@ -80,10 +93,10 @@ def sensitivity(primary: Comparison, verdict: str, arms: Sequence[Array], questi
         _by_mixed_model(primary, arms, question),
         _without_each_seed(primary, verdict, arms, question),
     )
-    apart = [sentence for check in checks if (sentence := _disagreement(check, verdict, primary.ratio))]
-    judged = [NAMES[check.name] for check in checks if check.verdict]
-    agreed = f"The verdict, {verdict}, is the same {_listed(judged)}."
-    return Sensitivity(not apart, " ".join(apart) if apart else agreed, checks)
+    disagreements = [sentence for check in checks if (sentence := _disagreement(check, verdict, primary.ratio))]
+    checked = [NAMES[check.name] for check in checks if check.verdict]
+    agreement = f"The verdict, {verdict}, is the same {_listed(checked)}."
+    return Sensitivity(not disagreements, " ".join(disagreements) if disagreements else agreement, checks)
 
 
 NAMES = {
@@ -111,23 +124,23 @@ def _by_mixed_model(primary: Comparison, arms: Sequence[Array], question: Questi
     name, method = "mixed-model", "mixed model with variance components (REML)"
     if not kind:
         return _none(name, method, "a mixed model has no term for what this contrast compares")
-    left, right = _analysed(arms, question)
+    left, right = _on_analysis_scale(arms, question)
     used = np.isfinite(left + right).all(axis=(1, 2))
     left, right = left[used], right[used]
     levels = np.array(question.supplied["levels"], dtype=float) if kind != "level" else None
     if levels is not None and kind == "change":
-        ends = [int(levels.argmin()), int(levels.argmax())]
-        left, right, levels = left[:, ends], right[:, ends], np.array([0.0, 1.0])
+        extremes = [int(levels.argmin()), int(levels.argmax())]
+        left, right, levels = left[:, extremes], right[:, extremes], np.array([0.0, 1.0])
     model = mixed_model(left, right, confidence=primary.confidence, levels=levels)
     if model.estimate is None or model.fit == "not-converged":
         return _none(name, method, model.reason, "not-applicable" if model.fit == "not-applicable" else "not-converged")
-    outcome: Outcome = "boundary" if model.fit == "boundary" else "done"
+    outcome: AnalysisStatus = "boundary" if model.fit == "boundary" else "done"
     note = f"{model.reason}, so the interval is likely too narrow" if model.reason else ""
     return _check(name, method, model.estimate, primary, question, outcome, note)
 
 
-def _analysed(arms: Sequence[Array], question: Question) -> tuple[Array, Array]:
-    """Return both arms as (seeds, levels, cells) on the scale of the analysis, NaN where a value is not usable."""
+def _on_analysis_scale(arms: Sequence[Array], question: Question) -> tuple[Array, Array]:
+    """Return both arms as (seeds, levels, cells) on the scale of the analysis, with NaN for unusable values."""
     on, shape = contrast[question.contrast].traits["on"], np.shape(arms[0])
     budget = question.supplied["budget"]
     raw = [np.minimum(arm, budget) if on == "times" else np.asarray(arm, dtype=float) for arm in arms]
@@ -138,34 +151,35 @@ def _analysed(arms: Sequence[Array], question: Question) -> tuple[Array, Array]:
 def _without_each_seed(primary: Comparison, verdict: str, arms: Sequence[Array], question: Question) -> Check:
     name, method = "leave-one-seed-out", "the primary test without each seed in turn"
     flat = [side.reshape(len(side), -1) for side in paired_values(*arms)]
-    # A time that never came is infinite, and its seed counts all the same.
+    # The time of an event that did not happen is infinite; its seed still counts.
     times = contrast[question.contrast].traits["on"] == "times"
     seeds = np.arange(len(flat[0])) if times else np.flatnonzero(np.isfinite(flat[0] + flat[1]).all(axis=1))
-    found = {}
+    comparisons = {}
     for seed in seeds.tolist():
         kept = [np.delete(np.asarray(arm), seed, axis=0) for arm in arms]
-        found[seed] = contrasts.compare(question.contrast, *kept, supplied=question.supplied)
-    if not found or not all(each.testable for each in found.values()):
+        comparisons[seed] = contrasts.compare(question.contrast, *kept, supplied=question.supplied)
+    if not comparisons or not all(one.testable for one in comparisons.values()):
         return _none(name, method, "without one seed nothing could be tested")
-    effects = [each.effect for each in found.values()]
-    words = {seed: question.verdict(each) for seed, each in found.items()}
-    other = {seed: word for seed, word in words.items() if word != verdict}
+    effects = [one.effect for one in comparisons.values()]
+    verdicts = {seed: question.verdict(one) for seed, one in comparisons.items()}
+    changed = {seed: word for seed, word in verdicts.items() if word != verdict}
     note = "; ".join(
-        _told([seed for seed, one in other.items() if one == word], word) for word in dict.fromkeys(other.values())
+        _without_seeds([seed for seed, one in changed.items() if one == word], word)
+        for word in dict.fromkeys(changed.values())
     )
     return Check(
         name=name,
         method=method,
         effect=primary.effect,
         interval=(min(effects), max(effects)),
-        p_value=max(each.p_value for each in found.values()),
-        verdict=next(iter(other.values()), verdict),
+        p_value=max(one.p_value for one in comparisons.values()),
+        verdict=next(iter(changed.values()), verdict),
         outcome="done",
         note=note,
     )
 
 
-def _told(seeds: Sequence[int], word: str) -> str:
+def _without_seeds(seeds: Sequence[int], word: str) -> str:
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"any one of the seeds {_listed([str(seed) for seed in seeds])}"
     return f"{word} without {which}"
 
@@ -176,22 +190,25 @@ def _check(
     estimate: Estimate,
     primary: Comparison,
     question: Question,
-    outcome: Outcome,
+    outcome: AnalysisStatus,
     note: str,
 ) -> Check:
-    shown = _exp if primary.ratio else float
-    judged = dataclasses.replace(
+    to_display = _exp if primary.ratio else float
+    comparison = dataclasses.replace(
         primary,
-        effect=shown(estimate.centre),
-        interval=(shown(estimate.interval[0]), shown(estimate.interval[1])),
-        equivalence_interval=(shown(estimate.equivalence_interval[0]), shown(estimate.equivalence_interval[1])),
+        effect=to_display(estimate.center),
+        interval=(to_display(estimate.interval[0]), to_display(estimate.interval[1])),
+        equivalence_interval=(
+            to_display(estimate.equivalence_interval[0]),
+            to_display(estimate.equivalence_interval[1]),
+        ),
         p_value=estimate.p_value,
     )
-    word = question.verdict(judged)
-    return Check(name, method, judged.effect, judged.interval, judged.p_value, word, outcome, note)
+    word = question.verdict(comparison)
+    return Check(name, method, comparison.effect, comparison.interval, comparison.p_value, word, outcome, note)
 
 
-def _none(name: str, method: str, note: str, outcome: Outcome = "not-applicable") -> Check:
+def _none(name: str, method: str, note: str, outcome: AnalysisStatus = "not-applicable") -> Check:
     return Check(name, method, math.nan, (math.nan, math.nan), math.nan, "", outcome, note)
 
 
@@ -200,9 +217,9 @@ def _disagreement(check: Check, verdict: str, ratio: bool) -> str:
         return ""
     if check.name == "leave-one-seed-out":
         return f"Leaving out one seed changes the verdict, {verdict}: {check.note}."
-    told = f"{NAMES[check.name].capitalize()} it is {check.verdict}, not {verdict}"
-    shown = f" (effect {number(check.effect)}, interval {between(check.interval, ratio)})"
-    return f"{told}{shown}{': ' + check.note if check.note else ''}."
+    statement = f"{NAMES[check.name].capitalize()} it is {check.verdict}, not {verdict}"
+    numbers = f" (effect {number(check.effect)}, interval {between(check.interval, ratio)})"
+    return f"{statement}{numbers}{': ' + check.note if check.note else ''}."
 
 
 def _listed(words: Sequence[str]) -> str:

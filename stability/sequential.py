@@ -1,4 +1,4 @@
-"""Seeds added until the primary claim is settled, at looks that were registered before the first step."""
+"""Group sequential runs: seeds are added at registered looks until the primary claim is settled."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from stability import analysis, execute
-from stability.execute import Watch
+from stability.execute import Callbacks
 from stability.registry import InputError
 from stability.store import MANIFEST, read_manifest
 from stability.study import Study, with_looks
 
 SETTLED = ("supported", "contradicted", "equivalent")
-"""Verdicts that end the search for more seeds."""
+"""Verdicts after which no more seeds are added."""
 
 FIRST_LOOK = 5
-SILENT = Watch()
+NO_PROGRESS = Callbacks()
 
 
 def looks_up_to(most: int) -> tuple[int, ...]:
     """Return the numbers of seeds at which the claims are tested: 5, doubled while below *most*, then *most* itself.
 
-    Raises `InputError` below 5, where no test can settle anything.
+    Raises:
+        InputError: *most* is below 5, where no test can settle anything.
 
     >>> looks_up_to(20), looks_up_to(12)
     ((5, 10, 20), (5, 10, 12))
@@ -40,17 +41,28 @@ def run_until_settled(
     device: str = "auto",
     executor: Executor | None = None,
     out: str | Path | None = None,
-    watch: Watch = SILENT,
+    watch: Callbacks = NO_PROGRESS,
     save_params: bool = False,
     replications: bool = True,
 ) -> Path:
-    """Return the directory of *study*, trained with 5, 10, 20, ... seeds until its primary claim is settled.
+    """Train *study* with 5, 10, 20, ... seeds until its primary claim is settled, and return its directory.
 
-    With *most* seeds it ends in any case. Each look tests at an equal share of the study's alpha (Bonferroni), so
-    looking often does not err more often. The looks stand in the manifest before the first step and belong to the
-    study's hash; a directory begun with other looks is refused. Seeds once trained are kept, and a run that was
-    interrupted goes on at the look that it was at. The study's *replications* are trained at the end, with as many
-    seeds as they say. Raises `InputError` for a study without claims.
+    Each look tests at an equal share of the study's alpha (Bonferroni), so repeated looks do not raise the error rate.
+    The looks are written to the manifest before the first step and are part of the study's hash; a directory started
+    with other looks is refused. Trained seeds are kept, and an interrupted run continues at its current look.
+
+    Args:
+        study: The study.
+        most: Number of seeds at which training ends in any case.
+        device: Device to train on.
+        executor: Runs the groups; default in this process.
+        out: Run directory; default named after the study.
+        watch: Progress callbacks.
+        save_params: Whether to save final parameters.
+        replications: Whether to train the study's replications at the end, with their own numbers of seeds.
+
+    Raises:
+        InputError: The study has no claims.
     """
     if study.primary is None:
         raise InputError(f"--until-settled: the study {study.name!r} has no claim that could be settled")
@@ -58,14 +70,14 @@ def run_until_settled(
     looks = looks_up_to(most)
     reached = read_manifest(where)["seeds"] if (where / MANIFEST).is_file() else 0
     for seeds in looks:
-        # Looks before this one left the claim open, or it would not have been reached.
+        # Earlier looks left the claim open, since a later one was reached.
         if seeds < reached and seeds != looks[-1]:
             continue
         at_look = with_looks(study, looks, seeds)
         execute.run(at_look, device, executor, where, watch, save_params, replications=False)
         if not _complete(where):
             break
-        findings = analysis.analyse(analysis.read(where, watch.say))
+        findings = analysis.analyze(analysis.load_results(where, watch.say))
         if findings.verdict in SETTLED:
             break
         if seeds < looks[-1]:
@@ -76,6 +88,6 @@ def run_until_settled(
 
 
 def _complete(where: Path) -> bool:
-    """Tell whether every group is finished; a failed one must be mended first, or a look would miss its runs."""
+    """Return whether every group is finished; otherwise a look would lack the runs of the failed groups."""
     manifest = read_manifest(where)
     return not manifest.get("tuning") and all(entry["status"] == "finished" for entry in manifest["groups"])

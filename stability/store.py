@@ -1,8 +1,8 @@
-"""A run directory: crash-safe, resumable, readable by anyone with a Parquet reader.
+"""Reads and writes a run directory, which is crash-safe, resumable and readable with any Parquet reader.
 
-``manifest.json`` says what was planned and what is done; ``groups/<group>.parquet`` holds one row per run and step,
-``params/<group>.safetensors``, where it was asked for, the parameters after the last one.
-Files are written under a temporary name, flushed to disk and renamed, so a file that exists is complete.
+``manifest.json`` records what is planned and finished. ``groups/<group>.parquet`` has one row per run and step.
+``params/<group>.safetensors``, written on request, has the parameters after the last step. Files are written under a
+temporary name, flushed to disk and renamed, so a file that exists is complete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write *content* so that *path* holds either all of it or what it held before, even if the power fails."""
+    """Write *content* so that *path* contains either all of it or its previous content, even after a power failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        # On a full disk the half that was written would stay in the way.
+        # Remove a partial file, which would take up space on a full disk.
         temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
@@ -56,18 +56,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Error numbers that mean that a disk is full, read-only, not permitted or broken."""
 
 
 def disk_fault(error: OSError, run_dir: Path) -> str:
-    """Return one sentence if *error* says that nothing can be written to a disk (full, read-only, broken), or nothing.
+    """Return one sentence if *error* means that a disk cannot be written (full, read-only, broken), or "".
 
     >>> disk_fault(OSError(errno.ENOSPC, "No space left on device"), Path("runs/a"))
     'runs/a: cannot be written (no space left on device); finished groups are kept, and the same command goes on ...'
     >>> disk_fault(OSError(errno.EISDIR, "Is a directory"), Path("runs/a"))
     ''
     """
-    # Arrow puts its own words around the number of the system's error.
-    number = error.errno or next((each for each in DISK_FAULTS if f"[errno {each}]" in str(error).lower()), None)
+    # Arrow gives the error number of the system only in its message.
+    number = error.errno or next((code for code in DISK_FAULTS if f"[errno {code}]" in str(error).lower()), None)
     if number not in DISK_FAULTS:
         return ""
     return (
@@ -78,7 +79,7 @@ def disk_fault(error: OSError, run_dir: Path) -> str:
 
 @contextmanager
 def disk_faults_named(run_dir: Path) -> Iterator[None]:
-    """Turn an error of the disk into an `InputError` of one sentence."""
+    """Turn an `OSError` of the disk into an `InputError` with one sentence."""
     try:
         yield
     except OSError as error:
@@ -88,11 +89,11 @@ def disk_faults_named(run_dir: Path) -> Iterator[None]:
 
 
 def quarantine(run_dir: Path, path: Path) -> Path:
-    """Move a damaged file aside, into ``damaged/``, where no reader of the run directory takes it for a result."""
-    aside = run_dir / "damaged" / path.name
-    aside.parent.mkdir(exist_ok=True)
-    path.replace(aside)
-    return aside
+    """Move a damaged file into ``damaged/``, where no reader looks for results, and return its new path."""
+    target = run_dir / "damaged" / path.name
+    target.parent.mkdir(exist_ok=True)
+    path.replace(target)
+    return target
 
 
 def checksum(path: Path) -> str:
@@ -100,52 +101,53 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def is_as_written(path: Path, written: str | None) -> bool:
-    """Tell whether a file is there and has the checksum that was *written* down for it."""
-    return path.is_file() and checksum(path) == written
+def checksum_matches(path: Path, expected: str | None) -> bool:
+    """Return whether a file exists and has the *expected* checksum."""
+    return path.is_file() and checksum(path) == expected
 
 
 def damaged_groups(run_dir: Path, groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return a sentence for each finished one of *groups* whose file is missing or not as it was written."""
+    """Return a sentence for each finished group whose file is missing or has another checksum."""
     finished = {
         group_path(run_dir, group["id"]): group["checksum"] for group in groups if group["status"] == "finished"
     }
     return tuple(
         f"{path}: missing or damaged; `stability run` will compute it again"
-        for path, written in finished.items()
-        if not is_as_written(path, written)
+        for path, expected in finished.items()
+        if not checksum_matches(path, expected)
     )
 
 
 def group_path(run_dir: Path, group_id: str) -> Path:
-    """Return where a group's measurements lie."""
+    """Return the path of the file with a group's measurements."""
     return run_dir / "groups" / f"{group_id}.parquet"
 
 
 def replication_path(run_dir: Path, name: str) -> Path:
-    """Return the run directory of a replication: one like any other, inside that of its study."""
+    """Return the run directory of a replication, which is inside that of its study."""
     return run_dir / "replications" / name
 
 
 def replications_in(run_dir: Path) -> list[Path]:
-    """Return the run directories of the replications that were begun, by name."""
+    """Return the run directories of the replications that were started, sorted by name."""
     return [path.parent for path in sorted(run_dir.glob(f"replications/*/{MANIFEST}"))]
 
 
 def has_finished(run_dir: Path) -> bool:
-    """Tell whether a run directory holds a finished group."""
+    """Return whether a run directory contains a finished group."""
     return any(entry["status"] == "finished" for entry in read_manifest(run_dir)["groups"])
 
 
 def parameters_path(run_dir: Path, group_id: str) -> Path:
-    """Return where the final parameters of a group lie, if they were asked for."""
+    """Return the path of the file with the final parameters of a group, which exists only if they were saved."""
     return run_dir / "params" / f"{group_id}.safetensors"
 
 
 def write_parameters(path: Path, runs: Sequence[str], params: Mapping[str, Tensor]) -> None:
-    """Write the parameters (R, ...) of *runs*, by name; equal parameters give equal bytes.
+    """Write the parameters of *runs* as tensors (R, ...) by name; equal parameters give equal bytes.
 
-    The ids of the runs, by comma, are the file's metadata: one entry, since several are written in no fixed order.
+    The file's metadata is one entry, the ids of the runs joined by commas, because the order of several entries is not
+    fixed.
     """
     path.parent.mkdir(exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in params.items()}
@@ -153,7 +155,7 @@ def write_parameters(path: Path, runs: Sequence[str], params: Mapping[str, Tenso
 
 
 def read_parameters(path: Path, run: str) -> dict[str, Tensor]:
-    """Return the parameters of one run by name, on the CPU, or raise `InputError` if the file does not hold them."""
+    """Return the parameters of one run by name, on the CPU, or raise `InputError` if the file does not have them."""
     try:
         with safe_open(path, framework="pt") as file:
             runs = (file.metadata() or {}).get("runs", "").split(",")
@@ -168,17 +170,17 @@ def make_writable(run_dir: Path) -> None:
     """Create a run directory, or raise `InputError` if nothing can be written there."""
     try:
         (run_dir / "groups").mkdir(parents=True, exist_ok=True)
-        # A file without a name: whoever is at work there neither sees nor removes it.
+        # An unnamed file: another process that works in this directory neither sees nor removes it.
         TemporaryFile(dir=run_dir / "groups").close()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"--out {run_dir}: cannot be written ({reason}); name a directory that can") from error
 
 
-def drop_leftovers(run_dir: Path) -> None:
-    """Remove what a killed process left unfinished: hidden files beside what is finished.
+def remove_stale(run_dir: Path) -> None:
+    """Remove the unfinished hidden files that a killed process left next to the finished ones.
 
-    Its workers, which die a moment later, may take theirs away meanwhile.
+    Its workers, which end a moment later, may remove theirs at the same time.
     """
     unfinished = {"groups": ".*", "params": ".*", "report": ".*.tmp", ".": ".*.tmp"}
     for leftover in [path for folder, names in unfinished.items() for path in (run_dir / folder).glob(names)]:
@@ -186,7 +188,7 @@ def drop_leftovers(run_dir: Path) -> None:
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """Return the manifest of a run directory, or raise `InputError` if it holds none that we can read."""
+    """Return the manifest of a run directory, or raise `InputError` if there is none that can be read."""
     path = run_dir / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -200,12 +202,15 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise InputError(f"{path}: written in schema {schema!r}; this version reads schema {SCHEMA}")
     _check_shape(manifest, path)
-    found: dict[str, Any] = manifest
-    return found
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def _check_shape(manifest: dict[str, Any], path: Path) -> None:
-    """Raise `InputError` unless a manifest names what every reader needs, and its groups cannot lead out of it."""
+    """Raise `InputError` unless a manifest has the entries that every reader needs and its group ids are plain names.
+
+    A group id is part of a file name, so it must not lead out of the run directory.
+    """
     for key, kind in {"study": str, "scale": str, "study_text": str, "device": dict, "versions": dict}.items():
         if not isinstance(manifest.get(key), kind):
             raise InputError(f"{path}: {key} is {manifest.get(key)!r}; was the file edited?")
@@ -221,15 +226,15 @@ def _check_shape(manifest: dict[str, Any], path: Path) -> None:
 
 
 def read_study(manifest: Mapping[str, Any], where: Path) -> Study:
-    """Return the study as it was run: its text at its scale, with the looks registered and the seeds they led to."""
+    """Return the study as it was run: its text at its scale, with the registered looks and the resulting seeds."""
     source, replication = str(where / MANIFEST), manifest.get("replication", "")
     try:
         study = parse_study(manifest["study_text"], source, manifest["study"], manifest["scale"], replication)
     except InputError as error:
-        own = (
+        hint = (
             "; a loss of a file of yours has to be named again: --loss FILE.py" if "unknown loss" in str(error) else ""
         )
-        raise InputError(f"{error}{own}") from error
+        raise InputError(f"{error}{hint}") from error
     if "looks" not in manifest:
         return study
     return with_looks(study, manifest["looks"], manifest["seeds"])
@@ -241,49 +246,49 @@ def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def schema_of(measures: Mapping[str, Measure]) -> pa.Schema:
-    """Return the columns of a group file: run, step, then one per measure that is stored (others are derived)."""
+    """Return the columns of a group file: run, step, then one per stored measure (others are derived from these)."""
     stored = [measure for measure in measures.values() if measure.stored]
     kinds = {True: pa.list_(pa.float32()), False: pa.float32()}
     return pa.schema([("run", pa.string()), ("step", pa.int32()), *((m.name, kinds[m.listed]) for m in stored)])
 
 
 class GroupLog:
-    """Measurements of one group: streamed to disk while it trains, one Parquet file when it is done.
+    """Log of the measurements of one group: streamed to disk while it trains, then written as one Parquet file.
 
-    A resource: use `group_log`. Rows that were never measured are NaN (lists: null).
+    Open it with `group_log`, which closes it. Values that were not measured are NaN (lists: null).
     """
 
     def __init__(self, path: Path, runs: list[str], measures: Mapping[str, Measure]) -> None:
         self.path, self.runs, self.schema = path, runs, schema_of(measures)
-        # Process ids repeat from machine to machine.
+        # A random part, because process ids of different machines may be equal.
         self.partial = path.with_name(f".{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.arrows")
         self._writer = pa.ipc.new_stream(str(self.partial), self.schema)
 
     def write(self, steps: np.ndarray, columns: Mapping[str, Any]) -> None:
-        """Append len(steps) x len(runs) rows; *columns* hold (steps, runs) arrays, nested lists for listed measures."""
+        """Append len(steps) x len(runs) rows; *columns* are (steps, runs) arrays, nested lists for listed measures."""
         count = len(steps) * len(self.runs)
         missing = set(columns) - set(self.schema.names)
         if missing:
             raise KeyError(f"no probe declares the measures {sorted(missing)}")
         arrays = [pa.array(self.runs * len(steps)), pa.array(np.repeat(steps, len(self.runs)), pa.int32())]
         for entry in list(self.schema)[2:]:
-            given = columns.get(entry.name)
-            if given is None:
+            values = columns.get(entry.name)
+            if values is None:
                 empty = [None] * count if pa.types.is_list(entry.type) else np.full(count, np.nan, np.float32)
                 arrays.append(pa.array(empty, entry.type))
             elif pa.types.is_list(entry.type):
-                arrays.append(pa.array([values for row in given for values in row], entry.type))
+                arrays.append(pa.array([items for row in values for items in row], entry.type))
             else:
-                arrays.append(pa.array(np.asarray(given, np.float32).reshape(-1), pa.float32()))
+                arrays.append(pa.array(np.asarray(values, np.float32).reshape(-1), pa.float32()))
         self._writer.write_batch(pa.record_batch(arrays, schema=self.schema))
 
     def finish(self) -> None:
-        """Turn the stream into the group's Parquet file: runs in order, steps in order."""
+        """Write the stream as the group's Parquet file, sorted by run and step."""
         self._writer.close()
         with pa.ipc.open_stream(str(self.partial)) as reader:
             table = reader.read_all()
-        place = {run: position for position, run in enumerate(self.runs)}
-        order = np.lexsort((table["step"].to_numpy(), [place[run] for run in table["run"].to_pylist()]))
+        index = {run: position for position, run in enumerate(self.runs)}
+        order = np.lexsort((table["step"].to_numpy(), [index[run] for run in table["run"].to_pylist()]))
         sink = pa.BufferOutputStream()
         floats = [entry.name for entry in self.schema if entry.type == pa.float32()]
         pq.write_table(
@@ -296,14 +301,14 @@ class GroupLog:
         write_atomically(self.path, sink.getvalue().to_pybytes())
 
     def close(self) -> None:
-        """Drop the stream, finished or not."""
+        """Close and remove the stream, finished or not."""
         self._writer.close()
         self.partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def group_log(path: Path, runs: list[str], measures: Mapping[str, Measure]) -> Iterator[GroupLog]:
-    """Open the log of one group; the stream is removed at the end, finished or not."""
+    """Open the log of one group and close it at the end."""
     log = GroupLog(path, runs, measures)
     try:
         yield log
@@ -318,7 +323,7 @@ def read_group(path: Path) -> pd.DataFrame:
 
 
 def read_groups(run_dir: Path, groups: list[dict[str, Any]], warn: Callable[[str], None]) -> pd.DataFrame:
-    """Return the rows of all finished groups in one frame; a file that fails its checksum is named and left out."""
+    """Return the rows of all finished groups in one frame; a damaged file is reported to *warn* and left out."""
     frames = []
     for group in groups:
         for sentence in (damaged := damaged_groups(run_dir, [group])):

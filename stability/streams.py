@@ -10,10 +10,9 @@ if TYPE_CHECKING:
 
 
 def seed_of(seed: int | str, use: str) -> int:
-    """Return the 63-bit seed of the stream that one *seed* keeps for one *use*.
+    """Return the 63-bit seed of the random stream of a *seed* for one *use*.
 
-    The bits are the head of SHA-256 over ``"seed/use"``, so two uses of one seed, and one use of two seeds,
-    share nothing.
+    The bits are the first of the SHA-256 of ``"seed/use"``, so streams that differ in seed or use are independent.
 
     >>> seed_of(0, "weights") == seed_of(0, "weights"), seed_of(0, "weights") == seed_of(0, "batches")
     (True, False)
@@ -23,9 +22,9 @@ def seed_of(seed: int | str, use: str) -> int:
 
 
 def stream(seed: int | str, use: str) -> torch.Generator:
-    """Return a CPU generator for one *use* of a run's *seed*, the same whatever else runs, in whatever order.
+    """Return a CPU generator for one *use* of a run's *seed*, independent of anything else that runs.
 
-    Numbers are drawn on the CPU and moved, so a seed means the same on every device. Draw outside ``vmap``.
+    Numbers are drawn on the CPU and copied, so a seed gives the same numbers on every device. Draw outside ``vmap``.
 
     >>> import torch
     >>> torch.equal(torch.rand(3, generator=stream(7, "batches")), torch.rand(3, generator=stream(7, "batches")))

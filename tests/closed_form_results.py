@@ -17,7 +17,7 @@ name = "digits"
 
 [model]
 image = "mlp"
-text = "token-transformer"
+text = "token_transformer"
 embed_dim = 8
 
 [train]
@@ -29,7 +29,7 @@ loss = "siglip"
 bias = "-log B"
 
 [grid]
-loss = ["clip", "siglip", "siglip-log-b"]
+arms = ["clip", "siglip", "siglip-log-b"]
 batch_size = [8, 16]
 noise = [0.0, 0.4]
 lr = [1e-3]
@@ -45,7 +45,7 @@ primary = true
 text = "<script>alert('slope')</script> falls #panic() more \\"slowly\\""
 measure = "recall_at_1"
 contrast = "slope"
-over = "noise"
+axis = "noise"
 compare = ["siglip", "clip"]
 expect = "higher"
 margin = 0.05
@@ -54,14 +54,14 @@ margin = 0.05
 id = "speed"
 text = "It gets there sooner"
 measure = "recall_at_1"
-contrast = "time-to-threshold"
+contrast = "time_to_threshold"
 threshold = 0.2
 compare = ["siglip", "clip"]
 expect = "lower"
 margin = 0.1
 """
 TITLE = "<b>Bold</b> & #strong[typst] $x$"
-PROBES = "[probes.gradient-noise]\nevery = 20\n[probes.geometry]\nevery = 20"
+PROBES = "[probes.gradient_noise]\nevery = 20\n[probes.geometry]\nevery = 20"
 
 
 def manifest_of(study):
@@ -97,14 +97,20 @@ def curves(study):
                 frame[name] = rng.uniform(0.4, 0.6, total + 1)
         probed = steps % 10 == 0
         frame["loss"] = np.where(steps < total, 1 + np.exp(-steps / pace), np.nan)
-        frame["duplicate_share"] = 0.01
+        frame["false_negative_fraction"] = 0.01
         frame["learning_rate"] = 1e-3
         frame["bias"] = np.nan if run.arm == "clip" else -10.0 + 0.0008 * steps
         frame["recall_at_1"] = np.where(probed, 0.01 + best * (1 - np.exp(-steps / pace)), np.nan)
         frame["recall_at_1_chance"] = np.where(probed, 0.01, np.nan)
         frames.append(frame)
         rows.append({"run": run.id, "arm": run.arm, "seed": run.seed, "batch_size": run.batch_size})
-        rows[-1] |= {"corruption": run.corruption, "noise": run.noise, "lr": run.lr, "pairs": 0, "lr_factor": 1.0}
+        rows[-1] |= {
+            "corruption": run.corruption,
+            "noise": run.noise,
+            "lr": run.lr,
+            "train_pairs": 0,
+            "lr_multiplier": 1.0,
+        }
         rows[-1] |= {"status": "finished", "diverged_at": np.nan}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), measures)
 

@@ -23,7 +23,7 @@ name = "digits"
 
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 
 [train]
@@ -31,14 +31,14 @@ steps = 8
 warmup = 2
 betas = [0.9, 0.95]
 weight_decay = 0.01
-scalar_lr = 10.0
+scalar_lr_multiplier = 10.0
 
 [arms.siglip-log-b]
 loss = "siglip"
 bias = "-log B"
 
 [grid]
-loss = ["clip", "siglip-log-b"]
+arms = ["clip", "siglip-log-b"]
 batch_size = [8, 16]
 noise = [0.0, 0.4]
 lr = [0.01]
@@ -47,7 +47,7 @@ seeds = 3
 [probes.retrieval]
 every = 4
 
-[probes.gradient-noise]
+[probes.gradient_noise]
 every = 4
 batches = 3
 
@@ -57,14 +57,14 @@ steps = 4
 seeds = 1
 noise = [0.0]
 
-[probes.matched-noise]
+[probes.matched_gradient_noise]
 batches = 2
 
 [probes.geometry]
 
 [probes.separability]
 
-[probes.cross-check]
+[probes.cross_check]
 seeds = 1
 noise = [0.0]
 batch_size = [8]
@@ -85,7 +85,7 @@ id = "slope"
 text = "SigLIP's recall falls more slowly with noise"
 measure = "recall_at_1"
 contrast = "slope"
-over = "noise"
+axis = "noise"
 compare = ["siglip-log-b", "clip"]
 expect = "higher"
 margin = 0.25
@@ -94,7 +94,7 @@ margin = 0.25
 id = "sooner"
 text = "SigLIP reaches a recall of .03 sooner"
 measure = "recall_at_1"
-contrast = "time-to-threshold"
+contrast = "time_to_threshold"
 threshold = 0.03
 compare = ["siglip-log-b", "clip"]
 expect = "lower"
@@ -141,7 +141,7 @@ def closed_form() -> Results:
 @pytest.fixture(scope="session")
 def closed_form_report(closed_form: Results, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The files of its report, all formats; treat them as read-only."""
-    from stability.analysis import analyse
+    from stability.analysis import analyze
     from stability.report import render
 
-    return render(closed_form, analyse(closed_form), tmp_path_factory.mktemp("closed-form") / "report")
+    return render(closed_form, analyze(closed_form), tmp_path_factory.mktemp("closed-form") / "report")

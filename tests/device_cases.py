@@ -26,7 +26,7 @@ STEPS = 4
 SHAPES = 'name = "shapes"\npairs = 160\nsize = 8'
 LATENT = 'name = "latent"\npairs = 400\nview_dim = 6\nlatent_dim = 3'
 MLP = '{ name = "mlp", width = 8, depth = 1 }'
-TOKENS = '{ name = "token-transformer", width = 8, heads = 2, depth = 1 }'
+TOKENS = '{ name = "token_transformer", width = 8, heads = 2, depth = 1 }'
 
 SMALL = {"batches": 2, "draws": 1, "steps": 3, "edge_steps": 2, "trace_probes": 2, "points": 3, "repeats": 1, "fork": 2}
 """Options of probes that make them quick, or the least that a probe takes; *fork* is the step at which it is read."""
@@ -52,7 +52,7 @@ steps = {STEPS}
 warmup = 2
 {more}
 [grid]
-loss = ["{name}"]
+arms = ["{name}"]
 batch_size = [8]
 lr = [0.01]
 seeds = {seeds}
@@ -63,8 +63,8 @@ seeds = {seeds}
 
 def _tower(name: str) -> str:
     """Return the study of an encoder: free vectors on both sides, any other on the side that it reads."""
-    if name == "free-vectors":
-        tower = '{ name = "free-vectors" }'
+    if name == "free_vectors":
+        tower = '{ name = "free_vectors" }'
         return study_text(data='name = "sphere"\npairs = 24', image=tower, text=tower, grid="noise = [0.0]")
     small = {"width": 8, "depth": 1, "patch": 4, "heads": 2}
     options = "".join(f", {option} = {small[option]}" for option in encoder[name].options if option in small)
@@ -73,7 +73,7 @@ def _tower(name: str) -> str:
 
 
 def _locked(tower: str) -> str:
-    return tower.replace(" }", ", locked = true }")
+    return tower.replace(" }", ", frozen = true }")
 
 
 TRAINING: dict[str, str] = {
@@ -90,12 +90,12 @@ TRAINING: dict[str, str] = {
     "SGD with momentum": study_text(more='optimizer = "sgd"\nmomentum = 0.9'),
     "clipping at a quantile": study_text(more="clip_quantile = 0.5"),
     "clipping at a norm": study_text(more="clip_norm = 0.1"),
-    "cosine schedule": study_text(more='schedule = "cosine"'),
+    "cosine schedule": study_text(more='lr_schedule = "cosine"'),
     "several rates": study_text(grid="noise = [0.5]").replace("lr = [0.01]", "lr = [0.01, 0.03]"),
     "a locked tower": study_text(image=_locked(MLP), grid="noise = [0.0, 0.5]"),
     "a locked tower, fresh": study_text(image=_locked(MLP), data=f'{SHAPES}\ncorruption = "fresh"'),
-    "parts of the pairs": study_text(grid="noise = [0.5]\npairs = [64]"),
-    "three modalities": study_text(data=f"{LATENT}\nmodalities = 3", text=MLP, model=f"further = {MLP}"),
+    "parts of the pairs": study_text(grid="noise = [0.5]\ntrain_pairs = [64]"),
+    "three modalities": study_text(data=f"{LATENT}\nmodalities = 3", text=MLP, model=f"extra_modalities = {MLP}"),
 }
 """Studies by what is trained in them."""
 
@@ -105,7 +105,7 @@ def _table(name: str) -> str:
     small = {option: max(SMALL[option], least.get(option, 0)) for option in probe[name].options if option in SMALL}
     options = "".join(f"{option} = {value}\n" for option, value in small.items())
     # One model after the other, each with its whole Hessian: the slowest by far.
-    return f"[probes.{name}]\n{options}" + "seeds = 1\n" * (name == "cross-check")
+    return f"[probes.{name}]\n{options}" + "seeds = 1\n" * (name == "cross_check")
 
 
 def probed(name: str, seeds: int) -> str:

@@ -12,7 +12,16 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from stability.analysis import Results, analyse, findings_text, on_scale, read, run_frame, summarise, times_to
+from stability.analysis import (
+    Results,
+    analyze,
+    findings_text,
+    load_results,
+    run_frame,
+    steps_to_threshold,
+    summarize,
+    transformed,
+)
 from stability.check import chance_level
 from stability.grid import runs_of
 from stability.losses import loss
@@ -24,28 +33,28 @@ from stability.study import parse_study
 
 @pytest.fixture(scope="module")
 def results(tiny_run) -> Results:
-    return read(tiny_run)
+    return load_results(tiny_run)
 
 
 def rows_of(results: Results, run: str) -> pd.DataFrame:
     return results.steps[results.steps["run"] == run]
 
 
-@pytest.mark.parametrize("reduction", ["final", "best", "late"])
+@pytest.mark.parametrize("reduction", ["final", "best", "tail_mean"])
 def test_a_reduction_is_its_definition(results, reduction):
-    values = summarise(results, "recall_at_1", reduction)
+    values = summarize(results, "recall_at_1", reduction)
     run = results.runs["run"][5]
     rows = rows_of(results, run).dropna(subset=["recall_at_1"])
     windows = {
         "final": rows["recall_at_1"].iloc[-1:],
         "best": rows["recall_at_1"].nlargest(1),
-        "late": rows["recall_at_1"][rows["step"] >= 0.8 * 8],
+        "tail_mean": rows["recall_at_1"][rows["step"] >= 0.8 * 8],
     }
     assert_allclose(values[run], windows[reduction].mean(), rtol=1e-6)
 
 
 def test_a_pooled_measure_is_a_ratio_of_means_not_a_mean_of_ratios(results):
-    values = summarise(results, "gradient_noise_fraction", "late")
+    values = summarize(results, "gradient_noise_fraction", "tail_mean")
     run = results.runs["run"][0]
     rows = rows_of(results, run).query("step >= 6.4")
     top, bottom = rows["gradient_noise_trace_towers"].mean(), rows["gradient_second_moment_towers"].mean()
@@ -59,25 +68,25 @@ def test_the_area_under_a_curve_is_that_of_its_trapezoids_whatever_the_spacing_o
 
 
 def test_the_time_to_a_threshold_is_the_first_measured_step_or_infinity(results):
-    times = times_to(results, "recall_at_1", 0.02)
+    times = steps_to_threshold(results, "recall_at_1", 0.02)
     assert len(times) == len(results.runs)
     for run, time in times.items():
         rows = rows_of(results, run).dropna(subset=["recall_at_1"])
         reached = rows["step"][rows["recall_at_1"] >= 0.02]
         assert time == (reached.min() if len(reached) else math.inf)
-    assert np.isinf(times_to(results, "recall_at_1", 1.1)).all()
+    assert np.isinf(steps_to_threshold(results, "recall_at_1", 1.1)).all()
 
 
 def test_a_chance_corrected_logarithm_is_zero_at_perfection_and_floored_near_chance(results):
     runs = results.runs["run"][:3]
     values = pd.Series([1.0, 0.5, 0.0], index=runs)
-    chance = summarise(results, "recall_at_1_chance", "final")[runs].to_numpy()
+    chance = summarize(results, "recall_at_1_chance", "final")[runs].to_numpy()
     expected = [0.0, math.log((0.5 - chance[1]) / (1 - chance[1])), math.log(0.1 * chance[2] / (1 - chance[2]))]
-    assert_allclose(on_scale(results, "recall_at_1", values, "chance-log"), expected, rtol=1e-6)
+    assert_allclose(transformed(results, "recall_at_1", values, "log_above_chance"), expected, rtol=1e-6)
 
 
 def test_every_claim_has_a_finding_in_words_and_the_json_has_no_nan(results, tiny):
-    findings = analyse(results)
+    findings = analyze(results)
     assert [finding.id for finding in findings.claims] == [claim.id for claim in tiny.claims]
     text = findings_text(findings)
     plain = json.loads(text, parse_constant=pytest.fail)
@@ -89,7 +98,7 @@ def test_every_claim_has_a_finding_in_words_and_the_json_has_no_nan(results, tin
         "n_pairs p_value p_adjusted seeds_to_settle sentence"
     )
     assert all({*promised.split()} <= set(claim) and claim["sentence"].endswith(".") for claim in plain["claims"])
-    assert findings_text(analyse(results)) == text
+    assert findings_text(analyze(results)) == text
 
 
 # --- verdicts under known truth: synthetic runs of the tiny study ----------------------------------------------------
@@ -123,7 +132,7 @@ def jitter(run) -> float:
 
 
 def verdicts(results: Results) -> dict[str, str]:
-    return {finding.id: finding.verdict for finding in analyse(results).claims}
+    return {finding.id: finding.verdict for finding in analyze(results).claims}
 
 
 def test_effects_that_are_there_are_found_with_their_size(tiny_text):
@@ -133,7 +142,7 @@ def test_effects_that_are_there_are_found_with_their_size(tiny_text):
         recall=lambda run: 0.5 * math.exp(-(1.0 if run.arm == ours else 2.0) * run.noise) * jitter(run),
         noise_fraction=lambda run: (0.3 if run.arm == ours else 0.6) * jitter(run),
     )
-    found = {finding.id: finding for finding in analyse(results).claims}
+    found = {finding.id: finding for finding in analyze(results).claims}
     assert found["noise"].verdict == "supported"
     assert found["noise"].effect == pytest.approx(0.5, rel=0.02)
     assert found["slope"].verdict == "supported"
@@ -165,7 +174,7 @@ def test_equal_arms_are_equivalent(tiny_text):
 
 def test_recall_near_chance_is_not_testable_and_says_which_arm(tiny_text):
     results = synthetic(tiny_text, recall=lambda run: 0.02 if run.arm == "clip" else 0.5 * jitter(run))
-    slope = next(finding for finding in analyse(results).claims if finding.id == "slope")
+    slope = next(finding for finding in analyze(results).claims if finding.id == "slope")
     assert slope.verdict == "not-testable"
     assert "clip at batch size 8 reaches only 2.0 times the chance level" in slope.sentence
 
@@ -179,7 +188,7 @@ def test_a_diverged_run_counts_as_chance_where_a_measure_is_bounded_and_too_many
     )
     assert (results.runs["status"] == "diverged").sum() == 8
     assert set(results.runs["diverged_at"].dropna()) == {2.0}
-    findings = {finding.id: finding for finding in analyse(results).claims}
+    findings = {finding.id: finding for finding in analyze(results).claims}
     assert findings["noise"].verdict == "not-testable"
     assert "2 of 10 seeds" in findings["noise"].sentence
     assert findings["slope"].n_pairs == 10
@@ -191,7 +200,7 @@ def test_permuting_the_seeds_changes_no_verdict_and_no_interval(tiny_text):
     results = synthetic(tiny_text, recall=lambda run: 0.5 * jitter(run) ** (1 + run.noise), noise_fraction=jitter)
     runs = results.runs.copy()
     runs["seed"] = (runs["seed"] * 7 + 3) % 10
-    before, after = analyse(results), analyse(replace(results, runs=runs))
+    before, after = analyze(results), analyze(replace(results, runs=runs))
     for ours, theirs in zip(before.claims, after.claims, strict=True):
         assert ours.verdict == theirs.verdict
         assert_allclose(ours.interval, theirs.interval, rtol=1e-9)
@@ -214,17 +223,17 @@ def test_a_loss_that_declares_no_chance_level_is_judged_by_the_least_that_a_cons
     monkeypatch.setitem(
         loss._variants, "clip", Variant("loss", "clip", sound.function, sound.options, dict(sound.traits))
     )
-    declared = read(tiny_run).runs["status"].tolist()
+    declared = load_results(tiny_run).runs["status"].tolist()
     loss["clip"].traits.pop("chance")
     assert chance_level(loss["clip"], 16) == pytest.approx(math.log(16))
-    assert read(tiny_run).runs["status"].tolist() == declared
+    assert load_results(tiny_run).runs["status"].tolist() == declared
     loss.annotate("clip", chance=lambda batch_size: 0.0)
-    assert set(read(tiny_run).runs.query("arm == 'clip'")["status"]) == {"diverged"}
+    assert set(load_results(tiny_run).runs.query("arm == 'clip'")["status"]) == {"diverged"}
 
 
 def test_a_claim_that_diverged_runs_make_untestable_says_how_many_there_were(results):
     status = np.where(results.runs["arm"] == "clip", "diverged", "finished")
-    finding = analyse(replace(results, runs=results.runs.assign(status=status)), checks=False).claims[0]
+    finding = analyze(replace(results, runs=results.runs.assign(status=status)), checks=False).claims[0]
     assert finding.verdict == "not-testable"
     assert finding.reason.endswith("; of the 24 runs of its arms 12 diverged (they end no better than chance)")
     assert finding.sentence == f"Not testable: {finding.reason}."

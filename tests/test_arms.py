@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from stability.analysis import analyse, read
+from stability.analysis import analyze, load_results
 from stability.curvature import momentum_threshold
 from stability.execute import run
 from stability.grid import groups_of, runs_of
+from stability.optimizers.adam import adam_threshold
+from stability.optimizers.gradient_descent import sgd_threshold
 from stability.probes import Replica, probe
 from stability.registry import InputError
 from stability.report.method import method
@@ -108,20 +110,23 @@ def test_the_sharpness_of_sgd_is_the_top_eigenvalue_of_the_towers_as_a_multiple_
         objective=objective,
         embed_image=None,
         embed_text=None,
-        embed_further=None,
+        embed_extra_modalities=None,
         held_out=None,
         batches={"x": torch.zeros(2, 1, 1, dtype=torch.float64)},
         preconditioner={name: torch.ones_like(value) for name, value in params.items()},
         learning_rate=torch.tensor([0.1, 0.2], dtype=torch.float64),
-        betas=(0.9, 0.999),
         constant_rate=True,
-        momentum=0.5,
+        stability_threshold=sgd_threshold(momentum=0.5),
     )
     found = probe["curvature"](replica, batches=1, steps=4, edge_steps=3, trace_probes=1)
     expected = 5.0 * replica.learning_rate / (2 + 2 * 0.5)
     assert_close(found["sharpness_ratio"], expected, rtol=1e-9, atol=0)
     adam = probe["curvature"](
-        dataclasses.replace(replica, momentum=None), batches=1, steps=4, edge_steps=3, trace_probes=1
+        dataclasses.replace(replica, stability_threshold=adam_threshold(betas=(0.9, 0.999))),
+        batches=1,
+        steps=4,
+        edge_steps=3,
+        trace_probes=1,
     )
     assert_close(adam["sharpness_ratio"], 5.0 * replica.learning_rate * 0.1 / 3.8, rtol=1e-9, atol=0)
 
@@ -131,8 +136,8 @@ def test_the_sharpness_of_sgd_is_the_top_eigenvalue_of_the_towers_as_a_multiple_
 
 OVERRIDES = [
     ("betas = [0.9, 0.999]", "betas = [0.9, 0.999]"),
-    ('schedule = "cosine"', 'schedule = "cosine"'),
-    ("scalar_lr = 1.0", "scalar_lr = 1.0"),
+    ('lr_schedule = "cosine"', 'lr_schedule = "cosine"'),
+    ("scalar_lr_multiplier = 1.0", "scalar_lr_multiplier = 1.0"),
     ("weight_decay = 0.5", "weight_decay = 0.5"),
     ("clip_norm = 0.01", "clip_norm = 0.01"),
     ("clip_quantile = 0.5", "clip_quantile = 0.5"),
@@ -173,10 +178,13 @@ def test_an_arm_that_turns_to_adam_leaves_sgd_s_momentum_behind_and_its_clipping
 MISTAKES = [
     ("{ steps = 5 }", r"t\.toml: arms\.siglip-log-b\.train\.steps: unknown key.*"),
     ("{ betas = [0.9, 1.5] }", r"t\.toml: arms\.siglip-log-b\.train\.betas\[1\]: got 1\.5; allowed: .*less than 1"),
-    ('{ optimizer = "adam" }', r"t\.toml: arms\.siglip-log-b\.train\.optimizer: got 'adam'; allowed: 'adamw' or 'sgd'"),
+    (
+        '{ optimizer = "adam" }',
+        r"t\.toml: arms\.siglip-log-b\.train\.optimizer: unknown optimizer 'adam'; did you mean 'adamw'\?.*",
+    ),
     (
         "{ momentum = 0.9 }",
-        r"t\.toml: arms\.siglip-log-b\.train\.momentum: got 0\.9; allowed with the optimizer 'sgd'.*",
+        r"t\.toml: arms\.siglip-log-b\.train\.momentum: the optimizer 'adamw' takes no momentum; .*",
     ),
     (
         "{ clip_norm = 1.0, clip_quantile = 0.5 }",
@@ -184,7 +192,7 @@ MISTAKES = [
     ),
     (
         '{ optimizer = "sgd", betas = [0.9, 0.95] }',
-        r"t\.toml: arms\.siglip-log-b\.train\.betas: is AdamW's; allowed with the optimizer 'adamw' only",
+        r"t\.toml: arms\.siglip-log-b\.train\.betas: the optimizer 'sgd' takes no betas; allowed with 'adamw' only",
     ),
     ("3", r"t\.toml: arms\.siglip-log-b\.train: got 3; allowed: .*"),
 ]
@@ -205,15 +213,15 @@ def test_the_rms_of_an_update_is_that_of_the_weight_matrices_that_are_trained(ti
     runs = [run for run in runs_of(study) if run.arm == "clip" and run.batch_size == 8]
     (group,) = groups_of(runs, {("clip", 8): 32})
     trainer = Trainer(study, group, study.pairs(), torch.device("cpu"))
-    plan, before = trainer.population.plan, trainer.population.theta.clone()
+    spec, before = trainer.population.spec, trainer.population.theta.clone()
     measured = trainer.step()["update_rms"]
-    taken = plan.layout.unflatten(trainer.population.theta - before)
-    matrices = [value.flatten(1) for name, value in taken.items() if len(plan.layout.shapes[name]) > 1]
+    taken = spec.layout.unflatten(trainer.population.theta - before)
+    matrices = [value.flatten(1) for name, value in taken.items() if len(spec.layout.shapes[name]) > 1]
     assert_close(measured, torch.cat(matrices, 1).square().mean(1).sqrt(), rtol=1e-5, atol=0)
     # Adam's first step moves every entry by about the rate; the loss's scalars go ten times as far.
     assert_close(measured, torch.full_like(measured, 0.01 / 2), rtol=0.05, atol=0)
-    locked = dataclasses.replace(plan, fixed=frozenset(plan.layout.shapes))
-    assert locked.rms_of_matrices(before).isnan().all()
+    frozen = dataclasses.replace(spec, frozen=frozenset(spec.layout.shapes))
+    assert frozen.rms_of_matrices(before).isnan().all()
 
 
 # --- end to end ------------------------------------------------------------------------------------------------------
@@ -222,16 +230,16 @@ def test_the_rms_of_an_update_is_that_of_the_weight_matrices_that_are_trained(ti
 def test_a_run_of_such_a_study_is_judged_and_its_method_says_how_each_arm_was_trained(tiny_text, tmp_path):
     text = tiny_text.replace('bias = "-log B"', 'bias = "-log B"\ntrain = { optimizer = "sgd", momentum = 0.9 }')
     text = text.replace("batch_size = [8, 16]", "batch_size = [8]")
-    text = re.sub(r"\[probes\.(matched-noise|geometry|separability|cross-check)\]\n(\w.*\n)*", "", text)
+    text = re.sub(r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check)\]\n(\w.*\n)*", "", text)
     study = parse_study(text, "t.toml", "t", "smoke")
-    results = read(run(study, "cpu", out=tmp_path / "run"))
+    results = load_results(run(study, "cpu", out=tmp_path / "run"))
     assert set(results.runs["status"]) <= {"finished", "diverged"}
     rows = results.steps.merge(results.runs[["run", "arm"]], on="run")
     last = rows[(rows["step"] == 4) & rows["sharpness_ratio"].notna()]
     of_sgd = last[last["arm"] == "siglip-log-b"]
     assert len(of_sgd) == 1
-    expected = of_sgd["hessian_high_towers"] * 0.01 / (2 + 2 * 0.9)
+    expected = of_sgd["hessian_max_eigenvalue_towers"] * 0.01 / (2 + 2 * 0.9)
     assert all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(of_sgd["sharpness_ratio"], expected, strict=True))
-    told = " ".join(paragraph["text"] for paragraph in method(results, analyse(results, checks=False)))
-    assert "AdamW (β₁ = 0.9, β₂ = 0.95" in told
+    told = " ".join(paragraph["text"] for paragraph in method(results, analyze(results, checks=False)))
+    assert "AdamW with β₁ = 0.9 and β₂ = 0.95" in told
     assert "The arm siglip-log-b trains with its own optimizer = sgd, momentum = 0.9." in told

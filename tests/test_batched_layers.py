@@ -7,15 +7,15 @@ from torch.func import functional_call, vmap
 from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
-from stability.encoders.transformers import Attention, Block, Patches, Transformer
+from stability.encoders.transformers import Attention, Patches, Transformer, TransformerBlock
 from stability.train.batched_layers import batched_forward
-from stability.train.cuts import cut_of
+from stability.train.cuts import split_frozen_prefix
 from stability.train.population import Layout
 
 IMAGE, TEXT = Modality((2, 4, 6)), Modality((6,), vocabulary=7)
 
 
-def transformer(name: str = "token-transformer", modality: Modality = TEXT, dim: int = 5, **options: int) -> nn.Module:
+def transformer(name: str = "token_transformer", modality: Modality = TEXT, dim: int = 5, **options: int) -> nn.Module:
     return encoder[name](modality, dim, **{"width": 8, "depth": 1, "heads": 2, **options})
 
 
@@ -38,14 +38,14 @@ def tokens(*shape: int) -> Tensor:
         (lambda: nn.Embedding(7, 4, padding_idx=2), lambda: tokens(5).int()),
         (lambda: Attention(6, 1), lambda: some(4, 3, 6)),
         (lambda: nn.Sequential(nn.Linear(6, 12), Attention(12, 3)), lambda: some(2, 1, 6)),
-        (lambda: nn.Sequential(nn.Linear(6, 8), Block(8, 2, 3), nn.Flatten(-2)), lambda: some(5, 4, 6)),
-        (lambda: Block(4, 4, 1), lambda: some(8, 4, 4)),
+        (lambda: nn.Sequential(nn.Linear(6, 8), TransformerBlock(8, 2, 3), nn.Flatten(-2)), lambda: some(5, 4, 6)),
+        (lambda: TransformerBlock(4, 4, 1), lambda: some(8, 4, 4)),
         (lambda: Patches(2, 2, 5), lambda: some(3, 2, 4, 6)),
         (lambda: nn.Sequential(nn.Linear(6, 4), Patches(2, 2, 5)), lambda: some(3, 2, 6, 6)),
         (lambda: transformer(depth=0), lambda: tokens(5, 6)),
         (lambda: transformer(depth=2, mlp_ratio=3), lambda: tokens(16, 6)),
-        (lambda: transformer("patch-transformer", IMAGE, patch=2, heads=4), lambda: some(5, 2, 4, 6)),
-        (lambda: transformer("patch-transformer", IMAGE, patch=1, depth=2, heads=1), lambda: some(2, 2, 4, 6)),
+        (lambda: transformer("patch_transformer", IMAGE, patch=2, heads=4), lambda: some(5, 2, 4, 6)),
+        (lambda: transformer("patch_transformer", IMAGE, patch=1, depth=2, heads=1), lambda: some(2, 2, 4, 6)),
         (lambda: Transformer(nn.Sequential(nn.Linear(3, 4), nn.GELU()), 2, 4, 1, 2, 2, 3), lambda: some(5, 2, 3)),
     ],
 )
@@ -127,7 +127,9 @@ def test_a_token_outside_the_vocabulary_is_refused(token):
 
 def test_what_follows_a_cut_may_be_a_transformer_s_layers():
     embed = nn.Embedding(7, 8).requires_grad_(False)
-    cut = cut_of(nn.Sequential(embed, Block(8, 2, 2), nn.Flatten(), nn.Linear(48, 3)), torch.randint(0, 7, (2, 6)))
+    cut = split_frozen_prefix(
+        nn.Sequential(embed, TransformerBlock(8, 2, 2), nn.Flatten(), nn.Linear(48, 3)), torch.randint(0, 7, (2, 6))
+    )
     assert cut is not None
     assert cut.forward is not None
     params = {name: torch.randn(2, *value.shape) for name, value in cut.rest.named_parameters()}
@@ -157,12 +159,12 @@ def padded(theta: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "options", "batch", "dim"),
     [
-        ("patch-transformer", {"patch": 2, "width": 16, "heads": 4}, 32, 16),
-        ("patch-transformer", {"patch": 1, "width": 4, "heads": 1, "depth": 2}, 15, 11),
-        ("patch-transformer", {"patch": 2, "width": 15, "heads": 3, "mlp_ratio": 3}, 13, 12),
-        ("token-transformer", {"width": 12, "heads": 2, "depth": 2}, 32, 7),
-        ("token-transformer", {"width": 6, "heads": 1, "depth": 2}, 13, 9),
-        ("token-transformer", {"width": 7, "heads": 1, "mlp_ratio": 3}, 6, 8),
+        ("patch_transformer", {"patch": 2, "width": 16, "heads": 4}, 32, 16),
+        ("patch_transformer", {"patch": 1, "width": 4, "heads": 1, "depth": 2}, 15, 11),
+        ("patch_transformer", {"patch": 2, "width": 15, "heads": 3, "mlp_ratio": 3}, 13, 12),
+        ("token_transformer", {"width": 12, "heads": 2, "depth": 2}, 32, 7),
+        ("token_transformer", {"width": 6, "heads": 1, "depth": 2}, 13, 9),
+        ("token_transformer", {"width": 7, "heads": 1, "mlp_ratio": 3}, 6, 8),
         ("mlp", {"width": 16, "depth": 1}, 17, 7),
         ("mlp", {"width": 6, "depth": 2}, 13, 9),
     ],
@@ -170,12 +172,12 @@ def padded(theta: Tensor) -> Tensor:
 def test_a_replica_gets_the_same_bits_among_any_others_in_any_place(name, options, batch, dim):
     """Also where what a replica has does not fill whole lines of the cache, and matrices begin within one."""
     generator = torch.Generator().manual_seed(0)
-    modality = Modality((9,), vocabulary=7) if name == "token-transformer" else Modality((3, 6, 6))
+    modality = Modality((9,), vocabulary=7) if name == "token_transformer" else Modality((3, 6, 6))
     tower = encoder[name](modality, dim, **options)
     theta = torch.randn(16, sum(value.numel() for value in tower.parameters()), generator=generator) * 0.3
     samples = (
         torch.randint(0, 7, (16, batch, 9), generator=generator)
-        if name == "token-transformer"
+        if name == "token_transformer"
         else torch.randn(16, batch, 3, 6, 6, generator=generator)
     )
     slope = torch.randn(16, batch, dim, generator=generator)

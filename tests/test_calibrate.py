@@ -30,15 +30,15 @@ from stability.calibrate.rates import (
 )
 from stability.calibrate.record import MARK, Calibration, from_json, markdown, summary, to_json, write
 from stability.calibrate.twins import Twins
-from stability.calibrate.worlds import Luck, mcnemar, shape, world
+from stability.calibrate.worlds import NoiseModel, mcnemar, shape, world
 from stability.contrasts import contrast
 from stability.registry import InputError
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def luck(noise="normal", seeds=10, correlation=0.5, seed=0):
-    return Luck(np.random.default_rng(seed), noise, seeds, correlation)
+def noise_model(noise="normal", seeds=10, correlation=0.5, seed=0):
+    return NoiseModel(np.random.default_rng(seed), noise, seeds, correlation)
 
 
 def test_every_contrast_of_the_catalogue_has_a_world():
@@ -48,7 +48,7 @@ def test_every_contrast_of_the_catalogue_has_a_world():
 @pytest.mark.parametrize("name", shape)
 @pytest.mark.parametrize("correlation", CORRELATIONS)
 def test_noise_has_mean_0_variance_1_and_the_correlation_asked_for(name, correlation):
-    a, b = (arm[:, 0, 0] for arm in luck(name, 200_000, correlation).arms())
+    a, b = (arm[:, 0, 0] for arm in noise_model(name, 200_000, correlation).arms())
     assert_allclose([a.mean(), b.mean()], 0, atol=0.01)
     # A rounding by half a standard deviation adds 1/48 to a variance.
     assert_allclose([a.var(), b.var()], 1 + (1 / 48 if name == "ties" else 0), atol=0.04)
@@ -58,7 +58,7 @@ def test_noise_has_mean_0_variance_1_and_the_correlation_asked_for(name, correla
 @pytest.mark.parametrize("name", world)
 def test_with_many_seeds_a_contrast_finds_the_effect_that_its_world_plants(name):
     traits = world[name].traits
-    many = luck(traits.get("shapes", ("normal",))[0], seeds=600, correlation=0.5)
+    many = noise_model(traits.get("shapes", ("normal",))[0], seeds=600, correlation=0.5)
     found = compare(name, many, traits["effect"])
     truth = traits["truth"](many, traits["effect"])
     if truth is None:
@@ -92,13 +92,13 @@ def test_a_cell_of_normal_noise_errs_covers_and_finds_as_the_noncentral_t_promis
 
 
 def test_one_cell_of_outcomes_finds_what_exact_tests_find():
-    found = measure(Cell("divergence-of-one-cell", "yes or no", 10, 0.0), trials=800)
+    found = measure(Cell("divergence_of_one_cell", "yes or no", 10, 0.0), trials=800)
     assert abs(found.found - found.oracle) < 4 * (0.25 / 800) ** 0.5
     assert found.wrong <= 0.05
 
 
 def test_three_seeds_have_no_spread_to_compare():
-    found = measure(Cell("spread-of-one-cell", "normal", 3, 0.0), trials=5)
+    found = measure(Cell("spread_of_one_cell", "normal", 3, 0.0), trials=5)
     assert (found.tested, found.wrong, found.covered, found.found) == (0, 0, None, 0)
 
 
@@ -221,5 +221,5 @@ def test_the_command_prints_the_tables_that_it_writes(monkeypatch, capsys, tmp_p
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert "### divergence: divergence of six cells" in capsys.readouterr().out
+    assert "### divergence: divergence_of_six_cells" in capsys.readouterr().out
     assert from_json((tmp_path / "c.json").read_text(), "c") == Calibration(simulate(["divergence"], trials=3))

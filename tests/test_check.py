@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from stability.check import Outcome, admit, best_constant, chance_level, check
+from stability.check import CheckResult, best_constant, chance_level, check, validate_loss
 from stability.losses import Scalar, clip, loss, siglip
 from stability.registry import InputError, Registry, Variant
 
@@ -20,15 +20,15 @@ OPTIONS = [
     ("infoloob", {"hopfield": True}),
     ("hcl", {"beta": 0.0}),
     ("rince", {"q": 1.0}),
-    ("focal-sigmoid", {"decay_steps": 10}),
-    ("clip-masked", {"keep": "hard"}),
-    ("clip-masked", {"keep": "easy", "ratio": 1.5}),
-    ("siglip-masked", {"keep": "hard"}),
-    ("siglip-masked", {"keep": "easy", "ratio": 1.5}),
+    ("focal_sigmoid", {"decay_steps": 10}),
+    ("clip_masked", {"keep": "hard"}),
+    ("clip_masked", {"keep": "easy", "ratio": 1.5}),
+    ("siglip_masked", {"keep": "hard"}),
+    ("siglip_masked", {"keep": "easy", "ratio": 1.5}),
     ("triplet", {"margin": 1.0}),
-    ("global-contrastive", {"gamma": 0.2}),
-    ("siglip-chunked", {"chunk": 2}),
-    ("clip-chunked", {"chunk": 4}),
+    ("global_contrastive", {"gamma": 0.2}),
+    ("siglip_chunked", {"chunk": 2}),
+    ("clip_chunked", {"chunk": 4}),
 ]
 ALL = [(name, {}) for name in sorted(loss)] + OPTIONS
 
@@ -155,7 +155,7 @@ def test_a_loss_that_raises_fails_everything_with_its_own_message():
     outcomes = check(made(raising))
     assert {outcome.reason for outcome in outcomes} == {"KeyError: 'no such key'"}
     assert not any(outcome.passed for outcome in outcomes)
-    assert outcomes[0] == Outcome("finite", True, False, "KeyError: 'no such key'")
+    assert outcomes[0] == CheckResult("finite", True, False, "KeyError: 'no such key'")
 
 
 def turned(image, text):
@@ -228,12 +228,12 @@ def seen(available):
 )
 def test_a_loss_that_cannot_be_called_or_is_no_number_is_refused_in_one_sentence(variant, sentence):
     with pytest.raises(InputError, match=sentence):
-        admit(variant)
+        validate_loss(variant)
 
 
 def test_sound_losses_are_admitted():
     for variant in (*loss.values(), made(squared)):
-        admit(variant)
+        validate_loss(variant)
 
 
 def test_losses_are_plain_functions():

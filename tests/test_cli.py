@@ -59,7 +59,7 @@ def test_importing_the_package_does_not_import_torch_and_offers_the_promised_nam
         "print(*dir(st)); assert all(getattr(st, name) is not None for name in dir(st))"
     )
     assert answer.returncode == 0, answer.stderr
-    promised = "load_study run read analyse write_report loss encoder dataset corruption probe contrast Scalar"
+    promised = "load_study run load_results analyze write_report loss encoder dataset corruption probe contrast Scalar"
     assert {*promised.split(), "losses", "curvature", "gradient_noise", "stats"} <= set(answer.stdout.split())
 
 
@@ -84,6 +84,10 @@ def test_every_catalogue_is_listed_with_a_line_for_each_entry(monkeypatch, capsy
         (["run", "quickstart", "--on", "dusk"], "--on: got 'dusk'; allowed: local, or processes:N"),
         (["plan"], "Missing argument 'study'"),
         (["plan", "quickstart", "--sale", "smoke"], "No such option"),
+        (["export", "nowhere", "--to", "wandb"], "No such option: --to; did you mean --tracker?"),
+        (["landscape", "nowhere", "--to=7f"], "No such option: --to; did you mean --second-run?"),
+        (["verify", "nowhere", "--sample", "1"], "No such option: --sample; did you mean --groups?"),
+        (["init", "mine", "--option", "captions=c.txt"], "No such option: --option; did you mean --data-option?"),
         (["rnu"], "No such command 'rnu'"),
         (["report", "nowhere"], "nowhere: no run lies here"),
         (["report", "nowhere", "elsewhere"], "nowhere: no run lies here"),
@@ -158,7 +162,7 @@ def test_a_run_that_is_interrupted_keeps_what_is_finished_and_exits_with_130(tmp
     command = [*PROGRAM, "run", "tiny.toml", "--on", "processes:1", "--device", "cpu"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     groups = tmp_path / "runs/tiny-small/groups"
-    while process.poll() is None and not list(groups.glob(".*.sign")):
+    while process.poll() is None and not list(groups.glob(".*.heartbeat")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)

@@ -36,7 +36,7 @@ def test_every_contrast_declares_its_traits_and_asks_only_for_what_is_supplied(n
     traits = contrast[name].traits
     assert set(traits) - {"mixed"} == {"needs", "on", "reduction", "ratio", "says"}
     assert traits.get("mixed", "level") in {"level", "slope", "change"}
-    assert traits["on"] in {"scale", "raw", "times", "diverged"}
+    assert traits["on"] in {"transform", "raw", "times", "diverged"}
     assert set(contrast[name].options) <= set(SUPPLIED)
     assert contrast[name].summary.startswith("Return ")
 
@@ -126,9 +126,9 @@ def test_an_interaction_with_an_infinite_value_leaves_that_seed_out():
 
 
 def test_times_beyond_the_budget_count_as_the_budget():
-    a, b = arms("time-to-threshold")
+    a, b = arms("time_to_threshold")
     late = np.where(a > 4, math.inf, a)
-    assert_allclose(by_name("time-to-threshold", a, b).interval, by_name("time-to-threshold", late, b).interval)
+    assert_allclose(by_name("time_to_threshold", a, b).interval, by_name("time_to_threshold", late, b).interval)
 
 
 def test_spread_pools_levels_and_cells():
@@ -178,4 +178,4 @@ def test_every_contrast_says_what_a_claim_of_it_means_whatever_it_expects(name):
     assert says.keys() == {"lower", "higher", "equal"}
     needs = contrast[name].traits["needs"]
     for phrase in says.values():
-        assert ("{over}" in phrase, "{threshold}" in phrase) == ("over" in needs, "threshold" in needs)
+        assert ("{axis}" in phrase, "{threshold}" in phrase) == ("axis" in needs, "threshold" in needs)

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 
 from stability.grid import Group, runs_of
-from stability.probes.cost import held_bytes, seconds
+from stability.probes.cost import saved_bytes, seconds
 from stability.study import parse_study
 from stability.train import Trainer
 
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 def test_a_matrix_product_holds_its_two_factors():
     a, b = (torch.ones(32, 32, requires_grad=True) for _ in range(2))
-    assert held_bytes(lambda: (a @ b).sum()) == 2 * 32 * 32 * 4
-    assert held_bytes(lambda: (a @ a).sum()) == 32 * 32 * 4
+    assert saved_bytes(lambda: (a @ b).sum()) == 2 * 32 * 32 * 4
+    assert saved_bytes(lambda: (a @ a).sum()) == 32 * 32 * 4
 
 
 def test_seconds_are_those_of_the_median_call_without_the_first():

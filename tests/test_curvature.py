@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 from stability.curvature import adaptive_threshold, hvp, spectrum
 from stability.curvature.graphs import CPU_BYTES, bytes_of
-from stability.curvature.lanczos import LONG, lanczos
-from stability.curvature.products import groups_of
+from stability.curvature.lanczos import BLOCKED_FROM, lanczos
+from stability.curvature.products import replica_slices
 from stability.registry import InputError
 
 Params = dict[str, Tensor]
@@ -418,7 +418,7 @@ def test_batches_give_the_hessian_of_the_mean_over_whole_batches():
         return torch.stack(each).mean()
 
     exact = torch.linalg.eigvalsh(dense(mean, PARAMS))
-    for options in ({}, {"chunk": 1}, {"chunk": 2, "retain": False}, {"chunk": 9}):
+    for options in ({}, {"chunk_size": 1}, {"chunk_size": 2, "retain_graph": False}, {"chunk_size": 9}):
         s = spectrum(sigmoid_loss, PARAMS, batches=batches, steps=60, trace_probes=1, **options)
         assert_close(s.eigenvalues_high[0], exact[-1], rtol=1e-9, atol=0)
         assert_close(s.eigenvalues_low[0], exact[0], rtol=1e-9, atol=0)
@@ -428,22 +428,22 @@ def test_batches_give_the_hessian_of_the_mean_over_whole_batches():
 
 
 def test_one_batch_at_a_time_asks_nothing_of_the_objective():
-    """With chunk=1 and one replica there is no vmap, so even data-dependent Python works."""
+    """With chunk_size=1 and one replica there is no vmap, so even data-dependent Python works."""
 
     def branching(params: Params, batch: dict[str, Tensor]) -> Tensor:
         return sigmoid_loss(params, batch) * (1 if float(batch["image"].sum()) > 0 else 2)
 
     batches = pairs(2, 8)
-    s = spectrum(branching, PARAMS, batches=batches, chunk=1, steps=20)
+    s = spectrum(branching, PARAMS, batches=batches, chunk_size=1, steps=20)
     weights = [1 if float(x.sum()) > 0 else 2 for x in batches["image"]]
     weighted = {**batches, "weight": torch.tensor(weights)}
     twin = spectrum(lambda p, b: b["weight"] * sigmoid_loss(p, b), PARAMS, batches=weighted, steps=20)
     assert_close(s.eigenvalues_high, twin.eigenvalues_high)
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
 @pytest.mark.parametrize("room", [CPU_BYTES, 1], ids=["all at once", "one by one"])
-def test_replicas_equal_a_loop_over_replicas(monkeypatch, chunk, room):
+def test_replicas_equal_a_loop_over_replicas(monkeypatch, chunk_size, room):
     monkeypatch.setattr("stability.curvature.products.CPU_BYTES", room)
     members = [dual_encoder(seed) for seed in range(3)]
     shared = pairs(3, 3, 8)
@@ -451,11 +451,11 @@ def test_replicas_equal_a_loop_over_replicas(monkeypatch, chunk, room):
     together = spectrum(
         sigmoid_loss,
         stacked(*members),
-        replicas=True,
+        batched=True,
         batches=shared,
         preconditioner=stacked(*precondition),
         block=lambda name: not name.endswith("0.bias"),
-        chunk=chunk,
+        chunk_size=chunk_size,
         steps=30,
         probes=2,
         top=2,
@@ -486,7 +486,7 @@ def test_replicas_equal_a_loop_over_replicas(monkeypatch, chunk, room):
 
 def test_replicas_without_batches_share_the_closed_over_data():
     members = [dual_encoder(seed) for seed in range(2)]
-    together = spectrum(objective, stacked(*members), replicas=True)
+    together = spectrum(objective, stacked(*members), batched=True)
     for r, member in enumerate(members):
         assert_close(together.eigenvalues_high[r], spectrum(objective, member).eigenvalues_high, rtol=1e-9, atol=0)
 
@@ -499,7 +499,7 @@ def test_replicas_of_large_work_go_one_by_one_with_the_numbers_of_one_alone():
         return (params["w"].sin().sum() * x).square().mean() + (params["w"] ** 3).sum()
 
     members = [{"w": torch.linspace(0.1, 1 + r, 5, dtype=torch.float64)} for r in range(3)]
-    together = spectrum(heavy, stacked(*members), replicas=True, steps=4, trace_probes=2)
+    together = spectrum(heavy, stacked(*members), batched=True, steps=4, trace_probes=2)
     for r, member in enumerate(members):
         alone = spectrum(heavy, member, steps=4, trace_probes=2)
         assert torch.equal(together.nodes[r], alone.nodes)
@@ -508,7 +508,7 @@ def test_replicas_of_large_work_go_one_by_one_with_the_numbers_of_one_alone():
 
 @given(st.integers(1, 40), st.integers(1, 8))
 def test_groups_are_even_and_none_is_left_with_one_replica_beside_larger_ones(replicas, most):
-    groups = groups_of(replicas, most)
+    groups = replica_slices(replicas, most)
     sizes = [group.stop - group.start for group in groups]
     assert [place for group in groups for place in range(group.start, group.stop)] == list(range(replicas))
     assert max(sizes) <= most
@@ -524,9 +524,9 @@ def test_the_size_of_the_work_is_parameters_and_results_without_views():
 def test_a_long_basis_is_orthogonal_to_rounding_and_without_ghosts():
     """Where only what is present of the span is taken away: outliers that converge, over a bulk that never does."""
     g = torch.Generator().manual_seed(4)
-    diagonal = torch.rand(2, LONG, generator=g)
+    diagonal = torch.rand(2, BLOCKED_FROM, generator=g)
     diagonal[:, :3] = torch.tensor([-3.0, 4.0, 9.0])
-    run = lanczos(lambda vectors: diagonal * vectors, torch.randn(2, LONG, generator=g), 60, seed=0)
+    run = lanczos(lambda vectors: diagonal * vectors, torch.randn(2, BLOCKED_FROM, generator=g), 60, seed=0)
     angles = run.basis @ run.basis.mT
     assert (angles - angles.diagonal(dim1=1, dim2=2).diag_embed()).abs().max() < 2e-5
     assert (run.theta > 1.5).sum(1).tolist() == [2, 2]
@@ -563,16 +563,16 @@ def test_an_unused_parameter_adds_only_zeros():
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, 1e4])
 def test_a_replica_that_is_not_finite_is_named_so_and_leaves_its_neighbours_bit_identical(spoil):
     members = [dual_encoder(seed) for seed in range(3)]
-    clean = spectrum(objective, stacked(*members), replicas=True, steps=12, top=2)
+    clean = spectrum(objective, stacked(*members), batched=True, steps=12, top=2)
     members[1]["loss.log_scale"].fill_(spoil)  # at 1e4, exp overflows
-    spoilt = spectrum(objective, stacked(*members), replicas=True, steps=12, top=2)
+    has_nan = spectrum(objective, stacked(*members), batched=True, steps=12, top=2)
     for field in dataclasses.fields(clean):
-        before, after = getattr(clean, field.name), getattr(spoilt, field.name)
+        before, after = getattr(clean, field.name), getattr(has_nan, field.name)
         if isinstance(before, Tensor):
             assert torch.equal(after[[0, 2]], before[[0, 2]]), field.name
             assert not after[1].any() if after.dtype == torch.bool else after[1].isnan().all(), field.name
-    assert spoilt.negative_share[1].isnan()
-    assert torch.equal(spoilt.negative_share[[0, 2]], clean.negative_share[[0, 2]])
+    assert has_nan.negative_share[1].isnan()
+    assert torch.equal(has_nan.negative_share[[0, 2]], clean.negative_share[[0, 2]])
 
 
 def test_an_objective_that_is_nan_beside_a_finite_gradient_is_not_finite():
@@ -663,11 +663,11 @@ def square(params: Params) -> Tensor:
         (lambda: spectrum(square, W, preconditioner={"w": torch.zeros(3)}), "not positive; allowed: P > 0"),
         (lambda: spectrum(square, {"w": torch.ones(3).half()}), "curvature was given float16; allowed"),
         (lambda: spectrum(square, {}), "curvature was given no parameter"),
-        (lambda: spectrum(square, {"w": torch.tensor(1.0)}, replicas=True), "no replica axis"),
-        (lambda: spectrum(square, {**W, "v": torch.ones(2)}, replicas=True), "the same replica axis for all"),
+        (lambda: spectrum(square, {"w": torch.tensor(1.0)}, batched=True), "no replica axis"),
+        (lambda: spectrum(square, {**W, "v": torch.ones(2)}, batched=True), "the same replica axis for all"),
         (lambda: spectrum(square, W, batches=torch.tensor(1.0)), "number of batches as their first axis"),
         (lambda: spectrum(square, W, batches=(torch.ones(2), torch.ones(3))), "number of batches"),
-        (lambda: spectrum(square, W, batches=torch.ones(2), chunk=0), "chunk is 0"),
+        (lambda: spectrum(square, W, batches=torch.ones(2), chunk_size=0), "chunk_size is 0"),
         (lambda: spectrum(square, W).density(torch.zeros(2), 0.0), "width is 0.0; allowed: a positive"),
         (lambda: hvp(square, W, {"v": torch.ones(3)}), "params and vectors differ in v, w"),
         (lambda: hvp(square, W, {"w": torch.ones(2)}), r"vectors\['w'\] has shape \(2,\); allowed: \(3,\)"),

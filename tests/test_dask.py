@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_disk_faults import QUICK
 
-from stability.execute import Watch, executor_of, run
+from stability.execute import Callbacks, executor_of, run
 from stability.registry import InputError
 from stability.store import checksum
 from stability.study import parse_study
@@ -97,13 +97,13 @@ def test_a_study_survives_the_death_of_a_worker_and_a_late_one_to_the_same_bytes
     def step(group, done) -> None:
         steps.setdefault(group.id, set()).add(done)
         if not killed:
-            sign = (tmp_path / "there" / "groups" / f".{group.id}.sign").read_text().split()
+            sign = (tmp_path / "there" / "groups" / f".{group.id}.heartbeat").read_text().split()
             killed.append(int(sign[2]))
             os.kill(killed[0], signal.SIGKILL)
             started("worker", scheduler, *WORKER)
 
     with executor_of(f"dask:{scheduler}", "cpu") as executor:
-        there = run(study, "cpu", executor=executor, out=tmp_path / "there", watch=Watch(step=step))
+        there = run(study, "cpu", executor=executor, out=tmp_path / "there", callbacks=Callbacks(step=step))
     assert killed[0] in [worker.pid for worker in workers]
     assert sums(there) == sums(local)
     assert len(steps) > 1
@@ -134,7 +134,7 @@ def test_what_no_worker_declares_is_refused_at_once_and_so_are_too_many_threads(
 def test_an_address_where_nobody_answers_is_one_sentence(monkeypatch):
     from stability.execute import cluster
 
-    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT", 0.5)
     with (
         pytest.raises(InputError, match="no scheduler answers there"),
         executor_of(f"dask:tcp://127.0.0.1:{free_port()}", "cpu"),

@@ -77,16 +77,16 @@ def test_the_corrupted_share_is_the_level_and_the_inputs_stay_as_they_were(pairs
     images, texts, *_ = struck_by(name, pairs, level)
     expected = round(level * len(pairs.train))
     parts = corruption[name].traits.get("parts", (name,))
-    if "image-noise" in parts or name == "near-duplicates":
+    if "image_noise" in parts or name == "near_duplicates":
         assert int(images.sum()) == expected
-    if parts in (("image-noise",),):
+    if parts in (("image_noise",),):
         assert not texts.any()
     elif "mismatch" in parts and len(parts) > 1:
         # Captions exchanged, then some overwritten: as many at least, all of them at the most.
         assert expected <= int(texts.sum()) <= 2 * expected
-    elif "image-noise" not in parts or "text-noise" in parts:
+    elif "image_noise" not in parts or "text_noise" in parts:
         assert int(texts.sum()) == expected
-    if len(parts) == 1 and name != "near-duplicates":
+    if len(parts) == 1 and name != "near_duplicates":
         assert not (images & texts).any()
 
 
@@ -99,7 +99,7 @@ def test_one_seed_means_one_noise_and_another_seed_another(pairs, name):
 
 
 def test_image_noise_is_uniform_over_the_range_of_the_data(pairs):
-    images, _, noisy, _ = struck_by("image-noise", pairs, 0.5)
+    images, _, noisy, _ = struck_by("image_noise", pairs, 0.5)
     values = noisy[images].flatten()
     assert -1 <= values.min() < -0.99
     assert 0.99 < values.max() <= 1
@@ -108,7 +108,7 @@ def test_image_noise_is_uniform_over_the_range_of_the_data(pairs):
 
 
 def test_random_texts_are_words_with_blanks_only_behind_them(pairs):
-    _, texts, _, noisy = struck_by("text-noise", pairs, 0.5)
+    _, texts, _, noisy = struck_by("text_noise", pairs, 0.5)
     blank = noisy[texts] == 0
     assert not (blank[:, :-1] & ~blank[:, 1:]).any()
     assert not blank[:, 0].any()
@@ -117,12 +117,12 @@ def test_random_texts_are_words_with_blanks_only_behind_them(pairs):
 
 
 def test_a_dropped_caption_is_empty(pairs):
-    _, texts, _, noisy = struck_by("caption-dropout", pairs, 0.3)
+    _, texts, _, noisy = struck_by("caption_dropout", pairs, 0.3)
     assert (noisy[texts] == 0).all()
 
 
 def test_a_near_duplicate_has_another_pair_s_caption_and_nearly_its_image(pairs):
-    images, texts, noisy_image, noisy_text = struck_by("near-duplicates", pairs, 0.1)
+    images, texts, noisy_image, noisy_text = struck_by("near_duplicates", pairs, 0.1)
     source, said = pairs.image[pairs.train], pairs.text[pairs.train]
     for place in images.nonzero().flatten()[:20].tolist():
         same = (said == noisy_text[place]).all(-1)

@@ -7,7 +7,7 @@ import torch
 
 from stability.datasets import Pairs, dataset
 from stability.datasets.gaussian import canonical_correlation
-from stability.datasets.scenes import COLOURS
+from stability.datasets.scenes import COLORS
 from stability.study import modalities
 
 MADE_HERE = sorted(name for name, variant in dataset.items() if not variant.traits.get("on_disk"))
@@ -61,8 +61,8 @@ def test_the_two_views_of_a_latent_correlate_as_the_closed_form_says():
 def test_scenes_hold_out_compositions_of_colour_and_shape_that_training_never_shows():
     pairs = made("shapes")
     assert (pairs.label[pairs.train] == -1).all()
-    assert {*pairs.label[pairs.held_out].tolist()} <= set(range(len(COLOURS)))
-    assert pairs.prompts.shape[:2] == (len(COLOURS), 16)
+    assert {*pairs.label[pairs.held_out].tolist()} <= set(range(len(COLORS)))
+    assert pairs.prompts.shape[:2] == (len(COLORS), 16)
 
 
 def test_a_hard_negative_differs_by_one_word_and_says_something_else():

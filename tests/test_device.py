@@ -79,7 +79,7 @@ def trained(case: str) -> tuple[list[dict[str, Tensor]], list[Counts]]:
     return measures, counts
 
 
-ROUNDED_OTHERWISE = {"loss clip-chunked"}
+ROUNDED_OTHERWISE = {"loss clip_chunked"}
 """Where an accelerator takes another way: to choose the CPU's, the host would have to wait for a number."""
 
 
@@ -149,7 +149,7 @@ def probed_trainer(device: torch.device, text: str) -> Trainer:
     return trainer
 
 
-SUMMED_OTHERWISE = {"curvature", "scalar-gradients"}
+SUMMED_OTHERWISE = {"curvature", "scalar_gradients"}
 """Probes that may take more at once on an accelerator than on a CPU: other sums, equal to rounding."""
 
 
@@ -166,7 +166,7 @@ def test_every_probe_reads_the_bits_of_the_cpu(name):
 
 ONE_REPLICA_AFTER_THE_OTHER = {
     "cost": "what one replica takes is timed, alone, from copies of its own",
-    "cross-check": "the peer's code takes one model at a time, and both compute in float64 on the CPU",
+    "cross_check": "the peer's code takes one model at a time, and both compute in float64 on the CPU",
 }
 """Probes whose reading may copy more the more replicas there are, and why."""
 
@@ -197,11 +197,11 @@ def test_a_reading_copies_and_waits_as_often_whatever_the_number_of_replicas(nam
 def objective_on(device: torch.device) -> tuple[Callable[..., Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Return the objective of one replica, its parameters, and two whole batches."""
     trainer = probed_trainer(device, TRAINING["loss siglip"])
-    plan, pairs = trainer.population.plan, pairs_of(TRAINING["loss siglip"])
-    params = plan.layout.apart(trainer.population.theta[1].detach().clone())
+    spec, pairs = trainer.population.spec, pairs_of(TRAINING["loss siglip"])
+    params = spec.layout.unflatten_contiguous(trainer.population.theta[1].detach().clone())
     places = pairs.train[:16]
     batches = {name: samples[places].unflatten(0, (2, 8)).to(device) for name, samples in pairs.modalities.items()}
-    return plan.objective, params, batches
+    return spec.objective, params, batches
 
 
 def of_spectrum(objective: Any, params: Any, batches: Any) -> Any:

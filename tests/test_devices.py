@@ -76,7 +76,7 @@ def test_devices_of_another_model_than_the_first_are_left_out():
 
 def test_workers_that_share_a_gpu_share_its_memory_and_no_others_do(tiny, monkeypatch):
     width = widths_of(tiny, monkeypatch)
-    need = max(planning.bytes_per_replica(tiny, arm, 16, tiny.pairs()) for arm in tiny.grid.loss)
+    need = max(planning.bytes_per_replica(tiny, arm, 16, tiny.pairs()) for arm in tiny.grid.arms)
     monkeypatch.setattr(planning, "device_memory", lambda device: 2 * 6 * need)
     assert width(CUDA, sharing=1) == 6
     assert width(CUDA, sharing=2) == 3

@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 
 from stability import cli
 from stability.datasets import dataset, disk
-from stability.datasets.captions import tokeniser
+from stability.datasets.captions import tokenizer
 from stability.datasets.disk import is_held_out
 from stability.datasets.images import decode
 from stability.execute import run
 from stability.grid import runs_of
 from stability.registry import InputError
 from stability.study import modalities, parse_study
-from stability.train.feed import feed_of
+from stability.train.feed import population_data
 from stability.train.probing import held_out
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install 'contrastive-stability[disk]'")
@@ -185,7 +185,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(kind, tmp_path):
         {**sample(93), "name": "no-image", "image": None},
         {**sample(94), "name": "corrupt2", "image": b"not an image"},
     ]
-    pairs = load(kind, tmp_path / "data", [*SAMPLES, *bad], tolerate=0.2)
+    pairs = load(kind, tmp_path / "data", [*SAMPLES, *bad], max_invalid_share=0.2)
     assert len(pairs.image) == COUNT
     (note,) = pairs.notes
     assert note.startswith(f"4 of {COUNT + 4} samples cannot be used: 2 with corrupt image (the first: ")
@@ -196,7 +196,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(kind, tmp_path):
     clean = load(kind, tmp_path / "clean")
     assert clean.fingerprint == pairs.fingerprint
     with pytest.raises(
-        InputError, match=r"path: .*4 of 64 samples cannot be used: 2 with corrupt image.*tolerate = 0\.01"
+        InputError, match=r"path: .*4 of 64 samples cannot be used: 2 with corrupt image.*max_invalid_share = 0\.01"
     ):
         dataset[kind](**_options(kind, tmp_path / "data"))
 
@@ -207,7 +207,7 @@ def _options(kind, where):
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_a_missing_caption_counts(kind, tmp_path):
-    pairs = load(kind, tmp_path / "data", [*SAMPLES, {**sample(95), "caption": None}], tolerate=0.1)
+    pairs = load(kind, tmp_path / "data", [*SAMPLES, {**sample(95), "caption": None}], max_invalid_share=0.1)
     assert "1 with no caption" in pairs.notes[0]
 
 
@@ -228,7 +228,7 @@ def test_a_class_whose_name_would_be_cut_off_is_refused(tmp_path, labels):
     [
         ({"path": ""}, "path: required, but missing: "),
         ({"path": "/no/such"}, "path: /no/such: there is no such file or folder; allowed: "),
-        ({"tokens": "bpee"}, r"tokens: unknown tokeniser 'bpee'; did you mean 'bpe'\? \(known: bpe, bytes\)"),
+        ({"tokens": "bpee"}, r"tokens: unknown tokenizer 'bpee'; did you mean 'bpe'\? \(known: bpe, bytes\)"),
         ({"words": 200}, "words: got 200; allowed: 257 or more"),
         ({"held_out": 1.0}, "held_out: got 1; allowed: a share between 0 and 1"),
         ({"held_out": 1e-9}, "held_out = 1e-09: of 60 usable pairs in .*, 60 are left to train on and 0 held out"),
@@ -333,7 +333,7 @@ def test_a_shard_that_breaks_off_where_its_reader_does_not_notice_is_refused_too
         third = shard.getmembers()[2].offset
     broken.write_bytes(broken.read_bytes()[: third + (0 if kept == "between two members" else 100)])
     with pytest.raises(InputError, match=r"shard-0001.tar: cannot be read after the sample \d+: it ends without"):
-        dataset["webdataset"](**given, tolerate=0.9)
+        dataset["webdataset"](**given, max_invalid_share=0.9)
 
 
 @pytest.mark.parametrize("library", [gzip, bz2, lzma], ids=["gzip", "bz2", "xz"])
@@ -345,7 +345,7 @@ def test_compressed_shards_are_read_and_refused_where_they_break_off(tmp_path, l
     assert torch.equal(dataset["webdataset"](**given).image, whole.image)
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(InputError, match=rf"{shard.name}: cannot be read after "):
-        dataset["webdataset"](**given, tolerate=0.9)
+        dataset["webdataset"](**given, max_invalid_share=0.9)
 
 
 def test_an_address_that_would_run_a_command_is_just_a_missing_file(tmp_path):
@@ -405,7 +405,7 @@ def test_bytes_that_are_no_image_are_a_value_error(encoded):
 @settings(max_examples=50, deadline=None)
 @given(st.text(min_size=1, max_size=40))
 def test_every_text_can_be_written_in_bytes_and_bpe(text):
-    bpe, plain = (tokeniser(kind, ["a dog and a cat", "the dog"], 270) for kind in ("bpe", "bytes"))
+    bpe, plain = (tokenizer(kind, ["a dog and a cat", "the dog"], 270) for kind in ("bpe", "bytes"))
     row, _ = plain.table([text], 400)
     assert bytes((row[0][row[0] > 0] - 1).tolist()).decode() == text
     ids = bpe.ids(text)
@@ -462,7 +462,7 @@ def test_a_damaged_entry_is_made_again(damage, tmp_path, own_cache):
 
 def test_a_failed_preparation_leaves_nothing_behind(tmp_path, own_cache):
     with pytest.raises(InputError):
-        load("folder", tmp_path / "data", [*SAMPLES, {**sample(3), "image": b"no"}], tolerate=0.0)
+        load("folder", tmp_path / "data", [*SAMPLES, {**sample(3), "image": b"no"}], max_invalid_share=0.0)
     assert not [*own_cache.iterdir()]
 
 
@@ -484,13 +484,13 @@ image_size = 8
 length = 24
 {more}
 [model]
-image = {{ name = "patch-transformer", width = 8, heads = 1 }}
-text = {{ name = "token-transformer", width = 8, heads = 1 }}
+image = {{ name = "patch_transformer", width = 8, heads = 1 }}
+text = {{ name = "token_transformer", width = 8, heads = 1 }}
 embed_dim = 4
 [train]
 steps = 3
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8]
 noise = [0.0, 0.5]
 lr = [0.01]
@@ -534,7 +534,7 @@ def test_the_loaders_read_the_mapped_file_itself(tmp_path):
     given = write_folder(tmp_path / "data", SAMPLES)
     study = parse_study(STUDY.format(kind="folder", more="", **given), "mine.toml", "mine")
     pairs = study.pairs()
-    feed = feed_of(runs_of(study)[:2], pairs, "fixed", torch.device("cpu"))
+    feed = population_data(runs_of(study)[:2], pairs, "fixed", torch.device("cpu"))
     assert feed.image.data_ptr() == pairs.image.data_ptr()
     held = held_out(pairs, torch.device("cpu")).image
     assert held.data_ptr() == pairs.image[len(pairs.train) :].data_ptr()
@@ -544,7 +544,10 @@ def test_the_loaders_read_the_mapped_file_itself(tmp_path):
 def test_from_shards_to_a_report_that_says_what_was_left_out(tmp_path, monkeypatch, capsys, labels):
     given = write_webdataset(tmp_path / "data", [*SAMPLES, {**sample(91), "image": b"no image"}])
     monkeypatch.chdir(tmp_path)
-    options = [f"--option={option}" for option in ("image_size=8", "length=24", "tolerate=0.1", f"classes={labels}")]
+    options = [
+        f"--data-option={option}"
+        for option in ("image_size=8", "length=24", "max_invalid_share=0.1", f"classes={labels}")
+    ]
     commands = (
         ["init", "mine", "--data", "webdataset", "--path", given["path"], *options, "--device", "cpu"],
         ["run", "mine", "--scale", "smoke", "--device", "cpu", "--on", "processes:1"],

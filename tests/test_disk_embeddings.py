@@ -142,7 +142,7 @@ def test_what_is_wrong_is_one_sentence(arrays, options, sentence, tmp_path):
 
 def test_a_few_rows_that_are_not_finite_may_be_left_out(tmp_path):
     path = write(tmp_path / "data", "npz", changed(audio=BROKEN))
-    pairs = dataset["embeddings"](path=path, tolerate=0.05)
+    pairs = dataset["embeddings"](path=path, max_invalid_share=0.05)
     assert len(pairs.image) == ROWS - 1
     assert pairs.notes == (
         "1 of 80 samples cannot be used: 1 with a number that is not finite (the first: row 7); they were left out.",
@@ -193,7 +193,7 @@ embed_dim = 4
 [train]
 steps = 3
 [grid]
-loss = ["clip"]
+arms = ["clip"]
 batch_size = [8]
 noise = [0.2]
 lr = [0.01]

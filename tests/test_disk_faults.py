@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stability import cli
-from stability.execute import Watch, run
+from stability.execute import Callbacks, run
 from stability.registry import InputError
 from stability.store import checksum, disk_fault, disk_faults_named, group_path, write_atomically
 from stability.study import load_study, parse_study
@@ -28,7 +28,7 @@ name = "digits"
 
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 
 [train]
@@ -36,7 +36,7 @@ steps = 6
 warmup = 2
 
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8]
 lr = [0.01]
 seeds = 3
@@ -73,11 +73,11 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(mounted, tmp_p
         filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize))
 
     with pytest.raises(InputError, match="cannot be written \\(no space left on device\\); finished groups are kept"):
-        run(study, "cpu", out=out, watch=Watch(done=fill))
+        run(study, "cpu", out=out, callbacks=Callbacks(done=fill))
     assert [path.name for path in out.rglob("*.tmp")] == []
     filler.unlink()
     trained = []
-    run(study, "cpu", out=out, watch=Watch(done=lambda group, seconds: trained.append(group.id)))
+    run(study, "cpu", out=out, callbacks=Callbacks(done=lambda group, seconds: trained.append(group.id)))
     assert len(trained) == 1
     assert sums(out) == sums(whole)
 
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_for_the_manifest_alone_keeps_every_group_that_it_ca
         filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - room))
 
     with pytest.raises(InputError, match="cannot be written \\(no space left on device\\); finished groups are kept"):
-        run(study, "cpu", out=out, watch=Watch(done=fill))
+        run(study, "cpu", out=out, callbacks=Callbacks(done=fill))
     noted = (out / "manifest.json").read_bytes()
     statuses = [entry["status"] for entry in json.loads(noted)["groups"]]
     assert statuses == ["finished", "planned"]
@@ -178,7 +178,7 @@ def test_a_group_file_harmed_in_any_way_is_put_aside_and_computed_again(tmp_path
     if harm in harmed:
         victim.write_bytes(harmed[harm])
     said: list[str] = []
-    run(study, "cpu", out=out, watch=Watch(say=said.append))
+    run(study, "cpu", out=out, callbacks=Callbacks(say=said.append))
     assert ["missing" in sentence if harm == "gone" else "damaged" in sentence for sentence in said] == [True]
     assert sums(out) == before
     assert (out / "damaged").exists() == (harm != "gone")

@@ -14,6 +14,7 @@ from documents import NOT_RUN, PAGES, ROOT, Block, blocks, commands, follow, sta
 from stability import cli
 from stability.contrasts import contrast
 from stability.probes import STEP_MEASURES, probe
+from stability.study.schema import CLAIM_AXES
 
 DOCS = ROOT / "docs"
 # These two are walked by test_walkthroughs.py, with a look at what comes out.
@@ -61,9 +62,9 @@ def test_measures_and_contrasts_that_the_guide_recommends_exist():
     for variant in probe.values():
         measures |= {measure.name for measure in variant.traits["measures"]}
     for probes, named, contrasts in table:
-        assert {*re.findall("`([a-z-]+)`", probes)} <= {*probe}
+        assert {*re.findall("`([a-z_]+)`", probes)} <= {*probe}
         assert {*re.findall("`([a-z_0-9]+)`", named)} <= measures
-        assert {*re.findall("`([a-z-]+)`", contrasts)} <= {*contrast, "noise"}
+        assert {*re.findall("`([a-z_]+)`", contrasts)} <= {*contrast, *CLAIM_AXES}
 
 
 def test_every_page_is_in_the_navigation():

@@ -8,7 +8,7 @@ from closed_form_results import STUDY, curves
 from numpy.testing import assert_allclose
 
 from stability import stats
-from stability.analysis import analyse
+from stability.analysis import analyze
 from stability.analysis.cells import Cell, apart, by_cell
 from stability.report.doubts import coarse, doubts
 from stability.report.limitations import limitations
@@ -33,7 +33,7 @@ id = "spikes"
 text = "SigLIP spikes less"
 measure = "spike_rate_loss"
 contrast = "difference"
-scale = "linear"
+transform = "linear"
 compare = ["siglip", "clip"]
 expect = "lower"
 margin = 0.5
@@ -41,7 +41,7 @@ margin = 0.5
 
 
 def study_of(claims):
-    text = STUDY.format(title="Doubts", probes="[probes.gradient-noise]\nevery = 20\nbatches = 4")
+    text = STUDY.format(title="Doubts", probes="[probes.gradient_noise]\nevery = 20\nbatches = 4")
     return parse_study(text + claims, "t.toml", "t")
 
 
@@ -84,8 +84,8 @@ def test_the_effect_in_a_cell_is_the_paired_ratio_of_its_runs_at_a_confidence_sh
 def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_margin(factor, how):
     study = study_of(LEVEL)
     made = made_of(study, factor)
-    findings = analyse(made, checks=False)
-    found = doubts(made, findings).apart.get("level")
+    findings = analyze(made, checks=False)
+    found = doubts(made, findings).heterogeneity.get("level")
     assert (found and found.how) == how
     answer = describe(made, findings, [])["answers"][2]
     said = {limit["title"]: limit["text"] for limit in limitations(made, findings)}
@@ -93,8 +93,8 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     assert bool(answer["uneven"]) == (how == "turns")  # that it only differs is said of the primary claim
     first = describe(made, replace(findings, claims=tuple(replace(c, primary=True) for c in findings.claims)), [])
     assert bool(first["answers"][2]["uneven"]) == (how is not None)
-    assert ("Cells that go both ways" in said) == (how == "turns")
-    assert ("An effect that differs between cells" in said) == (how == "differs")
+    assert ("Opposite signs between cells" in said) == (how == "turns")
+    assert ("Heterogeneous effect between cells" in said) == (how == "differs")
     if how:
         assert found.sentence in next(text for text in said.values() if "SigLIP's gradients" in text and "×" in text)
 
@@ -125,7 +125,7 @@ def test_equal_sides_that_are_smaller_than_the_margin_are_a_limitation(rates, ti
     arm = made.runs.set_index("run")["arm"]
     steps = made.steps.assign(recall_at_1=made.steps["run"].map(arm).map(rate).fillna(0.5))
     made = replace(made, steps=steps)
-    findings = analyse(made, checks=False)
+    findings = analyze(made, checks=False)
     assert findings.claims[2].verdict == "equivalent"
     found = doubts(made, findings).idle.get("spikes")
     assert (found and found[0]) == title
@@ -139,8 +139,8 @@ def test_equal_sides_that_are_smaller_than_the_margin_are_a_limitation(rates, ti
 def test_steps_that_are_counted_in_strides_longer_than_the_margin_are_a_limitation():
     study = study_of(LEVEL)  # its second claim counts steps; recall is measured every 10 of them
     made = curves(study)
-    findings = analyse(made, checks=False)
-    said = dict(coarse(made, findings))["Steps counted in strides"]
+    findings = analyze(made, checks=False)
+    said = dict(coarse(made, findings))["Coarse time resolution"]
     assert "every 10 steps" in said
     assert f"margin of {percent(0.1)}." in said
     wide = [claim.model_copy(update={"margin": 1.5}) for claim in study.claims]
@@ -150,11 +150,11 @@ def test_steps_that_are_counted_in_strides_longer_than_the_margin_are_a_limitati
 def test_the_method_says_what_a_claim_takes_of_a_run_and_along_what():
     study = study_of(LEVEL)
     made = curves(study)
-    told = {part["title"]: part["text"] for part in method(made, analyse(made, checks=False))}
+    told = {part["title"]: part["text"] for part in method(made, analyze(made, checks=False))}
     late = "the mean over the last fifth of a run's steps"
     assert (
         f"Measure: Recall@1, {late}, as a logarithm above chance; contrast slope over noise" in told["The claim slope"]
     )
-    assert "contrast time-to-threshold at 0.2" in told["The claim speed"]
+    assert "contrast time_to_threshold at 0.2" in told["The claim speed"]
     assert f"(towers), {late}; contrast ratio, expected" in told["The claim level"]
     assert "No verdict rests on that" in told["Cells"]

@@ -17,7 +17,7 @@ IMAGE, TEXT, IDS = Modality((1, 8, 8)), Modality((6,), vocabulary=11), Modality(
 def built(name: str, **options: object) -> tuple[torch.nn.Module, torch.Tensor]:
     """Return the tower, in float64, and a batch of 5 that it reads."""
     torch.manual_seed(0)
-    if name == "free-vectors":
+    if name == "free_vectors":
         return encoder[name](IDS, 4, **options).double(), torch.randint(0, 11, (5, 1))
     if encoder[name].traits["modality"] == "text":
         return encoder[name](TEXT, 4, **options).double(), torch.randint(0, 11, (5, 6))
@@ -63,32 +63,32 @@ def test_every_tower_under_vmap_equals_a_loop_over_weights(name):
 
 @pytest.mark.parametrize("name", sorted(encoder))
 def test_every_tower_can_be_locked_without_changing_its_weights(name):
-    free, locked = built(name)[0], built(name, locked=True)[0]
+    free, frozen = built(name)[0], built(name, frozen=True)[0]
     assert all(value.requires_grad for value in free.parameters())
-    assert not any(value.requires_grad for value in locked.parameters())
-    assert_close(dict(free.named_parameters()), dict(locked.named_parameters()), rtol=0, atol=0)
+    assert not any(value.requires_grad for value in frozen.parameters())
+    assert_close(dict(free.named_parameters()), dict(frozen.named_parameters()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", sorted(encoder))
 def test_what_a_tower_wants_reprojected_is_a_parameter_with_unit_rows(name):
     tower, _ = built(name)
     params = dict(tower.named_parameters())
-    for reprojected in getattr(tower, "reprojected", ()):
-        norms = params[reprojected].norm(dim=-1)
+    for renormalized in getattr(tower, "renormalized", ()):
+        norms = params[renormalized].norm(dim=-1)
         assert_close(norms, torch.ones_like(norms), rtol=1e-6, atol=1e-6)
 
 
 def test_free_vectors_are_looked_up_by_id_and_reprojected_only_on_demand():
-    tower, _ = built("free-vectors")
+    tower, _ = built("free_vectors")
     assert_close(tower(torch.tensor([[3], [0], [3]])), tower.vectors[[3, 0, 3]])
-    assert tower.reprojected == ("vectors",)
-    assert built("free-vectors", reprojected=False)[0].reprojected == ()
+    assert tower.renormalized == ("vectors",)
+    assert built("free_vectors", renormalized=False)[0].renormalized == ()
 
 
 def test_free_vectors_start_uniform_on_the_sphere():
     """Of a uniform unit vector, each coordinate has mean 0 and square 1/D, and in 3 dimensions is uniform itself."""
     torch.manual_seed(0)
-    vectors = encoder["free-vectors"](Modality((1,), vocabulary=20_000), 3).vectors.detach()
+    vectors = encoder["free_vectors"](Modality((1,), vocabulary=20_000), 3).vectors.detach()
     assert_close(vectors.mean(0), torch.zeros(3), rtol=0, atol=0.02)
     assert_close(vectors.T @ vectors / 20_000, torch.eye(3) / 3, rtol=0, atol=0.02)
     height = vectors[:, 2].sort().values
@@ -136,12 +136,12 @@ def test_attention_equals_torch_s_own():
 @pytest.mark.parametrize(
     ("name", "modality", "options", "sentence"),
     [
-        ("patch-transformer", IMAGE, {"patch": 3}, r"patch = 3 does not tile images of shape \(1, 8, 8\)"),
-        ("patch-transformer", IMAGE, {"heads": 5}, "heads = 5 does not divide width = 32"),
-        ("token-transformer", TEXT, {"heads": 7}, "heads = 7 does not divide width = 32"),
+        ("patch_transformer", IMAGE, {"patch": 3}, r"patch = 3 does not tile images of shape \(1, 8, 8\)"),
+        ("patch_transformer", IMAGE, {"heads": 5}, "heads = 5 does not divide width = 32"),
+        ("token_transformer", TEXT, {"heads": 7}, "heads = 7 does not divide width = 32"),
         ("mlp", TEXT, {}, "reads real-valued input, and this modality is token ids"),
-        ("free-vectors", TEXT, {}, r"reads one id a sample, and this modality is token ids of shape \(6,\)"),
-        ("free-vectors", IMAGE, {}, r"reads one id a sample, and this modality is real values of shape \(1, 8, 8\)"),
+        ("free_vectors", TEXT, {}, r"reads one id a sample, and this modality is token ids of shape \(6,\)"),
+        ("free_vectors", IMAGE, {}, r"reads one id a sample, and this modality is real values of shape \(1, 8, 8\)"),
         ("conv", Modality((5,)), {}, r"reads images \(C, H, W\), and this modality has shape \(5,\)"),
     ],
 )

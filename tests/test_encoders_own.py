@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stability.analysis import read
+from stability.analysis import load_results
 from stability.encoders import Modality, encoder
-from stability.encoders.soundness import refuse_unsound
+from stability.encoders.soundness import check_tower
 from stability.execute import executor_of, run
 from stability.grid import runs_of
 from stability.plugins import load_encoders, load_plugin, read_plugin, refuse_unused
 from stability.registry import InputError
 from stability.study import parse_study
-from stability.train.population import blueprint
+from stability.train.population import model_spec
 
 TOWER = '''"""A tower with its first layer locked."""
 
@@ -34,7 +34,7 @@ def half_locked(modality, embed_dim, *, width=8):
     first = nn.Linear(size, width).requires_grad_(False)
     return nn.Sequential(nn.Flatten(), first, nn.GELU(), nn.Linear(width, embed_dim))
 '''
-USES = 'image = { name = "half-locked", width = 4 }'
+USES = 'image = { name = "half_locked", width = 4 }'
 
 
 @pytest.fixture
@@ -65,15 +65,15 @@ def parsed(text: str):
 def test_a_study_that_names_it_is_valid_only_with_its_file_and_the_source_is_part_of_runs(
     catalogue, file, text, monkeypatch
 ):
-    with pytest.raises(InputError, match=r"model\.image: unknown encoder 'half-locked'.*is named by --encoder"):
+    with pytest.raises(InputError, match=r"model\.image: unknown encoder 'half_locked'.*is named by --encoder"):
         parsed(text)
     load_encoders([file()])
     before = parsed(text)
     ids = {run.id for run in runs_of(before)}
     hash_before = before.hash
-    assert before.encoder_sources.keys() == {"half-locked"}
+    assert before.encoder_sources.keys() == {"half_locked"}
     # Another process, another day: the name is free again, and the file was edited.
-    monkeypatch.delitem(encoder._variants, "half-locked")
+    monkeypatch.delitem(encoder._variants, "half_locked")
     load_encoders([file(TOWER + "# edited\n")])
     after = parsed(text)
     assert not ids & {run.id for run in runs_of(after)}
@@ -86,16 +86,16 @@ def test_a_study_without_encoders_of_one_s_own_keeps_its_identity_when_some_are_
     plugins = load_encoders([file()])
     after = parsed(tiny_text)
     assert (after.hash, [run.id for run in runs_of(after)]) == identity
-    with pytest.raises(InputError, match="the study has no tower 'half-locked'; write image = "):
+    with pytest.raises(InputError, match="the study has no tower 'half_locked'; write image = "):
         refuse_unused(plugins, after.encoder_sources)
 
 
 def test_part_of_a_tower_can_be_locked(catalogue, file, text):
     load_encoders([file()])
     study = parsed(text)
-    plan = blueprint(study, "clip", 8, study.pairs())
-    assert {name for name in plan.fixed if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
-    assert {name for name in plan.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
+    spec = model_spec(study, "clip", 8, study.pairs())
+    assert {name for name in spec.frozen if name.startswith("image.")} == {"image.1.weight", "image.1.bias"}
+    assert {name for name in spec.layout.shapes if name.startswith("image.3")} == {"image.3.weight", "image.3.bias"}
 
 
 def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogue, file):
@@ -104,7 +104,7 @@ def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogu
     plugins = load_encoders([file(two) + ":other"])
     refuse_unused(plugins, ["other"])
     with pytest.raises(InputError, match="no tower 'other'"):
-        refuse_unused(plugins, ["half-locked"])
+        refuse_unused(plugins, ["half_locked"])
     with pytest.raises(InputError, match="defines no encoder 'others'; did you mean 'other'"):
         load_encoders([file(two) + ":others"])
 
@@ -113,8 +113,8 @@ def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogu
     ("source", "sentence"),
     [
         ("x = 1\n", r"my_tower\.py: defines no encoder; decorate a function with @stability\.encoder"),
-        (TOWER.replace("width=8", "width"), r"encoder 'half-locked': option 'width' has no default"),
-        (TOWER.replace('"image"', '"images"'), r"encoder 'half-locked': modality='images'; allowed: image, text"),
+        (TOWER.replace("width=8", "width"), r"encoder 'half_locked': option 'width' has no default"),
+        (TOWER.replace('"image"', '"images"'), r"encoder 'half_locked': modality='images'; allowed: image, text"),
         (TOWER.replace("half_locked", "mlp"), r"encoder 'mlp' exists already; give yours another name"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(catalogue, file, source, sen
 def test_a_tower_that_cannot_be_trained_is_refused_before_the_run(catalogue, file, text, old, new, sentence):
     source = TOWER.replace(old, new)
     load_encoders([file(source + ")" * (source.count("(") - source.count(")")))])
-    with pytest.raises(InputError, match=rf"tiny\.toml: model\.image: encoder 'half-locked'.*{sentence}") as caught:
+    with pytest.raises(InputError, match=rf"tiny\.toml: model\.image: encoder 'half_locked'.*{sentence}") as caught:
         parsed(text)
     assert "\n" not in str(caught.value)
 
@@ -185,7 +185,7 @@ class Masked(nn.Linear):
 @pytest.mark.parametrize(
     ("tower", "sentence"),
     [
-        (Centred(5, 4), "a sample's embedding hangs on the others"),
+        (Centred(5, 4), "embeddings depend on the other samples in the batch"),
         (Branching(5, 4), "does not run under torch.func.vmap over its weights"),
         (nn.Flatten(), "it has no parameters"),
         (nn.LazyLinear(4), "parameter 'weight' has no shape yet"),
@@ -206,7 +206,7 @@ class Masked(nn.Linear):
 )
 def test_what_shows_only_when_it_is_called_is_refused_too(tower, sentence):
     with pytest.raises(InputError, match=sentence) as caught:
-        refuse_unsound(tower, Modality((5,)), 4)
+        check_tower(tower, Modality((5,)), 4)
     assert "\n" not in str(caught.value)
 
 
@@ -214,39 +214,39 @@ def test_buffers_of_whole_numbers_and_a_counter_are_no_harm():
     tower = After(lambda y: y[:, tower.order] if tower.seen.add_(1) else y)
     tower.register_buffer("order", torch.tensor([2, 0, 1, 3]))
     tower.register_buffer("seen", torch.tensor(0))
-    refuse_unsound(tower, Modality((5,)), 4)
+    check_tower(tower, Modality((5,)), 4)
 
 
 def test_a_locked_tower_needs_no_gradient():
-    refuse_unsound(After(torch.Tensor.detach).requires_grad_(False), Modality((5,)), 4)
+    check_tower(After(torch.Tensor.detach).requires_grad_(False), Modality((5,)), 4)
 
 
 @pytest.mark.parametrize("name", sorted(encoder))
 def test_every_tower_of_the_catalogue_is_sound(name):
-    modality = {"free-vectors": Modality((1,), 7), "token-transformer": Modality((6,), 7)}.get(name)
+    modality = {"free_vectors": Modality((1,), 7), "token_transformer": Modality((6,), 7)}.get(name)
     modality = modality or Modality((1, 8, 8))
     torch.manual_seed(0)
-    refuse_unsound(encoder[name](modality, 4), modality, 4)
+    check_tower(encoder[name](modality, 4), modality, 4)
 
 
 def test_trained_statistics_in_eval_couple_nothing():
-    refuse_unsound(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval(), Modality((5,)), 4)
+    check_tower(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).eval(), Modality((5,)), 4)
     with pytest.raises(InputError, match="BatchNorm"):
-        refuse_unsound(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), Modality((5,)), 4)
+        check_tower(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), Modality((5,)), 4)
 
 
 def test_a_worker_gets_the_source_and_a_later_reading_asks_for_the_file_again(
     catalogue, file, tmp_path, text, monkeypatch
 ):
     plugins = load_encoders([file()])
-    end = text.index("[probes.gradient-noise]")
+    end = text.index("[probes.gradient_noise]")
     study = parsed(text[:end] + "[scales.smoke]\ngrid.seeds = 2\ntrain.steps = 4\n")
     with executor_of("processes:1", "cpu", plugins) as executor:
         run_dir = run(study, "cpu", executor, tmp_path / "run")
     statuses = {group["status"] for group in json.loads((run_dir / "manifest.json").read_text())["groups"]}
     assert statuses == {"finished"}
-    monkeypatch.delitem(encoder._variants, "half-locked")
-    with pytest.raises(InputError, match=r"unknown encoder 'half-locked'.*is named by --encoder"):
-        read(run_dir)
+    monkeypatch.delitem(encoder._variants, "half_locked")
+    with pytest.raises(InputError, match=r"unknown encoder 'half_locked'.*is named by --encoder"):
+        load_results(run_dir)
     load_encoders([file()])
-    assert read(run_dir).study.hash == study.hash
+    assert load_results(run_dir).study.hash == study.hash

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from stability import execute
-from stability.execute import Watch, executor_of, planning, run
+from stability.execute import Callbacks, executor_of, planning, run
 from stability.execute.manifest import open_run
 from stability.execute.planning import plan_groups, worker_count
 from stability.execute.pool import WorkerPool
@@ -42,7 +42,7 @@ def test_a_finished_study_is_not_run_again_and_its_manifest_keeps_what_it_said(t
     (tiny_run / "manifest.json").write_text(json.dumps(manifest))
     before = {path: path.stat().st_mtime_ns for path in (tiny_run / "groups").iterdir()}
     trained = []
-    run(tiny, "cpu", out=tiny_run, watch=Watch(done=lambda group, seconds: trained.append(group)))
+    run(tiny, "cpu", out=tiny_run, callbacks=Callbacks(done=lambda group, seconds: trained.append(group)))
     assert trained == []
     assert json.loads((tiny_run / "manifest.json").read_text()) == manifest
     assert {path: path.stat().st_mtime_ns for path in (tiny_run / "groups").iterdir()} == before
@@ -82,7 +82,12 @@ def test_a_damaged_group_file_is_named_and_computed_again(tiny, tiny_run, tmp_pa
     victim.write_bytes(content)
     harm = bytes(content)
     said, trained = [], []
-    run(tiny, "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, seconds: trained.append(group.id)))
+    run(
+        tiny,
+        "cpu",
+        out=copied,
+        callbacks=Callbacks(say=said.append, done=lambda group, seconds: trained.append(group.id)),
+    )
     assert [victim.name in sentence for sentence in said] == [True]
     assert trained == [victim.stem]
     assert (copied / "damaged" / victim.name).read_bytes() == harm
@@ -97,7 +102,7 @@ def test_new_seeds_train_only_the_new_runs_and_removed_cells_are_ignored_aloud(t
     kept = group_sums(out)
     more = parse_study(small.replace("seeds = 3", "seeds = 4"), "t.toml", "t")
     trained = []
-    run(more, "cpu", out=out, watch=Watch(done=lambda group, seconds: trained.extend(group.runs)))
+    run(more, "cpu", out=out, callbacks=Callbacks(done=lambda group, seconds: trained.extend(group.runs)))
     assert {each.seed for each in trained} == {3}
     assert kept.items() <= group_sums(out).items()
     said = []
@@ -105,7 +110,7 @@ def test_new_seeds_train_only_the_new_runs_and_removed_cells_are_ignored_aloud(t
         parse_study(small.replace("seeds = 3", "seeds = 2"), "t.toml", "t"),
         "cpu",
         out=out,
-        watch=Watch(say=said.append),
+        callbacks=Callbacks(say=said.append),
     )
     assert said == [f"{out}: 16 stored runs are not in the study any more and are ignored"]
 
@@ -136,7 +141,7 @@ def test_a_group_that_raises_leaves_the_others_going_and_is_tried_again(tiny, ti
     monkeypatch.setitem(loss._variants, "siglip", Variant("loss", "siglip", broken, sound.options, sound.traits))
     monkeypatch.setattr(execute, "open_run", with_sound(execute.open_run, sound, broken, monkeypatch))
     said = []
-    out = run(tiny, "cpu", out=tmp_path / "r", watch=Watch(say=said.append))
+    out = run(tiny, "cpu", out=tmp_path / "r", callbacks=Callbacks(say=said.append))
     assert sorted(statuses(out)) == ["failed", "failed", "finished", "finished"]
     assert all(sentence.endswith("RuntimeError: a loss that fails") for sentence in said)
     errors = [g["error"] for g in json.loads((out / "manifest.json").read_text())["groups"] if g["status"] == "failed"]
@@ -212,13 +217,13 @@ def test_workers_outlive_the_thread_that_gave_them_their_work():
 
 
 def test_groups_once_planned_keep_their_runs_when_a_run_goes_on(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "WIDEST", {"cpu": 4, "cuda": 4})
+    monkeypatch.setattr(planning, "MAX_REPLICAS", {"cpu": 4, "cuda": 4})
     device = torch.device("cpu")
     where = tmp_path / "r"
     manifest, groups = open_run(tiny, where, device, print)
     manifest["groups"][0]["status"] = "failed"
     write_manifest(where, manifest)
-    monkeypatch.setattr(planning, "WIDEST", {"cpu": 2, "cuda": 2})
+    monkeypatch.setattr(planning, "MAX_REPLICAS", {"cpu": 2, "cuda": 2})
     again, kept = open_run(tiny, where, device, print)
     assert {group.id for group in kept} == {group.id for group in groups}
     assert {entry["id"] for entry in again["groups"]} == {entry["id"] for entry in manifest["groups"]}

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stability import cli
-from stability.analysis import analyse, read, summarise
+from stability.analysis import analyze, load_results, summarize
 from stability.curvature import spectrum
 from stability.execute import run
 from stability.exports import FORMATS, export, tables
@@ -34,7 +34,7 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def results(tiny_run):
-    return read(tiny_run)
+    return load_results(tiny_run)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -44,11 +44,11 @@ def test_the_tables_hold_what_was_measured_and_found(kind, tiny_run, results, tm
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{name}.{kind}" for name in paths}
     runs, curves, found = (read_back[name] for name in ("runs", "curves", "findings"))
     assert runs["run"].tolist() == results.runs["run"].tolist()
-    final = summarise(results, "recall_at_1", "final").reindex(runs["run"]).to_numpy()
+    final = summarize(results, "recall_at_1", "final").reindex(runs["run"]).to_numpy()
     np.testing.assert_allclose(runs["recall_at_1"], final, rtol=1e-6)
     assert len(curves) == len(results.steps)
     np.testing.assert_allclose(curves["loss"].astype(float), results.steps["loss"], rtol=1e-6)
-    claims = analyse(results).claims
+    claims = analyze(results).claims
     assert found["verdict"].tolist() == [claim.verdict for claim in claims]
     assert found["compare_first"].tolist() == [claim.compare[0] for claim in claims]
     for end, place in (("low", 0), ("high", 1)):
@@ -58,7 +58,7 @@ def test_the_tables_hold_what_was_measured_and_found(kind, tiny_run, results, tm
 
 
 def test_every_column_is_documented_once(results):
-    made = tables(results, analyse(results))
+    made = tables(results, analyze(results))
     documented = made.pop("columns")
     for name, frame in made.items():
         assert documented[documented["table"] == name]["column"].tolist() == list(frame.columns)
@@ -69,7 +69,7 @@ def test_the_rates_of_a_search_are_exported_and_documented(tiny_text, tmp_path):
     tuned = tiny_text.replace("[probes.retrieval]", "[tune]\nlr = [0.003, 0.03]\nseeds = 1\n[probes.retrieval]", 1)
     study = parse_study(tuned, "t.toml", "t", "smoke")
     run(study, out=tmp_path / "run")
-    tabled = tables(found := read(tmp_path / "run"), analyse(found))
+    tabled = tables(found := load_results(tmp_path / "run"), analyze(found))
     assert set(tabled["runs"]["rate"]) <= {0.003, 0.03}
     documented = tabled["columns"].query("table == 'runs'")
     assert documented["column"].tolist() == list(tabled["runs"].columns)
@@ -87,7 +87,7 @@ def test_lists_survive_in_every_format(tiny_run, results, tmp_path):
 def test_wrong_wishes_are_one_sentence(tiny_run, tmp_path):
     with pytest.raises(InputError, match=r"--format: unknown format 'cvs'; did you mean 'csv'\?"):
         export(tiny_run, "cvs")
-    with pytest.raises(InputError, match=r"--to: unknown sink 'tensorbord'; did you mean 'tensorboard'\?"):
+    with pytest.raises(InputError, match=r"--tracker: unknown sink 'tensorbord'; did you mean 'tensorboard'\?"):
         send(tiny_run, "tensorbord")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--out .*file/in: cannot be written \(not a directory\)"):
@@ -110,7 +110,9 @@ def test_the_command_line_exports(tiny_run, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", sink)
 def test_a_tracker_that_is_missing_is_named_with_its_extra(name, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf"--to {name} needs the package '{name}'.*contrastive-stability\[{name}\]"):
+    with pytest.raises(
+        InputError, match=rf"--tracker {name} needs the package '{name}'.*contrastive-stability\[{name}\]"
+    ):
         send(tiny_run, name, tmp_path / "out")
 
 
@@ -163,7 +165,7 @@ def test_mlflow_holds_curves_parameters_and_final_values(tiny_run, results, tmp_
 
 
 def test_findings_show_themselves_in_a_notebook_with_everything_escaped(results):
-    findings = analyse(results)
+    findings = analyze(results)
     odd = replace(findings.claims[0], text="<script>alert('x')</script> & more")
     page = replace(findings, claims=(odd, *findings.claims[1:]), study="<b>")._repr_html_()
     assert "<script>" not in page

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stability import execute
-from stability.execute import Watch, executor_of, run, scheduling
+from stability.execute import Callbacks, executor_of, run, scheduling
 from stability.execute.pool import WorkerPool
-from stability.execute.worker import Outcome, Task, sign_path, train_elsewhere
+from stability.execute.worker import GroupResult, Task, heartbeat_path, train_remote
 from stability.grid import groups_of, halves, runs_of
 from stability.losses import loss
 from stability.plugins import Plugin, load_plugin
@@ -30,7 +30,7 @@ name = "digits"
 
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 
 [train]
@@ -38,7 +38,7 @@ steps = 6
 warmup = 2
 
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [8]
 lr = [0.01]
 seeds = 4
@@ -87,8 +87,8 @@ class Fault:
         traits = {key: value for key, value in sound.traits.items() if key != "value_and_grad"}
         monkeypatch.setitem(loss._variants, name, Variant("loss", name, faulty, sound.options, traits))
 
-    def watch(self, said: list[str]) -> Watch:
-        return Watch(say=said.append, begin=self.arm)
+    def watch(self, said: list[str]) -> Callbacks:
+        return Callbacks(say=said.append, begin=self.arm)
 
     def arm(self, groups: int) -> None:
         self.left, self.times = self.left + self.times, 0
@@ -110,7 +110,7 @@ def test_whatever_a_loss_raises_fails_its_group_only_and_the_next_run_tries_it_a
     quick, wrapped_run, tmp_path, monkeypatch, error
 ):
     said: list[str] = []
-    out = run(quick, "cpu", out=tmp_path / "r", watch=Fault(monkeypatch, "clip", error, 1).watch(said))
+    out = run(quick, "cpu", out=tmp_path / "r", callbacks=Fault(monkeypatch, "clip", error, 1).watch(said))
     assert statuses(out) == ["failed", "finished"]
     assert [type(error).__name__ in sentence and "torn" in sentence for sentence in said] == [True]
     (failed,) = (group for group in groups_in(out) if group["status"] == "failed")
@@ -131,25 +131,25 @@ def test_fail_fast_begins_no_further_group_and_only_failed_trains_nothing_else(q
         fault.arm(groups)
         slow.arm(groups)
 
-    out = run(quick, "cpu", out=tmp_path / "r", watch=Watch(say=said.append, begin=begin), fail_fast=True)
+    out = run(quick, "cpu", out=tmp_path / "r", callbacks=Callbacks(say=said.append, begin=begin), fail_fast=True)
     assert statuses(out) == ["failed", "planned"]
     assert len(said) == 1
     monkeypatch.undo()
     run(quick, "cpu", out=out, only_failed=True)
     assert statuses(out) == ["finished", "planned"]
-    run(quick, "cpu", out=out, only_failed=True, watch=Watch(say=said.append))
+    run(quick, "cpu", out=out, only_failed=True, callbacks=Callbacks(say=said.append))
     assert said[-1] == f"{out}: no group has failed, so there is none to try again"
     assert statuses(out) == ["finished", "planned"]
 
 
 def test_a_failure_is_remembered_until_its_group_is_tried_again(quick, tmp_path, monkeypatch):
-    out = run(quick, "cpu", out=tmp_path / "r", watch=Fault(monkeypatch, "clip", RuntimeError("no"), 1).watch([]))
+    out = run(quick, "cpu", out=tmp_path / "r", callbacks=Fault(monkeypatch, "clip", RuntimeError("no"), 1).watch([]))
 
     def interrupted(groups: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(quick, "cpu", out=out, watch=Watch(begin=interrupted))
+        run(quick, "cpu", out=out, callbacks=Callbacks(begin=interrupted))
     assert statuses(out) == ["failed", "finished"]
 
 
@@ -165,7 +165,7 @@ def test_a_group_without_memory_is_trained_in_halves_to_the_same_numbers(
     quick, wrapped_run, tmp_path, monkeypatch, error
 ):
     said: list[str] = []
-    out = run(quick, "cpu", out=tmp_path / "r", watch=Fault(monkeypatch, "clip", error, 1).watch(said))
+    out = run(quick, "cpu", out=tmp_path / "r", callbacks=Fault(monkeypatch, "clip", error, 1).watch(said))
     assert [sentence.split(": ", 1)[1] for sentence in said] == ["memory does not suffice for 4 runs; halving it"]
     assert statuses(out) == ["finished"] * 3
     assert sorted(len(group["runs"]) for group in groups_in(out)) == [2, 2, 4]
@@ -174,7 +174,7 @@ def test_a_group_without_memory_is_trained_in_halves_to_the_same_numbers(
     frames = [rows_of(each) for each in (wrapped_run, out)]
     assert frames[0].equals(frames[1])
     # A later call finds the plan as it was narrowed.
-    run(quick, "cpu", out=out, watch=Watch(step=lambda group, step: pytest.fail("trained again")))
+    run(quick, "cpu", out=out, callbacks=Callbacks(step=lambda group, step: pytest.fail("trained again")))
 
 
 def rows_of(run_dir: Path):
@@ -185,7 +185,7 @@ def rows_of(run_dir: Path):
 
 def test_a_group_of_two_that_lacks_memory_has_failed(quick, tmp_path, monkeypatch):
     fault = Fault(monkeypatch, "clip", MemoryError("none left"), 3)
-    out = run(quick, "cpu", out=tmp_path / "r", watch=fault.watch([]))
+    out = run(quick, "cpu", out=tmp_path / "r", callbacks=fault.watch([]))
     assert statuses(out) == ["failed", "failed", "finished"]
 
 
@@ -210,7 +210,7 @@ GROUPS = Path({groups!r})
 def deadly(image, text, *, log_scale, bias):
     \"\"\"As siglip, but once, in a worker that trains, it strikes its own process.\"\"\"
     mark = GROUPS.parent / "struck"
-    if not mark.exists() and list(GROUPS.glob(".*.sign")):
+    if not mark.exists() and list(GROUPS.glob(".*.heartbeat")):
         mark.touch()
         os.kill(os.getpid(), signal.{signal})
     return siglip(image, text, log_scale=log_scale, bias=bias)
@@ -221,15 +221,15 @@ def deadly(image, text, *, log_scale, bias):
     ("signal", "word"),
     [("SIGKILL", "a worker process died"), pytest.param("SIGSTOP", "its worker hangs", marks=pytest.mark.slow)],
 )
-def test_a_worker_that_is_killed_or_frozen_is_replaced_and_its_group_handed_on(tmp_path, monkeypatch, signal, word):
-    monkeypatch.setattr(scheduling, "SILENT", 5.0)
+def test_a_worker_that_is_killed_or_frozen_is_replaced_and_its_group_requeued(tmp_path, monkeypatch, signal, word):
+    monkeypatch.setattr(scheduling, "HEARTBEAT_TIMEOUT", 5.0)
     monkeypatch.setattr(loss, "_variants", dict(loss._variants))
     plugin = Plugin("deadly.py", "deadly", DEADLY.format(groups=str(tmp_path / "r" / "groups"), signal=signal))
     load_plugin(plugin)
     study = parse_study(QUICK.replace('"clip", "siglip"', '"deadly"'), "q.toml", "q")
     said: list[str] = []
     with executor_of("processes:1", "cpu", (plugin,)) as pool:
-        out = run(study, "cpu", executor=pool, out=tmp_path / "r", watch=Watch(say=said.append))
+        out = run(study, "cpu", executor=pool, out=tmp_path / "r", callbacks=Callbacks(say=said.append))
     assert (out / "struck").exists()
     assert any(word in sentence for sentence in said), said
     assert statuses(out) == ["finished"]
@@ -247,9 +247,9 @@ class Unreliable(Executor):
         if not self.faults:
             return self.threads.submit(function, *args, **kwargs)
         self.faults -= 1
-        future: Future[Outcome] = Future()
+        future: Future[GroupResult] = Future()
         if self.begun:
-            sign_path(args[0].where, args[0].group).write_text("2 7 1")
+            heartbeat_path(args[0].where, args[0].group).write_text("2 7 1")
         if self.fault:
             future.set_exception(self.fault)
         return future
@@ -258,22 +258,20 @@ class Unreliable(Executor):
         self.threads.shutdown(wait)
 
 
-def test_a_worker_elsewhere_that_shows_no_sign_of_life_is_left_and_its_group_handed_on(
-    quick, quick_run, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(scheduling, "SILENT", 1.0)
+def test_a_remote_worker_without_heartbeats_is_left_and_its_group_requeued(quick, quick_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduling, "HEARTBEAT_TIMEOUT", 1.0)
     said: list[str] = []
     steps: list[int] = []
-    watch = Watch(say=said.append, step=lambda group, step: steps.append(step))
+    watch = Callbacks(say=said.append, step=lambda group, step: steps.append(step))
     with Unreliable(None, 1, begun=True) as executor:
-        out = run(quick, "cpu", executor=executor, out=tmp_path / "r", watch=watch)
-    assert ["its worker hangs (no sign of life for 1 s)" in sentence for sentence in said] == [True]
+        out = run(quick, "cpu", executor=executor, out=tmp_path / "r", callbacks=watch)
+    assert ["its worker hangs (no heartbeat for 1 s)" in sentence for sentence in said] == [True]
     assert 2 in steps
     assert sums(out) == sums(quick_run)
 
 
 def test_a_group_whose_workers_hang_again_and_again_has_failed(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduling, "SILENT", 0.1)
+    monkeypatch.setattr(scheduling, "HEARTBEAT_TIMEOUT", 0.1)
     with Unreliable(None, 6, begun=True) as executor:
         out = run(quick, "cpu", executor=executor, out=tmp_path / "r")
     assert statuses(out) == ["failed", "failed"]
@@ -322,29 +320,29 @@ def test_workers_that_cannot_begin_fail_their_groups_instead_of_being_started_fo
     pool = Stillborn()
     out = run(quick, "cpu", executor=pool, out=tmp_path / "r")
     assert statuses(out) == ["failed", "failed"]
-    assert scheduling.TRIES <= pool.rebuilt <= 2 * scheduling.TRIES
+    assert scheduling.MAX_ATTEMPTS <= pool.rebuilt <= 2 * scheduling.MAX_ATTEMPTS
 
 
-def test_a_worker_without_the_disk_sends_its_files_and_reports_its_signs(quick, quick_run, tmp_path):
+def test_a_worker_without_the_disk_sends_its_files_and_reports_its_heartbeats(quick, quick_run, tmp_path):
     group = groups_of([each for each in runs_of(quick) if each.arm == "clip"], {("clip", 8): 32})[0]
-    signs: list[str] = []
+    heartbeats: list[str] = []
     task = Task(quick, group, tmp_path / "not-here", torch.device("cpu"), save_params=True, token="shared")
-    outcome = train_elsewhere(task, signs.append)
+    outcome = train_remote(task, heartbeats.append)
     assert not (tmp_path / "not-here").exists()
     name = f"groups/{group.id}.parquet"
     assert set(outcome.files) == {name, f"params/{group.id}.safetensors"}
     assert outcome.files[name] == (quick_run / name).read_bytes()
-    assert signs[0].split()[:2] == ["0", "0"]
+    assert heartbeats[0].split()[:2] == ["0", "0"]
 
 
 def test_what_workers_send_is_written_as_if_they_had_done_it(quick, quick_run, tmp_path):
-    class Apart(Unreliable):
+    class Heterogeneity(Unreliable):
         def submit(self, function, /, task):
             from dataclasses import replace
 
             return self.threads.submit(function, replace(task, where=tmp_path / "elsewhere"))
 
-    with Apart(None, 0, begun=False) as executor:
+    with Heterogeneity(None, 0, begun=False) as executor:
         out = run(quick, "cpu", executor=executor, out=tmp_path / "r", save_params=True)
     assert sums(out) == sums(quick_run)
     assert len(list((out / "params").iterdir())) == 2
@@ -358,9 +356,9 @@ def test_durations_and_ages_stay_positive_when_the_clock_goes_backwards(quick, t
     out = run(quick, "cpu", out=tmp_path / "r")
     assert all(group["seconds"] >= 0 for group in groups_in(out))
     (out / ".owner.json").write_text(json.dumps({"process": 1, "host": "here", "since": 2e9}))
-    from stability.execute.lock import _described
+    from stability.execute.lock import _describe_owner
 
-    assert _described(out / ".owner.json") == "process 1 on here, for 0 minutes"
+    assert _describe_owner(out / ".owner.json") == "process 1 on here, for 0 minutes"
 
 
 def test_what_a_killed_run_leaves_is_dropped_and_what_is_not_ours_is_kept(quick, quick_run, tmp_path):
@@ -378,7 +376,7 @@ def test_what_a_killed_run_leaves_is_dropped_and_what_is_not_ours_is_kept(quick,
 
 
 def test_a_leftover_that_its_dying_worker_takes_away_meanwhile_is_no_error(tmp_path, monkeypatch):
-    from stability.store import drop_leftovers
+    from stability.store import remove_stale
 
     (tmp_path / "groups").mkdir()
     (tmp_path / "groups/.g.7.ab.arrows").touch()
@@ -389,7 +387,7 @@ def test_a_leftover_that_its_dying_worker_takes_away_meanwhile_is_no_error(tmp_p
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", raced)
-    drop_leftovers(tmp_path)
+    remove_stale(tmp_path)
     assert list((tmp_path / "groups").iterdir()) == []
 
 
@@ -401,7 +399,7 @@ def test_asking_whether_a_directory_can_be_written_leaves_the_files_of_its_owner
     assert [path.name for path in (tmp_path / "r").rglob("*")] == ["groups"]
 
 
-def test_a_worker_ends_a_group_that_nobody_waits_for_any_more(quick, tmp_path, monkeypatch):
+def test_a_worker_aborts_an_orphaned_group(quick, tmp_path, monkeypatch):
     from stability.execute import worker
 
     monkeypatch.setattr(worker, "HEARTBEAT", 0.0)
@@ -411,21 +409,21 @@ def test_a_worker_ends_a_group_that_nobody_waits_for_any_more(quick, tmp_path, m
     task = Task(quick, group, tmp_path, torch.device("cpu"), token=token.name)
     steps: list[int] = []
     token.touch()
-    told = worker._while_wanted(task, steps.append)
-    told(1)
+    progress = worker._abort_if_orphaned(task, steps.append)
+    progress(1)
     token.unlink()
-    with pytest.raises(RuntimeError, match="nobody waits for it any more"):
-        told(2)
+    with pytest.raises(RuntimeError, match="orphaned, the run that submitted it has ended"):
+        progress(2)
     assert steps == [1]
     token.touch()
-    assert train_elsewhere(task).failure == ""
+    assert train_remote(task).failure == ""
 
 
-def test_a_sign_of_life_that_cannot_be_written_leaves_the_disk_to_the_training(quick):
-    from stability.execute.worker import _signs_of_life
+def test_a_heartbeat_that_cannot_be_written_leaves_the_disk_to_the_training(quick):
+    from stability.execute.worker import _heartbeats
 
     def full(sign: str) -> None:
         raise OSError(28, "No space left on device")
 
-    with _signs_of_life(full) as progress:
+    with _heartbeats(full) as progress:
         progress(1)

@@ -17,13 +17,13 @@ from stability.grid import groups_of, runs_of
 from stability.registry import InputError
 from stability.study import parse_study
 from stability.train import Trainer, features
-from stability.train.cuts import MOST_FEATURES, cut_of
+from stability.train.cuts import MOST_FEATURES, split_frozen_prefix
 from stability.train.features import Features, features_of
 from stability.train.memory import bytes_per_replica
 
 CPU = torch.device("cpu")
 IMAGE = 'image = { name = "mlp", width = 8, depth = 1 }'
-TEXT = 'text = { name = "token-transformer", width = 4, heads = 1 }'
+TEXT = 'text = { name = "token_transformer", width = 4, heads = 1 }'
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def assert_same_training(study, steps=4):
         assert ours.keys() == theirs.keys()
         for name in ("loss", "gradient_norm"):
             assert_close(ours[name], theirs[name], rtol=2e-5, atol=1e-6, msg=name)
-        assert torch.equal(ours["duplicate_share"], theirs["duplicate_share"])
+        assert torch.equal(ours["false_negative_fraction"], theirs["false_negative_fraction"])
 
 
 # --- where a tower is cut --------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def frozen(module):
 def test_a_cut_tower_computes_what_the_whole_does():
     tower = nn.Sequential(nn.Flatten(), frozen(nn.Linear(6, 5)), nn.GELU(), nn.Linear(5, 3), frozen(nn.Linear(3, 2)))
     x = torch.randn(4, 2, 3)
-    cut = cut_of(tower, x)
+    cut = split_frozen_prefix(tower, x)
     assert (cut.names, cut.shape, cut.bytes) == (("1.weight", "1.bias"), (5,), 20)
     params = {name: value.detach() + 1 for name, value in tower.named_parameters()}
     after = {name: value for name, value in params.items() if name not in cut.names}
@@ -94,7 +94,7 @@ def test_a_locked_tower_is_cut_at_its_end_whatever_its_layers():
         def forward(self, x):
             return self.map(x) * 2
 
-    cut = cut_of(frozen(Twice()), torch.randn(2, 3))
+    cut = split_frozen_prefix(frozen(Twice()), torch.randn(2, 3))
     assert cut.shape == (2,)
     x = torch.randn(4, 3)
     assert torch.equal(cut.rest(x), x)
@@ -104,7 +104,7 @@ shared = nn.Linear(3, 3)
 hooked = frozen(nn.Linear(3, 3))
 hooked.register_forward_hook(lambda *_: None)
 scaled = frozen(nn.Linear(3, 3))
-scaled.reprojected = ("weight",)
+scaled.renormalized = ("weight",)
 
 
 @pytest.mark.parametrize(
@@ -119,25 +119,25 @@ scaled.reprojected = ("weight",)
         frozen(nn.Linear(3, 3)).to(torch.bfloat16),
         nn.Bilinear(3, 3, 2),
     ],
-    ids=["locked behind", "nothing to lock", "shared", "hooked", "reprojected", "wide", "half", "trained"],
+    ids=["locked behind", "nothing to lock", "shared", "hooked", "renormalized", "wide", "half", "trained"],
 )
 def test_where_nothing_is_gained_or_sure_a_tower_is_not_cut(tower):
     dtype = next(tower.parameters()).dtype
-    assert cut_of(tower, torch.randn(2, 3, dtype=dtype)) is None
+    assert split_frozen_prefix(tower, torch.randn(2, 3, dtype=dtype)) is None
 
 
 def test_a_tower_that_maps_first_to_many_numbers_is_cut_further_up():
     tower = frozen(nn.Sequential(nn.Linear(3, MOST_FEATURES + 1), nn.Linear(MOST_FEATURES + 1, 4)))
     tower.append(nn.Linear(4, 2))
-    assert cut_of(tower, torch.randn(2, 3)).shape == (4,)
-    assert cut_of(tower[:1].append(nn.Linear(MOST_FEATURES + 1, 2)), torch.randn(2, 3)) is None
+    assert split_frozen_prefix(tower, torch.randn(2, 3)).shape == (4,)
+    assert split_frozen_prefix(tower[:1].append(nn.Linear(MOST_FEATURES + 1, 2)), torch.randn(2, 3)) is None
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def linear_cut(size=3, out=2):
-    return cut_of(frozen(nn.Linear(size, out, bias=False)), torch.zeros(2, size))
+    return split_frozen_prefix(frozen(nn.Linear(size, out, bias=False)), torch.zeros(2, size))
 
 
 def test_features_of_a_linear_tower_are_a_product_and_equal_weights_share_them():
@@ -163,7 +163,7 @@ def test_replicas_with_samples_of_their_own_have_features_of_their_own():
 
 
 def test_features_do_not_depend_on_who_trains_beside(study):
-    made = study(image='image = { name = "mlp", locked = true }')
+    made = study(image='image = { name = "mlp", frozen = true }')
     several, one = trainer_of(made).population, trainer_of(made, runs=slice(2, 3)).population
     ours = several.features["image"]
     assert torch.equal(ours.table[ours.owner[2]], one.features["image"].table[0])
@@ -174,7 +174,7 @@ def test_a_large_table_lies_in_the_cache_to_the_same_bits(tmp_path, monkeypatch)
     in_memory = features_of(linear_cut(), params, samples, shared=True)
     monkeypatch.setattr(features, "IN_MEMORY", 0)
     for known in ("", "", "fingerprint image"):
-        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), known=known)
+        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), samples_digest=known)
         assert torch.equal(mapped.table, in_memory.table)
         assert torch.equal(mapped.owner, in_memory.owner)
     entries = sorted(tmp_path.iterdir())
@@ -182,7 +182,7 @@ def test_a_large_table_lies_in_the_cache_to_the_same_bits(tmp_path, monkeypatch)
     damaged = entries[0] / "features.npy"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"\0\0\0\0")
     for known in ("", "fingerprint image"):
-        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), known=known)
+        mapped = features_of(linear_cut(), params, samples, shared=True, cache=str(tmp_path), samples_digest=known)
         assert torch.equal(mapped.table, in_memory.table)
 
 
@@ -192,7 +192,7 @@ def test_a_tower_of_the_same_weights_that_computes_something_else_does_not_find_
     towers = [frozen(nn.Sequential(nn.Linear(3, 2), layer)) for layer in (nn.GELU(), nn.ReLU())]
     params = {name: torch.stack([value] * 2) for name, value in towers[0].named_parameters()}
     for tower, function in zip(towers, (nn.functional.gelu, torch.relu), strict=True):
-        kept = features_of(cut_of(tower, samples), params, samples, shared=True, cache=str(tmp_path))
+        kept = features_of(split_frozen_prefix(tower, samples), params, samples, shared=True, cache=str(tmp_path))
         plain = nn.functional.linear(samples, params["0.weight"][0], params["0.bias"][0])
         assert_close(kept.table[0], function(plain))
 
@@ -209,11 +209,11 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_sentence(tmp_path, monkey
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted({*encoder} - {"free-vectors"}))
+@pytest.mark.parametrize("name", sorted({*encoder} - {"free_vectors"}))
 def test_every_locked_tower_trains_as_without_features(study, name):
     side = "text" if reads(encoder[name]) == "text" else "image"
-    options = ", patch = 4" if name == "patch-transformer" else ""
-    made = study(**{side: f'{side} = {{ name = "{name}"{options}, locked = true }}'})
+    options = ", patch = 4" if name == "patch_transformer" else ""
+    made = study(**{side: f'{side} = {{ name = "{name}"{options}, frozen = true }}'})
     assert {*trainer_of(made).population.features} == {side}
     assert_same_training(made)
 
@@ -221,28 +221,28 @@ def test_every_locked_tower_trains_as_without_features(study, name):
 @pytest.mark.parametrize("name", sorted(corruption))
 def test_under_every_corruption_locked_towers_train_as_without_features(study, name):
     both = {
-        side: f"{side} = {{ name = {tower}, locked = true }}"
-        for side, tower in {"image": '"mlp"', "text": '"token-transformer"'}.items()
+        side: f"{side} = {{ name = {tower}, frozen = true }}"
+        for side, tower in {"image": '"mlp"', "text": '"token_transformer"'}.items()
     }
     assert_same_training(study(**both, level=f'noise = [0.0, 0.4]\ncorruption = ["{name}"]'), steps=2)
 
 
 def test_with_parts_of_the_pairs_towers_read_features_of_their_own_pairs(study):
-    made = study(image='image = { name = "mlp", locked = true }', level="noise = [0.0, 0.4]\npairs = [64]")
+    made = study(image='image = { name = "mlp", frozen = true }', level="noise = [0.0, 0.4]\ntrain_pairs = [64]")
     population = trainer_of(made).population
     assert population.features["image"].table.shape[1] == 64
     assert_same_training(made)
 
 
 def test_pairs_corrupted_anew_at_every_step_have_no_features(study):
-    fresh = study(image='image = { name = "mlp", locked = true }', data='name = "digits"\ncorruption = "fresh"')
+    fresh = study(image='image = { name = "mlp", frozen = true }', data='name = "digits"\ncorruption = "fresh"')
     assert trainer_of(fresh).population.features == {}
     assert trainer_of(fresh).step()["loss"].isfinite().all()
 
 
 def test_free_vectors_that_are_scaled_after_each_step_have_no_features():
-    tower = encoder["free-vectors"](Modality((1,), 7), 4, locked=True)
-    assert cut_of(tower, torch.zeros(2, 1, dtype=torch.long)) is None
+    tower = encoder["free_vectors"](Modality((1,), 7), 4, frozen=True)
+    assert split_frozen_prefix(tower, torch.zeros(2, 1, dtype=torch.long)) is None
 
 
 def test_a_tower_locked_up_to_a_layer_reads_features_from_there(catalogue, study):
@@ -280,8 +280,8 @@ def test_weights_that_a_seed_does_not_change_are_kept_once(catalogue, study):
 
 
 def test_the_plan_counts_what_features_take_in_memory(study, monkeypatch):
-    locked = study(image='image = { name = "mlp", locked = true }')
-    pairs = locked.pairs()
-    with_features = bytes_per_replica(locked, "clip", 8, pairs)
+    frozen = study(image='image = { name = "mlp", frozen = true }')
+    pairs = frozen.pairs()
+    with_features = bytes_per_replica(frozen, "clip", 8, pairs)
     monkeypatch.setattr(features, "IN_MEMORY", 0)
-    assert with_features - bytes_per_replica(locked, "clip", 8, pairs) == len(pairs.train) * 4 * 4
+    assert with_features - bytes_per_replica(frozen, "clip", 8, pairs) == len(pairs.train) * 4 * 4

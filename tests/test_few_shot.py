@@ -43,11 +43,11 @@ def test_accuracy_does_not_depend_on_the_scale_of_the_embeddings():
 
 
 def test_the_probe_reads_replicas_one_by_one():
-    study = parse_study(TINY.split("[[claims]]")[0] + "\n[probes.few-shot]\ndraws = 1\n", "t.toml", "t")
+    study = parse_study(TINY.split("[[claims]]")[0] + "\n[probes.few_shot]\ndraws = 1\n", "t.toml", "t")
     runs = tuple(run for run in runs_of(study) if run.arm == "clip" and run.batch_size == 8)[:2]
     pairs = study.pairs()
-    together = Trainer(study, Group("g", runs), pairs, torch.device("cpu")).read("few-shot").values
-    alone = Trainer(study, Group("g", runs[1:]), pairs, torch.device("cpu")).read("few-shot").values
+    together = Trainer(study, Group("g", runs), pairs, torch.device("cpu")).read("few_shot").values
+    alone = Trainer(study, Group("g", runs[1:]), pairs, torch.device("cpu")).read("few_shot").values
     assert {name: values.shape for name, values in together.items()} == {
         **{f"few_shot_accuracy_{shots}": (2,) for shots in SHOTS},
         "few_shot_chance": (2,),

@@ -11,15 +11,17 @@ from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from stability.analysis import read
+from stability.analysis import load_results
 from stability.execute import run
 from stability.landscape import directions
 from stability.probes import HeldOut, Replica, probe
-from stability.probes.perturbations import filter_normalised
+from stability.probes.perturbations import filter_normalized
 from stability.streams import stream
 from stability.study import parse_study
 
-WHOLE = re.compile(r"\[probes\.(matched-noise|geometry|separability|cross-check|curvature|gradient-noise)\]\n(\w.*\n)*")
+WHOLE = re.compile(
+    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
+)
 
 
 SEEN = torch.randn(12, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -31,7 +33,7 @@ def first_rows(params, x):
     return F.normalize(x + torch.relu(x @ weights.flatten(1)[:, :4].T) @ weights.flatten(1)[:, :4], dim=-1)
 
 
-def replica_of(params, objective, chance=2.0, fixed=frozenset()):
+def replica_of(params, objective, chance=2.0, frozen=frozenset()):
     width = len(next(iter(params.values())))
     x = torch.randn(width, 3, 5, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     return Replica(
@@ -39,15 +41,14 @@ def replica_of(params, objective, chance=2.0, fixed=frozenset()):
         objective=objective,
         embed_image=lambda params, x: first_rows(params, x),
         embed_text=lambda params, x: F.normalize(x, dim=-1),
-        embed_further=None,
+        embed_extra_modalities=None,
         held_out=HeldOut(SEEN, SEEN, torch.arange(len(SEEN)), torch.empty(0), torch.empty(0)),
         batches={"x": x},
         preconditioner={},
         learning_rate=torch.full((width,), 0.1),
-        betas=(0.9, 0.999),
         constant_rate=True,
         chance=chance,
-        fixed=fixed,
+        frozen=frozen,
     )
 
 
@@ -132,8 +133,8 @@ def test_the_sharpness_of_recall_is_the_mean_rise_of_the_error_along_the_same_di
         rises = []
         for draw in range(4):
             noise = {n: torch.randn(v.shape, generator=stream(draw, f"flatness/{n}")).double() for n, v in own.items()}
-            shaken = {n: 0.8 * filter_normalised(v, noise[n]) for n, v in own.items()}
-            sides = [error({n: v + sign * shaken[n] for n, v in own.items()}) for sign in (1, -1)]
+            perturbed = {n: 0.8 * filter_normalized(v, noise[n]) for n, v in own.items()}
+            sides = [error({n: v + sign * perturbed[n] for n, v in own.items()}) for sign in (1, -1)]
             rises.append((sides[0] + sides[1]) / 2 - error(own))
         assert_close(found["filter_sharpness_recall"][place], torch.stack(rises).mean(), rtol=1e-10, atol=1e-12)
     assert (found["filter_sharpness_recall"] != 0).all()
@@ -154,7 +155,7 @@ def with_scalars(log_scale, bias):
 
 def test_at_matched_t_it_does_not_matter_what_t_and_b_a_run_has_come_to():
     one, other = (flatness(replica_of(with_scalars(*at), sigmoid_loss)) for at in ((0.5, -3.0), (2.0, 1.0)))
-    assert_close(one["filter_sharpness_matched"], other["filter_sharpness_matched"], rtol=1e-6, atol=1e-9)
+    assert_close(one["filter_sharpness_same_scale"], other["filter_sharpness_same_scale"], rtol=1e-6, atol=1e-9)
     assert not torch.isclose(one["filter_sharpness"], other["filter_sharpness"], rtol=1e-2).any()
 
 
@@ -171,17 +172,17 @@ def test_at_matched_t_the_bias_is_the_best_one_unless_it_is_held():
         best.append(minimize_scalar(mean, bounds=(-20, 20), method="bounded", options={"xatol": 1e-10}).x)
     at_best = params | {"loss.bias": torch.tensor(best, dtype=torch.float64)}
     found = flatness(replica_of(at_best, sigmoid_loss), scale=4.0)
-    assert_close(found["filter_sharpness_matched"], found["filter_sharpness"], rtol=1e-5, atol=1e-8)
-    held = flatness(replica_of(params, sigmoid_loss, fixed=frozenset({"loss.bias"})), scale=4.0)
-    assert_close(held["filter_sharpness_matched"], held["filter_sharpness"], rtol=1e-12, atol=0)
+    assert_close(found["filter_sharpness_same_scale"], found["filter_sharpness"], rtol=1e-5, atol=1e-8)
+    held = flatness(replica_of(params, sigmoid_loss, frozen=frozenset({"loss.bias"})), scale=4.0)
+    assert_close(held["filter_sharpness_same_scale"], held["filter_sharpness"], rtol=1e-12, atol=0)
     free = flatness(replica_of(params, sigmoid_loss), scale=4.0)
-    assert not torch.isclose(free["filter_sharpness_matched"], held["filter_sharpness_matched"], rtol=1e-2).any()
+    assert not torch.isclose(free["filter_sharpness_same_scale"], held["filter_sharpness_same_scale"], rtol=1e-2).any()
 
 
 def test_a_loss_without_t_has_no_sharpness_at_matched_t():
     params = {"image.first": network()["image.first"]}
     found = flatness(replica_of(params, lambda p, b: p["image.first"].square().sum()))
-    assert found["filter_sharpness_matched"].isnan().all()
+    assert found["filter_sharpness_same_scale"].isnan().all()
     assert found["filter_sharpness"].isfinite().all()
 
 
@@ -196,18 +197,18 @@ def test_neither_the_scale_of_the_loss_nor_that_of_filters_counts():
 
 def test_scalars_and_parameters_that_are_not_trained_stay():
     params = network()
-    fixed = frozenset({"image.first", "image.second"})
-    found = flatness(replica_of(params, network_loss, fixed=fixed))["filter_sharpness"]
+    frozen = frozenset({"image.first", "image.second"})
+    found = flatness(replica_of(params, network_loss, frozen=frozen))["filter_sharpness"]
     assert_close(found, torch.zeros(2, dtype=torch.float64), rtol=0, atol=0)
 
 
 def test_a_direction_has_the_norms_of_those_that_landscapes_are_drawn_along():
     value = {"image.w": torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(3))}
-    ours = filter_normalised(value["image.w"], torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(4)))
+    ours = filter_normalized(value["image.w"], torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(4)))
     (theirs,) = directions(value, count=1)
     norms = [part.flatten(1).norm(dim=1) for part in (ours, theirs["image.w"])]
     assert_close(norms[0], norms[1])
-    vector = filter_normalised(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
+    vector = filter_normalized(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]))
     assert_close(vector, torch.tensor([5.0, 0.0]))
 
 
@@ -222,7 +223,7 @@ def test_too_few_draws_or_batches_are_refused(tiny_text, option):
 def test_a_run_reads_it_and_a_single_run_equals_one_in_company(tiny_text, tmp_path):
     text = WHOLE.sub("", tiny_text).replace("gradient_noise_fraction", "filter_sharpness").replace("[8, 16]", "[8]")
     text = text.replace("[probes.retrieval]", "[probes.flatness]\nbatches = 2\ndraws = 2\n\n[probes.retrieval]")
-    results = read(run(parse_study(text, "t", "t", "smoke"), "cpu", out=tmp_path / "run"))
+    results = load_results(run(parse_study(text, "t", "t", "smoke"), "cpu", out=tmp_path / "run"))
     values = results.steps["filter_sharpness"].dropna()
     assert len(values) == len(results.runs)  # at the end, every run
     assert (values.abs() < 1).all()

@@ -102,7 +102,7 @@ def test_any_text_at_all_is_a_study_or_one_sentence(text):
 VERBS = ["list", "init", "plan", "run", "power", "check", "compare", "report", "export", "publish", "landscape"]
 VERBS += ["calibrate", "verify", "rnu", ""]
 WORDS = st.one_of(
-    st.sampled_from(["--scale", "--device", "--on", "--out", "--run", "--sample", "--format", "--seed", "--nonsense"]),
+    st.sampled_from(["--scale", "--device", "--on", "--out", "--run", "--groups", "--format", "--seed", "--nonsense"]),
     st.sampled_from(
         ["tpu", "dusk", "processes:0", "processes:x", "dask:", "nowhere", "../nowhere", "-1", "1e3", "=", "--"]
     ),
@@ -194,7 +194,7 @@ def test_a_name_in_a_study_cannot_lead_out_of_the_directory(tiny_text, name):
         return
     from stability.grid import groups_of, runs_of
 
-    groups = groups_of(runs_of(study), {(arm, size): 32 for arm in study.grid.loss for size in study.grid.batch_size})
+    groups = groups_of(runs_of(study), {(arm, size): 32 for arm in study.grid.arms for size in study.grid.batch_size})
     assert all(re.fullmatch(r"[0-9a-f]+", group.id) for group in groups)
 
 

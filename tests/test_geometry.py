@@ -56,9 +56,9 @@ def test_the_probes_measure_these_on_the_held_out_pairs(tiny):
     trainer = Trainer(tiny, Group("g", runs), tiny.pairs(), torch.device("cpu"))
     trainer.step()
     population = trainer.population
-    params = population.plan.layout.unflatten(population.theta.detach()[1])
-    image = population.plan.embed_image(params, population.held.image)
-    text = population.plan.embed_text(params, population.held.text)
+    params = population.spec.layout.unflatten(population.theta.detach()[1])
+    image = population.spec.embed_image(params, population.held.image)
+    text = population.spec.embed_text(params, population.held.text)
     values = {name: value[1] for name, value in trainer.read("geometry").values.items()}
     assert_close(values["effective_rank_image"], effective_rank(image), rtol=1e-4, atol=0)
     assert_close(values["effective_rank_text"], effective_rank(text), rtol=1e-4, atol=0)

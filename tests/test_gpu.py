@@ -12,7 +12,7 @@ import torch
 from device_cases import TRAINING, assert_close, comparable, probed, reading_of, steps_of, trainer_on
 from torch import Tensor
 
-from stability.analysis import read, summarise
+from stability.analysis import load_results, summarize
 from stability.execute import run
 from stability.execute.machine import reproducible_arithmetic
 from stability.probes import probe
@@ -82,8 +82,8 @@ def test_every_probe_reads_on_a_gpu_what_it_reads_on_the_cpu(untrained, name):
 
 
 def test_the_first_steps_on_a_gpu_are_those_on_the_cpu(tiny, tiny_run, tmp_path):
-    here, there = read(tiny_run), read(run(tiny, "cuda", out=tmp_path / "r"))
-    for name in ("loss", "gradient_norm", "log_scale", "duplicate_share"):
+    here, there = load_results(tiny_run), load_results(run(tiny, "cuda", out=tmp_path / "r"))
+    for name in ("loss", "gradient_norm", "log_scale", "false_negative_fraction"):
         first, second = (
             results.steps.query("step < 3").set_index(["run", "step"])[name].sort_index() for results in (here, there)
         )
@@ -91,8 +91,8 @@ def test_the_first_steps_on_a_gpu_are_those_on_the_cpu(tiny, tiny_run, tmp_path)
 
 
 def test_every_measure_is_there_on_a_gpu(tiny, tiny_run, tmp_path):
-    here, there = read(tiny_run), read(run(tiny, "cuda", out=tmp_path / "r"))
+    here, there = load_results(tiny_run), load_results(run(tiny, "cuda", out=tmp_path / "r"))
     for name, measure in here.measures.items():
         if not measure.listed:
-            ours, theirs = (summarise(results, name, "final") for results in (here, there))
+            ours, theirs = (summarize(results, name, "final") for results in (here, there))
             assert ours.isna().sum() == theirs.isna().sum(), name

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from stability.losses import siglip
-from stability.probes.matched import fitted_bias, fitted_scalar, matched_noise
+from stability.probes.matched import fitted_bias, fitted_scalar, matched_gradient_noise
 from stability.probes.noise import fraction_interval, gradient_noise, gradient_noise_in, pooled_fraction
 from stability.registry import InputError
 
@@ -230,7 +230,7 @@ def test_a_scalar_without_a_minimum_is_nan():
 def test_losses_at_matched_parameters_differ_by_the_loss_alone():
     params, batches, unseen = params_of(), batches_of(5), batches_of(3, seed=8)
     bare = {name: value for name, value in params.items() if name != "loss.bias"}
-    noise = matched_noise(
+    noise = matched_gradient_noise(
         {"same": lambda p, x: contrastive({**p, "loss.bias": params["loss.bias"]}, x), "refitted": contrastive},
         bare,
         batches,
@@ -246,9 +246,9 @@ def test_losses_at_matched_parameters_differ_by_the_loss_alone():
     assert_close(noise["refitted"].mean_sq_norm, square)
     for refit, message in (({"other": "b"}, "'other' is no objective"), ({"same": "loss.log_scale"}, "hold")):
         with pytest.raises(InputError, match=message):
-            matched_noise({"same": contrastive}, bare, batches, refit=refit, held_out=unseen)
+            matched_gradient_noise({"same": contrastive}, bare, batches, refit=refit, held_out=unseen)
     with pytest.raises(InputError, match="needs held_out, batches of samples that the measured ones do not have"):
-        matched_noise({"same": contrastive}, bare, batches, refit={"same": "loss.bias"})
+        matched_gradient_noise({"same": contrastive}, bare, batches, refit={"same": "loss.bias"})
 
 
 def test_a_batch_is_one_sample_not_its_rows():

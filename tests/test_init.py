@@ -58,13 +58,13 @@ def test_towers_fit_images_of_any_size(device, side):
     pairs = Pairs(torch.zeros(900, 3, side, side), text, ids, ids, ids[:800], ids[800:], text[:0, :0], ("", "a"))
     made = tomllib.loads(study_text("mine", "folder", {"path": "x"}, ["clip", "siglip"], SIZES[device], pairs))
     assert side % made["model"]["image"]["patch"] == 0
-    assert made["model"]["text"]["name"] == "token-transformer"
+    assert made["model"]["text"]["name"] == "token_transformer"
 
 
 def test_the_command_line_writes_it_and_says_what_is_next(monkeypatch, capsys):
     assert stability(monkeypatch, "init", "mine", *EMBEDDINGS, "--losses", "clip,siglip", "--device", "cpu") == 0
     assert "next: stability plan studies/mine.toml" in capsys.readouterr().out
-    assert tomllib.loads(Path("studies/mine.toml").read_text())["grid"]["loss"] == ["clip", "siglip"]
+    assert tomllib.loads(Path("studies/mine.toml").read_text())["grid"]["arms"] == ["clip", "siglip"]
 
 
 @pytest.mark.slow
@@ -89,11 +89,17 @@ def test_a_file_that_is_there_is_never_overwritten(monkeypatch, capsys, workplac
         (("mine", "--data", "webdata", "--path", "x"), "--data: unknown kind 'webdata'; did you mean 'webdataset'?"),
         (("mine", *EMBEDDINGS, "--losses", "clip"), "--losses: got 'clip'; allowed: two or more that differ"),
         (("mine", *EMBEDDINGS, "--losses", "clip,siglp"), "--losses: unknown loss 'siglp'; did you mean 'siglip'?"),
-        (("mine", *EMBEDDINGS, "--option", "labl=x"), "'labl=x' is no KEY=VALUE of dataset 'embeddings'; did you mean"),
-        (("mine", *EMBEDDINGS, "--option", "held_out=x"), "held_out: got 'x'; allowed: a number"),
+        (
+            ("mine", *EMBEDDINGS, "--data-option", "labl=x"),
+            "'labl=x' is no KEY=VALUE of dataset 'embeddings'; did you mean",
+        ),
+        (("mine", *EMBEDDINGS, "--data-option", "held_out=x"), "held_out: got 'x'; allowed: a number"),
         (("mine", "--data", "embeddings", "--path", "no.npz"), "path: no.npz: there is no such file or folder"),
-        (("mine", *EMBEDDINGS, "--option", "held_out=2.0"), "a share between 0 and 1 (--option held_out=VALUE)"),
-        (("mine", "--data", "folder", "--path", "."), "name one by data.captions (--option captions=FILE)"),
+        (
+            ("mine", *EMBEDDINGS, "--data-option", "held_out=2.0"),
+            "a share between 0 and 1 (--data-option held_out=VALUE)",
+        ),
+        (("mine", "--data", "folder", "--path", "."), "name one by data.captions (--data-option captions=FILE)"),
         (("a/b", *EMBEDDINGS), "NAME: got 'a/b'; allowed: letters, digits"),
     ],
 )
@@ -113,7 +119,7 @@ def test_a_terminal_is_asked_for_what_is_missing(monkeypatch, workplace):
         monkeypatch.setattr(sys, "stdin", terminal)
         assert stability(monkeypatch, "init", "mine", "--device", "cpu") == 0
     os.close(ours)
-    assert load_study("mine").grid.loss == ("clip", "siglip")
+    assert load_study("mine").grid.arms == ("clip", "siglip")
 
 
 def test_a_path_with_any_character_is_written_so_that_it_reads_back(workplace):

@@ -22,7 +22,7 @@ PROGRAM = [sys.executable, "-m", "stability"]
 SECONDS = 10.0
 """In which a process must have ended on a busy machine; on a quiet one it takes about one."""
 
-PATIENCE = 120.0
+CONNECT_TIMEOUT = 120.0
 """Seconds in which a phase must be reached."""
 
 
@@ -55,7 +55,7 @@ def interrupted(
         start_new_session=True,
         preexec_fn=(lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])) if cores else None,
     )
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + CONNECT_TIMEOUT
     while process.poll() is None and not ready(process.pid):
         assert time.monotonic() < deadline, "the phase was never reached"
         time.sleep(0.01)
@@ -134,7 +134,7 @@ def bytes_below(folder: Path) -> dict[str, bytes]:
         (["report", "r"], "r/report"),
         (["publish", "r"], "reports"),
         (["export", "r", "--format", "json"], "r/export"),
-        (["verify", "r", "--sample", "0"], "r/groups"),
+        (["verify", "r", "--groups", "0"], "r/groups"),
     ],
     ids=["report", "publish", "export", "verify"],
 )

@@ -75,7 +75,7 @@ def test_a_slice_of_a_quadratic_is_the_parabola_and_its_curvature_is_d_H_d():
     expected, slope, curve = parabola(direction, line.coordinates)
     assert_close(line.values, expected, rtol=1e-12, atol=1e-12)
     assert_close(line.model(line.coordinates), expected, rtol=1e-12, atol=1e-12)
-    assert_close(line.centre, float(quadratic(PARAMS)), rtol=1e-13, atol=0)
+    assert_close(line.center, float(quadratic(PARAMS)), rtol=1e-13, atol=0)
     assert_close((line.slope, line.curvature), (float(slope), float(curve)), rtol=1e-12, atol=0)
     assert (line.coordinates[0], line.coordinates[-1], len(line.coordinates)) == (-0.7, 1.9, 14)
 
@@ -97,12 +97,12 @@ def test_a_plane_of_a_quadratic_holds_each_point_where_its_coordinates_say():
     assert (table["first"][5], table["second"][5]) == (plane.first[1], plane.second[2])
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
-def test_chunks_change_nothing(chunk):
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, 100])
+def test_chunks_change_nothing(chunk_size):
     objective, params, batches = tower()
     axes = landscape.directions(params)
     whole = landscape.slice2d(objective, params, axes, points=5, batches=batches)
-    parts = landscape.slice2d(objective, params, axes, points=5, batches=batches, chunk=chunk)
+    parts = landscape.slice2d(objective, params, axes, points=5, batches=batches, chunk_size=chunk_size)
     assert_close(parts.values, whole.values, rtol=1e-12, atol=0)
 
 
@@ -190,7 +190,7 @@ def test_any_span_starts_and_ends_where_it_says(low, width, points):
         (lambda: landscape.slice1d(quadratic, PARAMS, PARAMS, (0.0, math.inf)), "allowed: two finite"),
         (lambda: landscape.slice1d(quadratic, PARAMS, PARAMS, (math.nan, 1.0)), "allowed: two finite"),
         (lambda: landscape.slice1d(quadratic, PARAMS, PARAMS, points=1), "points is 1"),
-        (lambda: landscape.slice1d(quadratic, PARAMS, PARAMS, chunk=0), "chunk is 0"),
+        (lambda: landscape.slice1d(quadratic, PARAMS, PARAMS, chunk_size=0), "chunk_size is 0"),
         (lambda: landscape.slice1d(lambda p: p["bias"], PARAMS, PARAMS), r"returned shape \(4,\); allowed: a scalar"),
         (lambda: landscape.slice2d(quadratic, PARAMS, [PARAMS]), "directions: got 1; allowed: 2"),
         (lambda: landscape.slice2d(quadratic, PARAMS, [PARAMS] * 2, points=(2, 2, 2)), "one for both axes, or 2"),
@@ -420,7 +420,7 @@ def test_a_slice_shows_itself_in_a_notebook_as_one_self_contained_figure(axes, l
     assert picture(image).tag.endswith("svg")
     words = Page(sliced(axes)._repr_html_()).words
     assert words == image["alt"]
-    assert "0.25 at the centre" in words
+    assert "0.25 at the center" in words
     assert lowest in words
     assert sliced(axes)._repr_html_() == sliced(axes)._repr_html_()
 
@@ -432,7 +432,7 @@ def test_a_slice_says_how_many_points_are_not_finite_even_if_all_are(axes):
 
     assert f"{2 * 5 ** (axes - 1)} not finite" in Page(sliced(axes, broken)._repr_html_()).words
     nothing = Page(sliced(axes, lambda p: p["x"] * math.nan)._repr_html_())
-    assert "nan at the centre" in nothing.words
+    assert "nan at the center" in nothing.words
     assert "lowest" not in nothing.words
 
 

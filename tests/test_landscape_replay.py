@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stability import curvature
-from stability.execute import Watch, replay_run, run
+from stability.execute import Callbacks, replay_run, run
 from stability.grid import Group, runs_of
 from stability.registry import InputError
 from stability.store import checksum, group_path, parameters_path, read_parameters
@@ -47,7 +47,7 @@ def test_a_replay_equals_the_stored_group_bit_for_bit_and_ends_where_a_trainer_d
     for _ in range(tiny.train.steps):
         trainer.step()
     again = replay(tiny, group, group.runs[3], stored=stored, keep=[0, 5])
-    theirs = trainer.population.plan.layout.unflatten(trainer.population.theta[3].detach())
+    theirs = trainer.population.spec.layout.unflatten(trainer.population.theta[3].detach())
     assert {name for name in again.params if torch.equal(again.params[name], theirs[name])} == set(theirs)
     assert list(again.path) == [0, 5]
     five = replay(tiny, group, group.runs[3], stored=stored, step=5)
@@ -74,10 +74,10 @@ def test_the_objective_is_the_mean_over_the_fixed_batches_of_the_curvature_probe
     again = replay_run(tiny_run, first.id)
     assert again.batches["image"].shape[:2] == (2, first.batch_size)
     found = curvature.spectrum(
-        again.objective, again.params, batches=again.batches, chunk=1, steps=4, trace_probes=1
+        again.objective, again.params, batches=again.batches, chunk_size=1, steps=4, trace_probes=1
     ).eigenvalues_high
     rows = pd.read_parquet(tiny_run / "groups")
-    stored = rows[(rows["run"] == first.id) & (rows["step"] == tiny.train.steps)]["hessian_high"].item()
+    stored = rows[(rows["run"] == first.id) & (rows["step"] == tiny.train.steps)]["hessian_max_eigenvalue"].item()
     torch.testing.assert_close(found, torch.tensor([stored]), rtol=1e-3, atol=0)
 
 
@@ -157,16 +157,16 @@ def test_a_run_without_parameters_is_trained_again_for_them_to_the_same_bytes(sa
     groups = {path.name: path.read_bytes() for path in (where / "groups").iterdir()}
     assert not (where / "params").exists()
     said: list[str] = []
-    run(bare, "cpu", out=where, watch=Watch(say=said.append), save_params=True)
+    run(bare, "cpu", out=where, callbacks=Callbacks(say=said.append), save_params=True)
     assert len(said) == len(groups)
     assert {path.name: path.read_bytes() for path in (where / "groups").iterdir()} == groups
     ours, theirs = ({path.name: path.read_bytes() for path in (at / "params").iterdir()} for at in (where, saved))
     assert ours == theirs
     next((where / "params").iterdir()).write_bytes(b"damaged")
     said.clear()
-    run(bare, "cpu", out=where, watch=Watch(say=said.append))
+    run(bare, "cpu", out=where, callbacks=Callbacks(say=said.append))
     assert not said
-    run(bare, "cpu", out=where, watch=Watch(say=said.append), save_params=True)
+    run(bare, "cpu", out=where, callbacks=Callbacks(say=said.append), save_params=True)
     assert len(said) == 1
     assert {path.name: path.read_bytes() for path in (where / "params").iterdir()} == theirs
 

@@ -60,12 +60,12 @@ def test_the_verb_writes_picture_and_grid_and_prints_where(monkeypatch, capsys, 
     assert list(grid) == ["first", "second", "value"]
     assert len(grid) == 9
     again = replay_run(where, run_id)
-    centre = landscape.slice1d(again.objective, again.params, again.params, points=2, batches=again.batches).centre
+    center = landscape.slice1d(again.objective, again.params, again.params, points=2, batches=again.batches).center
     if kind == "scalars":
         assert grid["first"][4] == pytest.approx(float(again.params["loss.log_scale"]))
         assert grid["second"][4] == pytest.approx(float(again.params["loss.bias"]))
     if kind != "pca":
-        assert grid["value"][4] == pytest.approx(centre, rel=1e-5)
+        assert grid["value"][4] == pytest.approx(center, rel=1e-5)
 
 
 def test_one_scalar_is_a_line_at_a_step_of_one_s_own_and_a_second_call_gives_the_same_bytes(
@@ -87,7 +87,7 @@ def test_one_scalar_is_a_line_at_a_step_of_one_s_own_and_a_second_call_gives_the
 def test_the_way_between_two_runs_starts_and_ends_at_their_own_loss_and_recall(monkeypatch, capsys, study, where):
     ids = [each.id for each in runs_of(study) if each.arm == "clip"][:2]
     code, _, err = called(
-        monkeypatch, capsys, "landscape", str(where), "--run", ids[0], "--to", ids[1], "--points", "5"
+        monkeypatch, capsys, "landscape", str(where), "--run", ids[0], "--second-run", ids[1], "--points", "5"
     )
     assert code == 0, err
     way = pd.read_parquet(where / "landscape" / f"{ids[0]}-{ids[1]}-connectivity.parquet")
@@ -105,7 +105,10 @@ def test_the_way_between_two_runs_starts_and_ends_at_their_own_loss_and_recall(m
         (["--run", "{clip}", "--kind", "fliter"], "--kind: unknown kind 'fliter'; did you mean 'filter'"),
         (["--run", "{clip}", "--points", "1"], "--points: got 1"),
         (["--run", "{clip}", "--step", "7"], "step is 7; allowed: 0 to 6"),
-        (["--run", "{clip}", "--to", "{siglip-log-b}"], "--to: run {siglip-log-b} is of arm 'siglip-log-b'"),
+        (
+            ["--run", "{clip}", "--second-run", "{siglip-log-b}"],
+            "--second-run: run {siglip-log-b} is of arm 'siglip-log-b'",
+        ),
         (["--run", "{clip}", "--span", "1", "0"], "span is (1, 0); allowed"),
     ],
 )

@@ -27,13 +27,13 @@ source = "the test suite"
 {data}
 held_out = {held_out}
 [model]
-image = {{ name = "linear", locked = {locked} }}
+image = {{ name = "linear", frozen = {locked} }}
 text = {text}
 embed_dim = 4
 [train]
 steps = 20
 [grid]
-loss = ["clip", "siglip"]
+arms = ["clip", "siglip"]
 batch_size = [16]
 noise = {noise}
 lr = [1e-3]
@@ -74,7 +74,7 @@ watcher = threading.Thread(target=watch)
 watcher.start()
 try:
     study = parse_study(sys.stdin.read(), "large.toml", "large", None)
-    (group, *_) = groups_of(runs_of(study), {(arm, 16): 4 for arm in study.grid.loss})
+    (group, *_) = groups_of(runs_of(study), {(arm, 16): 4 for arm in study.grid.arms})
     pairs = study.pairs()
     trainer = Trainer(study, group, pairs, torch.device("cpu"))
     losses = [float(trainer.step()["loss"][0]) for _ in range(20)]
@@ -117,12 +117,12 @@ def vectors(where: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells a process's own memory")
-@pytest.mark.parametrize("locked", ["false", "true"])
+@pytest.mark.parametrize("frozen", ["false", "true"])
 @pytest.mark.parametrize("made", [images, vectors])
-def test_data_three_times_the_memory_they_may_take_are_prepared_and_trained_on(made, locked, tmp_path):
-    text = '{ name = "linear" }' if made is vectors else '{ name = "token-transformer", width = 4, heads = 1 }'
+def test_data_three_times_the_memory_they_may_take_are_prepared_and_trained_on(made, frozen, tmp_path):
+    text = '{ name = "linear" }' if made is vectors else '{ name = "token_transformer", width = 4, heads = 1 }'
     noise, held_out = ([0.0], 0.005) if made is vectors else ([0.0, 0.4], 0.05)
-    study = STUDY.format(data=made(tmp_path), locked=locked, text=text, noise=noise, held_out=held_out).replace(
+    study = STUDY.format(data=made(tmp_path), frozen=frozen, text=text, noise=noise, held_out=held_out).replace(
         "[model]", f"cache = {json.dumps(str(tmp_path / 'cache'))}\n[model]"
     )
     found = subprocess.run([sys.executable, "-c", TRAINED], input=study, capture_output=True, text=True, check=False)
@@ -131,4 +131,4 @@ def test_data_three_times_the_memory_they_may_take_are_prepared_and_trained_on(m
     assert told["data"] > 3 * BUDGET
     assert told["grown"] < BUDGET, told
     assert np.isfinite(told["losses"]).all()
-    assert told["features"] == (locked == "true")
+    assert told["features"] == (frozen == "true")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from stability.analysis import read
+from stability.analysis import load_results
 from stability.execute import run
 from stability.grid import Group, runs_of
 from stability.landscape import connectivity
@@ -19,14 +19,14 @@ from stability.losses import clip, loss
 from stability.probes import HeldOut, Replica, probe
 from stability.registry import InputError
 from stability.report.tables import cell_table
-from stability.results import summarise
+from stability.results import summarize
 from stability.study import Schedule, Study, load_study, parse_study
 from stability.train import Trainer
 from stability.train.batches import BatchStream, batch_indices
 from stability.train.feed import independent_indices
-from stability.train.forking import child_steps, order_of
-from stability.train.optimizer import lr_factor
-from stability.train.population import towers
+from stability.train.forking import child_steps, fork_stream
+from stability.train.optimizer import lr_schedule_factor
+from stability.train.population import build_towers
 
 CPU = torch.device("cpu")
 MEASURES = ("linear_mode_barrier", "linear_mode_error_barrier", "linear_mode_children_error")
@@ -43,17 +43,16 @@ def between(one, other, objective, image, text, x, chance=2.0, **options):
         objective=objective,
         embed_image=image,
         embed_text=text,
-        embed_further=None,
+        embed_extra_modalities=None,
         held_out=HeldOut(x, x, torch.arange(len(x)), none, none),
         batches={"x": torch.stack([x, x])},
         preconditioner={},
         learning_rate=torch.tensor(0.1),
-        betas=(0.9, 0.999),
         constant_rate=True,
         chance=chance,
         children=(one, other),
     )
-    return {name: float(value) for name, value in probe["linear-mode"](replica, **options).items()}
+    return {name: float(value) for name, value in probe["linear_mode"](replica, **options).items()}
 
 
 X = torch.tensor([-0.5, 1.0, -1.5, 2.0], dtype=torch.float64)
@@ -133,7 +132,7 @@ def test_a_child_that_is_not_finite_has_no_barrier():
 
 def forking(tiny: Study, fork: int | list[int], **given) -> Study:
     """Return the tiny study with this probe alone."""
-    return tiny.model_copy(update={"probes": {"linear-mode": Schedule.model_validate({"fork": fork, **given})}})
+    return tiny.model_copy(update={"probes": {"linear_mode": Schedule.model_validate({"fork": fork, **given})}})
 
 
 def trainer_at(study: Study, step: int, runs) -> Trainer:
@@ -152,7 +151,7 @@ class Single:
 
     def __init__(self, study, pairs, run):
         self.study, self.pairs, self.run = study, pairs, run
-        self.image, self.text = towers(study, pairs, run.seed).values()
+        self.image, self.text = build_towers(study, pairs, run.seed).values()
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         named = [*self.image.named_parameters(), *self.text.named_parameters()]
         train = study.train
@@ -172,8 +171,10 @@ class Single:
 
     def train(self, steps, draws):
         for step in steps:
-            rate = self.run.lr * lr_factor(self.study.train, step)
-            for group, factor in zip(self.optimizer.param_groups, (1, 1, self.study.train.scalar_lr), strict=True):
+            rate = self.run.lr * lr_schedule_factor(self.study.train, step)
+            for group, factor in zip(
+                self.optimizer.param_groups, (1, 1, self.study.train.scalar_lr_multiplier), strict=True
+            ):
                 group["lr"] = rate * factor
             self.optimizer.zero_grad()
             self.loss(next(draws)).backward()
@@ -203,20 +204,20 @@ def test_the_children_are_those_of_a_plain_loop_and_so_is_what_lies_between_them
     runs = [run for run in of_arm(study, "clip") if run.noise == 0.0][:2]
     pairs = study.pairs()
     trainer = trainer_at(study, fork, runs)
-    ends, found = trainer.children([0, 1]), trainer.read("linear-mode").values
+    ends, found = trainer.children([0, 1]), trainer.read("linear_mode").values
     for place, chosen in enumerate(runs):
         children = []
         for child in range(2):
             single = Single(study, pairs, chosen)
             single.train(range(fork), batch_indices(chosen.seed, len(pairs.train), 8))
-            single.train(range(fork, 8), batch_indices(chosen.seed, len(pairs.train), 8, order_of(fork, child)))
+            single.train(range(fork, 8), batch_indices(chosen.seed, len(pairs.train), 8, fork_stream(fork, child)))
             children.append([value.detach().clone() for value in single.parameters()])
-            named = trainer.population.plan.layout.unflatten(ends[child][place])
+            named = trainer.population.spec.layout.unflatten(ends[child][place])
             for (name, ours), theirs in zip(named.items(), children[-1], strict=True):
                 # No loss hangs on the bias of the keys: Adam makes steps of what rounding leaves of its gradient.
                 if not name.endswith("query_key_value.bias"):
                     assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
-        index = independent_indices(chosen.seed, "probe/linear-mode", 2, len(pairs.train), 8)
+        index = independent_indices(chosen.seed, "probe/linear_mode", 2, len(pairs.train), 8)
         losses, errors = [], []
         for a in (0.0, 0.25, 0.5, 0.75, 1.0):
             single.between(children, a)
@@ -233,7 +234,7 @@ def test_the_children_are_those_of_a_plain_loop_and_so_is_what_lies_between_them
 
 def test_a_fork_after_the_last_step_has_exactly_no_barrier(tiny):
     study = forking(tiny, 8)
-    values = trainer_at(study, 8, of_arm(study, "siglip-log-b")[:3]).read("linear-mode").values
+    values = trainer_at(study, 8, of_arm(study, "siglip-log-b")[:3]).read("linear_mode").values
     assert values["linear_mode_barrier"].tolist() == [0.0] * 3
     assert values["linear_mode_error_barrier"].tolist() == [0.0] * 3
 
@@ -243,14 +244,14 @@ def test_children_part_from_each_other_at_the_fork_and_not_before(tiny):
     here, (one, other) = trainer.population.theta.detach().clone(), trainer.children([0, 1])
     trainer.step()
     # After one step Adam has moved no parameter by more than a few rates.
-    rate = trainer.population.runs[0].lr * trainer.study.train.scalar_lr
+    rate = trainer.population.runs[0].lr * trainer.study.train.scalar_lr_multiplier
     assert ((one - here).abs() < 10 * rate).all()
     for left, right in ((one, other), (one, trainer.population.theta), (other, trainer.population.theta)):
         assert not torch.equal(left, right)
 
 
 @pytest.mark.parametrize("corruption", ["fixed", "fresh"])
-@pytest.mark.parametrize("name", ["clip", "siglip-masked", "global-contrastive"])
+@pytest.mark.parametrize("name", ["clip", "siglip_masked", "global_contrastive"])
 def test_a_run_does_not_notice_its_children_whatever_its_loss_keeps_or_draws(tiny_text, name, corruption):
     text = tiny_text.split("[[claims]]")[0].replace('["clip", "siglip-log-b"]', f'["{name}"]')
     text = text.replace('[arms.siglip-log-b]\nloss = "siglip"\nbias = "-log B"\n', "")
@@ -269,10 +270,10 @@ def test_a_run_does_not_notice_its_children_whatever_its_loss_keeps_or_draws(tin
 def test_what_lies_between_children_depends_neither_on_company_nor_on_who_else_is_read(tiny):
     study = forking(tiny, 2, points=3)
     runs = of_arm(study, "siglip-log-b")
-    many = trainer_at(study, 2, runs).read("linear-mode")
-    few = trainer_at(study, 2, (runs[1], runs[4])).read("linear-mode")
+    many = trainer_at(study, 2, runs).read("linear_mode")
+    few = trainer_at(study, 2, (runs[1], runs[4])).read("linear_mode")
     picky = forking(tiny, 2, points=3, seeds=1, noise=(0.4,))
-    one = trainer_at(picky, 2, runs).read("linear-mode")
+    one = trainer_at(picky, 2, runs).read("linear_mode")
     assert (len(many.replicas), len(one.replicas)) == (6, 1)
     for name in MEASURES:
         assert torch.equal(many.values[name][[1, 4]], few.values[name])
@@ -283,12 +284,12 @@ def test_all_losses_read_the_children_s_data_in_the_same_order(tiny):
     orders = []
     for arm in ("clip", "siglip-log-b"):
         trainer = trainer_at(tiny, 2, of_arm(tiny, arm)[:2])
-        feed, seeds = trainer.population.feed, [run.luck for run in trainer.population.runs]
-        batches = BatchStream(seeds, feed.available, feed.batch_size, trainer.device, order_of(2, 0))
+        feed, seeds = trainer.population.feed, [run.rng_seed for run in trainer.population.runs]
+        batches = BatchStream(seeds, feed.available, feed.batch_size, trainer.device, fork_stream(2, 0))
         batches.advance()
         orders.append(batches.index()[0])
     assert torch.equal(*orders)
-    assert not torch.equal(orders[0], next(batch_indices(0, len(tiny.pairs().train), 8, order_of(2, 1))))
+    assert not torch.equal(orders[0], next(batch_indices(0, len(tiny.pairs().train), 8, fork_stream(2, 1))))
 
 
 @pytest.mark.parametrize("finite", [True, False])
@@ -300,7 +301,7 @@ def test_a_child_that_dies_leaves_no_number_although_its_parameters_stay_as_they
     else:
         with torch.no_grad():
             trainer.population.theta[1, 0] = torch.nan
-    values = trainer.read("linear-mode").values
+    values = trainer.read("linear_mode").values
     for name in MEASURES:
         assert values[name].isnan().tolist() == [False, True, False]
 
@@ -308,17 +309,17 @@ def test_a_child_that_dies_leaves_no_number_although_its_parameters_stay_as_they
 # --- in a study ------------------------------------------------------------------------------------------------------
 
 
-def text_of(tiny_text: str, probe_table: str, claim: str = 'reduction = "area"') -> str:
+def text_of(tiny_text: str, probe_table: str, claim: str = 'reduction = "mean_after_warmup"') -> str:
     head = tiny_text.split("[probes.retrieval]")[0].replace("[8, 16]", "[8]")
     claim = tiny_text[tiny_text.index("[[claims]]") : tiny_text.index('[[claims]]\nid = "slope"')].replace(
         'measure = "gradient_noise_fraction"', f'measure = "linear_mode_barrier"\n{claim}'
     )
-    return f"{head}[probes.linear-mode]\n{probe_table}\n\n{claim}\n[scales.smoke]\ngrid.seeds = 2\n"
+    return f"{head}[probes.linear_mode]\n{probe_table}\n\n{claim}\n[scales.smoke]\ngrid.seeds = 2\n"
 
 
 def test_a_study_measures_at_its_forks_and_nowhere_else_and_decides_a_claim(tiny_text, tmp_path):
     study = parse_study(text_of(tiny_text, "fork = [0, 4, 8]\npoints = 3\nbatches = 1"), "t", "t", "smoke")
-    results = read(run(study, "cpu", out=tmp_path / "run"))
+    results = load_results(run(study, "cpu", out=tmp_path / "run"))
     rows = results.steps[["run", "step", *MEASURES]].dropna()
     assert sorted(rows["step"].unique()) == [0, 4, 8]
     assert len(rows) == 3 * len(results.runs)
@@ -328,8 +329,8 @@ def test_a_study_measures_at_its_forks_and_nowhere_else_and_decides_a_claim(tiny
     # One cell a loss and batch size, each with the area that the claim reads: no fork need lie late in a run.
     cells = cell_table(results)
     column = next(k for k, head in enumerate(cells["columns"]) if head["label"] == "Barrier between children")
-    assert cells["columns"][column]["note"].endswith("area")
-    areas = summarise(results, "linear_mode_barrier", "area").reindex(results.runs["run"]).to_numpy()
+    assert cells["columns"][column]["note"].endswith("mean_after_warmup")
+    areas = summarize(results, "linear_mode_barrier", "mean_after_warmup").reindex(results.runs["run"]).to_numpy()
     shown = [float(row[column]["text"].replace("\u00a0", "").split("±")[0]) for row in cells["rows"]]
     assert np.mean(shown) == pytest.approx(areas.mean(), rel=0.05, abs=1e-3)
 
@@ -337,7 +338,7 @@ def test_a_study_measures_at_its_forks_and_nowhere_else_and_decides_a_claim(tiny
 @pytest.mark.parametrize(
     ("table", "claim", "words"),
     [
-        ("fork = 9", "", r"probes\.linear-mode\.fork: got 9; allowed: 0 to 8, the steps of the study"),
+        ("fork = 9", "", r"probes\.linear_mode\.fork: got 9; allowed: 0 to 8, the steps of the study"),
         ("fork = [0, 9]", "", r"fork: got 9; allowed: 0 to 8"),
         ("fork = -1", "", r"fork: got -1; allowed: 0 or more"),
         ("fork = [1, -1]", "", r"fork: got \[1, -1\]; allowed: 0 or more"),
@@ -347,10 +348,14 @@ def test_a_study_measures_at_its_forks_and_nowhere_else_and_decides_a_claim(tiny
         ("fork = 0.5", "", r"fork: got 0\.5; allowed: a whole number, as 0, or a list of them"),
         ("points = [3, 5]", "", r"points: got \[3, 5\]; allowed: a whole number, as \d+$"),
         ("points = 2", "", r"points: got 2; allowed: 3 or more"),
-        ("every = 4", "", r"linear-mode\.every: 'linear-mode' measures where it forks the runs; give 'fork' instead"),
-        ("at = [0.5]", "", r"linear-mode\.at: "),
-        ("fork = 4", 'reduction = "late"', r"'late' is the last 20% of a run, where probes\.linear-mode reads nothing"),
-        ("fork = 4", "", r"claims\[0\]\.reduction: 'late'"),
+        ("every = 4", "", r"linear_mode\.every: 'linear_mode' measures where it forks the runs; give 'fork' instead"),
+        ("at = [0.5]", "", r"linear_mode\.at: "),
+        (
+            "fork = 4",
+            'reduction = "tail_mean"',
+            r"'tail_mean' is the last 20% of a run, where probes\.linear_mode reads nothing",
+        ),
+        ("fork = 4", "", r"claims\[0\]\.reduction: 'tail_mean'"),
     ],
 )
 def test_forks_that_cannot_be_are_one_sentence(tiny_text, table, claim, words):
@@ -360,9 +365,9 @@ def test_forks_that_cannot_be_are_one_sentence(tiny_text, table, claim, words):
 
 def test_the_steps_of_the_children_are_counted_twice_from_every_fork_for_the_runs_that_are_read(tiny):
     runs = of_arm(tiny, "clip")
-    assert child_steps(forking(tiny, 0), "linear-mode", runs) == 16
-    assert child_steps(forking(tiny, [2, 8, 6]), "linear-mode", runs) == 2 * (6 + 0 + 2)
-    assert child_steps(forking(tiny, 2, seeds=1), "linear-mode", runs) == 2 * 6 / 3
+    assert child_steps(forking(tiny, 0), "linear_mode", runs) == 16
+    assert child_steps(forking(tiny, [2, 8, 6]), "linear_mode", runs) == 2 * (6 + 0 + 2)
+    assert child_steps(forking(tiny, 2, seeds=1), "linear_mode", runs) == 2 * 6 / 3
     assert child_steps(tiny, "retrieval", runs) == 0
 
 
@@ -373,16 +378,16 @@ def test_every_loss_can_be_forked(tiny_text, name):
         ('["clip", "siglip-log-b"]', f'["{name}"]'),
         ('[arms.siglip-log-b]\nloss = "siglip"\nbias = "-log B"\n', ""),
         ('"digits"', '"latent"\npairs = 100'),
-        ('"token-transformer", width = 4, heads = 1', '"mlp", width = 8, depth = 1'),
+        ('"token_transformer", width = 4, heads = 1', '"mlp", width = 8, depth = 1'),
     ):
         text = text.replace(old, new)
     study = parse_study(text, "t", "t")
-    values = trainer_at(study, 5, of_arm(study, name)[:2]).read("linear-mode").values
+    values = trainer_at(study, 5, of_arm(study, name)[:2]).read("linear_mode").values
     # A loss whose chance level is 0 has no share of it.
-    assert torch.isfinite(values["linear_mode_barrier"]).all() == (name != "global-contrastive")
+    assert torch.isfinite(values["linear_mode_barrier"]).all() == (name != "global_contrastive")
     assert (values["linear_mode_error_barrier"] >= 0).all()
 
 
 def test_a_study_without_forks_keeps_its_identity():
     """The hash of a study that does not name the probe does not depend on its being there."""
-    assert "linear-mode" not in load_study("quickstart").canonical()["probes"]
+    assert "linear_mode" not in load_study("quickstart").canonical()["probes"]

@@ -11,14 +11,14 @@ import time
 import pytest
 
 from stability.execute import run
-from stability.execute.lock import owned
+from stability.execute.lock import run_lock
 from stability.registry import InputError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from stability.execute.lock import owned
-with owned(Path(sys.argv[1])):
+from stability.execute.lock import run_lock
+with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -46,27 +46,27 @@ def test_a_second_run_is_refused_and_told_who_holds_the_directory(owner, tmp_pat
 def test_a_killed_owner_holds_nothing(owner, tmp_path):
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         assert f'"process": {os.getpid()}' in (tmp_path / ".owner.json").read_text()
 
 
 def test_an_owner_that_has_not_said_who_it_is_is_still_an_owner(owner, tmp_path):
     (tmp_path / ".owner.json").write_text("{")
-    with pytest.raises(InputError, match="just started"), owned(tmp_path):
+    with pytest.raises(InputError, match="just started"), run_lock(tmp_path):
         pass
 
 
 def test_the_directory_is_free_again_after_an_error(tmp_path):
-    with pytest.raises(RuntimeError), owned(tmp_path):
+    with pytest.raises(RuntimeError), run_lock(tmp_path):
         raise RuntimeError
     start = time.monotonic()
-    with owned(tmp_path):
+    with run_lock(tmp_path):
         assert time.monotonic() - start < 1
 
 
 def test_nobody_owns_the_directory_after_an_error(tmp_path):
     def torn() -> None:
-        with owned(tmp_path):
+        with run_lock(tmp_path):
             assert (tmp_path / ".owner.json").exists()
             raise RuntimeError
 

@@ -121,12 +121,12 @@ def test_each_reserved_name_is_asked_for_by_some_loss():
     ("name", "options", "known"),
     [
         ("siglip", {"reduction": "mean"}, "mean_pairs, per_image"),
-        ("siglip-masked", {"keep": "hardest"}, "easy, hard, random"),
-        ("siglip-masked", {"ratio": 0.0}, "a positive number"),
-        ("clip-masked", {"keep": "hardest"}, "easy, hard, random"),
-        ("clip-masked", {"ratio": -1.0}, "a positive number"),
+        ("siglip_masked", {"keep": "hardest"}, "easy, hard, random"),
+        ("siglip_masked", {"ratio": 0.0}, "a positive number"),
+        ("clip_masked", {"keep": "hardest"}, "easy, hard, random"),
+        ("clip_masked", {"ratio": -1.0}, "a positive number"),
         ("clip", {"max_scale": -1.0}, "a positive number"),
-        ("clip-chunked", {"chunk": 0}, "at least 1 row"),
+        ("clip_chunked", {"chunk": 0}, "at least 1 row"),
     ],
 )
 def test_an_option_that_is_no_option_is_refused_in_one_sentence(name, options, known):

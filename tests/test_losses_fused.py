@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from stability.losses import clip, fused, siglip
 from stability.losses.fused import TILE, clip_sum_tiled, is_large, siglip_sum_tiled
-from stability.losses.logits import both_ways
+from stability.losses.logits import symmetrize
 
 
 def plain_sigmoid(rows: Tensor, columns: Tensor, bias: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def plain_softmax(rows: Tensor, columns: Tensor) -> Tensor:
     def one_way(logits: Tensor) -> Tensor:
         return 2 * (torch.logsumexp(logits, -1) - torch.diagonal(logits)).sum()
 
-    return both_ways(one_way, rows @ columns.T)
+    return symmetrize(one_way, rows @ columns.T)
 
 
 def towers(size: int, width: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -257,7 +257,7 @@ def test_clip_of_a_large_batch_is_the_cross_entropy_of_torch(smoothing):
 
     def theirs(image, text, log_scale):
         target = torch.arange(len(image))
-        return both_ways(
+        return symmetrize(
             lambda logits: F.cross_entropy(logits, target, label_smoothing=smoothing), log_scale.exp() * image @ text.T
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stability.analysis import read, summarise
+from stability.analysis import load_results, summarize
 from stability.execute import run
 from stability.grid import run_configuration
 from stability.registry import InputError
@@ -14,13 +14,13 @@ from stability.study import parse_study
 
 
 def matched(tiny_text: str, steps: int = 16, warmup: int = 4):
-    train = f'steps = {steps}\nwarmup = {warmup}\nmatched = "samples"\n'
+    train = f'steps = {steps}\nwarmup = {warmup}\nbudget = "samples"\n'
     return parse_study(tiny_text.replace("steps = 8\nwarmup = 2\n", train), "t", "t")
 
 
 @pytest.fixture(scope="module")
 def results(tiny_text, tmp_path_factory):
-    return read(run(matched(tiny_text), "cpu", out=tmp_path_factory.mktemp("matched") / "run"))
+    return load_results(run(matched(tiny_text), "cpu", out=tmp_path_factory.mktemp("matched") / "run"))
 
 
 def test_steps_times_batch_size_is_the_same_at_every_batch_size(results):
@@ -33,7 +33,7 @@ def test_steps_times_batch_size_is_the_same_at_every_batch_size(results):
 
 
 def test_the_late_window_and_the_area_are_those_of_each_run(results):
-    late, area = (summarise(results, "loss", how) for how in ("late", "area"))
+    late, area = (summarize(results, "loss", how) for how in ("tail_mean", "mean_after_warmup"))
     for batch_size, (window, warmup) in {8: ((13, 14, 15), 4), 16: ((7,), 2)}.items():
         one = results.runs[results.runs["batch_size"] == batch_size]["run"].iloc[0]
         rows = results.steps[results.steps["run"] == one].dropna(subset=["loss"]).set_index("step")["loss"]
@@ -49,5 +49,5 @@ def test_a_run_is_the_one_that_a_study_of_its_own_length_would_train(tiny_text):
 
 
 def test_a_batch_too_large_for_its_warm_up_is_refused(tiny_text):
-    with pytest.raises(InputError, match=r"t: train\.steps: got 5, which is 2 at batch size 16; allowed: more of them"):
+    with pytest.raises(InputError, match=r"t: train\.steps: got 5, which is 2 at batch size 16; allowed: more than"):
         matched(tiny_text, steps=5)

@@ -16,7 +16,7 @@ from stability.losses import loss, siglip_relative_bias
 from stability.registry import InputError
 from stability.study import modalities, parse_study
 from stability.train import Trainer
-from stability.train.population import blueprint, initial_parameters
+from stability.train.population import initial_parameters, model_spec
 
 CONSTELLATION = """
 title = "Constellation"
@@ -26,17 +26,17 @@ name = "sphere"
 pairs = 12
 modalities = 4
 [model]
-image = "free-vectors"
-text = "free-vectors"
-further = "free-vectors"
+image = "free_vectors"
+text = "free_vectors"
+extra_modalities = "free_vectors"
 embed_dim = 8
 [train]
 steps = 300
 [arms.published]
-loss = "siglip-relative-bias"
+loss = "siglip_relative_bias"
 relative_bias = 0.0
 [grid]
-loss = ["published", "clip"]
+arms = ["published", "clip"]
 batch_size = [12]
 lr = [0.02]
 seeds = 2
@@ -67,8 +67,8 @@ def test_further_views_leave_image_and_text_as_they_are():
 def test_the_objective_is_the_mean_of_the_pair_losses(name):
     study = study_of(CONSTELLATION.replace('"clip"]', f'"{name}"]'))
     pairs = study.pairs()
-    plan = blueprint(study, name, 12, pairs)
-    params = plan.layout.unflatten(initial_parameters(study, plan, pairs, [0])[0].double())
+    spec = model_spec(study, name, 12, pairs)
+    params = spec.layout.unflatten(initial_parameters(study, spec, pairs, [0])[0].double())
     batch = {
         **{key: ids[:12] for key, ids in pairs.modalities.items()},
         "index": torch.arange(12),
@@ -77,10 +77,10 @@ def test_the_objective_is_the_mean_of_the_pair_losses(name):
     }
     rows = [torch.nn.functional.normalize(params[f"{key}.vectors"], dim=-1) for key in modalities(pairs)]
     scalars = {key.removeprefix("loss."): value for key, value in params.items() if key.startswith("loss.")}
-    asked = {key: batch[key] for key in plan.loss.reserved}
-    slow = [plan.loss.function(one, other, **scalars, **asked) for one, other in combinations(rows, 2)]
+    asked = {key: batch[key] for key in spec.loss.reserved}
+    slow = [spec.loss.function(one, other, **scalars, **asked) for one, other in combinations(rows, 2)]
     assert len(slow) == 6
-    assert_close(plan.objective(params, batch), torch.stack(slow).mean())
+    assert_close(spec.objective(params, batch), torch.stack(slow).mean())
 
 
 def test_four_modalities_become_a_constellation_with_every_pair_apart():
@@ -92,9 +92,9 @@ def test_four_modalities_become_a_constellation_with_every_pair_apart():
     population = trainer.population
     reading = trainer.read("geometry").values
     assert (reading["margin"] > 0.1).all()
-    params = population.plan.layout.unflatten(population.theta.detach())
+    params = population.spec.layout.unflatten(population.theta.detach())
     for replica in range(len(population.runs)):
-        rows = [params[f"{key}.vectors"][replica] for key in population.plan.towers]
+        rows = [params[f"{key}.vectors"][replica] for key in population.spec.towers]
         positive = min((one * other).sum(-1).min() for one, other in combinations(rows, 2))
         off = ~torch.eye(12, dtype=torch.bool)
         negative = max((one @ other.T)[off].max() for one, other in combinations(rows, 2))
@@ -114,11 +114,15 @@ def test_four_modalities_become_a_constellation_with_every_pair_apart():
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('further = "free-vectors"\n', "", "model.further: required by the third modality of the data, but missing"),
-        ("modalities = 4\n", "", "model.further: 'sphere' as given has two modalities; leave it out"),
+        (
+            'extra_modalities = "free_vectors"\n',
+            "",
+            "model.extra_modalities: required by the third modality of the data, but missing",
+        ),
+        ("modalities = 4\n", "", "model.extra_modalities: 'sphere' as given has two modalities; leave it out"),
         ("modalities = 4", "modalities = 1", "got modalities = 1; allowed: 2 or more"),
-        ('further = "free-vectors"', 'further = "free-vector"', "did you mean 'free-vectors'?"),
-        ('"clip"]', '"global-contrastive"]', "keeps running estimates of two modalities"),
+        ('extra_modalities = "free_vectors"', 'extra_modalities = "free-vector"', "did you mean 'free_vectors'?"),
+        ('"clip"]', '"global_contrastive"]', "keeps running estimates of two modalities"),
     ],
 )
 def test_towers_and_modalities_that_do_not_fit_are_one_sentence(old, new, said):
@@ -130,4 +134,4 @@ def test_towers_and_modalities_that_do_not_fit_are_one_sentence(old, new, said):
 
 def test_two_modalities_keep_their_study_hash():
     tiny = parse_study(TINY, "tiny.toml", "tiny")
-    assert "further" not in tiny.canonical()["model"]
+    assert "extra_modalities" not in tiny.canonical()["model"]

@@ -31,7 +31,7 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.setattr(loss, "_variants", dict(loss._variants))
     monkeypatch.syspath_prepend(tmp_path)
 
-    def install(source: str = SOURCE, offered: str = "acme-softmax = acme:acme_softmax"):
+    def install(source: str = SOURCE, offered: str = "acme_softmax = acme:acme_softmax"):
         (tmp_path / "acme.py").write_text(source)
         info = tmp_path / "acme-1.2.dist-info"
         info.mkdir()
@@ -44,28 +44,28 @@ def installed(tmp_path, monkeypatch):
 
 
 def study_of(tiny_text: str):
-    text = tiny_text.split("[[claims]]")[0].replace('["clip", ', '["acme-softmax", ')
+    text = tiny_text.split("[[claims]]")[0].replace('["clip", ', '["acme_softmax", ')
     return text, parse_study(text, "t.toml", "t")
 
 
 def test_a_package_is_imported_only_when_its_loss_is_looked_up(installed, tiny_text):
     installed()
-    assert "acme-softmax" in loss
-    assert "acme-softmax" in list(loss)
+    assert "acme_softmax" in loss
+    assert "acme_softmax" in list(loss)
     assert "acme" not in sys.modules
-    assert loss["acme-softmax"].summary == "Rank each image's own text first."
+    assert loss["acme_softmax"].summary == "Rank each image's own text first."
     assert "acme" in sys.modules
 
 
 def test_the_version_of_the_package_is_part_of_a_run_s_identity(installed, tiny_text):
     folder = installed()
     _, study = study_of(tiny_text)
-    before = {run.id for run in runs_of(study) if run.arm == "acme-softmax"}
+    before = {run.id for run in runs_of(study) if run.arm == "acme_softmax"}
     info = folder / "acme-1.2.dist-info" / "METADATA"
     info.write_text(info.read_text().replace("1.2", "1.3"))
-    del loss._variants["acme-softmax"]
+    del loss._variants["acme_softmax"]
     sys.modules.pop("acme")
-    after = {run.id for run in runs_of(study_of(tiny_text)[1]) if run.arm == "acme-softmax"}
+    after = {run.id for run in runs_of(study_of(tiny_text)[1]) if run.arm == "acme_softmax"}
     assert len(before) == len(after) > 0
     assert before.isdisjoint(after)
 
@@ -73,10 +73,10 @@ def test_the_version_of_the_package_is_part_of_a_run_s_identity(installed, tiny_
 @pytest.mark.parametrize(
     ("source", "offered", "said"),
     [
-        ("raise OSError('no licence')", "acme-softmax = acme:acme_softmax", "cannot be imported: OSError: no licence"),
-        (SOURCE, "acme-softmax = acme:other", "cannot be imported: AttributeError"),
-        (SOURCE.replace("@st.loss(log_scale=st.Scalar(1.0))", ""), "acme-softmax = acme", "does not define it"),
-        (SOURCE.replace(".mean()", ""), "acme-softmax = acme", "shape (6,); allowed: one number"),
+        ("raise OSError('no licence')", "acme_softmax = acme:acme_softmax", "cannot be imported: OSError: no licence"),
+        (SOURCE, "acme_softmax = acme:other", "cannot be imported: AttributeError"),
+        (SOURCE.replace("@st.loss(log_scale=st.Scalar(1.0))", ""), "acme_softmax = acme", "does not define it"),
+        (SOURCE.replace(".mean()", ""), "acme_softmax = acme", "shape (6,); allowed: one number"),
     ],
 )
 def test_a_package_that_does_not_keep_its_word_is_one_sentence(installed, tiny_text, source, offered, said):
@@ -106,6 +106,6 @@ def test_a_study_of_a_packaged_loss_trains_in_worker_processes(installed, tiny_t
         return done.stdout
 
     assert "Rank each image's own text first." in stability("list", "losses")
-    assert "pass" in stability("check", "acme-softmax")
+    assert "pass" in stability("check", "acme_softmax")
     stability("run", "tiny.toml", "--on", "processes:2")
     assert (tmp_path / "runs/tiny-small/report/index.html").is_file()

@@ -52,15 +52,15 @@ def file(tmp_path):
 
 def test_a_file_is_loaded_once_or_twice_and_its_source_is_part_of_a_run_s_identity(catalogue, file, tiny_text):
     variant = load_plugin(read_plugin(file()))
-    assert variant.name == "margin-sigmoid"
+    assert variant.name == "margin_sigmoid"
     assert load_plugin(read_plugin(file())).traits["source"] == variant.traits["source"]
 
     def ids() -> set[str]:
-        text = tiny_text.split("[[claims]]")[0].replace('["clip", ', '["margin-sigmoid", ')
-        return {run.id for run in runs_of(parse_study(text, "t.toml", "t")) if run.arm == "margin-sigmoid"}
+        text = tiny_text.split("[[claims]]")[0].replace('["clip", ', '["margin_sigmoid", ')
+        return {run.id for run in runs_of(parse_study(text, "t.toml", "t")) if run.arm == "margin_sigmoid"}
 
     before = ids()
-    loss.annotate("margin-sigmoid", source="another")
+    loss.annotate("margin_sigmoid", source="another")
     assert not ids() & before
 
 
@@ -73,7 +73,7 @@ def test_a_file_is_loaded_once_or_twice_and_its_source_is_part_of_a_run_s_identi
         ("import sys\nsys.exit(0)\n", r"my_loss\.py: line 2: SystemExit: 0"),
         (
             LOSS.replace("    match =", "    raise SystemExit(3)\n    match ="),
-            r"my_loss\.py: loss 'margin-sigmoid' can't be called: SystemExit: 3",
+            r"my_loss\.py: loss 'margin_sigmoid' can't be called: SystemExit: 3",
         ),
         ("x = 1\0", r"my_loss\.py: source code string cannot contain null bytes"),
         (
@@ -86,14 +86,14 @@ def test_a_file_is_loaded_once_or_twice_and_its_source_is_part_of_a_run_s_identi
         ),
         (
             LOSS.replace(".sum() / len(image)", ""),
-            r"my_loss\.py: loss 'margin-sigmoid': it returns a tensor of shape \(6, 6\).*",
+            r"my_loss\.py: loss 'margin_sigmoid': it returns a tensor of shape \(6, 6\).*",
         ),
         (
             LOSS.replace("    return ", "    return 1.0 or "),
-            r"my_loss\.py: loss 'margin-sigmoid': it returns a value of type float.*",
+            r"my_loss\.py: loss 'margin_sigmoid': it returns a value of type float.*",
         ),
-        (LOSS.replace("margin=0.1", "margin"), r"my_loss\.py: loss 'margin-sigmoid': 'margin' has no default.*"),
-        (LOSS.replace("(image, text,", "(image,"), r"my_loss\.py: loss 'margin-sigmoid' can't be called: .*"),
+        (LOSS.replace("margin=0.1", "margin"), r"my_loss\.py: loss 'margin_sigmoid': 'margin' has no default.*"),
+        (LOSS.replace("(image, text,", "(image,"), r"my_loss\.py: loss 'margin_sigmoid' can't be called: .*"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_sentence(catalogue, file, source, sentence):
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(catalogue, file, source, sen
 
 
 def test_a_name_that_the_file_does_not_have_gets_the_nearest(catalogue, file, tmp_path):
-    with pytest.raises(InputError, match="defines no loss 'margin'; did you mean 'margin-sigmoid'"):
+    with pytest.raises(InputError, match="defines no loss 'margin'; did you mean 'margin_sigmoid'"):
         load_plugin(read_plugin(file() + ":margin"))
     with pytest.raises(InputError, match=r"nowhere\.py: cannot be read: no such file or directory"):
         read_plugin(str(tmp_path / "nowhere.py"))
@@ -112,18 +112,18 @@ def test_a_name_that_the_file_does_not_have_gets_the_nearest(catalogue, file, tm
 def test_a_study_with_another_loss_asks_every_claim_of_it_against_each(catalogue, file):
     load_plugin(read_plugin(file()))
     base = load_study("quickstart", "smoke")
-    derived = parse_study(with_loss(base, "margin-sigmoid", ["clip", "siglip-log-b"]), "d.toml", "d", "smoke")
-    assert derived.grid.loss == ("margin-sigmoid", "clip", "siglip-log-b")
+    derived = parse_study(with_loss(base, "margin_sigmoid", ["clip", "siglip-log-b"]), "d.toml", "d", "smoke")
+    assert derived.grid.arms == ("margin_sigmoid", "clip", "siglip-log-b")
     assert [claim.compare[1] for claim in derived.claims] == ["clip", "siglip-log-b"] * 3
     assert [claim.primary for claim in derived.claims] == [True] + [False] * 5
     assert derived.train == base.train
     assert [claim.text for claim in derived.claims][::2] == [
-        "Gradient noise fraction (towers) is lower under margin-sigmoid than under clip",
-        "Recall@1 has a higher slope over noise under margin-sigmoid than under clip",
-        "Recall@1 reaches 0.2 sooner under margin-sigmoid than under clip",
+        "Gradient noise fraction (towers) is lower under margin_sigmoid than under clip",
+        "Recall@1 has a higher slope over noise under margin_sigmoid than under clip",
+        "Recall@1 reaches 0.2 sooner under margin_sigmoid than under clip",
     ]
     with pytest.raises(InputError, match="--against: unknown loss 'sigclip'; did you mean 'siglip'"):
-        with_loss(base, "margin-sigmoid", ["sigclip"])
+        with_loss(base, "margin_sigmoid", ["sigclip"])
 
 
 def test_plain_data_come_back_from_toml_as_they_were():
@@ -156,10 +156,10 @@ def test_a_loss_that_is_in_no_catalogue_goes_through_compare_to_a_report(file, t
     words = ("compare", "--loss", file(), "--against", "clip", "--study", "tiny.toml", "--scale", "smoke")
     ran = stability(*words, "--device", "cpu", "--on", "processes:2", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    run_dir = tmp_path / "runs/tiny-smoke-margin-sigmoid"
+    run_dir = tmp_path / "runs/tiny-smoke-margin_sigmoid"
     findings = json.loads((run_dir / "report/findings.json").read_text())
-    assert {tuple(claim["compare"]) for claim in findings["claims"]} == {("margin-sigmoid", "clip")}
-    assert "margin-sigmoid" in (run_dir / "report/index.html").read_text()
+    assert {tuple(claim["compare"]) for claim in findings["claims"]} == {("margin_sigmoid", "clip")}
+    assert "margin_sigmoid" in (run_dir / "report/index.html").read_text()
     refused = stability("report", str(run_dir), cwd=tmp_path)
     assert (refused.returncode, "--loss" in refused.stderr) == (2, True), refused.stderr
     assert stability("report", str(run_dir), "--loss", file(), cwd=tmp_path).returncode == 0
@@ -167,4 +167,4 @@ def test_a_loss_that_is_in_no_catalogue_goes_through_compare_to_a_report(file, t
 
 def test_a_byte_order_mark_before_the_source_is_no_part_of_it(catalogue, tmp_path):
     (tmp_path / "my_loss.py").write_bytes(b"\xef\xbb\xbf" + LOSS.encode())
-    assert load_plugin(read_plugin(str(tmp_path / "my_loss.py"))).name == "margin-sigmoid"
+    assert load_plugin(read_plugin(str(tmp_path / "my_loss.py"))).name == "margin_sigmoid"

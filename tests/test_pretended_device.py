@@ -11,7 +11,7 @@ import torch
 from pretended_device import DEVICE, counted, pretended
 
 from stability.corruptions import Values
-from stability.train.feed import duplicate_share
+from stability.train.feed import false_negative_fraction
 
 
 def line_of(word: str) -> str:
@@ -141,13 +141,13 @@ def test_the_innermost_line_of_the_package_is_named_if_there_is_one():
     with pretended():
         rows = on_device(2, 2)
         with counted() as counts:
-            duplicate_share(rows[0]).item()  # by the caller
+            false_negative_fraction(rows[0]).item()  # by the caller
             Values.of(rows)
     assert counts.events[0].line == line_of("by the caller")
     assert [event.kind for event in counts.events] == ["read"] * 3
     assert all(event.line.startswith("stability/corruptions/__init__.py:") for event in counts.events[1:])
     assert all(
-        event.line.endswith("return Values(float(side.min()), float(side.max()))") for event in counts.events[1:]
+        event.line.endswith("return Values(float(samples.min()), float(samples.max()))") for event in counts.events[1:]
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from stability import devices
 from stability.curvature import spectrum
-from stability.curvature.lanczos import LONG, lanczos
+from stability.curvature.lanczos import BLOCKED_FROM, lanczos
 from stability.curvature.products import hessian_of, replicas_at_once
 from stability.datasets import dataset
 from stability.execute import planning
@@ -30,20 +30,20 @@ CPU = torch.device("cpu")
 
 OPTIONS = {
     "curvature": {"batches": 2, "steps": 4, "edge_steps": 3, "trace_probes": 2},
-    "few-shot": {"draws": 1},
+    "few_shot": {"draws": 1},
     "flatness": {"batches": 2, "draws": 3},
-    "gradient-noise": {"batches": 3},
-    "linear-mode": {"fork": 2, "points": 3},
-    "matched-noise": {"batches": 2},
-    "scalar-gradients": {"batches": 2},
+    "gradient_noise": {"batches": 3},
+    "linear_mode": {"fork": 2, "points": 3},
+    "matched_gradient_noise": {"batches": 2},
+    "scalar_gradients": {"batches": 2},
 }
-COMPUTED_HERE = sorted(set(probe) - {"cost", "cross-check"})
-"""Probes that an accelerator computes for all replicas together: cost takes them one by one, cross-check on the CPU."""
+COMPUTED_HERE = sorted(set(probe) - {"cost", "cross_check"})
+"""Probes that an accelerator computes for all replicas together: cost takes them one by one, cross_check on the CPU."""
 
 
 def study_of(name, tiny_text, seeds, noise=(0.0,), arm="clip"):
     study = parse_study(tiny_text.split("[[claims]]")[0], "tiny.toml", "tiny")
-    grid = study.grid.model_copy(update={"seeds": seeds, "loss": (arm,), "batch_size": (8,), "noise": noise})
+    grid = study.grid.model_copy(update={"seeds": seeds, "arms": (arm,), "batch_size": (8,), "noise": noise})
     schedule = Schedule.model_validate(OPTIONS.get(name, {}))
     return study.model_copy(update={"probes": {name: schedule}, "grid": grid})
 
@@ -71,7 +71,8 @@ def children_of(trainer):
 
 
 @pytest.mark.parametrize(
-    ("name", "noise"), [*((name, 0.0) for name in COMPUTED_HERE), ("gradient-noise", 0.4), ("matched-noise", 0.4)]
+    ("name", "noise"),
+    [*((name, 0.0) for name in COMPUTED_HERE), ("gradient_noise", 0.4), ("matched_gradient_noise", 0.4)],
 )
 def test_an_accelerator_reads_what_a_cpu_reads_also_beside_a_replica_that_is_not_finite(tiny_text, name, noise):
     study = study_of(name, tiny_text, seeds=3, noise=(noise,), arm="siglip-log-b")
@@ -93,7 +94,7 @@ def test_an_accelerator_reads_what_a_cpu_reads_also_beside_a_replica_that_is_not
 def test_launches_copies_and_reads_do_not_grow_with_the_replicas(tiny_text, name):
     found = []
     text = tiny_text.replace('name = "digits"', 'name = "latent"\npairs = 100')
-    text = text.replace('"token-transformer", width = 4, heads = 1', '"mlp", width = 8, depth = 1')
+    text = text.replace('"token_transformer", width = 4, heads = 1', '"mlp", width = 8, depth = 1')
     for seeds in (2, 7):
         with pretended():
             trainer = trainer_of(study_of(name, text, seeds), DEVICE)
@@ -114,7 +115,7 @@ def test_little_memory_makes_several_narrow_readings_of_the_same_numbers(tiny_te
         trainer = trainer_of(study_of("retrieval", tiny_text, seeds=5), DEVICE)
         wide = trainer.read("retrieval").values
         population = trainer.population
-        parts = population.plan, population.feed, population.held, population.snapshot()
+        parts = population.spec, population.feed, population.held, population.snapshot()
         monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 0)
         with counted() as counts:
             narrow = read("retrieval", trainer.study, *parts).values
@@ -127,7 +128,7 @@ def test_the_bytes_of_a_reading_grow_with_what_its_probe_holds(tiny_text):
     def bytes_of_reading(name, **options):
         trainer = trainer_of(study_of(name, tiny_text, seeds=2), CPU)
         population = trainer.population
-        parts = population.plan, population.feed, population.held, population.snapshot()
+        parts = population.spec, population.feed, population.held, population.snapshot()
         return bytes_per_reading(name, options, *parts)
 
     held = len(trainer_of(study_of("retrieval", tiny_text, seeds=2), CPU).population.held.caption)
@@ -135,7 +136,7 @@ def test_the_bytes_of_a_reading_grow_with_what_its_probe_holds(tiny_text):
     few, many = (bytes_of_reading("curvature", batches=count, steps=4) for count in (2, 12))
     assert many > 3 * few
     # Batches that are taken in turn lie there, but what is computed from them does not.
-    one_by_one, all_at_once = (bytes_of_reading(name, batches=12) for name in ("gradient-noise", "scalar-gradients"))
+    one_by_one, all_at_once = (bytes_of_reading(name, batches=12) for name in ("gradient_noise", "scalar_gradients"))
     assert all_at_once > 3 * one_by_one
 
 
@@ -184,8 +185,8 @@ def test_an_exhausted_space_and_a_nan_leave_the_other_lanes_of_an_accelerator_bi
 
 
 def test_long_vectors_are_orthogonal_on_an_accelerator_too():
-    diagonal = torch.linspace(-1, 30, LONG)[None].expand(2, -1)
-    starts = torch.randn(2, LONG, generator=torch.Generator().manual_seed(1))
+    diagonal = torch.linspace(-1, 30, BLOCKED_FROM)[None].expand(2, -1)
+    starts = torch.randn(2, BLOCKED_FROM, generator=torch.Generator().manual_seed(1))
     with pretended():
         *_, basis = lanczos_there(diagonal, starts, 30)
     for rows in basis.double():
@@ -201,7 +202,7 @@ def test_a_spectrum_on_an_accelerator_is_that_of_a_cpu_by_whichever_groups(monke
     params = {"w": torch.randn(6, 3, generator=generator, dtype=torch.float64)}
     batches = torch.randn(6, 4, 7, 3, generator=generator, dtype=torch.float64)
     weights = {"w": params["w"].abs() + 0.1}
-    how = {"replicas": True, "steps": 2, "trace_probes": 2}
+    how = {"batched": True, "steps": 2, "trace_probes": 2}
     expected = spectrum(quartic, params, batches=batches, preconditioner=weights, **how)
     with pretended():
         there, data, scale = pytree.tree_map(lambda leaf: leaf.to(DEVICE), (params, batches, weights))
@@ -210,7 +211,7 @@ def test_a_spectrum_on_an_accelerator_is_that_of_a_cpu_by_whichever_groups(monke
         monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 2**17)
         assert 1 < len(replicas_at_once(quartic, there, batches=data)) <= 3
         spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, **how))
-        spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, retain=False, **how))
+        spectra.append(spectrum(quartic, there, batches=data, preconditioner=scale, retain_graph=False, **how))
         for found in spectra:
             for field in ("eigenvalues_high", "eigenvalues_low", "trace", "nodes", "weights"):
                 assert_close(getattr(found, field).cpu(), getattr(expected, field), rtol=1e-9, atol=1e-9)
@@ -219,7 +220,7 @@ def test_a_spectrum_on_an_accelerator_is_that_of_a_cpu_by_whichever_groups(monke
 def test_a_point_that_is_not_finite_is_nan_on_an_accelerator_too():
     points = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [0.5, -1.0]])
     with pretended():
-        hessian = hessian_of(lambda p: (p["w"] ** 3).sum(), {"w": points.to(DEVICE)}, replicas=True)
+        hessian = hessian_of(lambda p: (p["w"] ** 3).sum(), {"w": points.to(DEVICE)}, batched=True)
         product = hessian.product(torch.ones(1, 3, 2).to(DEVICE)).cpu()[0]
     assert_close(product[[0, 2]], 6 * points[[0, 2]])
     assert product[1].isnan().all()
@@ -258,10 +259,9 @@ def measured(name, tensors, **options):
             objective=shaken_loss,
             embed_image=lambda params, x: torch.nn.functional.normalize(x @ params["image.w"].T[:, :3], dim=-1),
             embed_text=lambda params, x: torch.nn.functional.normalize(x, dim=-1),
-            embed_further=lambda params, samples: (),
+            embed_extra_modalities=lambda params, samples: (),
             preconditioner={},
             learning_rate=tensors["params"]["loss.bias"],
-            betas=(0.9, 0.999),
             constant_rate=True,
             chance=2.0,
             **tensors,
@@ -291,7 +291,7 @@ def test_flatness_of_all_draws_together_is_that_of_one_after_the_other(monkeypat
     assert len(copied) <= 1
 
 
-@pytest.mark.parametrize("name", ["few-shot", "separability"])
+@pytest.mark.parametrize("name", ["few_shot", "separability"])
 def test_embeddings_of_all_replicas_come_to_the_host_at_once(name):
     tensors = shaken_replica()
     tensors["params"]["image.w"][1] = torch.nan
@@ -357,7 +357,7 @@ def test_data_on_an_accelerator_narrow_its_groups(tiny_text, monkeypatch):
 
 def test_a_part_of_the_pairs_is_each_replicas_own(tiny_text):
     study = study_of("retrieval", tiny_text, seeds=2)
-    study = study.model_copy(update={"grid": study.grid.model_copy(update={"pairs": (100,)})})
+    study = study.model_copy(update={"grid": study.grid.model_copy(update={"train_pairs": (100,)})})
     pairs = study.pairs()
     found = bytes_of_data(study, pairs)
     assert (found.shared, found.own) == (0, sum(_bytes(samples[:100]) for samples in (pairs.image, pairs.text)))

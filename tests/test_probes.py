@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def trainer(tiny_text):
     """Two seeds of one arm, three steps into training; what is slow, or differs from run to run, is read here alone."""
-    more = "[probes.few-shot]\ndraws = 1\n[probes.cost]\nrepeats = 1\n[probes.flatness]\nbatches = 2\n"
-    more += "[probes.scalar-gradients]\n"
-    more += "[probes.linear-mode]\nfork = 3\npoints = 3\n"
+    more = "[probes.few_shot]\ndraws = 1\n[probes.cost]\nrepeats = 1\n[probes.flatness]\nbatches = 2\n"
+    more += "[probes.scalar_gradients]\n"
+    more += "[probes.linear_mode]\nfork = 3\npoints = 3\n"
     tiny = parse_study(tiny_text.split("[[claims]]")[0] + more, "tiny.toml", "tiny")
     runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("siglip-log-b", 8, 0.0))[:2]
     trained = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
@@ -41,12 +41,12 @@ def trainer(tiny_text):
 def replica(trainer, place):
     """Return parameters and embeddings of one replica on the held-out pairs."""
     population = trainer.population
-    params = population.plan.layout.unflatten(population.theta.detach()[place])
+    params = population.spec.layout.unflatten(population.theta.detach()[place])
     held = population.held
     return (
         params,
-        population.plan.embed_image(params, held.image),
-        population.plan.embed_text(params, held.text),
+        population.spec.embed_image(params, held.image),
+        population.spec.embed_text(params, held.text),
         held,
     )
 
@@ -91,8 +91,8 @@ def test_recall_counts_any_item_with_the_identical_caption(trainer, place):
 
 def test_zero_shot_picks_the_class_of_the_nearest_mean_prompt(trainer):
     params, image, _, held = replica(trainer, 0)
-    plan = trainer.population.plan
-    means = torch.stack([F.normalize(plan.embed_text(params, held.prompts[c]).mean(0), dim=0) for c in range(10)])
+    spec = trainer.population.spec
+    means = torch.stack([F.normalize(spec.embed_text(params, held.prompts[c]).mean(0), dim=0) for c in range(10)])
     right = ((image @ means.T).argmax(-1) == held.label).double().mean()
     assert_close(trainer.read("retrieval").values["zero_shot_accuracy"][0].double(), right)
 
@@ -146,7 +146,7 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
     place = reading.replicas[-1]
     assert place > 0
     population = trained.population
-    layout = population.plan.layout
+    layout = population.spec.layout
     params = layout.unflatten(population.theta.detach().double()[place])
     names = [name for name in params if name.startswith(("image.", "text."))]
     state = population.optimizer
@@ -160,7 +160,7 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
         towers = {name: part.view(params[name].shape) for name, part in zip(names, parts, strict=True)}
         batch = [{key: value[0, k] for key, value in batches.items()} for k in range(2)]
         batch = [{**each, "image": each["image"].double()} for each in batch]
-        return sum(population.plan.objective(params | towers, each) for each in batch) / 2
+        return sum(population.spec.objective(params | towers, each) for each in batch) / 2
 
     start = torch.cat([params[name].flatten() for name in names])
     root = torch.cat([scale[name].flatten() for name in names])
@@ -170,21 +170,21 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
 
 
 def test_gradient_noise_is_of_new_batches_at_every_step_and_curvature_of_fixed_ones(trainer):
-    first, again = (trainer.read("gradient-noise").values["gradient_second_moment_towers"] for _ in range(2))
+    first, again = (trainer.read("gradient_noise").values["gradient_second_moment_towers"] for _ in range(2))
     assert torch.equal(first, again)
-    fixed = trainer.read("curvature").values["hessian_high"]
+    fixed = trainer.read("curvature").values["hessian_max_eigenvalue"]
     trainer.population.step += 1
-    assert not torch.equal(trainer.read("gradient-noise").values["gradient_second_moment_towers"], first)
-    assert torch.equal(trainer.read("curvature").values["hessian_high"], fixed)
+    assert not torch.equal(trainer.read("gradient_noise").values["gradient_second_moment_towers"], first)
+    assert torch.equal(trainer.read("curvature").values["hessian_max_eigenvalue"], fixed)
     trainer.population.step -= 1
 
 
 def test_gradient_noise_has_no_adam_norm_before_the_first_step_and_one_after(tiny, trainer):
     runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
-    values = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU).read("gradient-noise").values
+    values = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU).read("gradient_noise").values
     assert torch.isnan(values["gradient_noise_trace_towers_preconditioned"]).all()
     assert torch.isfinite(values["gradient_noise_trace_towers"]).all()
-    values = trainer.read("gradient-noise").values
+    values = trainer.read("gradient_noise").values
     total = values["gradient_noise_trace_towers_preconditioned"] + values["gradient_sq_norm_towers_preconditioned"]
     assert_close(values["gradient_second_moment_towers_preconditioned"], total)
 
@@ -195,19 +195,23 @@ def test_at_its_own_parameters_the_matched_noise_of_a_loss_is_its_own(trainer):
     study = trainer.study
     alike = study.model_copy(
         update={
-            "probes": {name: Schedule.model_validate({"batches": 3}) for name in ("gradient-noise", "matched-noise")}
+            "probes": {
+                name: Schedule.model_validate({"batches": 3}) for name in ("gradient_noise", "matched_gradient_noise")
+            }
         }
     )
     both = Trainer(alike, Group("g", tuple(population.runs)), alike.pairs(), CPU)
     both.step()
-    matched = both.read("matched-noise").values
-    layout = both.population.plan.layout
+    matched = both.read("matched_gradient_noise").values
+    layout = both.population.spec.layout
     assert_close(matched["matched_bias"], layout.unflatten(both.population.theta.detach())["loss.bias"])
-    index = independent_indices(population.runs[0].seed, "probe/matched-noise/1", 3, both.population.feed.available, 8)
+    index = independent_indices(
+        population.runs[0].seed, "probe/matched_gradient_noise/1", 3, both.population.feed.available, 8
+    )
     batches = both.population.feed.select([0]).batch(index[None], both.population.feed.select([0]).generators("x"))
     params = {name: value[0] for name, value in layout.unflatten(both.population.theta.detach()).items()}
     own = gradient_noise(
-        both.population.plan.objective,
+        both.population.spec.objective,
         params,
         {name: value[0] for name, value in batches.items()},
         blocks={"towers": in_towers},
@@ -236,7 +240,7 @@ def test_a_loss_without_trained_scalars_has_no_scalar_block_and_every_other_meas
     runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
     bare_trainer = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
     bare_trainer.step()
-    for name in ("gradient-noise", "curvature"):
+    for name in ("gradient_noise", "curvature"):
         for measure, values in bare_trainer.read(name).values.items():
             assert torch.isnan(values).any() == ("scalars" in measure or measure == "sharpness_ratio"), measure
 
@@ -247,7 +251,7 @@ def test_the_sharpness_ratio_is_not_given_inside_the_warm_up(tiny):
     early.step()
     values = early.read("curvature").values
     assert torch.isnan(values["sharpness_ratio"]).all()
-    assert torch.isfinite(values["hessian_high"]).all()
+    assert torch.isfinite(values["hessian_max_eigenvalue"]).all()
 
 
 def test_probes_read_only_the_runs_that_their_schedule_selects(tiny):
@@ -258,7 +262,7 @@ def test_probes_read_only_the_runs_that_their_schedule_selects(tiny):
 
 
 def test_pyhessian_and_the_dense_hessian_agree_with_ours(trainer):
-    values = {name: value[0].item() for name, value in trainer.read("cross-check").values.items()}
+    values = {name: value[0].item() for name, value in trainer.read("cross_check").values.items()}
     assert values["crosscheck_high"] == pytest.approx(values["dense_high"], rel=1e-4)
     assert values["pyhessian_high"] == pytest.approx(values["dense_high"], rel=1e-2)
     assert abs(values["crosscheck_trace"] - values["dense_trace"]) < 5 * values["crosscheck_trace_stderr"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats as scipy_stats
 
-from stability.analysis import analyse, findings_text, read
+from stability.analysis import analyze, findings_text, load_results
 from stability.execute import run
 from stability.registry import InputError
 from stability.report.figures import draw
@@ -150,12 +150,14 @@ def test_tukey_s_range_would_not_keep_it_where_spreads_differ():
 # --- studies ---------------------------------------------------------------------------------------------------------
 
 
-WHOLE = re.compile(r"\[probes\.(matched-noise|geometry|separability|cross-check|curvature|gradient-noise)\]\n(\w.*\n)*")
+WHOLE = re.compile(
+    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
+)
 
 
 def ranked_text(tiny_text, table='measure = "recall_at_1"'):
     text = WHOLE.sub("", tiny_text).replace("gradient_noise_fraction", "recall_at_1").replace("[8, 16]", "[8]")
-    text = text.replace('loss = ["clip", "siglip-log-b"]', 'loss = ["clip", "siglip-log-b", "dcl"]')
+    text = text.replace('arms = ["clip", "siglip-log-b"]', 'arms = ["clip", "siglip-log-b", "dcl"]')
     return text.replace("[scales.smoke]", f"[[rankings]]\n{table}\n\n[scales.smoke]")
 
 
@@ -170,9 +172,12 @@ def ranked_text(tiny_text, table='measure = "recall_at_1"'):
         ),
         (
             'measure = "loss"\nlosses = ["clip", "dlc"]',
-            r"t: rankings\[0\]\.losses\[1\]: 'dlc' is not in grid\.loss.*'dcl'.*",
+            r"t: rankings\[0\]\.losses\[1\]: 'dlc' is not in grid\.arms.*'dcl'.*",
         ),
-        ('measure = "loss"\nscale = "chance-log"', r"t: rankings\[0\]\.scale: 'loss' has no chance level .*"),
+        (
+            'measure = "loss"\ntransform = "log_above_chance"',
+            r"t: rankings\[0\]\.transform: 'loss' has no chance level .*",
+        ),
         (
             'measure = "loss"\n[[rankings]]\nmeasure = "loss"',
             r"t: rankings\[0\]\.measure: 'loss' is ranked twice in the same way",
@@ -197,18 +202,24 @@ def test_a_ranking_changes_the_hash_but_no_run(tiny_text):
 
 @pytest.fixture(scope="module")
 def ranked_run(tiny_text, tmp_path_factory):
-    table = 'measure = "recall_at_1"\n\n[[rankings]]\nmeasure = "loss"\nscale = "of-chance"\nlosses = ["clip", "dcl"]'
+    table = 'measure = "recall_at_1"\n\n[[rankings]]\nmeasure = "loss"\ntransform = "relative_to_chance"\n'
+    table += 'losses = ["clip", "dcl"]'
     study = parse_study(ranked_text(tiny_text, table), "t", "t")
-    return read(run(study, "cpu", out=tmp_path_factory.mktemp("ranked") / "run"))
+    return load_results(run(study, "cpu", out=tmp_path_factory.mktemp("ranked") / "run"))
 
 
 def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
-    findings = analyse(ranked_run, checks=False)
+    findings = analyze(ranked_run, checks=False)
     recall, loss = findings.rankings
     assert {place.name for place in recall.found.places} == {"clip", "siglip-log-b", "dcl"}
     assert {place.name for place in loss.found.places} == {"clip", "dcl"}
     assert recall.found.confidence == loss.found.confidence == 1 - 0.05 / 2
-    assert (recall.scale, loss.scale, recall.better, loss.better) == ("chance-log", "of-chance", "higher", "lower")
+    assert (recall.transform, loss.transform, recall.better, loss.better) == (
+        "log_above_chance",
+        "relative_to_chance",
+        "higher",
+        "lower",
+    )
     plain = json.loads(findings_text(findings))
     assert [one["measure"] for one in plain["rankings"]] == ["recall_at_1", "loss"]
     assert len(plain["rankings"][0]["found"]["pairs"]) == 3
@@ -223,4 +234,4 @@ def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
 
 
 def test_a_study_without_rankings_says_nothing_of_them(tiny_run):
-    assert "rankings" not in json.loads(findings_text(analyse(read(tiny_run), checks=False)))
+    assert "rankings" not in json.loads(findings_text(analyze(load_results(tiny_run), checks=False)))

@@ -165,7 +165,7 @@ def test_what_cannot_be_a_replication_is_refused_in_one_sentence(text, table, se
 
 def test_a_replication_without_the_axis_of_a_claim_is_refused(tiny_text):
     with pytest.raises(
-        InputError, match=r"replications\.x: claims\[1\]\.over: grid\.noise has one value; allowed: two"
+        InputError, match=r"replications\.x: claims\[1\]\.axis: grid\.noise has one value; allowed: two"
     ):
         parse_study(tiny_text + "[replications.x]\ngrid.noise = [0.0]\ndata.held_out = 0.3", "t.toml", "t")
 
@@ -195,7 +195,7 @@ def test_a_replication_has_the_bytes_of_the_study_that_says_the_same_at_the_top(
 def test_without_replications_none_is_begun_and_they_can_follow(study, finished, tmp_path):
     where = run(study, "cpu", out=tmp_path / "t", replications=False)
     assert replications_in(where) == []
-    found = analysis.analyse(analysis.read(where))
+    found = analysis.analyze(analysis.load_results(where))
     assert found.agreement("recall").word == "not replicated yet"
     assert found.agreement("recall").clause == "Seeds and latent are missing."
     run(study, "cpu", out=where)
@@ -216,7 +216,7 @@ def test_a_run_killed_in_a_replication_goes_on_to_the_same_bytes(text, study, fi
     process.wait()
     run(load_study(file), "cpu", out=where)
     assert files(where) == files(finished)
-    texts = [analysis.findings_text(analysis.analyse(analysis.read(place))) for place in (where, finished)]
+    texts = [analysis.findings_text(analysis.analyze(analysis.load_results(place))) for place in (where, finished)]
     assert texts[0] == texts[1]
 
 
@@ -230,7 +230,7 @@ def test_an_unfinished_replication_is_missing_and_judged_nowhere(study, finished
     (again,) = (each for each in study.replications if each.replication == "seeds")
     fewer = again.model_copy(update={"grid": again.grid.model_copy(update={"seeds": 2})})
     run(fewer, "cpu", out=where / "replications" / "seeds")
-    seeds, latent = analysis.analyse(analysis.read(where)).replications
+    seeds, latent = analysis.analyze(analysis.load_results(where)).replications
     assert (seeds.missing, seeds.claims) == ("8 of 24 runs are not finished", ())
     assert (latent.missing, latent.claims) == ("not begun", ())
 
@@ -239,11 +239,11 @@ def test_an_unfinished_replication_is_missing_and_judged_nowhere(study, finished
 
 
 def test_findings_hold_what_the_replications_found_as_runs_of_their_own(finished):
-    found = analysis.analyse(analysis.read(finished)).to_json()
+    found = analysis.analyze(analysis.load_results(finished)).to_json()
     assert [again["name"] for again in found["replications"]] == ["seeds", "latent"]
     assert [again["other_data"] for again in found["replications"]] == [False, True]
     for again in found["replications"]:
-        alone = analysis.analyse(analysis.read(finished / "replications" / again["name"])).to_json()
+        alone = analysis.analyze(analysis.load_results(finished / "replications" / again["name"])).to_json()
         assert again["study_hash"] == alone["study_hash"]
         assert again["counts"]["planned"] == alone["provenance"]["planned"]
         for one, other in zip(again["claims"], alone["claims"], strict=True):
@@ -252,7 +252,7 @@ def test_findings_hold_what_the_replications_found_as_runs_of_their_own(finished
 
 
 def test_findings_of_a_study_without_replications_say_nothing_of_them(closed_form):
-    assert not {"replications", "agreement"} & {*analysis.analyse(closed_form).to_json()}
+    assert not {"replications", "agreement"} & {*analysis.analyze(closed_form).to_json()}
 
 
 VERDICTS = ("supported", "contradicted", "equivalent", "inconclusive", "not-testable")
@@ -280,19 +280,19 @@ def test_the_word_follows_from_the_verdicts(own, others, word):
 @given(own=st.sampled_from(VERDICTS), others=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=5))
 def test_the_word_and_the_clause_leave_nothing_out(own, others):
     names = [f"r{place}" for place in range(len(others))]
-    found = agreement(own, dict(zip(names, others, strict=True)), ["late"])
+    found = agreement(own, dict(zip(names, others, strict=True)), ["tail_mean"])
     counted = [own, *others].count("supported")
     assert (found.word == "held everywhere") == (counted == len(others) + 1)
     assert ("contradicted" in found.word) == ("contradicted" in [own, *others])
     assert (f"held on {counted} of {len(others) + 1}" in found.word) == (0 < counted < len(others) + 1)
-    assert all(name in found.clause for name in (*names, "late"))
+    assert all(name in found.clause for name in (*names, "tail_mean"))
     assert f"also {own}".replace("-", " ") in found.clause.lower() or own not in others
 
 
 @pytest.fixture(scope="module")
 def told(closed_form):
     """Findings by formula with one replication that agrees, one that contradicts, and one that is missing."""
-    found = analysis.analyse(closed_form)
+    found = analysis.analyze(closed_form)
     first, second = found.claims
     bounds = {"interval": (0.02, 0.1), "equivalence_interval": (0.03, 0.09)}
     claims = (replace(first, verdict="supported", effect=0.06, **bounds), second)
@@ -346,11 +346,11 @@ def test_a_report_without_replications_has_no_such_section(closed_form_report):
 
 
 def test_a_replication_is_published_with_its_study_alone(finished, tmp_path):
-    results = analysis.read(finished)
-    render(results, analysis.analyse(results), finished / "report")
+    results = analysis.load_results(finished)
+    render(results, analysis.analyze(results), finished / "report")
     again = finished / "replications" / "latent"
-    results = analysis.read(again)
-    facts = describe(results, analysis.analyse(results), ())["facts"]
+    results = analysis.load_results(again)
+    facts = describe(results, analysis.analyze(results), ())["facts"]
     assert facts.startswith('replication latent: data.name = "latent"')
     with pytest.raises(InputError, match="latent: is a replication; publish the run of 't' that it lies in"):
         publish([again], tmp_path)

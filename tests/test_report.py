@@ -10,7 +10,7 @@ import pytest
 from closed_form_results import manifest_of, results_of
 from pypdf import PdfReader
 
-from stability.analysis import analyse, findings_text
+from stability.analysis import analyze, findings_text
 from stability.registry import InputError
 from stability.report import publish, render, write_report
 from stability.report.html import TEMPLATES, as_csv
@@ -27,7 +27,7 @@ def results(closed_form):
 
 @pytest.fixture(scope="session")
 def findings(results):
-    return analyse(results)
+    return analyze(results)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def written(closed_form_report):
 def bare(tmp_path_factory):
     """The page alone of a study that measured nothing beside retrieval."""
     found = results_of(probes="")
-    return render(found, analyse(found), tmp_path_factory.mktemp("bare"), formats=("html",))
+    return render(found, analyze(found), tmp_path_factory.mktemp("bare"), formats=("html",))
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +255,7 @@ def test_the_method_of_a_claim_that_could_not_be_tested_tells_no_p_value(results
         told = method(results, replace(findings, claims=(claim, *others)))
         text = next(each["text"] for each in told if each["title"] == f"The claim {first.id}")
         assert ("sign flips" in text, "Test: exact sign interval" in text) == (said, said)
-        assert ("could not be tested" in text) != said
+        assert ("Not testable; no p-value." in text) != said
 
 
 def test_limitations_name_what_the_data_show(results, findings):

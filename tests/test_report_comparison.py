@@ -10,7 +10,7 @@ import pytest
 from pypdf import PdfReader
 from rich.console import Console
 
-from stability.analysis import analyse
+from stability.analysis import analyze
 from stability.registry import InputError
 from stability.report import render, write_comparison
 from stability.report.comparison import compare
@@ -40,7 +40,7 @@ def test_what_changed_is_shown_where_it_changed(closed_form, shifted):
     found = compare(closed_form, shifted)
     assert found["claims"][0]["primary"]
     speed = next(claim for claim in found["claims"] if claim["id"] == "speed")
-    first, second = (next(c for c in analyse(run).claims if c.id == "speed").effect for run in (closed_form, shifted))
+    first, second = (next(c for c in analyze(run).claims if c.id == "speed").effect for run in (closed_form, shifted))
     assert float(speed["moved"].rstrip("×")) == pytest.approx(second / first, rel=5e-3)
     assert speed["answers"][0]["effect"] != speed["answers"][1]["effect"]
     by_label = {row["label"]: row for row in found["provenance"]}
@@ -92,7 +92,7 @@ def unfinished(closed_form):
 
 
 def test_an_unfinished_run_is_stamped_with_what_is_missing_in_both_renderings(unfinished, tmp_path):
-    written = render(unfinished, analyse(unfinished), tmp_path)
+    written = render(unfinished, analyze(unfinished), tmp_path)
     told = json.loads(written["json"].read_text())["interim"]
     assert told["sentence"].startswith("2 of 72 runs are not finished")
     rows = [[cell["text"] for cell in row] for row in told["missing"]["rows"]]
@@ -118,7 +118,7 @@ def printed(findings, **options):
 
 @pytest.fixture(scope="module")
 def all_verdicts(closed_form):
-    findings = analyse(closed_form)
+    findings = analyze(closed_form)
     claims = [replace(findings.claims[0], verdict=verdict, primary=False, text="It’s “so” −1×") for verdict in MARKS]
     return replace(findings, claims=tuple(claims))
 

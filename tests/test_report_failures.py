@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from closed_form_results import results_of
 
-from stability.analysis import analyse
+from stability.analysis import analyze
 from stability.report import render
 from stability.report.failures import LONGEST_REASON, LONGEST_TRACEBACK, failures, reason_of, shortened
 
@@ -41,7 +41,7 @@ def test_each_reason_is_told_once_with_its_runs_and_cells(failed):
 
 
 def test_page_and_paper_say_why_runs_failed_and_nothing_of_it_is_markup(failed, tmp_path):
-    paths = render(failed, analyse(failed, checks=False), tmp_path)
+    paths = render(failed, analyze(failed, checks=False), tmp_path)
     page = paths["html"].read_text()
     assert "Why: ValueError: &lt;b&gt;bad&lt;/b&gt; &amp; #panic() (4 runs: clip at batch 8: 2" in page
     assert "File &#34;stability/train/chains.py&#34;, line 3" in page

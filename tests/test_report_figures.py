@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stability.analysis import AXES, Results, analyse
+from stability.analysis import AXES, Results, analyze
 from stability.grid import runs_of
 from stability.report import render
 from stability.report.figures import SECTIONS, draw, svg, tables
@@ -32,7 +32,7 @@ from stability.report.figures.panels import CELL, COLUMN, ROW, faceted, level_ax
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
 from stability.report.figures.trajectories import over_training
-from stability.report.style import DARK, LIGHT, looks, theme_css
+from stability.report.style import DARK, LIGHT, arm_styles, theme_css
 from stability.study import parse_study
 
 NUMBER = r"-?\d*\.?\d+"
@@ -45,8 +45,8 @@ question = "Are closed forms drawn as they are?"
 name = "digits"
 
 [model]
-image = "patch-transformer"
-text = "token-transformer"
+image = "patch_transformer"
+text = "token_transformer"
 
 [train]
 steps = 300
@@ -57,7 +57,7 @@ loss = "siglip"
 bias = "-log B"
 
 [grid]
-loss = ["clip", "siglip", "siglip-log-b"]
+arms = ["clip", "siglip", "siglip-log-b"]
 batch_size = [32, 128]
 noise = [0.0, 0.4]
 lr = [3e-3]
@@ -83,7 +83,7 @@ margin = 0.1
 id = "convergence"
 text = "SigLIP reaches a recall of .2 in fewer steps than CLIP"
 measure = "recall_at_1"
-contrast = "time-to-threshold"
+contrast = "time_to_threshold"
 threshold = 0.2
 compare = ["siglip", "clip"]
 expect = "lower"
@@ -96,7 +96,7 @@ id = "noise-slope"
 text = "SigLIP's recall falls more slowly than CLIP's as captions are mismatched"
 measure = "recall_at_1"
 contrast = "slope"
-over = "noise"
+axis = "noise"
 compare = ["siglip", "clip"]
 expect = "higher"
 margin = 0.25
@@ -129,7 +129,7 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = Fals
             loss[step > at] = math.nan
         frame = pd.DataFrame({"run": run.id, "step": step, "loss": loss, "log_scale": 2.3 + level * step / total})
         frame["bias"] = math.nan if run.arm == "clip" else -10.0 + step / total
-        frame["duplicate_share"], frame["learning_rate"] = 0.01, run.lr
+        frame["false_negative_fraction"], frame["learning_rate"] = 0.01, run.lr
         every25, every50, every100 = step % 25 == 0, step % 50 == 0, step % 100 == 0
         frame["recall_at_1"] = np.where(every25, recall, math.nan)
         frame["recall_at_1_chance"] = np.where(every25, 0.0136, math.nan)
@@ -145,8 +145,8 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = Fals
         high = 100.0 * LEVEL.get(run.arm, 0.5) * math.exp(rng.normal(0, 0.2))
         nodes = np.sort(np.concatenate([[-high / 20], np.geomspace(1e-3, high, 9), -np.geomspace(1e-3, high / 30, 6)]))
         weights = np.exp(-np.abs(np.arcsinh(nodes * 50)))
-        frame["hessian_high"] = np.where(curved, high, math.nan)
-        frame["hessian_low"] = np.where(curved, -high / 20, math.nan)
+        frame["hessian_max_eigenvalue"] = np.where(curved, high, math.nan)
+        frame["hessian_min_eigenvalue"] = np.where(curved, -high / 20, math.nan)
         for end in ("high", "low"):
             frame[f"hessian_{end}_residual"] = np.where(curved, 1e-6 * high, math.nan)
         frame["sharpness_ratio"] = np.where(curved, high / 120, math.nan)
@@ -166,7 +166,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def drawn(results):
-    return draw(results, analyse(results))
+    return draw(results, analyze(results))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_what_was_not_measured_is_left_out(results, drawn):
     columns = ["recall_at_1", "gradient_noise_trace_towers", "bias", "hessian_nodes", "sharpness_ratio", "modality_gap"]
     gone = {"forest", "recall", "noise-decline", "time-1", "gradient-noise", "bias", "spectra", "sharpness"}
     less = dataclasses.replace(results, steps=results.steps.drop(columns=columns))
-    left = draw(less, dataclasses.replace(analyse(results), claims=()))
+    left = draw(less, dataclasses.replace(analyze(results), claims=()))
     assert {figure.id for figure in left} == {figure.id for figure in drawn} - gone
     assert "modality_gap" not in set(left[-1].table["measure"])
 
@@ -225,7 +225,7 @@ def test_what_a_claim_compares_is_shown_where_nothing_else_shows_it(results):
     (shown,) = claimed(asked, elsewhere={"gradient_noise_fraction"})
     assert (shown.id, shown.section) == ("values-margin-trimmed", "values")
     assert "at its last measured step" in shown.caption
-    assert set(shown.table["arm"]) == set(asked.study.grid.loss)
+    assert set(shown.table["arm"]) == set(asked.study.grid.arms)
     assert not list(claimed(asked, elsewhere={"gradient_noise_fraction", "margin_trimmed"}))
     level = dataclasses.replace(asked, steps=asked.steps.assign(margin_trimmed=0.5))
     assert not list(claimed(level, elsewhere={"gradient_noise_fraction"}))  # the same everywhere: nothing to see
@@ -241,7 +241,7 @@ def test_a_scalar_that_is_held_draws_nothing(results):
 
 def cells(**axes):
     """A table with a row for each cell of these axes of the grid."""
-    whole = {"batch_size": [32], "pairs": [100], "lr": [1e-3], "lr_factor": [1.0], "corruption": ["mismatch"]}
+    whole = {"batch_size": [32], "train_pairs": [100], "lr": [1e-3], "lr_multiplier": [1.0], "corruption": ["mismatch"]}
     whole |= {"noise": [0.0]} | axes
     return pd.DataFrame(itertools.product(*whole.values()), columns=list(whole))
 
@@ -252,7 +252,7 @@ def titles(sheet):
 
 def test_many_levels_stand_in_lines_of_several_panels():
     factors = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
-    sheet = faceted(cells(lr_factor=factors), looks(["clip"]))
+    sheet = faceted(cells(lr_multiplier=factors), arm_styles(["clip"]))
     assert titles(sheet) == [f"B = 32, {factor:g} × lr" for factor in factors]
     tops = [round(axes.get_position().y0, 3) for axes in sheet.axes.values()]
     assert [tops.count(top) for top in dict.fromkeys(tops)] == [4, 3]
@@ -260,8 +260,8 @@ def test_many_levels_stand_in_lines_of_several_panels():
 
 
 def test_several_corruptions_have_a_row_each():
-    table = cells(corruption=["image-noise", "mismatch", "text-noise"], noise=[0.0, 0.3, 0.6])
-    sheet = faceted(table, looks(["clip"]))
+    table = cells(corruption=["image_noise", "mismatch", "text_noise"], noise=[0.0, 0.3, 0.6])
+    sheet = faceted(table, arm_styles(["clip"]))
     assert {title for title in titles(sheet) if title} == {"noise 0", "noise 0.3", "noise 0.6"}
     for key in table[[*ROW, *COLUMN]].itertuples(index=False, name=None):
         assert sheet.axes[key[: len(ROW)], key[len(ROW) :]]
@@ -269,7 +269,7 @@ def test_several_corruptions_have_a_row_each():
 
 @pytest.mark.parametrize("arms", [["clip"], ["clip", "siglip"], [f"loss-of-some-name-{place}" for place in range(23)]])
 def test_a_legend_is_read_line_by_line_and_stays_within_the_figure(arms):
-    sheet = faceted(cells(), looks(arms))
+    sheet = faceted(cells(), arm_styles(arms))
     sheet.figure.canvas.draw()
     (legend,) = sheet.figure.legends
     box, page = legend.get_window_extent(), sheet.figure.bbox
@@ -293,7 +293,7 @@ def test_every_level_of_a_logarithmic_axis_is_named_as_far_as_there_is_room():
 
 @pytest.mark.parametrize("words", ["log recall@1", "sensitivity over lr of log recall@1 above its chance level"])
 def test_the_words_below_a_panel_do_not_meet(results, words):
-    claims = analyse(results).claims
+    claims = analyze(results).claims
     figure = forest_figure(claims, {claim.id: f"siglip − clip: {words}" for claim in claims})
     figure.canvas.draw()
     axes = next(axes for axes in figure.axes if axes.get_xscale() == "linear")
@@ -332,24 +332,24 @@ def test_diverged_runs_are_counted_and_crossed(results, drawn):
     assert [line.get_xdata()[0] for line in crosses] == pytest.approx([120] * count, abs=8)
 
 
-def test_each_arm_keeps_one_colour_and_marker_in_all_figures(results, drawn):
-    known = looks(results.study.grid.loss)
+def test_each_arm_keeps_one_color_and_marker_in_all_figures(results, drawn):
+    styles = arm_styles(results.study.grid.arms)
     seen = set()
     for figure in drawn:
         for legend in figure.figure.legends:
             for line in legend.get_lines():
-                look = known[line.get_label()]
-                assert (line.get_color(), line.get_marker()) == (look.colour, look.marker)
+                style = styles[line.get_label()]
+                assert (line.get_color(), line.get_marker()) == (style.color, style.marker)
                 seen.add(line.get_label())
-    assert seen == set(results.study.grid.loss)
-    assert len({look.colour for look in known.values()}) == len({look.marker for look in known.values()}) == 3
+    assert seen == set(results.study.grid.arms)
+    assert len({style.color for style in styles.values()}) == len({style.marker for style in styles.values()}) == 3
 
 
 # --- the forest plot -------------------------------------------------------------------------------------------------
 
 
 def test_a_claim_that_could_not_be_tested_has_a_row_without_an_interval(results):
-    findings = analyse(results)
+    findings = analyze(results)
     lost = dataclasses.replace(
         findings.claims[0], verdict="not-testable", effect=math.nan, interval=(0.0, math.inf), p_value=math.nan
     )
@@ -361,7 +361,7 @@ def test_a_claim_that_could_not_be_tested_has_a_row_without_an_interval(results)
 
 
 def test_ratios_share_a_logarithmic_axis_and_differences_have_their_own(results):
-    figure = forest_plot(results, analyse(results)).figure
+    figure = forest_plot(results, analyze(results)).figure
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
     for axes in figure.axes:
         low, high = axes.get_xlim()
@@ -403,7 +403,7 @@ def test_equal_results_give_equal_markup_however_often_it_is_written(results, ma
             assert svg(figure.figure, figure.id, label=figure.alt) == markup[figure.id]
 
 
-def test_a_dark_page_recolours_everything(drawn):
+def test_a_dark_page_recolors_everything(drawn):
     for figure in drawn[:2]:
         dark = svg(figure.figure, "x", dark=True)
         changed = {role for role in LIGHT if LIGHT[role] != DARK[role]}
@@ -411,7 +411,7 @@ def test_a_dark_page_recolours_everything(drawn):
         assert DARK["ink"] in dark
 
 
-def test_a_themed_figure_has_no_colour_that_the_page_does_not_set(drawn):
+def test_a_themed_figure_has_no_color_that_the_page_does_not_set(drawn):
     for figure in (drawn[0], drawn[1], drawn[-1]):
         themed = svg(figure.figure, "x", themed=True)
         roles = set(re.findall(r"var\(--figure-([\w-]+),#[0-9a-f]{6}\)", themed))
@@ -421,7 +421,7 @@ def test_a_themed_figure_has_no_colour_that_the_page_does_not_set(drawn):
 
 
 def test_hostile_words_are_words(results):
-    findings = analyse(results)
+    findings = analyze(results)
     text = 'is $x^2$ <script>alert(1)</script> & "q" \x00 損失?'
     hostile = dataclasses.replace(findings, claims=(dataclasses.replace(findings.claims[0], text=text),))
     label = '"><script>'
@@ -436,7 +436,7 @@ def test_hostile_words_are_words(results):
 
 def test_the_share_of_seeds_rises_by_one_seed_at_a_time_and_never_counts_infinity():
     cell = {"arm": "clip", "batch_size": 32, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
-    cell |= {"pairs": 0, "lr_factor": 1.0}
+    cell |= {"train_pairs": 0, "lr_multiplier": 1.0}
     table = pd.DataFrame([{**cell, "step": step} for step in (50.0, 25.0, math.inf, 50.0)])
     shares = share_reached(table)
     assert shares[["step", "share"]].to_numpy().tolist() == [[0, 0], [25, 0.25], [50, 0.75]]
@@ -516,12 +516,12 @@ def test_thin_lines_are_thinned_only_where_there_are_too_many_points():
 
 def test_a_strip_holds_its_marks_against_the_level_it_was_given():
     marks = pd.DataFrame({"arm": ["clip"] * 3, "seed": [0, 1, 2], "value": [0.2, 0.3, 0.5]})
-    cell = {"batch_size": 8, "pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3, "lr_factor": 1.0}
+    cell = {"batch_size": 8, "train_pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3, "lr_multiplier": 1.0}
     table = marks.assign(**cell, run=["a", "b", "c"])
-    known = looks(["clip"])
+    styles = arm_styles(["clip"])
     for level, lowest in ((1.0, 0.2 / 1.15), (None, 0.0)):
         scale = "log" if level else "linear"
-        axes = strip_figure(table, medians(table), known, "value", level, scale).axes[0]
+        axes = strip_figure(table, medians(table), styles, "value", level, scale).axes[0]
         dotted = [float(line.get_ydata()[0]) for line in axes.lines if list(line.get_xdata()) == [0, 1]]
         assert dotted == ([level] if level else [])
         assert axes.get_ylim()[0] == pytest.approx(lowest)
@@ -532,7 +532,7 @@ def test_a_strip_holds_its_marks_against_the_level_it_was_given():
 
 def test_many_seeds_become_a_band_from_the_lowest_to_the_highest(results, monkeypatch):
     monkeypatch.setattr(tables, "LINES", 20)
-    shown = {figure.id: figure for figure in draw(results, analyse(results))}
+    shown = {figure.id: figure for figure in draw(results, analyze(results))}
     for name, median in (("recall", "the median of the seeds"), ("loss", "the median of the seeds")):
         assert f"Band: from the lowest seed to the highest; bold: {median}." in shown[name].caption
     low, high = (shown["recall"].table[name] for name in ("lowest", "highest"))
@@ -550,5 +550,5 @@ def test_a_page_of_thirty_panels_and_1800_runs_stays_under_a_megabyte_and_a_half
     text = text.replace("seeds = 3", "seeds = 20").replace("seeds = 2, noise = [0.0]", "batches = 2")
     results = made(text, curved_at_all=True)
     assert len(results.runs) == 1800
-    page = render(results, analyse(results, checks=False), tmp_path, ["html"])["html"]
+    page = render(results, analyze(results, checks=False), tmp_path, ["html"])["html"]
     assert page.stat().st_size < 1_500_000

@@ -52,7 +52,7 @@ def leanings(reports):
         ("recall_at_1", "slope", 0.2, False, "siglip"),
         ("recall_at_1", "difference", -0.2, False, "clip"),
         ("recall_at_1", "spread", 0.5, True, "siglip"),
-        ("recall_at_1", "time-to-threshold", 1.7, True, "clip"),
+        ("recall_at_1", "time_to_threshold", 1.7, True, "clip"),
         ("loss", "divergence", -0.2, False, "siglip"),
         ("loss_spike_rate", "difference", 3.0, False, "clip"),
         ("zero_shot_accuracy", "difference", 0.1, False, "siglip"),
@@ -72,17 +72,17 @@ def test_which_loss_is_steadier_follows_from_measure_contrast_and_sign(measure, 
 
 
 @pytest.mark.parametrize(
-    ("how", "over", "expected"),
+    ("how", "axis", "expected"),
     [
-        ("sensitivity", "lr", "siglip"),
+        ("lr_sensitivity", "lr", "siglip"),
         ("slope", "noise", "clip"),
-        ("slope", "pairs", None),
+        ("slope", "train_pairs", None),
         ("interaction", "batch_size", None),
     ],
 )
-def test_what_a_claim_goes_over_decides_whether_it_speaks_of_stability(how, over, expected):
+def test_what_a_claim_goes_over_decides_whether_it_speaks_of_stability(how, axis, expected):
     claim = CLAIM | {"measure": "recall_at_1", "contrast": how, "effect": -0.1, "ratio": False}
-    assert steadier(claim, {}, over) == expected
+    assert steadier(claim, {}, axis) == expected
 
 
 def test_an_arm_counts_as_its_loss_and_other_losses_are_off_the_subject():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from closed_form_results import results_of
 
-from stability.analysis import analyse
+from stability.analysis import analyze
 from stability.registry import InputError
 from stability.report import render
 from stability.report.figures.slices import landscapes, line
@@ -46,8 +46,8 @@ def test_slices_are_medians_and_quarters_of_the_rise_as_a_share_of_chance(result
 def test_a_slice_of_a_narrow_grid_ends_where_the_grid_ends_and_skips_what_is_not_finite():
     first, second = (part.flatten() for part in np.meshgrid([-0.5, 0.0, 0.5], [-1.0, 0.0, 1.0], indexing="ij"))
     plane = pd.DataFrame({"first": first, "second": second, "value": first + 10 * second})
-    cell = {"arm": "clip", "batch_size": 8, "pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
-    plane = plane.assign(**cell, lr_factor=1.0, seed=0, run="r")
+    cell = {"arm": "clip", "batch_size": 8, "train_pairs": 0, "corruption": "mismatch", "noise": 0.0, "lr": 1e-3}
+    plane = plane.assign(**cell, lr_multiplier=1.0, seed=0, run="r")
     assert np.allclose(line(plane)["step"], line(plane)["value"])
     assert line(plane)["step"].abs().max() == 0.5
     plane.loc[(plane["first"] == 0.5) & (plane["second"] == 0), "value"] = np.inf
@@ -55,7 +55,7 @@ def test_a_slice_of_a_narrow_grid_ends_where_the_grid_ends_and_skips_what_is_not
 
 
 def test_a_report_shows_the_grids_that_lie_beside_it_and_stays_as_it_was_without(results, tmp_path):
-    findings = analyse(results, checks=False)
+    findings = analyze(results, checks=False)
     without = render(results, findings, tmp_path / "a", ["html"], tmp_path / "landscape")["html"].read_text()
     assert "figure-landscape" not in without
     grids(results, tmp_path / "landscape")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stability.analysis import analyse, findings_text, read
+from stability.analysis import analyze, findings_text, load_results
 from stability.registry import InputError
 from stability.report.model import describe
 from stability.report.reproduced import reproduced
@@ -36,7 +36,7 @@ def asked(**changes) -> Published:
 @pytest.fixture(scope="module")
 def known(tiny_run):
     """The tiny study with recalls of an arm's mean, a seed's effect, and siglip's own effects and slopes."""
-    found = read(tiny_run)
+    found = load_results(tiny_run)
     runs = found.runs.set_index("run")
     value = runs["arm"].map(MEANS) + SEEDS[runs["seed"]]
     own = OWN[runs["seed"]] + SLOPES[runs["seed"]] * np.log2(runs["batch_size"] / 8)
@@ -92,7 +92,7 @@ def test_where_one_seed_is_left_it_is_seeds_that_lack(known):
     lone = replace(known, runs=known.runs.assign(status=status))
     lacking = "fewer than two seeds have a value of both clip and siglip-log-b"
     assert reproduce(lone, asked()).sentence.endswith(f"the published order: {lacking}.")
-    over = asked(over="batch_size", compare=("clip", "siglip-log-b"), values={"8": 3.0, "16": 2.0})
+    over = asked(axis="batch_size", compare=("clip", "siglip-log-b"), values={"8": 3.0, "16": 2.0})
     assert reproduce(lone, over).sentence == (
         "Published, the difference changes by -1 per doubling of the batch size; ours has no slope with an interval: "
         f"{lacking} at every level."
@@ -119,7 +119,7 @@ def test_standard_deviations_are_those_between_seeds(known):
 def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
     figures = {"512": 4.0, "1024": 3.0, "2048": 2.0}
     found = reproduce(
-        known, asked(over="batch_size", compare=("siglip-log-b", "clip"), values=figures, factor=100.0, unit="points")
+        known, asked(axis="batch_size", compare=("siglip-log-b", "clip"), values=figures, factor=100.0, unit="points")
     )
     assert [row.of for row in found.rows] == ["8", "16", "512", "1,024", "2,048"]
     np.testing.assert_allclose([row.ours for row in found.rows[:2]], [20, 30], rtol=1e-6)
@@ -140,7 +140,7 @@ def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
         ),
         (
             'measure = "loss"\nvalues = { clip = 1, siglip = 2 }',
-            r"published\[0\]\.values: 'siglip' is not in grid\.loss.*",
+            r"published\[0\]\.values: 'siglip' is not in grid\.arms.*",
         ),
         (
             'measure = "loss"\nfactor = 0.0\nvalues = { clip = 1, siglip-log-b = 2 }',
@@ -155,36 +155,36 @@ def test_a_difference_over_an_axis_has_rows_of_both_and_two_slopes(known):
             r"published\[0\]\.values: got \{'clip': 1\.0\}; allowed: the figures of two or more arms",
         ),
         (
-            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 8 = 3.8 }',
+            'measure = "loss"\naxis = "batch_size"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 8 = 3.8 }',
             r"published\[0\]\.values: got \{'8': 3\.8\}; allowed: the figures of two or more levels of batch_size",
         ),
         (
-            'measure = "loss"\nover = "colour"\ncompare = ["clip", "siglip-log-b"]\nvalues = { large = 3.8 }',
-            r"published\[0\]\.over: got 'colour'; allowed: batch_size, .*",
+            'measure = "loss"\naxis = "colour"\ncompare = ["clip", "siglip-log-b"]\nvalues = { large = 3.8 }',
+            r"published\[0\]\.axis: got 'colour'; allowed: batch_size, .*",
         ),
         (
-            'measure = "loss"\nover = "batch_size"\ncompare = ["clip"]\nvalues = { large = 3.8 }',
+            'measure = "loss"\naxis = "batch_size"\ncompare = ["clip"]\nvalues = { large = 3.8 }',
             r"published\[0\]\.compare: got \['clip'\]; allowed: a list of two values",
         ),
         (
-            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "clip"]\nvalues = { 8 = 3.8, 16 = 4 }',
+            'measure = "loss"\naxis = "batch_size"\ncompare = ["clip", "clip"]\nvalues = { 8 = 3.8, 16 = 4 }',
             r"published\[0\]\.compare: got 'clip' twice; allowed: two arms that differ",
         ),
         (
-            'measure = "loss"\nover = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0.0 = 3.8, 0.4 = 2 }',
+            'measure = "loss"\naxis = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0.0 = 3.8, 0.4 = 2 }',
             r"published\[0\]\.values\.0: got a table; allowed: a number, its key in quotes .*, as \"0\.0\"",
         ),
-        ('measure = "loss"\nover = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*over and compare .*"),
+        ('measure = "loss"\naxis = "noise"\nvalues = { clip = 1, siglip-log-b = 2 }', r".*axis and compare .*"),
         (
-            'measure = "loss"\nover = "lr"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 1 = 1, 2 = 2 }',
-            r"published\[0\]\.over: grid\.lr has one value.*",
+            'measure = "loss"\naxis = "lr"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 1 = 1, 2 = 2 }',
+            r"published\[0\]\.axis: grid\.lr has one value.*",
         ),
         (
-            'measure = "loss"\nover = "batch_size"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0 = 1, 2 = 2 }',
+            'measure = "loss"\naxis = "batch_size"\ncompare = ["clip", "siglip-log-b"]\nvalues = { 0 = 1, 2 = 2 }',
             r"published\[0\]\.values: got '0'; allowed: values of batch_size, as numbers",
         ),
         (
-            'measure = "loss"\nover = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { a = 1, 2 = 2 }',
+            'measure = "loss"\naxis = "noise"\ncompare = ["clip", "siglip-log-b"]\nvalues = { a = 1, 2 = 2 }',
             r"published\[0\]\.values: got 'a'.*",
         ),
     ],
@@ -197,7 +197,7 @@ def test_a_table_that_cannot_be_made_is_refused_in_a_sentence(tiny_text, table, 
 
 def test_the_findings_and_the_report_hold_the_table_and_a_study_without_one_says_nothing_of_it(known):
     study = known.study.model_copy(update={"published": (asked(),)})
-    findings = analyse(replace(known, study=study), checks=False)
+    findings = analyze(replace(known, study=study), checks=False)
     (plain,) = json.loads(findings_text(findings))["published"]
     assert plain["rows"][0]["published"] == 10.0
     (entry,) = describe(known, findings, [])["published"]
@@ -209,6 +209,6 @@ def test_the_findings_and_the_report_hold_the_table_and_a_study_without_one_says
         "n",
     ]
     assert entry["table"]["rows"][0][2]["text"] == "0.3"
-    without = analyse(known, checks=False)
+    without = analyze(known, checks=False)
     assert "published" not in json.loads(findings_text(without))
     assert reproduced(without) == []

@@ -19,12 +19,11 @@ def replica(objective, params, image, text):
         objective=objective,
         embed_image=None,
         embed_text=None,
-        embed_further=None,
+        embed_extra_modalities=None,
         held_out=None,
         batches={"image": image, "text": text},
         preconditioner={},
         learning_rate=torch.tensor(0.1, dtype=torch.float64),
-        betas=(0.9, 0.999),
         constant_rate=True,
     )
 
@@ -52,12 +51,12 @@ def by_clip(params, batch):
 @pytest.mark.parametrize("batch_size", [8, 32, 64])
 def test_random_embeddings_pull_on_a_bias_of_zero_with_half_the_batch_less_one_at_any_temperature(batch_size):
     for log_scale in (0.0, 2.3):
-        found = probe["scalar-gradients"](replica(by_siglip, *towers(batch_size=batch_size, log_scale=log_scale)))
+        found = probe["scalar_gradients"](replica(by_siglip, *towers(batch_size=batch_size, log_scale=log_scale)))
         assert_close(found["bias_gradient"].item(), batch_size / 2 - 1, rtol=0.02, atol=0.1)
 
 
 def test_a_bias_of_minus_ten_is_pulled_up_by_the_positives_almost_alone():
-    found = probe["scalar-gradients"](replica(by_siglip, *towers(bias=-10.0, log_scale=0.0)))
+    found = probe["scalar_gradients"](replica(by_siglip, *towers(bias=-10.0, log_scale=0.0)))
     # (B - 1) sigmoid(c - 10) - sigmoid(10 - c) for cosines c near 0
     assert_close(found["bias_gradient"].item(), 63 * 4.54e-5 - 1, rtol=2e-3, atol=0)
     assert found["bias_gradient_size"] == -found["bias_gradient"]
@@ -68,7 +67,7 @@ def test_gradients_are_those_of_the_mean_loss_by_autograd():
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     losses = [by_siglip(leaves, {"image": image[k], "text": text[k]}) for k in range(3)]
     torch.stack(losses).mean().backward()
-    found = probe["scalar-gradients"](replica(by_siglip, params, image, text))
+    found = probe["scalar_gradients"](replica(by_siglip, params, image, text))
     assert_close(found["bias_gradient"], leaves["loss.bias"].grad)
     assert_close(found["log_scale_gradient"], leaves["loss.log_scale"].grad)
     squares = leaves["image.w"].grad.pow(2).sum() + leaves["text.w"].grad.pow(2).sum()
@@ -78,7 +77,7 @@ def test_gradients_are_those_of_the_mean_loss_by_autograd():
 def test_a_loss_without_a_bias_has_no_gradient_on_one():
     params, image, text = towers(count=2, batch_size=4)
     del params["loss.bias"]
-    found = probe["scalar-gradients"](replica(by_clip, params, image, text))
+    found = probe["scalar_gradients"](replica(by_clip, params, image, text))
     assert found["bias_gradient"].isnan()
     assert found["bias_gradient_size"].isnan()
     assert found["log_scale_gradient"].isfinite()
@@ -98,11 +97,11 @@ expect = "lower"
 margin = 0.1
 
 """
-    text = tiny_text[:claims] + f"[probes.scalar-gradients]\n{at}\n\n{claim}" + tiny_text[claims:]
+    text = tiny_text[:claims] + f"[probes.scalar_gradients]\n{at}\n\n{claim}" + tiny_text[claims:]
     if at in ("at = [0.0]", "every = 4"):
         assert parse_study(text, "t", "t").claims[0].reduction == "first"
         return
     with pytest.raises(
-        InputError, match=r"t: claims\[0\]\.reduction: probes\.scalar-gradients does not measure before"
+        InputError, match=r"t: claims\[0\]\.reduction: probes\.scalar_gradients does not measure before"
     ):
         parse_study(text, "t", "t")

@@ -15,7 +15,7 @@ from scipy.stats import wilcoxon
 from test_analysis import jitter, synthetic
 
 from stability import stats as st
-from stability.analysis import analyse, findings_text
+from stability.analysis import analyze, findings_text
 from stability.contrasts import compare, contrast
 from stability.registry import InputError
 from stability.sensitivity import NOTHING, Question, sensitivity
@@ -35,7 +35,7 @@ def test_ranks_are_scipy_s_and_their_interval_excludes_0_exactly_where_they_reje
     found = rank_estimate(per_seed, 0.95)
     assert_allclose(found.p_value, wilcoxon(per_seed, method="exact").pvalue)
     averages = [(x + y) / 2 for x, y in itertools.combinations_with_replacement(per_seed, 2)]
-    assert_allclose(found.centre, np.median(averages))
+    assert_allclose(found.center, np.median(averages))
     assert (found.interval[0] > 0 or found.interval[1] < 0) == (found.p_value <= 0.05)
     assert (found.equivalence_interval[0] > 0 or found.equivalence_interval[1] < 0) == (found.p_value <= 0.1)
 
@@ -76,8 +76,8 @@ def test_a_confidence_of_one_is_refused(estimate):
 def runs(seed, seeds=10, levels=3, cells=2, arm=0.7, effect=0.5):
     """Two arms with luck of the seed, of the arm within the seed, and of the cell."""
     rng = np.random.default_rng(seed)
-    luck = rng.normal(size=(seeds, 1, 1))
-    a, b = (luck + arm * rng.normal(size=(seeds, 1, 1)) + rng.normal(size=(seeds, levels, cells)) for _ in range(2))
+    rng_seed = rng.normal(size=(seeds, 1, 1))
+    a, b = (rng_seed + arm * rng.normal(size=(seeds, 1, 1)) + rng.normal(size=(seeds, levels, cells)) for _ in range(2))
     return a + effect, b
 
 
@@ -85,7 +85,7 @@ def test_in_a_balanced_design_the_mixed_model_is_the_paired_t():
     a, b = runs(0)
     found, primary = mixed_model(a, b, confidence=0.95), st.paired_difference(a, b)
     assert found.fit == "fitted"
-    assert_allclose(found.estimate.centre, primary.effect)
+    assert_allclose(found.estimate.center, primary.effect)
     assert_allclose(found.estimate.interval, primary.interval, rtol=1e-2)
 
 
@@ -94,7 +94,7 @@ def test_the_mixed_model_s_slope_is_the_difference_of_slopes():
     levels = np.array([0.0, 0.2, 0.4])
     a = a + 2 * levels[:, None]
     found = mixed_model(a, b, confidence=0.95, levels=levels)
-    assert_allclose(found.estimate.centre, st.slope_difference(a, b, levels=levels).effect)
+    assert_allclose(found.estimate.center, st.slope_difference(a, b, levels=levels).effect)
 
 
 def test_a_variance_that_is_0_is_a_named_outcome():
@@ -186,12 +186,12 @@ def test_what_was_not_tested_is_not_checked():
 
 def test_findings_carry_the_checks_and_no_verdict_hangs_on_them(tiny_text):
     results = synthetic(tiny_text, recall=lambda run: 0.5 * jitter(run), noise_fraction=jitter)
-    findings = analyse(results)
+    findings = analyze(results)
     plain = json.loads(findings_text(findings), parse_constant=pytest.fail)
     for claim, finding in zip(plain["claims"], findings.claims, strict=True):
         assert set(claim["sensitivity"]) == {"agrees", "sentence", "checks"}
         assert claim["sensitivity"]["sentence"] == finding.sensitivity.sentence
-    bare = analyse(results, checks=False)
+    bare = analyze(results, checks=False)
     assert [claim.verdict for claim in bare.claims] == [claim.verdict for claim in findings.claims]
     assert all(not claim.sensitivity.checks for claim in bare.claims)
     assert any(claim.sensitivity.checks for claim in findings.claims)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from stability.analysis import analyse, compared, on_scale, read
+from stability.analysis import analyze, compared, load_results, transformed
 from stability.contrasts import compare
 from stability.execute import run
 from stability.grid import run_table, runs_of, tuning_runs_of
@@ -21,18 +21,20 @@ from stability.report.method import method
 from stability.report.tables import cell_table
 from stability.study import Setting, parse_study
 
-WHOLE = re.compile(r"\[probes\.(matched-noise|geometry|separability|cross-check|curvature|gradient-noise)\]\n(\w.*\n)*")
+WHOLE = re.compile(
+    r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
+)
 SUPPLIED = {"confidence": 0.95, "names": ("siglip", "clip"), "measure": "recall", "better": "higher"}
 
 
 def sensitivity(a, b, **changes):
-    return compare("sensitivity", a, b, supplied=SUPPLIED | changes)
+    return compare("lr_sensitivity", a, b, supplied=SUPPLIED | changes)
 
 
-def factor_text(tiny_text, factors="[10.0, 0.1, 1]", claim='contrast = "sensitivity"\nover = "lr"'):
+def factor_text(tiny_text, factors="[10.0, 0.1, 1]", claim='contrast = "lr_sensitivity"\naxis = "lr"'):
     text = WHOLE.sub("", tiny_text).replace("gradient_noise_fraction", "recall_at_1")
-    text = text.replace("batch_size = [8, 16]", f"batch_size = [8]\nlr_factors = {factors}")
-    return text.replace('contrast = "slope"\nover = "noise"', claim)
+    text = text.replace("batch_size = [8, 16]", f"batch_size = [8]\nlr_multipliers = {factors}")
+    return text.replace('contrast = "slope"\naxis = "noise"', claim)
 
 
 # --- the contrast ----------------------------------------------------------------------------------------------------
@@ -88,25 +90,25 @@ def test_factors_multiply_the_one_rate_and_1_leaves_a_run_what_it_was(tiny_text)
     study = parse_study(factor_text(tiny_text), "t", "t")
     plain = parse_study(
         factor_text(tiny_text, claim='contrast = "difference"')
-        .replace("lr_factors", "pairs")
-        .replace("pairs = [10.0, 0.1, 1]\n", ""),
+        .replace("lr_multipliers", "train_pairs")
+        .replace("train_pairs = [10.0, 0.1, 1]\n", ""),
         "t",
         "t",
     )
     runs = runs_of(study)
-    assert {(run.lr_factor, run.lr) for run in runs} == {(10.0, 0.1), (0.1, 0.001), (1.0, 0.01)}
-    assert {run.id for run in runs_of(plain)} == {run.id for run in runs if run.lr_factor == 1.0}
+    assert {(run.lr_multiplier, run.lr) for run in runs} == {(10.0, 0.1), (0.1, 0.001), (1.0, 0.01)}
+    assert {run.id for run in runs_of(plain)} == {run.id for run in runs if run.lr_multiplier == 1.0}
     assert len({run.id for run in runs}) == len(runs) == 3 * len(runs_of(plain))
-    assert all("lr_factor" not in row for row in run_table(runs_of(plain)))
+    assert all("lr_multiplier" not in row for row in run_table(runs_of(plain)))
     assert study.hash != plain.hash
 
 
 def test_under_tuning_they_multiply_what_was_chosen_and_the_search_has_none(tiny_text):
     text = factor_text(tiny_text) + "\n[tune]\nlr = [0.01, 0.03]\nseeds = 1\n"
     study = parse_study(text, "t", "t")
-    assert {run.lr_factor for run in tuning_runs_of(study)} == {1.0}
+    assert {run.lr_multiplier for run in tuning_runs_of(study)} == {1.0}
     chosen = {("clip", 8): Setting(0.03), ("siglip-log-b", 8): Setting(0.01, (("bias", -5.0),))}
-    rates = {(run.arm, run.lr_factor): run.lr for run in runs_of(study, chosen)}
+    rates = {(run.arm, run.lr_multiplier): run.lr for run in runs_of(study, chosen)}
     assert rates["clip", 10.0] == 0.3
     assert rates["siglip-log-b", 0.1] == 0.001
     assert {run.options for run in runs_of(study, chosen) if run.arm != "clip"} == {(("bias", -5.0),)}
@@ -118,13 +120,21 @@ def test_under_tuning_they_multiply_what_was_chosen_and_the_search_has_none(tiny
         (
             "lr = [0.01]",
             "lr = [0.01, 0.1]",
-            r"t: grid\.lr: got \[0\.01, 0\.1\]; allowed with lr_factors: the one rate .*",
+            r"t: grid\.lr: got \[0\.01, 0\.1\]; allowed with lr_multipliers: the one rate .*",
         ),
-        ("[10.0, 0.1, 1]", "[1.0, 1.0]", r"t: grid\.lr_factors: got \[1\.0, 1\.0\]; allowed: values that differ"),
-        ("[10.0, 0.1, 1]", "[1.0, 0.0]", r"t: grid\.lr_factors\[1\]: got 0\.0; allowed: .*greater than 0"),
-        ("[10.0, 0.1, 1]", "[3.0]", r"t: claims\[1\]\.over: grid\.lr_factors has one value; allowed: two or more"),
-        ('"sensitivity"\nover = "lr"', '"sensitivity"', r"t: claims\[1\]\.over: required by contrast 'sensitivity'.*"),
-        ('over = "lr"', 'over = "lr"\nscale = "of-chance"', r"t: claims\[1\]\.scale: 'recall_at_1' is no loss with .*"),
+        ("[10.0, 0.1, 1]", "[1.0, 1.0]", r"t: grid\.lr_multipliers: got \[1\.0, 1\.0\]; allowed: values that differ"),
+        ("[10.0, 0.1, 1]", "[1.0, 0.0]", r"t: grid\.lr_multipliers\[1\]: got 0\.0; allowed: .*greater than 0"),
+        ("[10.0, 0.1, 1]", "[3.0]", r"t: claims\[1\]\.axis: grid\.lr_multipliers has one value; allowed: two or more"),
+        (
+            '"lr_sensitivity"\naxis = "lr"',
+            '"lr_sensitivity"',
+            r"t: claims\[1\]\.axis: required by contrast 'lr_sensitivity'.*",
+        ),
+        (
+            'axis = "lr"',
+            'axis = "lr"\ntransform = "relative_to_chance"',
+            r"t: claims\[1\]\.transform: scale 'relative_to_chance' is only valid for measure 'loss'",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(tiny_text, old, new, sentence):
@@ -146,27 +156,27 @@ def test_a_measure_without_a_better_direction_has_no_sensitivity(tiny_text):
 
 def test_a_study_over_multiples_of_the_rate_is_judged_drawn_and_described(tiny_text, tmp_path):
     study = parse_study(factor_text(tiny_text), "t", "t", "smoke")
-    results = read(run(study, "cpu", out=tmp_path / "run"))
+    results = load_results(run(study, "cpu", out=tmp_path / "run"))
     runs = results.runs
     runs["status"] = "finished"
-    assert sorted(runs["lr_factor"].unique()) == [0.1, 1.0, 10.0]
+    assert sorted(runs["lr_multiplier"].unique()) == [0.1, 1.0, 10.0]
     assert runs["lr"].unique().tolist() == [0.01]
-    assert_allclose(runs["rate"], 0.01 * runs["lr_factor"])
+    assert_allclose(runs["rate"], 0.01 * runs["lr_multiplier"])
     # A tent over the factors in place of what four steps have learnt: best 0.5, mean 0.5 - 2 height / 3.
     heights = {"clip": 0.3, "siglip-log-b": 0.15}
     tent = {
-        row["run"]: 0.5 - heights[row["arm"]] * (1 + 0.1 * row["seed"]) * (row["lr_factor"] != 1.0)
+        row["run"]: 0.5 - heights[row["arm"]] * (1 + 0.1 * row["seed"]) * (row["lr_multiplier"] != 1.0)
         for row in runs.to_dict("records")
     }
     results.steps["recall_at_1"] = results.steps["run"].map(tent)
-    claim = study.claims[1].model_copy(update={"scale": "linear"})
+    claim = study.claims[1].model_copy(update={"transform": "linear"})
     assert_allclose(compared(results, claim, 0.95).effect, (0.15 - 0.3) * 2 / 3 * 1.05, rtol=1e-5)
     slope = claim.model_copy(update={"contrast": "slope"})
     assert "per doubling of the learning rate" in compared(results, slope, 0.95).sentence
-    findings = analyse(results, checks=False)
+    findings = analyze(results, checks=False)
     assert "× rate" in [head["label"] for head in cell_table(results)["columns"]]
     (curve,) = [one for one in draw(results, findings) if one.id == "along-1"]
-    assert sorted(curve.table["lr_factor"].unique()) == [0.1, 1.0, 10.0]
+    assert sorted(curve.table["lr_multiplier"].unique()) == [0.1, 1.0, 10.0]
     assert curve.figure.axes[0].get_xscale() == "log"
     assert "0.1 times the rate" in curve.alt
     told = " ".join(paragraph["text"] for paragraph in method(results, findings))
@@ -174,16 +184,16 @@ def test_a_study_over_multiples_of_the_rate_is_judged_drawn_and_described(tiny_t
 
 
 def test_a_loss_as_a_share_of_chance_is_free_of_its_scale_and_at_most_1(tiny_run):
-    results = read(tiny_run)
+    results = load_results(tiny_run)
     runs = results.runs.set_index("run")
     chance = {"clip": lambda B: math.log(B), "siglip-log-b": lambda B: math.log(B) + (B - 1) * math.log(B / (B - 1))}
     level = np.array([chance[row.arm](row.batch_size) for row in runs.itertuples()])
     values = runs["seed"].astype(float) + 0.5
-    shares = on_scale(results, "loss", values, "of-chance")
+    shares = transformed(results, "loss", values, "relative_to_chance")
     assert_allclose(shares, np.minimum(values / level, 1.0), rtol=1e-6)
     assert shares.max() == 1.0 > shares.min()
     claim = results.study.claims[0].model_copy(
-        update={"measure": "loss", "contrast": "difference", "scale": "of-chance", "reduction": "final"}
+        update={"measure": "loss", "contrast": "difference", "transform": "relative_to_chance", "reduction": "final"}
     )
     results.runs["status"] = "diverged"
     found = compared(results, claim, 0.95)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stability import analysis
-from stability.execute import Watch, run
+from stability.execute import Callbacks, run
 from stability.registry import InputError
 from stability.sequential import looks_up_to, run_until_settled
 from stability.store import checksum, read_manifest
@@ -20,7 +20,7 @@ question = "Is recall lower?"
 name = "digits"
 [model]
 image = "linear"
-text = {{ name = "token-transformer", width = 4, heads = 1 }}
+text = {{ name = "token_transformer", width = 4, heads = 1 }}
 embed_dim = 4
 [train]
 steps = {steps}
@@ -29,7 +29,7 @@ steps = {steps}
 [arms.other]
 {other}
 [grid]
-loss = ["low", "other"]
+arms = ["low", "other"]
 batch_size = [16]
 lr = [0.01]
 seeds = 2
@@ -43,7 +43,7 @@ contrast = "difference"
 compare = ["low", "other"]
 expect = "lower"
 margin = 1e-6
-scale = "linear"
+transform = "linear"
 """
 
 
@@ -64,10 +64,10 @@ def test_looks_double_up_to_the_last():
 
 def test_a_planted_difference_stops_at_the_first_look_and_the_looks_are_registered_before(tmp_path):
     seen = []
-    watch = Watch(begin=lambda groups: seen.append(read_manifest(tmp_path / "r")["looks"]))
+    watch = Callbacks(begin=lambda groups: seen.append(read_manifest(tmp_path / "r")["looks"]))
     out = run_until_settled(study_with(*APART), 20, "cpu", out=tmp_path / "r", watch=watch)
     assert seen == [[5, 10, 20]]
-    findings = analysis.analyse(analysis.read(out))
+    findings = analysis.analyze(analysis.load_results(out))
     assert findings.verdict == "supported"
     assert findings.looks == {"seeds": [5, 10, 20], "at": 5, "alpha_spent": pytest.approx(0.05 / 3)}
     assert findings.claims[0].confidence == pytest.approx(1 - 0.05 / 3)
@@ -91,12 +91,12 @@ def test_no_difference_to_be_found_runs_to_the_last_look_and_keeps_finished_seed
             raise Enough
 
     with pytest.raises(Enough):
-        run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Watch(say=said.append, done=stop))
-    out = run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Watch(say=said.append, done=done))
+        run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Callbacks(say=said.append, done=stop))
+    out = run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Callbacks(say=said.append, done=done))
     assert len(kept) == 4
     assert kept == {path.stem: checksum(path) for path in (out / "groups").iterdir()}
     assert any("5 seeds: the primary claim is" in sentence for sentence in said)
-    findings = analysis.analyse(analysis.read(out))
+    findings = analysis.analyze(analysis.load_results(out))
     assert (findings.looks["at"], findings.looks["alpha_spent"]) == (10, pytest.approx(0.05))
     assert findings.claims[0].n_pairs == 10
 

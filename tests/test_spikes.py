@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stability.analysis import read, summarise
+from stability.analysis import load_results, summarize
 from stability.registry import InputError
 from stability.stats import (
     loss_spikes_by_deviation,
@@ -122,7 +122,7 @@ def test_wrong_input_is_one_plain_sentence(call, message):
 
 
 def test_a_run_s_rate_is_that_of_its_logged_series_after_warm_up(tiny_run):
-    results = read(tiny_run)
+    results = load_results(tiny_run)
     steps = np.arange(1000)
     rows = []
     for run, planted in zip(results.runs["run"], range(len(results.runs)), strict=True):
@@ -137,13 +137,13 @@ def test_a_run_s_rate_is_that_of_its_logged_series_after_warm_up(tiny_run):
     )
     expected = [1000 * (place % 3) / 898 for place in range(len(results.runs))]
     for name in ("loss_spike_rate", "gradient_norm_spike_rate"):
-        assert summarise(long, name, "late").loc[results.runs["run"]].tolist() == pytest.approx(expected)
-    assert summarise(results, "update_rms_spike_rate", "late").isna().all()  # eight steps are too few
+        assert summarize(long, name, "tail_mean").loc[results.runs["run"]].tolist() == pytest.approx(expected)
+    assert summarize(results, "update_rms_spike_rate", "tail_mean").isna().all()  # eight steps are too few
 
 
 def test_a_claim_may_be_on_spikes_but_not_with_a_reduction(tiny_text):
     text = tiny_text.replace('measure = "gradient_noise_fraction"', 'measure = "loss_spike_rate"')
     assert parse_study(text, "tiny.toml", "tiny").primary.measure == "loss_spike_rate"
-    text = text.replace('measure = "loss_spike_rate"', 'measure = "loss_spike_rate"\nreduction = "late"')
+    text = text.replace('measure = "loss_spike_rate"', 'measure = "loss_spike_rate"\nreduction = "tail_mean"')
     with pytest.raises(InputError, match="'loss_spike_rate' is one number a run and takes no reduction"):
         parse_study(text, "tiny.toml", "tiny")

@@ -11,14 +11,14 @@ import pytest
 
 from stability import stats as st
 from stability.calibrate.rates import upper_band
-from stability.calibrate.worlds import Luck
+from stability.calibrate.worlds import NoiseModel
 
 SHAPES = ("normal", "t4", "skewed", "ties")
 
 
 def pairs(rng, shape, seeds, cells=1):
     """Two arms that share most of a seed's luck: shared noise of SD 2, and of SD 1 of their own."""
-    return tuple(math.sqrt(5) * arm[:, 0] for arm in Luck(rng, shape, seeds, correlation=0.8).arms(cells=cells))
+    return tuple(math.sqrt(5) * arm[:, 0] for arm in NoiseModel(rng, shape, seeds, correlation=0.8).arms(cells=cells))
 
 
 def error_rates(compare, draw, truth, runs, seed=0):
@@ -76,9 +76,9 @@ def test_pooling_cells_is_what_gives_a_spread_its_power():
 @pytest.mark.parametrize(("seeds", "cells"), [(10, 1), (10, 6), (20, 3)])
 def test_divergence_errs_below_5_percent_and_covers(seeds, cells):
     def draw(rng, rates=(0.4, 0.4)):
-        luck = rng.random((seeds, 1))
+        rng_seed = rng.random((seeds, 1))
         own = rng.random((2, seeds, cells))
-        return tuple((0.5 * luck + 0.5 * mine) < rate for mine, rate in zip(own, rates, strict=True))
+        return tuple((0.5 * rng_seed + 0.5 * mine) < rate for mine, rate in zip(own, rates, strict=True))
 
     runs = 400
     covered, rejected = error_rates(st.divergence_difference, draw, 0.0, runs, seed=4)

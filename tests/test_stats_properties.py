@@ -134,11 +134,11 @@ def test_a_quarter_of_the_seeds_without_a_value_is_not_testable_and_counted(name
 
 def test_times_that_never_come_on_either_side_are_all_censored():
     never = np.full((8, 3, 2), math.inf)
-    found = compared("time-to-threshold", never, never)
+    found = compared("time_to_threshold", never, never)
     assert found.outcome == "all-censored"
     assert "neither a nor b reached value within the budget of 4" in st.verdict(found, margin=0.1).sentence
 
 
 def test_a_side_that_never_comes_is_slower_by_what_the_budget_shows():
-    a, b = np.full((8, 3, 2), math.inf), ordinary("time-to-threshold")[1]
-    assert st.verdict(compared("time-to-threshold", a, b), expect="higher", margin=0.01).verdict == "supported"
+    a, b = np.full((8, 3, 2), math.inf), ordinary("time_to_threshold")[1]
+    assert st.verdict(compared("time_to_threshold", a, b), expect="higher", margin=0.01).verdict == "supported"

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from stability.probes import Measure
 from stability.registry import InputError
 from stability.store import (
-    drop_leftovers,
     group_log,
     group_path,
     make_writable,
     read_manifest,
+    remove_stale,
     write_atomically,
     write_manifest,
 )
@@ -82,7 +82,7 @@ def test_leftovers_of_a_killed_process_are_dropped_and_results_kept(tmp_path):
     make_writable(tmp_path)
     (tmp_path / "groups" / ".g.123.arrows").write_bytes(b"half")
     group_path(tmp_path, "g").write_bytes(b"whole")
-    drop_leftovers(tmp_path)
+    remove_stale(tmp_path)
     assert [path.name for path in (tmp_path / "groups").iterdir()] == ["g.parquet"]
 
 

@@ -26,10 +26,17 @@ from stability.study import Study, Train, load_study, parse_study
 from stability.train import Trainer, diverged_at, population_of, train_step
 from stability.train.batched_layers import batched_forward
 from stability.train.batches import STEPS_AHEAD, BatchStream, batch_indices
-from stability.train.feed import duplicate_share, feed_of, identity, independent_indices
+from stability.train.feed import false_negative_fraction, independent_indices, population_data, text_fingerprints
 from stability.train.gradient import value_and_grad
-from stability.train.optimizer import GradClipper, LearningRates, ParamGroups, apply_update_, initial_state, lr_factor
-from stability.train.population import Layout, towers
+from stability.train.optimizer import (
+    GradClipper,
+    LearningRates,
+    ParamGroups,
+    apply_update_,
+    initial_state,
+    lr_schedule_factor,
+)
+from stability.train.population import Layout, build_towers
 from stability.train.trainer import step_inputs
 
 CPU = torch.device("cpu")
@@ -70,8 +77,8 @@ def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own
 
 
 def test_the_cosine_schedule_falls_from_one_to_nearly_zero_after_a_linear_warm_up():
-    train = Train(steps=100, warmup=10, schedule="cosine")
-    factors = [lr_factor(train, step) for step in range(100)]
+    train = Train(steps=100, warmup=10, lr_schedule="cosine")
+    factors = [lr_schedule_factor(train, step) for step in range(100)]
     assert_close(factors[:10], [(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0
     assert all(later < earlier for earlier, later in pairwise(factors[10:]))
@@ -112,12 +119,12 @@ def test_parameters_lie_flat_and_come_back_with_what_the_optimizer_treats_alike_
 
 
 def test_turned_matrices_lie_transposed_and_come_back_the_same():
-    layout = Layout({"a.weight": (2, 3), "b.weight": (2, 2), "a.bias": (2,)}, turned=frozenset({"a.weight"}))
+    layout = Layout({"a.weight": (2, 3), "b.weight": (2, 2), "a.bias": (2,)}, transposed=frozenset({"a.weight"}))
     weight = torch.arange(12.0).view(2, 2, 3)
     params = {"a.weight": weight, "b.weight": torch.ones(2, 2, 2), "a.bias": torch.zeros(2, 2)}
     flat = layout.flatten(params)
     assert flat[0, :6].tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
-    views, copies = layout.unflatten(flat), layout.apart(flat)
+    views, copies = layout.unflatten(flat), layout.unflatten_contiguous(flat)
     assert views["a.weight"].data_ptr() == flat.data_ptr()
     for name, value in params.items():
         assert torch.equal(views[name], value)
@@ -146,12 +153,15 @@ def test_the_optimizer_returns_the_norms_of_the_updates_and_leaves_dead_replicas
 
 
 def test_rates_are_those_of_each_replica_at_each_step_and_stay_after_the_last():
-    train = Train(steps=8, warmup=4, schedule="cosine")
+    train = Train(steps=8, warmup=4, lr_schedule="cosine")
     lrs = [0.1, 0.3, 0.1]
     rates = LearningRates.of(train, lrs, CPU)
     assert rates.table.shape == (8, 2)
     for step in range(10):
-        assert rates.at(step).tolist() == torch.tensor([lr * lr_factor(train, min(step, 7)) for lr in lrs]).tolist()
+        assert (
+            rates.at(step).tolist()
+            == torch.tensor([lr * lr_schedule_factor(train, min(step, 7)) for lr in lrs]).tolist()
+        )
     assert rates.select(torch.tensor([1, 0])).at(2).tolist() == rates.at(2)[[1, 0]].tolist()
 
 
@@ -184,7 +194,7 @@ def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
     trainer = Trainer(tiny, Group("g", tuple(runs)), pairs, CPU)
     logged = [trainer.step() for _ in range(tiny.train.steps)]
     for place, run in enumerate(runs):
-        image, text = towers(tiny, pairs, run.seed).values()
+        image, text = build_towers(tiny, pairs, run.seed).values()
         log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         named = [*image.named_parameters(), *text.named_parameters()]
         matrices = [value for _, value in named if value.dim() > 1]
@@ -200,8 +210,8 @@ def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
         )
         draws = batch_indices(run.seed, len(pairs.train), run.batch_size)
         for step in range(tiny.train.steps):
-            rate = run.lr * lr_factor(tiny.train, step)
-            for group, factor in zip(optimizer.param_groups, (1, 1, tiny.train.scalar_lr), strict=True):
+            rate = run.lr * lr_schedule_factor(tiny.train, step)
+            for group, factor in zip(optimizer.param_groups, (1, 1, tiny.train.scalar_lr_multiplier), strict=True):
                 group["lr"] = rate * factor
             index = pairs.train[next(draws)]
             u = F.normalize(image(pairs.image[index]), dim=-1)
@@ -221,7 +231,7 @@ def test_the_quickstart_s_own_towers_give_the_same_numbers_at_widths_2_and_5():
     for _ in range(3):
         both = many.step(), few.step()
         assert all(torch.equal(both[0][name][[1, 4]], both[1][name]) for name in both[0])
-    ours, theirs = many.read("gradient-noise"), few.read("gradient-noise")
+    ours, theirs = many.read("gradient_noise"), few.read("gradient_noise")
     assert all(torch.equal(ours.values[name][[1, 4]], values) for name, values in theirs.values.items())
 
 
@@ -236,7 +246,7 @@ def test_a_replica_gives_the_same_numbers_in_groups_of_2_and_of_24(tiny, arm):
         both = many.step(), few.step()
         for name in both[0]:
             assert torch.equal(both[0][name][[5, 17]], both[1][name]), name
-    for probe in ("retrieval", "gradient-noise"):
+    for probe in ("retrieval", "gradient_noise"):
         wide_reading, narrow_reading = many.read(probe), few.read(probe)
         for name, values in narrow_reading.values.items():
             assert torch.equal(wide_reading.values[name][[5, 17]], values), name
@@ -319,22 +329,22 @@ def test_a_tower_of_supported_layers_gives_all_replicas_the_bits_that_vmap_gives
 def test_losses_share_weights_batches_and_noise_at_one_seed(tiny):
     pairs = tiny.pairs()
     ours, theirs = (population_of(tiny, some_runs(tiny, arm), pairs, CPU) for arm in ("clip", "siglip-log-b"))
-    towers_only = ours.plan.layout.size - 1
+    towers_only = ours.spec.layout.size - 1
     assert torch.equal(ours.theta[:, :towers_only], theirs.theta[:, :towers_only])
     assert torch.equal(ours.feed.text, theirs.feed.text)
 
 
 def test_scalars_start_where_the_arm_says_and_neither_they_nor_biases_decay(tiny):
     population = population_of(tiny, some_runs(tiny, "siglip-log-b"), tiny.pairs(), CPU)
-    params = population.plan.layout.unflatten(population.theta.detach())
+    params = population.spec.layout.unflatten(population.theta.detach())
     assert_close(params["loss.bias"], torch.full((6,), -math.log(8)))
     groups, width = population.groups, population.theta.shape[1]
     decay = F.pad(groups.decay, (0, width - len(groups.decay)))
     multiplier = groups.lr_multiplier
-    for name, value in population.plan.layout.unflatten(decay).items():
+    for name, value in population.spec.layout.unflatten(decay).items():
         assert (value == (tiny.train.weight_decay if value.dim() > 1 else 0)).all(), name
-    for name, value in population.plan.layout.unflatten(multiplier).items():
-        assert (value == (tiny.train.scalar_lr if name.startswith("loss.") else 1)).all(), name
+    for name, value in population.spec.layout.unflatten(multiplier).items():
+        assert (value == (tiny.train.scalar_lr_multiplier if name.startswith("loss.") else 1)).all(), name
 
 
 def test_a_batchnorm_in_a_tower_is_refused_because_it_couples_samples(tiny_text, monkeypatch):
@@ -344,7 +354,7 @@ def test_a_batchnorm_in_a_tower_is_refused_because_it_couples_samples(tiny_text,
     monkeypatch.setitem(encoder._variants, "coupled", Variant("encoder", "coupled", coupled, {}, {"modality": "any"}))
     study = parse_study(tiny_text.replace('name = "mlp", width = 8, depth = 1', 'name = "coupled"'), "t.toml", "t")
     with pytest.raises(InputError, match="BatchNorm, which couples the samples"):
-        towers(study, study.pairs(), 0)
+        build_towers(study, study.pairs(), 0)
 
 
 # --- every loss of the catalogue, and what it may ask for ------------------------------------------------------------
@@ -366,7 +376,7 @@ def test_every_loss_trains_and_is_probed_and_a_replica_does_not_notice_the_other
         first, second = few.step(), many.step()
         assert torch.isfinite(first["loss"]).all()
         assert all(torch.equal(values, second[key][:2]) for key, values in first.items())
-    ours, theirs = few.read("gradient-noise").values, many.read("gradient-noise").values
+    ours, theirs = few.read("gradient_noise").values, many.read("gradient_noise").values
     for key, values in ours.items():
         assert torch.equal(values.nan_to_num(), theirs[key][:2].nan_to_num()), key
         assert "towers" not in key or torch.isfinite(values).all()
@@ -378,24 +388,24 @@ def test_gradients_of_a_population_are_those_of_autograd_under_vmap(tiny_text, n
     """In float64: every loss, with nothing frozen, and with a bias and the loss's scalars frozen."""
     arm = f'[arms.{name}]\nloss = "clip"\nlabel_smoothing = 0.1\n\n' if name not in loss else ""
     population = trainer_of(tiny_text, name, 3, arm).population
-    assert population.plan.forwards.keys() == {"image", "text"}
-    assert (population.plan.loss.kernel is not None) == (name in ("clip", "siglip"))
+    assert population.spec.forwards.keys() == {"image", "text"}
+    assert (population.spec.loss.kernel is not None) == (name in ("clip", "siglip"))
     theta = population.theta.double()
     index = torch.stack([torch.randperm(40)[:8] for _ in range(3)])
     batch = step_inputs(population, index, index) | population.feed.batch(index, ()) | {"state": population.state}
     batch["image"] = batch["image"].double()
-    for frozen in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.plan.initial_scalars)}):
-        plan = replace(population.plan, fixed=population.plan.fixed | frozen)
+    for frozen in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.spec.initial_scalars)}):
+        spec = replace(population.spec, frozen=population.spec.frozen | frozen)
         grad = torch.full_like(theta, torch.nan)
         with torch.no_grad():
-            ours, state = value_and_grad(plan, theta, batch, grad)
-        params = {key: value.requires_grad_() for key, value in plan.layout.unflatten(theta).items()}
-        theirs, carried = vmap(plan.training_objective)(params, batch)
+            ours, state = value_and_grad(spec, theta, batch, grad)
+        params = {key: value.requires_grad_() for key, value in spec.layout.unflatten(theta).items()}
+        theirs, carried = vmap(spec.training_objective)(params, batch)
         expected = torch.autograd.grad(theirs.sum(), list(params.values()), allow_unused=True, materialize_grads=True)
         assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-12)
-        assert_close(list(plan.layout.unflatten(grad).values()), list(expected), rtol=1e-12, atol=1e-12)
+        assert_close(list(spec.layout.unflatten(grad).values()), list(expected), rtol=1e-12, atol=1e-12)
         assert_close(state, {key: value.detach() for key, value in carried.items()}, rtol=1e-12, atol=1e-12)
-        assert not grad[:, plan.layout.size :].any()
+        assert not grad[:, spec.layout.size :].any()
 
 
 KERNELS = [(clip, clip_kernel, ("log_scale",)), (siglip, siglip_kernel, ("log_scale", "bias"))]
@@ -452,7 +462,7 @@ def test_a_row_of_zeros_has_a_gradient_and_leaves_the_others_alone():
 
 
 def test_a_state_is_carried_from_step_to_step_for_each_replica(tiny_text):
-    trainer = trainer_of(tiny_text, "global-contrastive")
+    trainer = trainer_of(tiny_text, "global_contrastive")
     before = trainer.population.state["image"].clone()
     assert torch.isinf(before).all()
     trainer.step()
@@ -505,7 +515,7 @@ def test_independent_batches_repeat_no_pair_inside_a_batch_and_ignore_each_other
 @pytest.mark.parametrize("kind", ["fixed", "fresh"])
 def test_fixed_noise_is_the_same_at_every_visit_and_fresh_noise_is_not(tiny, kind):
     runs = [run for run in some_runs(tiny, "clip", 16) if run.noise > 0]
-    feed = feed_of(runs, tiny.pairs(), kind, CPU)
+    feed = population_data(runs, tiny.pairs(), kind, CPU)
     generators = feed.generators("train")
     index = torch.arange(16).repeat(len(runs), 1)
     first, second = (feed.batch(index, generators) for _ in range(2))
@@ -519,12 +529,12 @@ def test_fixed_noise_is_the_same_at_every_visit_and_fresh_noise_is_not(tiny, kin
 def test_duplicates_are_counted_by_their_text():
     text = torch.tensor([[1, 2], [3, 4], [1, 2], [2, 1]])
     salt = torch.tensor([3, 5]) * 2 + 1
-    assert_close(duplicate_share(identity(text, salt)), torch.tensor(2 / 12))
+    assert_close(false_negative_fraction(text_fingerprints(text, salt)), torch.tensor(2 / 12))
     many = torch.randint(9, (3, 50, 1), generator=torch.Generator().manual_seed(0))
     equal = (many == many.mT).sum((1, 2)) - 50
-    assert_close(duplicate_share(many[..., 0]), equal / (50 * 49))
+    assert_close(false_negative_fraction(many[..., 0]), equal / (50 * 49))
     reals = torch.tensor([[0.5, 1.0], [0.5, 1.0], [1.0, 0.5]])
-    assert_close(duplicate_share(identity(reals, salt)), torch.tensor(2 / 6))
+    assert_close(false_negative_fraction(text_fingerprints(reals, salt)), torch.tensor(2 / 6))
 
 
 # --- divergence ------------------------------------------------------------------------------------------------------

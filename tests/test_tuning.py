@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability import analysis
-from stability.execute import Watch, run
+from stability.execute import Callbacks, run
 from stability.grid import run_configuration, runs_of, study_of, tuning_runs_of
 from stability.registry import InputError
 from stability.report import write_report
@@ -23,7 +23,7 @@ from stability.report.limitations import limitations
 from stability.results import Tuning
 from stability.store import checksum
 from stability.study import FIRST_TUNING_SEED, Setting, parse_study, search_of, settings_of
-from stability.study.searching import denser
+from stability.study.searching import refine_grid
 from stability.tuning import choose, edges
 
 STUDY = """
@@ -33,14 +33,14 @@ question = "Which learns more?"
 name = "digits"
 [model]
 image = { name = "mlp", width = 8, depth = 1 }
-text = { name = "token-transformer", width = 4, heads = 1 }
+text = { name = "token_transformer", width = 4, heads = 1 }
 embed_dim = 4
 [train]
 steps = 12
 warmup = 2
-scalar_lr = 10.0
+scalar_lr_multiplier = 10.0
 [grid]
-loss = ["clip", "siglip", "siglip-log-b"]
+arms = ["clip", "siglip", "siglip-log-b"]
 batch_size = [16]
 lr = [0.01]
 seeds = 3
@@ -83,8 +83,8 @@ def tuned_run(tmp_path_factory):
 
 def test_every_arm_tries_equally_many_settings_over_the_same_range():
     study = parsed()
-    tried = {arm: settings_of(study, arm) for arm in study.grid.loss}
-    assert {arm: len(set(settings)) for arm, settings in tried.items()} == dict.fromkeys(study.grid.loss, 4)
+    tried = {arm: settings_of(study, arm) for arm in study.grid.arms}
+    assert {arm: len(set(settings)) for arm, settings in tried.items()} == dict.fromkeys(study.grid.arms, 4)
     for settings in tried.values():
         assert {min(each.lr for each in settings), max(each.lr for each in settings)} == {0.003, 0.03}
     assert {each.options for each in tried["siglip"]} == {(("bias", -10.0),), (("bias", -3.0),)}
@@ -97,7 +97,7 @@ RATES = st.lists(st.integers(-50, 0), min_size=2, max_size=6, unique=True)
 
 @given(rates=RATES.map(lambda tenths: [10 ** (each / 10) for each in tenths]), more=st.integers(0, 9))
 def test_rates_are_added_between_those_given_and_none_is_dropped(rates, more):
-    made = denser(rates, len(rates) + more)
+    made = refine_grid(rates, len(rates) + more)
     assert len(made) == len(rates) + more
     assert list(made) == sorted(made)
     assert set(rates) <= set(made)
@@ -107,7 +107,7 @@ def test_rates_are_added_between_those_given_and_none_is_dropped(rates, more):
 def test_counts_that_do_not_divide_each_other_are_equal_all_the_same():
     text = STUDY.replace("bias = [-10.0, -3.0]", "bias = [-10.0, -5.0, -3.0]\nlabel_smoothing = [0.0, 0.1]")
     study = parsed(text)
-    assert {arm: len(settings_of(study, arm)) for arm in study.grid.loss} == {"clip": 6, "siglip": 6, "siglip-log-b": 6}
+    assert {arm: len(settings_of(study, arm)) for arm in study.grid.arms} == {"clip": 6, "siglip": 6, "siglip-log-b": 6}
 
 
 def test_tuning_seeds_are_no_test_seeds_and_the_search_reads_only_what_it_needs():
@@ -124,7 +124,7 @@ def test_tuning_seeds_are_no_test_seeds_and_the_search_reads_only_what_it_needs(
 
 def test_a_run_is_the_same_whether_its_value_comes_from_tuning_or_from_the_arm():
     study = parsed()
-    chosen = {(arm, 16): Setting(0.01) for arm in study.grid.loss} | {("siglip", 16): Setting(0.01, (("bias", -10.0),))}
+    chosen = {(arm, 16): Setting(0.01) for arm in study.grid.arms} | {("siglip", 16): Setting(0.01, (("bias", -10.0),))}
     assert [each.id for each in runs_of(study, chosen)] == [each.id for each in runs_of(study)]
     cell = {"arm": "siglip", "batch_size": 16, "corruption": "mismatch", "noise": 0.0, "lr": 0.01, "seed": 0}
     assert run_configuration(study, (("bias", -3.0),), **cell)["loss"]["bias"]["initial"] == -3.0
@@ -187,7 +187,7 @@ def sums(run_dir):
 
 def test_the_test_is_trained_as_the_search_chose_and_beside_it_untuned(tuned_run):
     study = parsed()
-    results = analysis.read(tuned_run)
+    results = analysis.load_results(tuned_run)
     tuning = results.tuning
     assert len(tuning.tried) == 24
     for (arm, _), setting in tuning.chosen.items():
@@ -199,7 +199,7 @@ def test_the_test_is_trained_as_the_search_chose_and_beside_it_untuned(tuned_run
     for row in results.runs.itertuples():
         assert (row.rate, row.lr) == (tuning.chosen[row.arm, row.batch_size].lr, 0.01)
     assert set(results.untuned.runs["rate"]) == {0.01}
-    findings = analysis.analyse(results)
+    findings = analysis.analyze(results)
     told = findings.to_json()
     assert [each["id"] for each in told["untuned"]] == [each["id"] for each in told["claims"]] == ["level"]
 
@@ -217,12 +217,14 @@ def test_a_search_interrupted_goes_on_to_the_same_bytes(tuned_run, tmp_path):
                 raise Enough
 
         with pytest.raises(Enough):
-            run(parsed(), "cpu", out=tmp_path / "r", watch=Watch(done=stop))
+            run(parsed(), "cpu", out=tmp_path / "r", callbacks=Callbacks(done=stop))
         manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
         assert any(entry["status"] == "planned" for entry in manifest["groups"])
     run(parsed(), "cpu", out=tmp_path / "r")
     assert sums(tmp_path / "r") == sums(tuned_run)
-    told = [analysis.findings_text(analysis.analyse(analysis.read(where))) for where in (tuned_run, tmp_path / "r")]
+    told = [
+        analysis.findings_text(analysis.analyze(analysis.load_results(where))) for where in (tuned_run, tmp_path / "r")
+    ]
     assert told[0] == told[1]
 
 
@@ -232,9 +234,14 @@ def test_a_damaged_tuning_file_is_trained_again_and_nothing_of_the_test_is_lost(
     victim = next(entry for entry in manifest["groups"] if entry.get("tuning"))
     (copied / "groups" / f"{victim['id']}.parquet").write_bytes(b"")
     with pytest.raises(InputError, match="the tuning runs are not all finished"):
-        analysis.read(copied)
+        analysis.load_results(copied)
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(
+        parsed(),
+        "cpu",
+        out=copied,
+        callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)),
+    )
     assert trained == [victim["id"]]
     assert sums(copied) == sums(tuned_run)
     assert len(said) == 1
@@ -247,7 +254,12 @@ def test_damage_to_the_search_and_to_the_test_is_told_once_a_file(tuned_run, tmp
     for victim in victims:
         (copied / "groups" / f"{victim}.parquet").write_bytes(b"")
     trained, said = [], []
-    run(parsed(), "cpu", out=copied, watch=Watch(say=said.append, done=lambda group, _: trained.append(group.id)))
+    run(
+        parsed(),
+        "cpu",
+        out=copied,
+        callbacks=Callbacks(say=said.append, done=lambda group, _: trained.append(group.id)),
+    )
     assert trained == victims
     assert [Path(each.split("; its")[0].split("kept as ")[1]).stem for each in said] == victims
     assert sums(copied) == sums(tuned_run)
@@ -267,8 +279,8 @@ def test_the_report_shows_the_curves_the_choice_and_the_edge(tuned_run, tmp_path
     assert any(part["title"] == "Tuning" and "4 settings were tried" in part["text"] for part in report["method"])
     page = paths["html"].read_text()
     assert "Without tuning (secondary, decides nothing)" in page
-    results = analysis.read(copied)
-    said = {each["title"] for each in limitations(results, analysis.analyse(results))}
+    results = analysis.load_results(copied)
+    said = {each["title"] for each in limitations(results, analysis.analyze(results))}
     assert ("Tuned to the edge of the search" in said) == bool(edges(results.study, results.tuning))
 
 

@@ -12,11 +12,11 @@ from stability.study import parse_study
 
 pytestmark = pytest.mark.slow
 
-IMAGE, TEXT = 'name = "mlp", width = 8, depth = 1', 'name = "token-transformer", width = 4, heads = 1'
+IMAGE, TEXT = 'name = "mlp", width = 8, depth = 1', 'name = "token_transformer", width = 4, heads = 1'
 DATA = 'name = "digits"'
 VARIETIES = {
     "fresh noise": [(DATA, 'name = "digits"\ncorruption = "fresh"')],
-    "cosine": [("warmup = 2", 'warmup = 2\nschedule = "cosine"')],
+    "cosine": [("warmup = 2", 'warmup = 2\nlr_schedule = "cosine"')],
     "clipped at a quantile": [("warmup = 2", "warmup = 2\nclip_quantile = 0.5")],
     "one seed": [("seeds = 3", "seeds = 1")],
     "two rates": [("lr = [0.01]", "lr = [0.01, 0.1]")],
@@ -30,15 +30,15 @@ WITHOUT_CLAIMS = {
     "a latent seen twice": [(DATA, 'name = "latent"\npairs = 200'), (TEXT, 'name = "mlp", width = 8')],
     "free vectors": [
         (DATA, 'name = "sphere"\npairs = 30'),
-        (IMAGE, 'name = "free-vectors"'),
-        (TEXT, 'name = "free-vectors"'),
+        (IMAGE, 'name = "free_vectors"'),
+        (TEXT, 'name = "free_vectors"'),
         # Which fits a bias on pairs that were held out, and here there are none.
-        ("[probes.matched-noise]\nbatches = 2\n", ""),
+        ("[probes.matched_gradient_noise]\nbatches = 2\n", ""),
     ],
-    "a locked tower": [(IMAGE, f"{IMAGE}, locked = true")],
-    "two corruptions": [("noise = [0.0, 0.4]", 'noise = [0.0, 0.4]\ncorruption = ["image-noise", "all-three"]')],
+    "a locked tower": [(IMAGE, f"{IMAGE}, frozen = true")],
+    "two corruptions": [("noise = [0.0, 0.4]", 'noise = [0.0, 0.4]\ncorruption = ["image_noise", "all_three"]')],
     "losses without scalars and with state": [
-        ('["clip", "siglip-log-b"]', '["triplet", "siglip-log-b", "adaptive", "siglip-masked", "focal-sigmoid"]')
+        ('["clip", "siglip-log-b"]', '["triplet", "siglip-log-b", "adaptive", "siglip_masked", "focal_sigmoid"]')
     ],
 }
 

@@ -65,7 +65,7 @@ def test_a_sound_directory_is_verified_bit_for_bit_and_not_touched(made):
 
 def test_a_value_off_by_one_bit_is_found_and_the_exit_code_is_1(copied, monkeypatch, capsys):
     tamper(copied, "loss", 1.0000001)
-    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--sample", "1"])
+    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--groups", "1"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     printed = capsys.readouterr()
@@ -93,7 +93,7 @@ def test_every_file_is_compared_before_anything_is_trained(copied, monkeypatch, 
     shutil.copytree(copied / "groups", again / "groups")
     shutil.copy(copied / "manifest.json", again)
     (again / "groups" / first.name).unlink()
-    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--sample", "1"])
+    monkeypatch.setattr(sys, "argv", ["stability", "verify", str(copied), "--groups", "1"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     printed = capsys.readouterr()
@@ -120,7 +120,7 @@ NO_VECTORS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "
 
 @pytest.mark.slow
 def test_kernels_that_round_otherwise_differ_in_bits_and_agree_within_the_tolerance(copied):
-    command = [sys.executable, "-m", "stability", "verify", str(copied), "--sample", "0"]
+    command = [sys.executable, "-m", "stability", "verify", str(copied), "--groups", "0"]
     how = {"env": {**os.environ, **NO_VECTORS}, "capture_output": True, "text": True, "check": False}
     by_bits = subprocess.run(command, **how)
     if by_bits.returncode == 0:
@@ -204,13 +204,15 @@ def test_a_run_that_is_a_number_on_one_machine_alone_leaves_the_comparison_to_th
 
 
 def test_an_error_that_is_all_rounding_is_held_against_what_it_is_the_error_of():
-    stored = frame(hessian_high=np.float32([50, 60]), hessian_high_residual=np.float32([1e-5, 2e-5]))
-    again = stored.assign(hessian_high_residual=np.float32([5e-5, 1e-6]))
-    assert pair_of("hessian_high_residual", stored, again).size == 60.0
+    stored = frame(
+        hessian_max_eigenvalue=np.float32([50, 60]), hessian_max_eigenvalue_residual=np.float32([1e-5, 2e-5])
+    )
+    again = stored.assign(hessian_max_eigenvalue_residual=np.float32([5e-5, 1e-6]))
+    assert pair_of("hessian_max_eigenvalue_residual", stored, again).size == 60.0
     assert _difference(stored, again, False) == ""
-    assert "hessian_high_residual" in _difference(stored, again, True)
-    worse = stored.assign(hessian_high_residual=np.float32([1, 1]))
-    assert "hessian_high_residual at step 0 is 1 off in a typical run" in _difference(stored, worse, False)
+    assert "hessian_max_eigenvalue_residual" in _difference(stored, again, True)
+    worse = stored.assign(hessian_max_eigenvalue_residual=np.float32([1, 1]))
+    assert "hessian_max_eigenvalue_residual at step 0 is 1 off in a typical run" in _difference(stored, worse, False)
 
 
 def test_every_error_is_that_of_a_column_of_the_same_probe():
@@ -240,7 +242,7 @@ def test_time_is_not_compared():
 
 
 def test_what_cannot_be_verified_is_one_sentence(copied):
-    with pytest.raises(InputError, match="--sample: got -1"):
+    with pytest.raises(InputError, match="--groups: got -1"):
         verify(copied, -1)
     edit(copied, groups=[])
     with pytest.raises(InputError, match="holds no finished group"):

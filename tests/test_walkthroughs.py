@@ -11,7 +11,7 @@ from documents import ROOT, follow, start_here
 REPORTS = {
     "webdataset": ["pairs-smoke"],
     "embeddings": ["vectors-smoke"],
-    "encoder-and-loss": ["towers-smoke", "towers-smoke-smooth-clip"],
+    "encoder-and-loss": ["towers-smoke", "towers-smoke-smooth_clip"],
 }
 
 

@@ -14,9 +14,9 @@ from closed_form_results import STUDY, curves
 from numpy.testing import assert_allclose
 
 from stability import stats
-from stability.analysis import analyse, compared
+from stability.analysis import analyze, compared
 from stability.calibrate.rates import upper_band
-from stability.calibrate.worlds import Luck, shape
+from stability.calibrate.worlds import NoiseModel, shape
 from stability.exports import tables
 from stability.grid import runs_of
 from stability.registry import InputError
@@ -33,13 +33,13 @@ CLAIM = f"""
 id = "matched"
 text = "At CLIP's parameters SigLIP's gradients are less noisy"
 measure = "{OWN}"
-against = "{OTHER}"
+against_measure = "{OTHER}"
 contrast = "difference"
 compare = ["clip", "clip"]
 expect = "lower"
 margin = 0.1
 """
-PROBES = "[probes.matched-noise]\nevery = 20\n[probes.geometry]\nevery = 20\n[probes.curvature]\nseeds = 1"
+PROBES = "[probes.matched_gradient_noise]\nevery = 20\n[probes.geometry]\nevery = 20\n[probes.curvature]\nseeds = 1"
 PLAIN = STUDY.format(title="Within", probes=PROBES)
 LABELS = ("gradient noise fraction (towers as siglip)", "gradient noise fraction (towers as clip)")
 
@@ -74,7 +74,7 @@ def results(study):
 
 @pytest.fixture(scope="module")
 def findings(results):
-    return analyse(results)
+    return analyze(results)
 
 
 def test_two_measures_are_subtracted_within_the_run_and_tested_over_the_seeds(study, results, findings):
@@ -97,7 +97,7 @@ def test_two_measures_are_subtracted_within_the_run_and_tested_over_the_seeds(st
 
 def test_swapping_the_measures_inverts_the_ratio_and_exchanges_the_verdicts(results, findings):
     swapped = CLAIM.replace(OWN, "x").replace(OTHER, OWN).replace('"x"', f'"{OTHER}"')
-    other = analyse(replace(results, study=study_of(PLAIN + swapped)), checks=False).claims[2]
+    other = analyze(replace(results, study=study_of(PLAIN + swapped)), checks=False).claims[2]
     assert_allclose(other.effect, 1 / findings.claims[2].effect)
     assert_allclose(other.interval, [1 / end for end in reversed(findings.claims[2].interval)])
     assert other.verdict == "contradicted"
@@ -107,10 +107,10 @@ def test_swapping_the_measures_inverts_the_ratio_and_exchanges_the_verdicts(resu
     ("contrast", "words"),
     [
         (
-            '"slope"\nover = "noise"',
+            '"slope"\naxis = "noise"',
             "slope of log {} per unit of noise",
         ),
-        ('"interaction"\nover = "noise"', "growth factor of {} from the lowest to the highest noise"),
+        ('"interaction"\naxis = "noise"', "growth factor of {} from the lowest to the highest noise"),
         ('"ratio"', "{}"),
         ('"spread"', "log {}"),
     ],
@@ -130,13 +130,18 @@ def test_the_sentence_names_both_measures_whatever_the_contrast(results, contras
         ('"ratio"', "recall@1"),
         ('"spread"', "log recall@1 above chance"),
         ('"difference"\nreduction = "best"', "recall@1 above chance at its best"),
-        ('"slope"\nover = "noise"\nreduction = "area"', "slope of log recall@1 above chance averaged over training"),
+        (
+            '"slope"\naxis = "noise"\nreduction = "mean_after_warmup"',
+            "slope of log recall@1 above chance averaged over training",
+        ),
         ('"difference"\nreduction = "final"', "recall@1 above chance"),
-        ('"difference"\nscale = "linear"', "recall@1"),
+        ('"difference"\ntransform = "linear"', "recall@1"),
     ],
 )
 def test_a_sentence_says_on_which_scale_and_when_a_bounded_measure_is_compared(keys, words):
-    own = CLAIM.replace(OWN, "recall_at_1").replace(f'against = "{OTHER}"\n', "").replace('"clip"]', '"siglip"]')
+    own = (
+        CLAIM.replace(OWN, "recall_at_1").replace(f'against_measure = "{OTHER}"\n', "").replace('"clip"]', '"siglip"]')
+    )
     study = study_of(PLAIN + own.replace('"difference"', keys))
     told = compared(curves(study), study.claims[2], 0.95).sentence
     assert told.startswith((f"clip's {words} is", f"clip's {words} per unit of noise is", f"clip's {words} varies"))
@@ -146,28 +151,44 @@ MISTAKES = [
     (
         OTHER,
         "gradient_noise_fraction_as_clipp",
-        f"against: no probe of this study makes '{OTHER}p'; did you",
+        f"against_measure: no probe of this study makes '{OTHER}p'; did you",
     ),
     (
-        f'against = "{OTHER}"',
-        f'against = "{OWN}"',
-        f"against: '{OWN}' is the claim's own measure; allowed: another",
+        f'against_measure = "{OTHER}"',
+        f'against_measure = "{OWN}"',
+        f"against_measure: '{OWN}' is the claim's own measure; allowed: another",
     ),
-    ('["clip", "clip"]', '["clip", "siglip"]', "compare: got ['clip', 'siglip']; allowed with against, which compares"),
-    ('["clip", "clip"]', '["clap", "clap"]', "compare[0]: 'clap' is not in grid.loss; did you mean 'clip'?"),
-    ('"difference"', '"divergence"', "against: contrast 'divergence' compares arms, not measures; leave it out"),
-    ('"difference"', '"time-to-threshold"\nthreshold = 0.5', "against: contrast 'time-to-threshold' compares arms"),
-    (OTHER, "loss", f"against: '{OWN}' and 'loss' are in no unit and nats; allowed: measures of one unit"),
-    (OTHER, "log_scale", f"against: '{OWN}' is on the scale log and 'log_scale' on linear; give the claim a scale"),
+    (
+        '["clip", "clip"]',
+        '["clip", "siglip"]',
+        "compare: got ['clip', 'siglip']; allowed with against_measure, which compares",
+    ),
+    ('["clip", "clip"]', '["clap", "clap"]', "compare[0]: 'clap' is not in grid.arms; did you mean 'clip'?"),
+    (
+        '"difference"',
+        '"divergence"',
+        "against_measure: contrast 'divergence' compares arms, not measures; leave it out",
+    ),
+    (
+        '"difference"',
+        '"time_to_threshold"\nthreshold = 0.5',
+        "against_measure: contrast 'time_to_threshold' compares arms",
+    ),
+    (OTHER, "loss", f"against_measure: '{OWN}' and 'loss' are in no unit and nats; allowed: measures of one unit"),
+    (
+        OTHER,
+        "log_scale",
+        f"against_measure: '{OWN}' is on the scale log and 'log_scale' on linear; give the claim a ",
+    ),
     (
         OTHER,
         "sharpness_ratio",
-        "against: probes.curvature.seeds leaves out runs that a claim on",
+        "against_measure: probes.curvature.seeds leaves out runs that a claim on",
     ),
-    ('"difference"', '"sensitivity"\nover = "batch_size"', f"measure: '{OWN}' has no better direction"),
-    (f'against = "{OTHER}"', f'against = ["{OTHER}"]', "against: got ["),
+    ('"difference"', '"lr_sensitivity"\naxis = "batch_size"', f"measure: '{OWN}' has no better direction"),
+    (f'against_measure = "{OTHER}"', f'against_measure = ["{OTHER}"]', "against_measure: got ["),
     (
-        f'against = "{OTHER}"\n',
+        f'against_measure = "{OTHER}"\n',
         "",
         "compare: got 'clip' twice; allowed: two arms that differ, or one arm and two measures",
     ),
@@ -182,23 +203,23 @@ def test_what_cannot_be_held_against_each_other_is_one_sentence(old, new, senten
 
 
 def test_a_scale_for_both_makes_measures_of_two_scales_comparable():
-    claim = CLAIM.replace(OTHER, "log_scale").replace('"difference"', '"difference"\nscale = "linear"')
+    claim = CLAIM.replace(OTHER, "log_scale").replace('"difference"', '"difference"\ntransform = "linear"')
     assert study_of(PLAIN + claim).claims[2].measures == (OWN, "log_scale")
 
 
 def test_only_a_study_with_such_a_claim_has_another_hash_and_the_file_reads_back(study):
     plain = study_of(PLAIN)
-    assert "against" not in json.dumps(plain.canonical())
-    assert study.canonical()["claims"][2]["against"] == OTHER
+    assert "against_measure" not in json.dumps(plain.canonical())
+    assert study.canonical()["claims"][2]["against_measure"] == OTHER
     assert study.hash not in (plain.hash, study_of(PLAIN + CLAIM.replace(OTHER, "margin")
-        .replace('"difference"', '"difference"\nscale = "log"')).hash)  # fmt: skip
+        .replace('"difference"', '"difference"\ntransform = "log"')).hash)  # fmt: skip
     assert study_of(study.text).claims == study.claims
 
 
 def test_a_newcomer_is_asked_about_its_own_runs_once(study):
     twice = PLAIN + CLAIM + CLAIM.replace('"matched"', '"there"').replace('["clip", "clip"]', '["siglip", "siglip"]')
     derived = parse_study(with_loss(study_of(twice), "cyclip", ["clip", "siglip"]), "d.toml", "d")
-    within = [claim for claim in derived.claims if claim.against]
+    within = [claim for claim in derived.claims if claim.against_measure]
     assert [(claim.id, claim.compare) for claim in within] == [("matched-cyclip", ("cyclip", "cyclip"))]
     assert within[0].text.startswith("Gradient noise fraction (towers as siglip) is lower under cyclip than its")
     assert [claim.compare[0] for claim in derived.claims] == ["cyclip"] * 5
@@ -206,9 +227,9 @@ def test_a_newcomer_is_asked_about_its_own_runs_once(study):
 
 def test_findings_and_tables_name_the_other_measure_where_there_is_one(results, findings):
     plain = findings.to_json()["claims"]
-    assert [claim.get("against") for claim in plain] == [None, None, OTHER]
-    assert "against" not in plain[0]
-    assert tables(results, findings)["findings"]["against"].tolist() == ["", "", OTHER]
+    assert [claim.get("against_measure") for claim in plain] == [None, None, OTHER]
+    assert "against_measure" not in plain[0]
+    assert tables(results, findings)["findings"]["against_measure"].tolist() == ["", "", OTHER]
 
 
 def test_the_report_says_what_was_subtracted_from_what(results, findings):
@@ -237,8 +258,8 @@ def test_either_measure_too_close_to_chance_makes_a_bounded_claim_not_testable()
     made = curves(study_of(PLAIN + claim))
     good = made.steps.assign(zero_shot_accuracy=made.steps["recall_at_1"], zero_shot_accuracy_chance=0.01)
     low = good.assign(zero_shot_accuracy=good["recall_at_1"].where(good["recall_at_1"].isna(), 0.02))
-    assert analyse(replace(made, steps=good), checks=False).claims[2].verdict != "not-testable"
-    found = analyse(replace(made, steps=low), checks=False).claims[2]
+    assert analyze(replace(made, steps=good), checks=False).claims[2].verdict != "not-testable"
+    found = analyze(replace(made, steps=low), checks=False).claims[2]
     assert found.verdict == "not-testable"
     assert "clip at batch size 8 reaches only 2.0 times the chance level of Zero-shot accuracy" in found.reason
 
@@ -249,7 +270,7 @@ def test_sides_at_the_ceiling_of_their_measure_are_a_limitation(study):
     for own, other in ((0.99, 0.995), (0.9, 0.995)):
         logs = np.log(np.tile([own, other], (runs, 1))) + np.random.default_rng(0).normal(0, 1e-4, (runs, 2))
         made = results_with(study, logs)
-        said[own] = {limit["title"]: limit["text"] for limit in limitations(made, analyse(made, checks=False))}
+        said[own] = {limit["title"]: limit["text"] for limit in limitations(made, analyze(made, checks=False))}
     title = "Gradient noise fraction (towers as siglip) saturated"
     assert "above 98% of the highest value that there is, 1, at batch 8 (0.99 and 0.995 of it)" in said[0.99][title]
     assert "at batch 16 (0.99 and 0.995 of it)" in said[0.99][title]
@@ -275,10 +296,10 @@ def many():
 def test_two_measures_alike_in_law_get_a_direction_no_more_often_than_promised(many, name):
     """A run's two measures share most of their luck: whatever its shape, the interval errs at most as it says."""
     seeds, trials = 10, 300
-    arms = Luck(np.random.default_rng(11), name, seeds=len(many.runs), correlation=0.9).arms()
+    arms = NoiseModel(np.random.default_rng(11), name, seeds=len(many.runs), correlation=0.9).arms()
     traces = {
-        many.study.measures[one].pooled[0]: np.exp(0.1 * luck[:, 0, 0])
-        for one, luck in zip((OWN, OTHER), arms, strict=True)
+        many.study.measures[one].pooled[0]: np.exp(0.1 * rng_seed[:, 0, 0])
+        for one, rng_seed in zip((OWN, OTHER), arms, strict=True)
     }
     whole = compared(replace(many, steps=many.steps.assign(**traces)), many.study.claims[0], 0.95)
     wrong = 0

@@ -1,4 +1,4 @@
-"""Results and the study's claims in, findings out: one number a run, arms paired by seed, one verdict a claim."""
+"""The analysis of a study: from results and claims to findings, with arms paired by seed and one verdict per claim."""
 
 from __future__ import annotations
 
@@ -10,49 +10,59 @@ import numpy as np
 
 from stability import contrasts, stats
 from stability.analysis.findings import Finding, Findings, Ranked, Replication, findings_text, look_sentence
-from stability.analysis.pairing import array_of, asked_of, numbers_of, reading_of
-from stability.analysis.reading import read
+from stability.analysis.pairing import array_of, contrast_inputs, reading_of, run_values
+from stability.analysis.reading import load_results
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.reproductions import reproduce
-from stability.results import AXES, FLOOR, Replicated, Results, Tuning, on_scale, run_frame, summarise, times_to
+from stability.results import (
+    AXES,
+    FLOOR,
+    Replicated,
+    Results,
+    Tuning,
+    run_frame,
+    steps_to_threshold,
+    summarize,
+    transformed,
+)
 from stability.sensitivity import NOTHING, Question, sensitivity
 from stability.study import LATE, Claim, Ranking, Study, command_of
 
 __all__ = [
     "AXES",
-    "CLEAR",
     "FLOOR",
     "LATE",
+    "MIN_CHANCE_RATIO",
     "Finding",
     "Findings",
     "Ranked",
     "Replication",
     "Results",
     "Tuning",
-    "analyse",
+    "analyze",
     "compared",
     "findings_text",
+    "load_results",
     "look_sentence",
-    "on_scale",
-    "read",
     "run_frame",
-    "summarise",
-    "times_to",
+    "steps_to_threshold",
+    "summarize",
+    "transformed",
 ]
 
 ALPHA = 0.05
-"""The chance of a wrong direction that all claims of a study, at all its looks, share."""
+"""The error rate that all claims of a study share, at all of its looks."""
 
 
-CLEAR = 3.0
-"""A bounded measure must stand this many times above chance in the clean cells of either arm, or it is not testable."""
+MIN_CHANCE_RATIO = 3.0
+"""A bounded measure must be this many times its chance level in the clean cells of each arm to be testable."""
 
 
-def analyse(results: Results, checks: bool = True) -> Findings:
-    """Return the findings of a study: each claim's effect, intervals, verdict, and its checks if *checks*.
+def analyze(results: Results, checks: bool = True) -> Findings:
+    """Return the findings of a study: each claim's effect, intervals, verdict, and its sensitivity checks if *checks*.
 
-    Intervals are at confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
+    Intervals have confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
     """
     study = results.study
     findings = _family(results, checks)
@@ -66,17 +76,17 @@ def analyse(results: Results, checks: bool = True) -> Findings:
         provenance=provenance(results),
         claims=findings,
         untuned=untuned,
-        rankings=tuple(_ranked(results, asked) for asked in study.rankings),
-        published=tuple(reproduce(results, asked) for asked in study.published),
+        rankings=tuple(_ranked(results, entry) for entry in study.rankings),
+        published=tuple(reproduce(results, entry) for entry in study.published),
         looks=_looks(study),
-        replications=tuple(_replication(study, again) for again in results.replications),
+        replications=tuple(_replication(study, replication) for replication in results.replications),
     )
 
 
-def _replication(original: Study, again: Replicated) -> Replication:
-    """Return what came of a replication; nothing is tested of one that is not whole."""
-    study, results = again.study, again.results
-    whole = results is not None and not again.missing
+def _replication(original: Study, replication: Replicated) -> Replication:
+    """Return the outcome of a replication; its claims are tested only if all of its runs are there."""
+    study, results = replication.study, replication.results
+    complete = results is not None and not replication.missing
     counts = provenance(results) if results else {}
     return Replication(
         name=study.replication,
@@ -84,38 +94,42 @@ def _replication(original: Study, again: Replicated) -> Replication:
         other_data=study.data.name != original.data.name,
         changes=study.changes,
         study_hash=study.hash,
-        missing=again.missing,
+        missing=replication.missing,
         counts={key: counts[key] for key in ("seeds", "planned", "finished", "diverged", "failed") if counts},
-        claims=_family(results, checks=False) if results and whole else (),
+        claims=_family(results, checks=False) if results and complete else (),
     )
 
 
 def claim_confidence(study: Study) -> float:
-    """Return the confidence of each interval: 95% shared among registered looks, then among the study's claims."""
+    """Return the confidence of each interval: alpha = .05 is shared among registered looks, then among claims."""
     per_look = 1 - ALPHA / max(1, len(study.looks))
     return stats.shared_confidence(max(1, len(study.claims)), per_look)
 
 
 def _family(results: Results, checks: bool) -> tuple[Finding, ...]:
     confidence = claim_confidence(results.study)
-    found = [_finding(results, claim, confidence, checks) for claim in results.study.claims]
-    adjusted = np.minimum(1, stats.adjust([finding.p_value for finding in found]) * max(1, len(results.study.looks)))
+    findings = [_finding(results, claim, confidence, checks) for claim in results.study.claims]
+    adjusted = np.minimum(1, stats.adjust([finding.p_value for finding in findings]) * max(1, len(results.study.looks)))
     return tuple(
         replace(finding, p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan)
-        for finding, p in zip(found, adjusted, strict=True)
+        for finding, p in zip(findings, adjusted, strict=True)
     )
 
 
 def _looks(study: Study) -> dict[str, Any]:
-    """Return the registered looks, the one that these findings are of (by its seeds), and the alpha spent up to it."""
+    """Return the registered looks, the current one (by its seeds), and the alpha spent up to it."""
     if not study.looks:
         return {}
-    taken = [n for n in study.looks if n <= study.grid.seeds]
-    return {"seeds": list(study.looks), "at": study.grid.seeds, "alpha_spent": ALPHA * len(taken) / len(study.looks)}
+    past_looks = [n for n in study.looks if n <= study.grid.seeds]
+    return {
+        "seeds": list(study.looks),
+        "at": study.grid.seeds,
+        "alpha_spent": ALPHA * len(past_looks) / len(study.looks),
+    }
 
 
 def provenance(results: Results) -> dict[str, Any]:
-    """Return where results come from, without times or paths: versions, device, seeds, counts and the command."""
+    """Return the origin of results without times or paths: versions, device, seeds, counts and the command."""
     counts = results.runs["status"].value_counts()
     manifest, study = results.manifest, results.study
     return {
@@ -134,22 +148,22 @@ def provenance(results: Results) -> dict[str, Any]:
 
 
 def compared(results: Results, claim: Claim, confidence: float) -> stats.Comparison:
-    """Return the comparison of a claim's two arms by its contrast, over the runs that there are."""
-    arms, supplied = asked_of(results, claim, confidence)
+    """Return the comparison of a claim's two arms by its contrast, over the runs that exist."""
+    arms, supplied = contrast_inputs(results, claim, confidence)
     return contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
 
 
 def _finding(results: Results, claim: Claim, confidence: float, checks: bool) -> Finding:
     measure = results.measures[claim.measure]
     reduction, scale = reading_of(claim, measure)
-    arms, supplied = asked_of(results, claim, confidence)
+    arms, supplied = contrast_inputs(results, claim, confidence)
     comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
-    decided = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
+    verdict = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
     if why := _near_chance(results, claim, contrast[claim.contrast].traits["on"], scale, reduction):
-        decided = stats.Verdict("not-testable", why, f"Not testable: {why}.")
-    elif decided.verdict == "not-testable" and comparison.left_out and (lost := _lost(results, claim)):
-        why = f"{decided.reason}; {lost}"
-        decided = replace(decided, reason=why, sentence=f"Not testable: {why}.")
+        verdict = stats.Verdict("not-testable", why, f"Not testable: {why}.")
+    elif verdict.verdict == "not-testable" and comparison.left_out and (lost := _lost(results, claim)):
+        why = f"{verdict.reason}; {lost}"
+        verdict = replace(verdict, reason=why, sentence=f"Not testable: {why}.")
     question = Question(claim.contrast, supplied, claim.expect, claim.margin)
     return Finding(
         id=claim.id,
@@ -160,8 +174,8 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
         contrast=claim.contrast,
         compare=claim.compare,
         expect=claim.expect,
-        verdict=decided.verdict,
-        reason=decided.reason,
+        verdict=verdict.verdict,
+        reason=verdict.reason,
         effect=comparison.effect,
         interval=comparison.interval,
         equivalence_interval=comparison.equivalence_interval,
@@ -172,21 +186,21 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
         p_value=comparison.p_value,
         p_adjusted=math.nan,
         p_sign_flip=stats.sign_flip(comparison.per_seed) if comparison.testable else math.nan,
-        seeds_to_settle=decided.seeds_to_settle,
-        sentence=decided.sentence,
+        seeds_to_settle=verdict.seeds_to_settle,
+        sentence=verdict.sentence,
         method=comparison.method,
         assumptions=comparison.assumptions,
-        sensitivity=sensitivity(comparison, decided.verdict, arms, question) if checks else NOTHING,
-        against=claim.against,
+        sensitivity=sensitivity(comparison, verdict.verdict, arms, question) if checks else NOTHING,
+        against_measure=claim.against_measure,
     )
 
 
-def _ranked(results: Results, asked: Ranking) -> Ranked:
-    """Return a ranking: a seed's cells averaged on the measure's scale, all pairs and rankings at 95% together."""
-    study, measure = results.study, results.measures[asked.measure]
+def _ranked(results: Results, request: Ranking) -> Ranked:
+    """Return a ranking: cells are averaged per seed on the measure's scale; all pairs of all rankings hold at 95%."""
+    study, measure = results.study, results.measures[request.measure]
     assert measure.better
-    names = study.ranked(asked)
-    # The reading of a claim of a difference, whatever two arms it names.
+    names = study.ranked(request)
+    # A claim of a difference defines how runs are read; its two arms do not matter.
     claim = Claim(
         id="ranking",
         text=measure.label,
@@ -195,46 +209,46 @@ def _ranked(results: Results, asked: Ranking) -> Ranked:
         compare=(names[0], names[1]),
         expect="equal",
         margin=1.0,
-        reduction=asked.reduction,
-        scale=asked.scale,
+        reduction=request.reduction,
+        transform=request.transform,
     )
     reduction, scale = reading_of(claim, measure)
-    numbers = numbers_of(results, claim, measure.name, "scale", reduction, scale)
+    numbers = run_values(results, claim, measure.name, "transform", reduction, scale)
     values = np.stack([array_of(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
     confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
-    found = stats.ranking(values, names, better=measure.better, confidence=confidence)
-    return Ranked(measure.name, measure.label, reduction, scale, measure.better, found)
+    ranking = stats.ranking(values, names, better=measure.better, confidence=confidence)
+    return Ranked(measure.name, measure.label, reduction, scale, measure.better, ranking)
 
 
 def _lost(results: Results, claim: Claim) -> str:
-    """Return how many runs of a claim's arms failed or diverged, in words; nothing where none did."""
+    """Return how many runs of a claim's arms failed or diverged, in words; empty if none did."""
     status = results.runs.loc[results.runs["arm"].isin(claim.compare), "status"]
-    said = {"failed": "failed", "diverged": "diverged (they end no better than chance)"}
-    counts = {words: int((status == word).sum()) for word, words in said.items()}
-    found = " and ".join(f"{count} {words}" for words, count in counts.items() if count)
-    return f"of the {len(status)} runs of its arms {found}" if found else ""
+    status_words = {"failed": "failed", "diverged": "diverged (they end no better than chance)"}
+    counts = {words: int((status == word).sum()) for word, words in status_words.items()}
+    listed = " and ".join(f"{count} {words}" for words, count in counts.items() if count)
+    return f"of the {len(status)} runs of its arms {listed}" if listed else ""
 
 
 def _near_chance(results: Results, claim: Claim, on: str, scale: str, reduction: str) -> str:
-    """Return why a bounded measure cannot be compared: an arm's clean level is too close to chance; else nothing."""
-    if scale != "chance-log" or on != "scale":
+    """Return why a bounded measure cannot be compared (an arm's clean level is too close to chance), else empty."""
+    if scale != "log_above_chance" or on != "transform":
         return ""
-    found = (_too_low(results, claim, results.measures[name], reduction) for name in dict.fromkeys(claim.measures))
-    return next(filter(None, found), "")
+    reasons = (_too_low(results, claim, results.measures[name], reduction) for name in dict.fromkeys(claim.measures))
+    return next(filter(None, reasons), "")
 
 
 def _too_low(results: Results, claim: Claim, measure: Measure, reduction: str) -> str:
     values, chance = (
-        summarise(results, name, how) for name, how in ((measure.name, reduction), (measure.chance, "final"))
+        summarize(results, name, how) for name, how in ((measure.name, reduction), (measure.chance, "final"))
     )
     runs = results.runs
     clean = runs[(runs["noise"] == runs["noise"].min()) & runs["arm"].isin(claim.compare)]
     times = clean.assign(times=(values / chance).reindex(clean["run"]).to_numpy())
     level = times.groupby(["arm", "batch_size"])["times"].mean().dropna()
-    if not len(level) or level.min() >= CLEAR:
+    if not len(level) or level.min() >= MIN_CHANCE_RATIO:
         return ""
     arm, batch_size = level.idxmin()
     return (
         f"{arm} at batch size {batch_size} reaches only {level.min():.1f} times the chance level of {measure.label} "
-        f"without noise, and {CLEAR:g} are needed"
+        f"without noise, and {MIN_CHANCE_RATIO:g} are needed"
     )

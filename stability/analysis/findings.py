@@ -1,4 +1,4 @@
-"""What comes of a study: a finding a claim, the rankings, published tables and replications, and all of it as JSON."""
+"""The findings of a study: claims, rankings, published tables and replications, and their JSON form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,36 @@ from stability.sensitivity import Sensitivity
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one claim. *effect* and intervals are on the scale of the contrast (a ratio where *ratio*)."""
+    """The result of one claim.
+
+    Attributes:
+        id: Identifier of the claim.
+        primary: Whether it decides the study's verdict.
+        text: The claim in words.
+        source: Where the claim comes from.
+        measure: Name of the measure.
+        contrast: Name of the contrast.
+        compare: The two arms.
+        expect: Expected direction.
+        verdict: The verdict.
+        reason: Why it is the verdict.
+        effect: Effect on the scale of the contrast (a ratio if `ratio`).
+        interval: Two-sided interval of the effect at `confidence`.
+        equivalence_interval: The 1 - 2 alpha interval.
+        confidence: 1 - alpha, shared among claims and looks.
+        margin: Smallest effect that matters.
+        ratio: Whether the effect is a ratio.
+        n_pairs: Number of seed pairs.
+        p_value: Two-sided p-value.
+        p_adjusted: p-value adjusted for the number of claims and looks.
+        p_sign_flip: p-value of the sign-flip test.
+        seeds_to_settle: Seeds that would settle an open claim.
+        sentence: The result in plain words.
+        method: The test, by name.
+        assumptions: What the test assumes.
+        sensitivity: Results of the sensitivity checks.
+        against_measure: Second measure of a claim that compares two measures of one arm; else empty.
+    """
 
     id: str
     primary: bool
@@ -44,32 +73,39 @@ class Finding:
     method: str
     assumptions: str
     sensitivity: Sensitivity
-    against: str = ""
+    against_measure: str = ""
 
     @property
     def measures(self) -> tuple[str, str]:
-        """Return the measures of both sides, which differ only where one is held against another."""
-        return self.measure, self.against or self.measure
+        """Return the measures of both sides; they differ only if `against_measure` is set."""
+        return self.measure, self.against_measure or self.measure
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The arms of a study in the order of one measure; means and differences are on its *scale*, logs among them."""
+    """The arms of a study ranked by one measure; means and differences are on the scale of *transform*."""
 
     measure: str
     label: str
     reduction: str
-    scale: str
+    transform: str
     better: str
     found: stats.Ranking
 
 
 @dataclass(frozen=True)
 class Replication:
-    """What came of the claims in a replication of the study; none while its runs are *missing*, in words.
+    """The claims of a study in one of its replications.
 
-    *data* names its dataset and *other_data* tells whether the study's is another one; *changes* says what else it has
-    other than the study, as keys of the file.
+    Attributes:
+        name: Name of the replication.
+        data: Name of its dataset.
+        other_data: Whether its dataset differs from the study's.
+        changes: What it overrides, as keys of the study file.
+        study_hash: Hash of the replication's study.
+        missing: Which runs are missing, in words; empty if none.
+        counts: Number of seeds and of planned, finished, diverged and failed runs.
+        claims: Findings of the claims; empty while runs are missing.
     """
 
     name: str
@@ -84,10 +120,20 @@ class Replication:
 
 @dataclass(frozen=True)
 class Findings:
-    """All findings of a study, its verdict (the primary claim's), and where they come from.
+    """All findings of a study, its verdict and their origin.
 
-    *untuned* holds the same claims tested without tuning, where the study asks for that: no part of the verdict, as
-    *replications* are none. *looks* says which registered look this is, where there are any.
+    Attributes:
+        study: Name of the study.
+        scale: Scale at which it was run.
+        study_hash: Hash of the study.
+        verdict: Verdict of the primary claim.
+        provenance: Versions, device, seeds, counts and command.
+        claims: A finding per claim.
+        untuned: The same claims tested without tuning, if the study requests that; not part of the verdict.
+        rankings: The rankings.
+        published: Published tables next to ours.
+        looks: The registered looks and which of them this is; empty without looks.
+        replications: The replications; not part of the verdict.
     """
 
     study: str
@@ -103,27 +149,30 @@ class Findings:
     replications: tuple[Replication, ...] = ()
 
     def agreement(self, claim: str) -> Agreement:
-        """Return what the replications make of the claim with this id."""
+        """Return how the replications agree with the study on the claim with this id."""
         verdicts = {
-            each.name: finding.verdict for each in self.replications for finding in each.claims if finding.id == claim
+            replication.name: finding.verdict
+            for replication in self.replications
+            for finding in replication.claims
+            if finding.id == claim
         }
-        own = next(finding.verdict for finding in self.claims if finding.id == claim)
-        return agreement(own, verdicts, [each.name for each in self.replications if each.missing])
+        own_verdict = next(finding.verdict for finding in self.claims if finding.id == claim)
+        return agreement(own_verdict, verdicts, [one.name for one in self.replications if one.missing])
 
     def to_json(self) -> dict[str, Any]:
-        """Return what findings.json holds: plain data without NaN or infinity (null instead)."""
+        """Return the content of findings.json: plain data with null for NaN and infinity."""
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
-        found = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
-        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **found}
+        claims = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
+        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **claims}
         optional = ("untuned", "rankings", "published", "looks", "replications")
         plain |= {name: [_plain(one) for one in getattr(self, name)] for name in ("rankings", "published")}
-        plain |= {"looks": self.looks, "replications": [_replication_as_json(each) for each in self.replications]}
+        plain |= {"looks": self.looks, "replications": [_replication_as_json(one) for one in self.replications]}
         if self.replications:
             plain["agreement"] = {claim.id: vars(self.agreement(claim.id)) for claim in self.claims}
         return {key: value for key, value in plain.items() if value or key not in optional}
 
     def _repr_html_(self) -> str:
-        """Return a table of the claims and what came of each, for a notebook."""
+        """Return an HTML table of the claims and their verdicts, for a notebook."""
         rows = "".join(
             f"<tr><td><b>{html.escape(claim.verdict)}</b></td><td>{html.escape(claim.text)}<br>"
             f"<small>{html.escape(claim.sentence)}</small></td></tr>"
@@ -134,7 +183,7 @@ class Findings:
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in vars(finding).items() if key != "against" or value}
+    return {key: _plain(value) for key, value in vars(finding).items() if key != "against_measure" or value}
 
 
 REPLICATED = (
@@ -150,12 +199,14 @@ REPLICATED = (
     "p_value",
     "sentence",
 )
-"""What findings.json says of a claim in a replication; the rest is as in the study, or of the study alone."""
+"""Fields of a replication's claim in findings.json; the others equal the study's or apply to the study alone."""
 
 
-def _replication_as_json(again: Replication) -> dict[str, Any]:
-    claims = [{key: value for key, value in _as_json(claim).items() if key in REPLICATED} for claim in again.claims]
-    return {key: value for key, value in vars(again).items() if key != "claims"} | {"claims": claims}
+def _replication_as_json(replication: Replication) -> dict[str, Any]:
+    claims = [
+        {key: value for key, value in _as_json(claim).items() if key in REPLICATED} for claim in replication.claims
+    ]
+    return {key: value for key, value in vars(replication).items() if key != "claims"} | {"claims": claims}
 
 
 def _plain(value: Any) -> Any:
@@ -167,21 +218,21 @@ def _plain(value: Any) -> Any:
 
 
 def look_sentence(looks: Mapping[str, Any]) -> str:
-    """Return which registered look findings are of, and the alpha spent by then, in a sentence; nothing without looks.
+    """Return the current registered look and the alpha spent so far in a sentence; empty without looks.
 
     >>> look_sentence({"seeds": [5, 10, 20], "at": 10, "alpha_spent": 0.1 / 3})
     'Look 2 of 3 (10 seeds; registered before the first step: 5, 10, 20); .033 of an alpha of .05 is spent.'
     """
     if not looks:
         return ""
-    place, registered = looks["seeds"].index(looks["at"]) + 1, ", ".join(map(str, looks["seeds"]))
+    position, listed = looks["seeds"].index(looks["at"]) + 1, ", ".join(map(str, looks["seeds"]))
     spent = f"{looks['alpha_spent']:.2g}".removeprefix("0")
     return (
-        f"Look {place} of {len(looks['seeds'])} ({looks['at']} seeds; registered before the first step: {registered}); "
+        f"Look {position} of {len(looks['seeds'])} ({looks['at']} seeds; registered before the first step: {listed}); "
         f"{spent} of an alpha of .05 is spent."
     )
 
 
 def findings_text(findings: Findings) -> str:
-    """Return findings.json as text: sorted as written, two spaces, a newline at the end."""
+    """Return findings.json as text: keys in the order of `Findings.to_json`, indented by two spaces."""
     return json.dumps(findings.to_json(), indent=2, allow_nan=False) + "\n"

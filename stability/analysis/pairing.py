@@ -1,4 +1,4 @@
-"""A claim's two arms as arrays of one number a run: seeds, levels of the claim's axis, other cells."""
+"""The two arms of a claim as arrays of one number per run, (seeds, levels of the claim's axis, other cells)."""
 
 from __future__ import annotations
 
@@ -16,37 +16,40 @@ from stability.results import (
     LOGARITHMS,
     Results,
     chance_losses,
-    on_scale,
-    summarise,
-    times_to,
+    steps_to_threshold,
+    summarize,
+    transformed,
 )
 from stability.study import DOUBLING, Claim, Study
 
-AXIS_WORDS = {"batch_size": "batch size", "pairs": "number of training pairs", "lr": "learning rate"}
+AXIS_WORDS = {"batch_size": "batch size", "train_pairs": "number of training pairs", "lr": "learning rate"}
 
-READ_AT = {"first": "at the first step", "best": "at its best", "area": "averaged over training"}
-"""How a claim reads a run, in a sentence; at the end of training, which most claims do, goes without saying."""
+READ_AT = {"first": "at the first step", "best": "at its best", "mean_after_warmup": "averaged over training"}
+"""Phrase for each reduction in a sentence; the default, the end of training, needs none."""
 
-Asked = tuple[list[np.ndarray], dict[str, Any]]
-"""The numbers of a claim's two arms, and what its contrast may ask for beside them."""
+ContrastInputs = tuple[list[np.ndarray], dict[str, Any]]
+"""The arrays of a claim's two arms, and the other arguments that its contrast may take."""
 
 
-def asked_of(results: Results, claim: Claim, confidence: float) -> Asked:
-    """Return the numbers of a claim's two arms, and what its contrast may ask for beside them."""
+def contrast_inputs(results: Results, claim: Claim, confidence: float) -> ContrastInputs:
+    """Return the arrays of a claim's two arms, and the other arguments that its contrast may take."""
     variant = contrast[claim.contrast]
     measure = results.measures[claim.measure]
     reduction, scale = reading_of(claim, measure)
     arms = [
-        array_of(results, claim, arm, numbers_of(results, claim, name, variant.traits["on"], reduction, scale))
+        array_of(results, claim, arm, run_values(results, claim, name, variant.traits["on"], reduction, scale))
         for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
-    names, axis = claim.compare, AXIS_WORDS.get(claim.over, claim.over)
-    if claim.against:
-        names = (claim.compare[0], stats.wording.another(_in_words(claim, results.measures[claim.against], scale)))
+    names, axis = claim.compare, AXIS_WORDS.get(claim.axis, claim.axis)
+    if claim.against_measure:
+        names = (
+            claim.compare[0],
+            stats.wording.own_measure(_in_words(claim, results.measures[claim.against_measure], scale)),
+        )
     supplied = {
         "confidence": confidence,
-        "levels": levels_of(results.study, claim.over),
-        "per": f" per doubling of the {axis}" if claim.over in DOUBLING else f" per unit of {axis}",
+        "levels": levels_of(results.study, claim.axis),
+        "per": f" per doubling of the {axis}" if claim.axis in DOUBLING else f" per unit of {axis}",
         "axis": axis or "level",
         "better": measure.better,
         "log": scale in LOGARITHMS,
@@ -57,63 +60,63 @@ def asked_of(results: Results, claim: Claim, confidence: float) -> Asked:
     return arms, supplied
 
 
-def levels_of(study: Study, over: str) -> tuple[float, ...]:
-    """Return the values of an axis in order, as slopes have them: in doublings where a step is a factor."""
-    values = sorted(study.grid.values(over)) if over else [0.0]
-    return tuple(float(np.log2(value)) if over in DOUBLING else float(value) for value in values)
+def levels_of(study: Study, axis: str) -> tuple[float, ...]:
+    """Return the sorted values of an axis as slopes use them: as base-2 logarithms for the axes in `DOUBLING`."""
+    values = sorted(study.grid.values(axis)) if axis else [0.0]
+    return tuple(float(np.log2(value)) if axis in DOUBLING else float(value) for value in values)
 
 
 def reading_of(claim: Claim, measure: Measure) -> tuple[str, str]:
-    """Return the reduction and the scale by which a claim reads its measure."""
-    return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.scale or measure.scale
+    """Return the reduction and the scale that a claim applies to its measure."""
+    return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.transform or measure.transform
 
 
 def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
-    """Return a measure as a claim compares it: on its scale, and at what time of a run if not at the end.
+    """Return the words for a measure as a claim compares it: with its scale, and the time in a run if not the end.
 
-    A contrast that gives a ratio on a logarithmic scale speaks of levels; any other speaks of their logarithms.
+    A contrast that gives a ratio on a logarithmic scale is described by levels, any other by their logarithms.
     """
     variant, label = contrast[claim.contrast], measure.label[:1].lower() + measure.label[1:]
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
     words = [label, READ_AT.get(claim.reduction or "", "")]
-    if scale == "of-chance":
+    if scale == "relative_to_chance":
         words.insert(1, "as a share of chance")
-    if variant.traits["on"] == "scale":
-        words.insert(1, "above chance" if scale == "chance-log" else "")
+    if variant.traits["on"] == "transform":
+        words.insert(1, "above chance" if scale == "log_above_chance" else "")
         words.insert(0, "log" if scale in LOGARITHMS and "log" not in variant.options else "")
     return " ".join(filter(None, words))
 
 
-def numbers_of(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:
-    """Return one number per run of a measure, as the contrast takes it, with diverged runs as the measure has them."""
+def run_values(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:
+    """Return one number per run of a measure, as the contrast takes it; a diverged run has the chance level or NaN."""
     runs = results.runs.set_index("run")
     diverged = runs["status"] == "diverged"
     if on == "diverged":
         return diverged.astype(float).where(runs["status"].isin(["finished", "diverged"]))
     if on == "times":
         assert claim.threshold is not None
-        times = times_to(results, name, claim.threshold)
+        times = steps_to_threshold(results, name, claim.threshold)
         return times.where(~diverged, math.inf).where(runs["status"].isin(["finished", "diverged"]))
-    values = summarise(results, name, reduction).reindex(runs.index)
+    values = summarize(results, name, reduction).reindex(runs.index)
     if reduction == "first":
-        # Measured before the first step, it knows nothing of what came of the run.
-        return values if on == "raw" else on_scale(results, name, values, scale)
+        # Measured before the first step, so a later divergence does not matter.
+        return values if on == "raw" else transformed(results, name, values, scale)
     chance = results.measures[name].chance
-    # A diverged run has learnt nothing: chance where a measure is bounded; elsewhere there is no such level.
-    level = summarise(results, chance, "final").reindex(runs.index) if chance else math.nan
-    level = chance_losses(results) if scale == "of-chance" else level
+    # A diverged run has learned nothing: the chance level if a measure is bounded; otherwise there is no such level.
+    level = summarize(results, chance, "final").reindex(runs.index) if chance else math.nan
+    level = chance_losses(results) if scale == "relative_to_chance" else level
     values = values.where(~diverged, level)
-    return values if on == "raw" else on_scale(results, name, values, scale)
+    return values if on == "raw" else transformed(results, name, values, scale)
 
 
 def array_of(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.ndarray:
-    """Return one arm's numbers as (seeds, levels, cells): levels along the claim's axis, cells along all others."""
+    """Return one arm's numbers as (seeds, levels, cells): levels of the claim's axis, cells of all other axes."""
     runs = results.runs[results.runs["arm"] == arm]
-    over = results.study.grid.column(claim.over)
-    level = runs[over] if over else 0
-    cells = [axis for axis in AXES if axis != over]
+    axis = results.study.grid.column(claim.axis)
+    level = runs[axis] if axis else 0
+    cells = [other for other in AXES if other != axis]
     frame = runs.assign(number=numbers.loc[runs["run"]].to_numpy(), level=level)
-    # The grid is a full product, so sorting puts every run in its place.
+    # The grid is a full product, so sorted runs can be reshaped.
     ordered = frame.sort_values(["seed", "level", *cells])["number"].to_numpy(dtype=float)
     return ordered.reshape(frame["seed"].nunique(), frame["level"].nunique(), -1)

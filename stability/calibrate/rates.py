@@ -1,4 +1,4 @@
-"""Error rates by simulation: how often a contrast finds what is not there, misses what is, and covers the truth."""
+"""Simulated error rate, coverage and power of each contrast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stability import contrasts, stats
-from stability.calibrate.worlds import BUDGET, LEVELS, YES_NO, Luck, shape, world
+from stability.calibrate.worlds import BUDGET, LEVELS, YES_NO, NoiseModel, shape, world
 from stability.contrasts import contrast
 from stability.registry import InputError, nearest
 from stability.stats import Comparison
@@ -23,39 +23,46 @@ CORRELATIONS = (0.0, 0.5, 0.9)
 TRIALS = 1000
 
 NOMINAL = 0.05
-"""The error rate that a verdict on a single claim promises, and all claims of a study together."""
+"""The nominal error rate of a verdict on a single claim, and of all claims of a study together."""
 
 COVERED = 0.93
-"""The least share of intervals, 95% each, that must hold the truth from `ENOUGH` seeds on."""
+"""The smallest acceptable coverage of 95% intervals with at least `ENOUGH` seeds."""
 
 ENOUGH = 10
 
-STUDY_OF_FIVE = ("level", "positive", "trend", "spread-of-one-cell", "time")
+STUDY_OF_FIVE = ("level", "positive", "trend", "spread_of_one_cell", "time")
 """The worlds that the five claims of a simulated study are drawn from."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of the calibration: a world, the shape of its noise, seeds, and the correlation of the two arms."""
+    """One setting of the calibration: a world, the shape of its noise, seeds, and the correlation of the two arms."""
 
     world: str
     shape: str
     seeds: int
     correlation: float
 
-    def luck(self, seed: int, use: str) -> Luck:
-        """Return where the cell's numbers come from; no two cells or uses share any."""
-        name = f"calibrate/{self.world}/{self.shape}/{self.seeds}/{self.correlation:g}/{use}"
-        return Luck(np.random.default_rng(seed_of(seed, name)), self.shape, self.seeds, self.correlation)
+    def noise_model(self, seed: int, use: str) -> NoiseModel:
+        """Return the noise of the cell from its own random stream, one per cell and use."""
+        world_name = self.world.replace("_", "-")  # keeps the streams of the committed tables
+        name = f"calibrate/{world_name}/{self.shape}/{self.seeds}/{self.correlation:g}/{use}"
+        return NoiseModel(np.random.default_rng(seed_of(seed, name)), self.shape, self.seeds, self.correlation)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a cell measured, as shares of *trials*; None where there is nothing to measure.
+    """The results of a cell, as shares of trials.
 
-    *wrong*: no effect was planted and the interval excludes none. *covered*: the interval holds the truth, among the
-    trials that could be tested (*tested*), with the planted effect and without. *found*: the planted effect was found,
-    on its side. *oracle*: the power that is known.
+    Attributes:
+        cell: The cell.
+        trials: Number of trials, without and with a planted effect.
+        tested: Share of trials without effect that could be tested.
+        wrong: Share of trials without effect whose interval excludes no difference.
+        covered: Share of testable trials, with and without effect, whose interval contains the truth; None if the truth
+            has no closed form.
+        found: Share of trials with a planted effect that is detected with the right sign.
+        oracle: Known power of an exact test; None if unknown.
     """
 
     cell: Cell
@@ -68,18 +75,18 @@ class Rates:
 
     @property
     def errs(self) -> bool:
-        """Whether false positives lie above the band that chance explains."""
+        """Return whether the false positive rate exceeds the nominal rate by more than chance."""
         return self.wrong > upper_band(self.trials)
 
     @property
     def misses(self) -> bool:
-        """Whether enough seeds cover the truth too seldom."""
+        """Return whether coverage is too low with `ENOUGH` seeds or more."""
         return self.cell.seeds >= ENOUGH and self.covered is not None and self.covered < COVERED
 
 
 @dataclass(frozen=True)
 class StudyRates:
-    """How many of *trials* simulated studies of five claims, none with an effect, gave any claim a direction."""
+    """The share of simulated studies of five claims without effect in which any claim was given a direction."""
 
     shape: str
     seeds: int
@@ -88,12 +95,12 @@ class StudyRates:
 
     @property
     def errs(self) -> bool:
-        """Whether wrong directions lie above the band that chance explains."""
+        """Return whether the share of wrong directions exceeds the nominal rate by more than chance."""
         return self.wrong > upper_band(self.trials)
 
 
 def upper_band(trials: int, rate: float = NOMINAL, level: float = 0.999) -> float:
-    """Return the share that a true *rate* exceeds by chance in one of 1,000 simulations: a binomial quantile.
+    """Return the binomial quantile that a true *rate* exceeds by chance in a share 1 - *level* of simulations.
 
     >>> upper_band(1000), upper_band(200, level=0.99) * 200
     (0.073, 18.0)
@@ -104,26 +111,27 @@ def upper_band(trials: int, rate: float = NOMINAL, level: float = 0.999) -> floa
 
 
 def cells_of(names: Iterable[str] = ()) -> tuple[Cell, ...]:
-    """Return the cells of the worlds of some contrasts (of all without names).
+    """Return the cells of the worlds of the named contrasts (default: all).
 
-    Raises `InputError` for a contrast that does not exist or has no world.
+    Raises:
+        InputError: A contrast does not exist or has no world.
     """
     simulated = {variant.traits["contrast"] for variant in world.values()}
-    wanted = tuple(names) or tuple(simulated)
-    for name in wanted:
+    selected = tuple(names) or tuple(simulated)
+    for name in selected:
         contrast.get_or_explain(name, "--contrast")
         if name not in simulated:
             raise InputError(f"--contrast: no world of known truth for {name!r}{nearest(name, simulated)}")
     return tuple(
         Cell(name, noise, seeds, correlation)
         for name, variant in world.items()
-        if variant.traits["contrast"] in wanted
+        if variant.traits["contrast"] in selected
         for noise, seeds, correlation in itertools.product(variant.traits.get("shapes", shape), SEEDS, CORRELATIONS)
     )
 
 
-def compare(name: str, luck: Luck, effect: float, confidence: float = 1 - NOMINAL) -> Comparison:
-    """Return what its contrast makes of one draw from a world."""
+def compare(name: str, noise: NoiseModel, effect: float, confidence: float = 1 - NOMINAL) -> Comparison:
+    """Return the comparison of one draw from a world by its contrast."""
     supplied: dict[str, Any] = {
         "confidence": confidence,
         "levels": LEVELS,
@@ -134,44 +142,44 @@ def compare(name: str, luck: Luck, effect: float, confidence: float = 1 - NOMINA
         "names": ("a", "b"),
         "measure": "value",
     }
-    return contrasts.compare(world[name].traits["contrast"], *world[name](luck, effect), supplied=supplied)
+    return contrasts.compare(world[name].traits["contrast"], *world[name](noise, effect), supplied=supplied)
 
 
 def measure(cell: Cell, trials: int, seed: int = 0) -> Rates:
-    """Return the rates of one cell, from *trials* draws without effect and as many with one."""
+    """Return the rates of one cell, from *trials* draws without effect and as many with effect."""
     traits = world[cell.world].traits
     effect, power = traits["effect"], traits["power"]
-    lucks = {0.0: cell.luck(seed, "null"), effect: cell.luck(seed, "planted")}
-    found = {size: [compare(cell.world, luck, size) for _ in range(trials)] for size, luck in lucks.items()}
-    truths = {size: traits["truth"](luck, size) for size, luck in lucks.items()}
-    held = [
-        each.interval[0] <= truth <= each.interval[1]
+    noises = {0.0: cell.noise_model(seed, "null"), effect: cell.noise_model(seed, "planted")}
+    comparisons = {size: [compare(cell.world, noise, size) for _ in range(trials)] for size, noise in noises.items()}
+    truths = {size: traits["truth"](noise, size) for size, noise in noises.items()}
+    covered = [
+        one.interval[0] <= truth <= one.interval[1]
         for size, truth in truths.items()
         if truth is not None
-        for each in found[size]
-        if each.testable
+        for one in comparisons[size]
+        if one.testable
     ]
     return Rates(
         cell=cell,
         trials=trials,
-        tested=_share(each.testable for each in found[0.0]),
-        wrong=_share(direction(each) != 0 for each in found[0.0]),
-        covered=_share(held) if held else None,
-        found=_share(direction(each) > 0 for each in found[effect]),
+        tested=_share(one.testable for one in comparisons[0.0]),
+        wrong=_share(direction(one) != 0 for one in comparisons[0.0]),
+        covered=_share(covered) if covered else None,
+        found=_share(direction(one) > 0 for one in comparisons[effect]),
         oracle=power(cell.seeds, cell.correlation, effect) if power and cell.shape in ("normal", YES_NO) else None,
     )
 
 
-def measure_study(place: tuple[str, int], trials: int, seed: int = 0) -> StudyRates:
-    """Return how often five claims of no effect, at their shared confidence, give any of them a direction.
+def measure_study(cell: tuple[str, int], trials: int, seed: int = 0) -> StudyRates:
+    """Return how often any of five claims without effect, at their shared confidence, is given a direction.
 
     The claims are independent draws, which is the worst case for Bonferroni's bound.
     """
     confidence = stats.shared_confidence(len(STUDY_OF_FIVE), 1 - NOMINAL)
-    noise, seeds = place
-    lucks = [Cell(name, noise, seeds, 0.5).luck(seed, "study of five") for name in STUDY_OF_FIVE]
+    noise, seeds = cell
+    noises = [Cell(name, noise, seeds, 0.5).noise_model(seed, "study of five") for name in STUDY_OF_FIVE]
     wrong = [
-        any(direction(compare(name, luck, 0.0, confidence)) for name, luck in zip(STUDY_OF_FIVE, lucks, strict=True))
+        any(direction(compare(name, noise, 0.0, confidence)) for name, noise in zip(STUDY_OF_FIVE, noises, strict=True))
         for _ in range(trials)
     ]
     return StudyRates(noise, seeds, trials, _share(wrong))
@@ -179,7 +187,7 @@ def measure_study(place: tuple[str, int], trials: int, seed: int = 0) -> StudyRa
 
 @dataclass(frozen=True)
 class Simulated:
-    """The rates of all cells, and of studies of five claims where all contrasts were simulated; by *seed*."""
+    """Rates of all cells and, if all contrasts were simulated, of studies of five claims, with their *seed*."""
 
     seed: int
     cells: tuple[Rates, ...]
@@ -193,35 +201,43 @@ def simulate(
     executor: Executor | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Simulated:
-    """Return the error rates of the contrasts called *names* (of all, and of studies of five claims, without names).
+    """Return the error rates of contrasts by simulation.
 
-    Every cell has random streams of its own, so neither order nor workers change a number. *progress* is told the
-    jobs done and their total.
+    Every cell has its own random streams, so the results do not depend on order or workers.
+
+    Args:
+        names: Names of contrasts; default all, plus studies of five claims.
+        trials: Number of trials per cell.
+        seed: Seed of the random streams.
+        executor: Runs the cells; default in this process.
+        progress: Called with the number of finished jobs and their total.
     """
     if trials < 1:
         raise InputError(f"--trials: got {trials}; allowed: 1 or more")
     cells = cells_of(names)
-    places = () if names else tuple(itertools.product(shape, SEEDS))
-    total = len(cells) + len(places)
-    spread = executor.map if executor else map
+    study_cells = () if names else tuple(itertools.product(shape, SEEDS))
+    total = len(cells) + len(study_cells)
+    mapper = executor.map if executor else map
     done = itertools.count(1)
 
     def counted(results: Iterator[Any]) -> tuple[Any, ...]:
-        kept = []
+        results_so_far = []
         for result in results:
-            kept.append(result)
+            results_so_far.append(result)
             progress(next(done), total)
-        return tuple(kept)
+        return tuple(results_so_far)
 
-    # Both are submitted before either is awaited, so that no worker idles in between.
-    of_cells = spread(partial(measure, trials=trials, seed=seed), cells)
-    of_studies = spread(partial(measure_study, trials=trials, seed=seed), places)
-    return Simulated(seed, counted(iter(of_cells)), counted(iter(of_studies)))
+    # Submit both before waiting for either, so that no worker is idle in between.
+    cell_results = mapper(partial(measure, trials=trials, seed=seed), cells)
+    study_results = mapper(partial(measure_study, trials=trials, seed=seed), study_cells)
+    return Simulated(seed, counted(iter(cell_results)), counted(iter(study_results)))
 
 
-def direction(found: Comparison) -> int:
-    """Return the side of no difference that an interval lies on: 1 above, -1 below, 0 if it includes none."""
-    return int(found.interval[0] > found.no_difference) - int(found.interval[1] < found.no_difference)
+def direction(comparison: Comparison) -> int:
+    """Return 1 if the interval lies above no difference, -1 if below, 0 if it includes no difference."""
+    return int(comparison.interval[0] > comparison.no_difference) - int(
+        comparison.interval[1] < comparison.no_difference
+    )
 
 
 def _share(outcomes: Iterable[bool]) -> float:

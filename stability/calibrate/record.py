@@ -1,4 +1,4 @@
-"""The calibration as files: numbers in JSON, which reports quote, and their tables in Markdown, for a reader."""
+"""Files of the calibration: numbers as JSON, which reports quote, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HERE = "docs/calibration.md"
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known of the verdicts' error rates: by simulation, and end to end with real training."""
+    """Error rates of the verdicts: by simulation, and end to end with real training."""
 
     simulated: Simulated | None = None
     twins: tuple[Twins, ...] = ()
@@ -40,7 +40,7 @@ class Calibration:
 
 
 def to_json(calibration: Calibration) -> str:
-    """Return a calibration as JSON text, one cell a line; `from_json` reads it."""
+    """Return a calibration as JSON text, one cell per line; `from_json` reads it."""
     simulated, lines = calibration.simulated, []
     if simulated:
         cells = [
@@ -49,8 +49,8 @@ def to_json(calibration: Calibration) -> str:
         ]
         lines.append(f'"seed": {simulated.seed}')
         lines.append('"cells": ' + _rows(cells))
-        lines.append('"studies": ' + _rows(asdict(each) for each in simulated.studies))
-    lines.append('"twins": ' + _rows({**vars(each), "verdicts": dict(each.verdicts)} for each in calibration.twins))
+        lines.append('"studies": ' + _rows(asdict(one) for one in simulated.studies))
+    lines.append('"twins": ' + _rows({**vars(one), "verdicts": dict(one.verdicts)} for one in calibration.twins))
     return "{\n" + ",\n".join(['"schema": 1', *lines]) + "\n}\n"
 
 
@@ -59,7 +59,7 @@ def _rows(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def from_json(text: str, where: str) -> Calibration:
-    """Return the calibration that *text* holds, or raise `InputError` naming *where* it lies."""
+    """Return the calibration in *text*, or raise `InputError` that names the file *where*."""
     try:
         plain = json.loads(text)
         if plain["schema"] != 1:
@@ -78,7 +78,7 @@ def from_json(text: str, where: str) -> Calibration:
 
 
 def published() -> Calibration | None:
-    """Return the calibration that comes with this package, or None where there is none."""
+    """Return the calibration shipped with this package, or None if there is none."""
     package = Path(__file__).parent
     for path in (package / "calibration.json", package.parent.parent / "docs" / "calibration.json"):
         if path.is_file():
@@ -87,23 +87,23 @@ def published() -> Calibration | None:
 
 
 def check_out(out: Path) -> None:
-    """Raise `InputError` unless *out* is a Markdown file whose directory can be written, before minutes are spent."""
+    """Raise `InputError` unless *out* is a Markdown file in a writable directory; called before any computation."""
     if out.suffix != ".md":
         raise InputError(f"--out {out}: allowed is a file that ends in .md; its numbers go beside it, in .json")
     if out.is_dir() or not os.access(next(folder for folder in out.absolute().parents if folder.exists()), os.W_OK):
         raise InputError(f"--out {out}: cannot be written; name a file in a directory that can")
 
 
-def write(out: Path, found: Calibration) -> None:
-    """Write a calibration's tables to *out* (Markdown) and its numbers beside it (JSON).
+def write(out: Path, new: Calibration) -> None:
+    """Write a calibration's tables to *out* (Markdown) and its numbers next to it (JSON).
 
-    What was written above the mark stays, and so does the other half of the calibration, simulated or end to end.
+    Text above the mark is kept, and so is a part of the calibration (simulated or end to end) that is not rewritten.
     """
     check_out(out)
     numbers = out.with_suffix(".json")
     try:
-        known = from_json(numbers.read_text(encoding="utf-8"), str(numbers)) if numbers.exists() else Calibration()
-        merged = replace(known, **{key: value for key, value in vars(found).items() if value})
+        existing = from_json(numbers.read_text(encoding="utf-8"), str(numbers)) if numbers.exists() else Calibration()
+        merged = replace(existing, **{key: value for key, value in vars(new).items() if value})
         prose = out.read_text(encoding="utf-8").split(MARK)[0] if out.exists() else "# Calibration\n\n"
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(numbers, to_json(merged).encode())
@@ -125,40 +125,40 @@ def percent(share: float | None) -> str:
 
 
 def summary(calibration: Calibration, contrasts: Collection[str] = ()) -> str:
-    """Return in a few sentences how often the tests of some contrasts (all without names) err and cover."""
-    said = []
+    """Return the error rates and coverage of some contrasts (default: all) in a few sentences."""
+    sentences = []
     if calibration.simulated:
         cells = [r for r in calibration.simulated.cells if not contrasts or _contrast(r) in contrasts]
         if cells:
-            said.append(_of_cells(cells))
+            sentences.append(_of_cells(cells))
         if studies := calibration.simulated.studies:
-            worst = max(studies, key=lambda each: each.wrong)
-            said.append(
+            worst = max(studies, key=lambda one: one.wrong)
+            sentences.append(
                 f"A simulated study of five claims without any effect gave one of them a direction in "
                 f"{percent(worst.wrong)}% of {worst.trials:,} trials at most."
             )
     for twins in calibration.twins:
         worst_claim = max(twins.wrong(claim) for claim in twins.verdicts)
-        said.append(
+        sentences.append(
             f"In {twins.studies} small studies of {twins.loss} against itself, trained for real with weights, batches "
             f"and noise of their own, at most {worst_claim} of a claim's verdicts were wrong ({twins.allowed} are "
             f"what chance explains at 5%)."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _of_cells(cells: Sequence[Rates]) -> str:
     worst = max(cells, key=lambda rates: rates.wrong)
-    wide = [rates for rates in cells if rates.cell.seeds >= ENOUGH and rates.covered is not None]
-    least = min(wide, key=lambda rates: rates.covered or 0.0)
-    beyond = sum(rates.errs for rates in cells)
-    lies = "none lies" if not beyond else f"{beyond} lie{'s' if beyond == 1 else ''}"
+    with_coverage = [rates for rates in cells if rates.cell.seeds >= ENOUGH and rates.covered is not None]
+    lowest = min(with_coverage, key=lambda rates: rates.covered or 0.0)
+    outside = sum(rates.errs for rates in cells)
+    outside_text = "none lies" if not outside else f"{outside} lie{'s' if outside == 1 else ''}"
     return (
         f"In simulations without effect the tests found one in {percent(sum(r.wrong for r in cells) / len(cells))}% of "
         f"trials on average over {len(cells)} settings of noise, seeds and correlation, and in {percent(worst.wrong)}% "
-        f"at worst ({_place(worst.cell)}), where 5% are promised and chance alone explains "
-        f"{percent(upper_band(worst.trials))}%; {lies} above that. From {ENOUGH} seeds on, 95% intervals held the "
-        f"truth in {percent(least.covered)}% of trials at least ({_place(least.cell)})."
+        f"at worst ({_cell_text(worst.cell)}), where 5% are promised and chance alone explains "
+        f"{percent(upper_band(worst.trials))}%; {outside_text} above that. From {ENOUGH} seeds on, 95% intervals held "
+        f"the truth in {percent(lowest.covered)}% of trials at least ({_cell_text(lowest.cell)})."
     )
 
 
@@ -166,7 +166,7 @@ def _contrast(rates: Rates) -> str:
     return str(world[rates.cell.world].traits["contrast"])
 
 
-def _place(cell: Cell) -> str:
+def _cell_text(cell: Cell) -> str:
     return f"{cell.world.replace('-', ' ')}, {cell.shape}, {cell.seeds} seeds, correlation {cell.correlation:g}"
 
 
@@ -174,7 +174,7 @@ def _place(cell: Cell) -> str:
 
 
 def markdown(calibration: Calibration) -> str:
-    """Return the tables of a calibration, without a word that depends on the machine or the day."""
+    """Return the tables of a calibration as Markdown, independent of machine and date."""
     parts = ["## In short", summary(calibration)]
     if simulated := calibration.simulated:
         parts += ["## Outside the band", _outside(simulated)]
@@ -182,25 +182,25 @@ def markdown(calibration: Calibration) -> str:
         parts += ["## Each contrast"]
         for name, cells in groupby(simulated.cells, key=lambda rates: rates.cell.world):
             title = f"### {world[name].traits['contrast']}: {name.replace('-', ' ')}"
-            parts += [title, _told(name), _table(list(cells))]
+            parts += [title, _description(name), _table(list(cells))]
     if calibration.twins:
         parts += ["## End to end", *map(_verdicts, calibration.twins)]
     return "\n\n".join(parts) + "\n"
 
 
-def _told(name: str) -> str:
-    """Return what a world simulates, and the effect that is planted in it."""
+def _description(name: str) -> str:
+    """Return what a world simulates, and its planted effect."""
     words = world[name].summary.removeprefix("Return ")
     effect = world[name].traits["effect"]
     return f"{words[:1].upper()}{words[1:]} Planted: *effect* = {effect:.3g}."
 
 
 def _outside(simulated: Simulated) -> str:
-    marked = [rates for rates in simulated.cells if rates.errs or rates.misses]
-    if not marked:
+    flagged = [rates for rates in simulated.cells if rates.errs or rates.misses]
+    if not flagged:
         return f"None of {len(simulated.cells)} settings."
-    rows = [[_place(rates.cell), _wrong(rates), _covered(rates)] for rates in marked]
-    return f"{len(marked)} of {len(simulated.cells)} settings:\n\n" + _grid(["setting", "wrong", "covered"], rows)
+    rows = [[_cell_text(rates.cell), _wrong(rates), _covered(rates)] for rates in flagged]
+    return f"{len(flagged)} of {len(simulated.cells)} settings:\n\n" + _grid(["setting", "wrong", "covered"], rows)
 
 
 def _wrong(rates: Rates) -> str:
@@ -216,28 +216,28 @@ def _found(rates: Rates) -> str:
 
 
 def _table(cells: Sequence[Rates]) -> str:
-    shown: tuple[tuple[str, Callable[[Rates], str]], ...] = (
+    columns: tuple[tuple[str, Callable[[Rates], str]], ...] = (
         ("wrong", _wrong),
         ("covered", _covered),
         ("found", _found),
     )
-    heads = ["noise", "seeds", *(f"{word}, r = {r:g}" for word, _ in shown for r in CORRELATIONS)]
+    headers = ["noise", "seeds", *(f"{word}, r = {r:g}" for word, _ in columns for r in CORRELATIONS)]
     rows = []
     for (noise, seeds), group in groupby(cells, key=lambda rates: (rates.cell.shape, rates.cell.seeds)):
-        alike = list(group)
-        if not any(rates.tested for rates in alike):
-            rows.append([noise, str(seeds), "not testable", *[""] * (len(heads) - 3)])
+        same_setting = list(group)
+        if not any(rates.tested for rates in same_setting):
+            rows.append([noise, str(seeds), "not testable", *[""] * (len(headers) - 3)])
             continue
-        rows.append([noise, str(seeds), *(show(rates) for _, show in shown for rates in alike)])
-    return _grid(heads, rows)
+        rows.append([noise, str(seeds), *(show(rates) for _, show in columns for rates in same_setting)])
+    return _grid(headers, rows)
 
 
 def _studies(studies: Sequence[StudyRates]) -> str:
     rows = [
-        [noise, *(f"**{percent(each.wrong)}**" if each.errs else percent(each.wrong) for each in group)]
-        for noise, group in ((name, [each for each in studies if each.shape == name]) for name in shape)
+        [noise, *(f"**{percent(one.wrong)}**" if one.errs else percent(one.wrong) for one in group)]
+        for noise, group in ((name, [one for one in studies if one.shape == name]) for name in shape)
     ]
-    seeds = dict.fromkeys(each.seeds for each in studies)
+    seeds = dict.fromkeys(one.seeds for one in studies)
     return _grid(["noise", *(f"{n} seeds" for n in seeds)], rows)
 
 
@@ -253,6 +253,6 @@ def _verdicts(twins: Twins) -> str:
     )
 
 
-def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ruler, *rows])
+def _grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(headers) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [headers, ruler, *rows])

@@ -1,4 +1,4 @@
-"""The whole path under a truth that is known: one loss under two names, trained for real, judged study by study."""
+"""End-to-end A/A tests: one loss under two names, trained for real and analyzed study by study."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stability.analysis import Results, analyse, read
+from stability.analysis import Results, analyze, load_results
 from stability.calibrate.rates import NOMINAL, upper_band
-from stability.execute import Watch, run
+from stability.execute import Callbacks, run
 from stability.registry import InputError
 from stability.study import Study, parse_study
 
@@ -18,7 +18,7 @@ SEEDS = 5
 """Seeds of each small study."""
 
 RIGHT = ("equivalent", "inconclusive")
-"""The verdicts that two arms of one loss deserve."""
+"""The correct verdicts for two arms of one loss."""
 
 TWINS = """
 title = "Twins"
@@ -36,17 +36,17 @@ embed_dim = 8
 [train]
 steps = 60
 warmup = 5
-scalar_lr = 10.0
+scalar_lr_multiplier = 10.0
 
 [arms.one]
 loss = "{loss}"
 
 [arms.other]
 loss = "{loss}"
-stream = "other"
+rng_stream = "other"
 
 [grid]
-loss = ["one", "other"]
+arms = ["one", "other"]
 batch_size = [32]
 noise = [0.0, 0.4]
 lr = [0.01]
@@ -70,7 +70,7 @@ id = "slope"
 text = "One's recall falls more slowly with noise than the other's"
 measure = "recall_at_1"
 contrast = "slope"
-over = "noise"
+axis = "noise"
 compare = ["one", "other"]
 expect = "higher"
 margin = 0.02
@@ -88,7 +88,7 @@ margin = 0.02
 id = "sooner"
 text = "One reaches a recall of .1 sooner than the other"
 measure = "recall_at_1"
-contrast = "time-to-threshold"
+contrast = "time_to_threshold"
 threshold = 0.1
 compare = ["one", "other"]
 expect = "lower"
@@ -103,9 +103,9 @@ compare = ["one", "other"]
 expect = "lower"
 margin = 0.02
 """
-"""Two arms of one loss that share nothing but data: their weights, batches and mismatches are drawn apart.
+"""Two arms of one loss that share only the data; weights, batches and mismatches are independent.
 
-Margins are so small that hardly a study is equivalent: that verdict comes first, and would hide wrong directions.
+Margins are so small that hardly any study is equivalent: that verdict takes precedence and would hide wrong directions.
 """
 
 LOSSES = ("clip", "siglip")
@@ -113,9 +113,15 @@ LOSSES = ("clip", "siglip")
 
 @dataclass(frozen=True)
 class Twins:
-    """The verdicts on *studies* small studies of one loss against itself, claim by claim, each judged alone at 95%.
+    """The verdicts on small studies of one loss against itself.
 
-    *together* counts the studies of all claims at their shared confidence in which any claim was given a direction.
+    Attributes:
+        loss: Name of the loss.
+        studies: Number of studies.
+        seeds: Seeds per study.
+        steps: Training steps.
+        verdicts: Counts of verdicts by claim, each claim tested alone at 95%.
+        together: Number of studies in which any claim was given a direction at the shared confidence of all claims.
     """
 
     loss: str
@@ -127,11 +133,11 @@ class Twins:
 
     @property
     def allowed(self) -> int:
-        """The most verdicts other than equivalent and inconclusive that 5% explain: the binomial 99% quantile."""
+        """Return the binomial 99% quantile of the wrong verdicts of a claim at an error rate of 5%."""
         return round(upper_band(self.studies, NOMINAL, 0.99) * self.studies)
 
     def wrong(self, claim: str) -> int:
-        """Return how many studies gave a claim another verdict than `RIGHT`."""
+        """Return how many studies gave a claim a verdict not in `RIGHT`."""
         return sum(count for verdict, count in self.verdicts[claim].items() if verdict not in RIGHT)
 
 
@@ -147,28 +153,28 @@ def end_to_end(
     loss: str = "siglip",
     studies: int = 200,
     executor: Executor | None = None,
-    watch: Watch | None = None,
+    watch: Callbacks | None = None,
 ) -> Twins:
-    """Return the verdicts on small studies of *loss* against itself, trained in *out* and judged like any other."""
-    whole = read(run(twin_study(loss, studies), "cpu", executor, out, watch or Watch()))
-    verdicts: dict[str, Counter[str]] = {claim.id: Counter() for claim in whole.study.claims}
-    together = 0
-    for small in parts(whole):
-        together += any(
-            finding.verdict in ("supported", "contradicted") for finding in analyse(small, checks=False).claims
+    """Return the verdicts on small studies of *loss* against itself, trained in *out* and analyzed like any other."""
+    pooled = load_results(run(twin_study(loss, studies), "cpu", executor, out, watch or Callbacks()))
+    verdicts: dict[str, Counter[str]] = {claim.id: Counter() for claim in pooled.study.claims}
+    any_direction = 0
+    for small in parts(pooled):
+        any_direction += any(
+            finding.verdict in ("supported", "contradicted") for finding in analyze(small, checks=False).claims
         )
-        for claim in whole.study.claims:
-            alone = small.study.model_copy(update={"claims": (claim.model_copy(update={"primary": True}),)})
-            verdicts[claim.id][analyse(replace(small, study=alone), checks=False).verdict] += 1
+        for claim in pooled.study.claims:
+            single_claim = small.study.model_copy(update={"claims": (claim.model_copy(update={"primary": True}),)})
+            verdicts[claim.id][analyze(replace(small, study=single_claim), checks=False).verdict] += 1
     counted = {claim: dict(sorted(counts.items())) for claim, counts in verdicts.items()}
-    return Twins(loss, studies, SEEDS, whole.study.train.steps, counted, together)
+    return Twins(loss, studies, SEEDS, pooled.study.train.steps, counted, any_direction)
 
 
-def parts(whole: Results) -> Iterator[Results]:
-    """Yield the small studies that a large one holds, `SEEDS` consecutive seeds each, as results of their own."""
-    grid = whole.study.grid.model_copy(update={"seeds": SEEDS})
-    study = whole.study.model_copy(update={"grid": grid})
-    steps = dict(iter(whole.steps.groupby(whole.steps["run"].map(whole.runs.set_index("run")["seed"]) // SEEDS)))
-    for place, runs in whole.runs.groupby(whole.runs["seed"] // SEEDS):
+def parts(pooled: Results) -> Iterator[Results]:
+    """Yield the results of the small studies in a pooled one, `SEEDS` consecutive seeds each."""
+    grid = pooled.study.grid.model_copy(update={"seeds": SEEDS})
+    study = pooled.study.model_copy(update={"grid": grid})
+    steps = dict(iter(pooled.steps.groupby(pooled.steps["run"].map(pooled.runs.set_index("run")["seed"]) // SEEDS)))
+    for index, runs in pooled.runs.groupby(pooled.runs["seed"] // SEEDS):
         small = runs.assign(seed=runs["seed"] % SEEDS).reset_index(drop=True)
-        yield Results(study, whole.manifest, small, steps[place].reset_index(drop=True), whole.measures)
+        yield Results(study, pooled.manifest, small, steps[index].reset_index(drop=True), pooled.measures)

@@ -1,13 +1,13 @@
-"""Worlds of known truth: shapes of luck, and for each contrast two arms whose true effect is set.
+"""Simulated worlds with a known truth: noise distributions, and for each contrast two arms with a known effect.
 
-A *shape* is ``(rng, size) -> array``: independent noise of mean 0 and variance 1. A *world* is ``(luck, effect) ->
-(a, b)``: the numbers of two arms as its contrast takes them, (seeds, levels, cells), equal in law where *effect* is 0.
-Its traits say what to expect of it:
+A *shape* is ``(rng, size) -> array``: independent noise of mean 0 and variance 1. A *world* is ``(noise, effect) ->
+(a, b)``: the arrays of two arms as its contrast takes them, (seeds, levels, cells), with the same distribution if
+*effect* is 0. Its traits:
 
-- ``contrast``: which contrast judges it, and ``cells``, how many numbers a seed has at each level;
-- ``shapes``: the shapes that it is drawn in, all of them unless it draws no noise of a shape;
-- ``truth``: the effect that a planted effect makes, None where that has no closed form;
-- ``power``: the chance of an exact test to find it, where the noise is normal and one is known.
+- ``contrast``: the contrast that tests it, and ``cells``, the number of values per seed and level;
+- ``shapes``: the shapes that are simulated; default all;
+- ``truth``: the true effect as a function of the planted effect, None if there is no closed form;
+- ``power``: the power of an exact test with normal noise, None if unknown.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ shape = Registry("shape")
 world = Registry("world")
 
 LEVELS = (0.0, 0.2, 0.4)
-"""The axis that slopes and interactions are taken over."""
+"""The axis of slopes and interactions."""
 
 BUDGET = 60.0
-"""The steps a run had to cross a threshold; at equal arms a quarter of the runs take longer."""
+"""The step budget to reach a threshold; with equal arms a quarter of the runs take longer."""
 
 YES_NO = "yes or no"
-"""The shape of a world whose numbers are outcomes of a chance, not noise."""
+"""The shape of a world of binary outcomes instead of noise."""
 
 
 @shape
@@ -64,14 +64,14 @@ def ties(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
 def lopsided(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
     """Return noise with one long tail for the first arm; the second arm's is normal, so differences are skewed too.
 
-    Equal shapes, however skewed, have symmetric differences; this is what an arm that fails now and then looks like.
+    Differences of equal shapes are symmetric even if the shape is skewed. This shape models an arm that fails at times.
     """
     return rng.exponential(size=size) - 1
 
 
 @dataclass(frozen=True)
-class Luck:
-    """Where a world draws from: the shape of its noise, how many seeds, and how much of it two arms share."""
+class NoiseModel:
+    """The noise of a world: its shape, the number of seeds, and the correlation between the two arms."""
 
     rng: np.random.Generator
     shape: str
@@ -80,15 +80,15 @@ class Luck:
 
     def arms(self, levels: int = 1, cells: int = 1) -> tuple[Array, Array]:
         """Return noise for both arms, (seeds, levels, cells) each, of variance 1 and the correlation between arms."""
-        draw, size = shape[self.shape], (self.seeds, levels, cells)
-        other = shape[draw.traits.get("other", self.shape)]
-        shared = math.sqrt(self.correlation) * draw(self.rng, size)
-        own = math.sqrt(1 - self.correlation)
-        return shared + own * draw(self.rng, size), shared + own * other(self.rng, size)
+        sampler, size = shape[self.shape], (self.seeds, levels, cells)
+        other_sampler = shape[sampler.traits.get("other", self.shape)]
+        shared = math.sqrt(self.correlation) * sampler(self.rng, size)
+        own_weight = math.sqrt(1 - self.correlation)
+        return shared + own_weight * sampler(self.rng, size), shared + own_weight * other_sampler(self.rng, size)
 
     @property
     def gap(self) -> float:
-        """Standard deviation of the difference of two arms' noise."""
+        """Return the standard deviation of the difference of the two arms' noise."""
         return math.sqrt(2 * (1 - self.correlation))
 
 
@@ -103,93 +103,99 @@ SIGMA = 0.3
 Sample = tuple[Array, Array]
 
 
-@world(contrast="difference", cells=1, effect=1.0, truth=lambda luck, d: d * luck.gap, power=noncentral_t)
-def level(luck: Luck, effect: float) -> Sample:
+@world(contrast="difference", cells=1, effect=1.0, truth=lambda noise, d: d * noise.gap, power=noncentral_t)
+def level(noise: NoiseModel, effect: float) -> Sample:
     """Return levels that lie *effect* standard deviations of their differences apart."""
-    a, b = luck.arms()
-    return a + effect * luck.gap, b
+    a, b = noise.arms()
+    return a + effect * noise.gap, b
 
 
-@world(contrast="ratio", cells=1, effect=1.0, truth=lambda luck, d: math.exp(SIGMA * d * luck.gap), power=noncentral_t)
-def positive(luck: Luck, effect: float) -> Sample:
+@world(
+    contrast="ratio",
+    cells=1,
+    effect=1.0,
+    truth=lambda noise, d: math.exp(SIGMA * d * noise.gap),
+    power=noncentral_t,
+)
+def positive(noise: NoiseModel, effect: float) -> Sample:
     """Return positive quantities whose logarithms lie *effect* standard deviations of their differences apart."""
-    a, b = level(luck, effect)
+    a, b = level(noise, effect)
     return np.exp(SIGMA * a), np.exp(SIGMA * b)
 
 
-def _slope_gap(luck: Luck) -> float:
-    return luck.gap / math.sqrt(float(np.square(np.array(LEVELS) - np.mean(LEVELS)).sum()))
+def _slope_gap(noise: NoiseModel) -> float:
+    return noise.gap / math.sqrt(float(np.square(np.array(LEVELS) - np.mean(LEVELS)).sum()))
 
 
-@world(contrast="slope", cells=1, effect=1.0, truth=lambda luck, d: d * _slope_gap(luck), power=noncentral_t)
-def trend(luck: Luck, effect: float) -> Sample:
+@world(contrast="slope", cells=1, effect=1.0, truth=lambda noise, d: d * _slope_gap(noise), power=noncentral_t)
+def trend(noise: NoiseModel, effect: float) -> Sample:
     """Return lines over the levels whose slopes lie *effect* standard deviations of their differences apart."""
-    a, b = luck.arms(levels=len(LEVELS))
-    return a + effect * _slope_gap(luck) * np.array(LEVELS)[:, None], b
+    a, b = noise.arms(levels=len(LEVELS))
+    return a + effect * _slope_gap(noise) * np.array(LEVELS)[:, None], b
 
 
 @world(
     contrast="interaction",
     cells=1,
     effect=1.0,
-    truth=lambda luck, d: d * math.sqrt(2) * luck.gap,
+    truth=lambda noise, d: d * math.sqrt(2) * noise.gap,
     power=noncentral_t,
 )
-def change(luck: Luck, effect: float) -> Sample:
+def change(noise: NoiseModel, effect: float) -> Sample:
     """Return numbers whose changes from first to last level lie *effect* SDs of their differences apart."""
-    a, b = luck.arms(levels=len(LEVELS))
-    a[:, -1] += effect * math.sqrt(2) * luck.gap
+    a, b = noise.arms(levels=len(LEVELS))
+    a[:, -1] += effect * math.sqrt(2) * noise.gap
     return a, b
 
 
 PEAK = 20.0
-"""How far the best level stands above the others, so that noise never makes another the best."""
+"""Height of the best level above the others, large enough that noise never changes which is best."""
 
 
 @world(
-    contrast="sensitivity",
+    contrast="lr_sensitivity",
     cells=1,
     effect=1.0,
-    truth=lambda luck, d: d * math.sqrt(2 / 3) * luck.gap,
+    truth=lambda noise, d: d * math.sqrt(2 / 3) * noise.gap,
     power=noncentral_t,
 )
-def peak(luck: Luck, effect: float) -> Sample:
+def peak(noise: NoiseModel, effect: float) -> Sample:
     """Return three levels with the best in the middle, their falls from it *effect* SDs of their differences apart."""
-    a, b = luck.arms(levels=len(LEVELS))
-    # The best level less the mean is 2/3 of its height: variance 2/3, and what lifts the peak by 1 lifts it by 2/3.
-    a[:, 1] += PEAK + effect * math.sqrt(3 / 2) * luck.gap
+    a, b = noise.arms(levels=len(LEVELS))
+    # best - mean is 2/3 of the peak: its noise has variance 2/3, and raising the peak by 1 raises it by 2/3.
+    a[:, 1] += PEAK + effect * math.sqrt(3 / 2) * noise.gap
     b[:, 1] += PEAK
     return a, b
 
 
-@world(contrast="spread", cells=1, effect=math.log(3), truth=lambda luck, d: math.exp(d), power=None)
-def spread_of_one_cell(luck: Luck, effect: float) -> Sample:
+@world(contrast="spread", cells=1, effect=math.log(3), truth=lambda noise, d: math.exp(d), power=None)
+def spread_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
     """Return numbers whose standard deviations over seeds have the logarithm of their ratio *effect*."""
-    a, b = luck.arms()
+    a, b = noise.arms()
     return math.exp(effect) * a, b
 
 
-@world(contrast="spread", cells=6, effect=math.log(1.5), truth=lambda luck, d: math.exp(d), power=None)
-def spread_of_six_cells(luck: Luck, effect: float) -> Sample:
+@world(contrast="spread", cells=6, effect=math.log(1.5), truth=lambda noise, d: math.exp(d), power=None)
+def spread_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
     """Return six cells of numbers whose standard deviations over seeds have the log ratio *effect*."""
-    a, b = luck.arms(cells=6)
+    a, b = noise.arms(cells=6)
     return math.exp(effect) * a, b
 
 
 @world(
-    contrast="time-to-threshold",
+    contrast="time_to_threshold",
     cells=1,
     effect=1.0,
-    truth=lambda luck, d: None if d else 1.0,
+    truth=lambda noise, d: None if d else 1.0,
     power=noncentral_t,
 )
-def time(luck: Luck, effect: float) -> Sample:
+def time(noise: NoiseModel, effect: float) -> Sample:
     """Return times to a threshold, read every fifth step, whose logarithms lie *effect* SDs apart; some never come.
 
-    What lies beyond the budget is censored, which draws the ratio towards 1: its truth has no closed form then, and
-    the power of the uncensored test bounds what can be had.
+    Times above the budget are censored, which biases the ratio toward 1. Its truth then has no closed form, and the
+    power of the uncensored test is an upper bound.
     """
-    b, a = positive(luck, -effect)
+    b, a = positive(noise, -effect)
     return 5 * np.ceil(10 * a), 5 * np.ceil(10 * b)
 
 
@@ -198,36 +204,41 @@ def _rates(effect: float) -> tuple[float, float]:
 
 
 def mcnemar(seeds: int, correlation: float, effect: float) -> float:
-    """Return the power of the exact McNemar test: its rejections, weighed by the chances of all discordant counts."""
+    """Return the power of the exact McNemar test, summed over all rejecting discordant counts."""
     from scipy.stats import binom
 
     high, low = _rates(effect)
     only_a = correlation * (high - low) + (1 - correlation) * high * (1 - low)
     only_b = (1 - correlation) * low * (1 - high)
     discordant = np.arange(1, seeds + 1)[:, None]
-    of_a = np.arange(seeds + 1)[None, :]
-    tail = binom.cdf(np.minimum(of_a, discordant - of_a), discordant, 0.5)
-    chance = binom.pmf(discordant, seeds, only_a + only_b) * binom.pmf(of_a, discordant, only_a / (only_a + only_b))
-    return float(chance[(2 * tail <= 0.05) & (of_a <= discordant)].sum())
+    n_only_a = np.arange(seeds + 1)[None, :]
+    tail = binom.cdf(np.minimum(n_only_a, discordant - n_only_a), discordant, 0.5)
+    chance = binom.pmf(discordant, seeds, only_a + only_b) * binom.pmf(n_only_a, discordant, only_a / (only_a + only_b))
+    return float(chance[(2 * tail <= 0.05) & (n_only_a <= discordant)].sum())
 
 
-def _outcomes(luck: Luck, effect: float, cells: int) -> Sample:
-    """Return who diverged: by the chance *correlation* both arms of a seed share a fate, by half all its cells do."""
-    shared = luck.rng.random((luck.seeds, 1, 1)) < luck.correlation
-    together = luck.rng.random((luck.seeds, 1, 1)) < 0.5 if cells > 1 else np.zeros((luck.seeds, 1, 1), bool)
-    luck_of_cells, luck_of_runs = luck.rng.random((3, luck.seeds, 1, cells)), luck.rng.random((3, luck.seeds, 1, 1))
-    fate, *own = np.where(together, luck_of_runs, luck_of_cells)
-    a, b = (np.where(shared, fate, mine) < rate for mine, rate in zip(own, _rates(effect), strict=True))
+def _outcomes(noise: NoiseModel, effect: float, cells: int) -> Sample:
+    """Return which runs diverged. Arms share their draw with probability *correlation*, a seed's cells with 1/2."""
+    shared = noise.rng.random((noise.seeds, 1, 1)) < noise.correlation
+    same_in_all_cells = (
+        noise.rng.random((noise.seeds, 1, 1)) < 0.5 if cells > 1 else np.zeros((noise.seeds, 1, 1), bool)
+    )
+    cell_draws, run_draws = (
+        noise.rng.random((3, noise.seeds, 1, cells)),
+        noise.rng.random((3, noise.seeds, 1, 1)),
+    )
+    shared_draw, *arm_draws = np.where(same_in_all_cells, run_draws, cell_draws)
+    a, b = (np.where(shared, shared_draw, draws) < rate for draws, rate in zip(arm_draws, _rates(effect), strict=True))
     return a.astype(float), b.astype(float)
 
 
-@world(contrast="divergence", cells=1, effect=0.6, shapes=(YES_NO,), truth=lambda luck, d: d, power=mcnemar)
-def divergence_of_one_cell(luck: Luck, effect: float) -> Sample:
+@world(contrast="divergence", cells=1, effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=mcnemar)
+def divergence_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
     """Return which runs diverged, at rates *effect* apart around 40%."""
-    return _outcomes(luck, effect, cells=1)
+    return _outcomes(noise, effect, cells=1)
 
 
-@world(contrast="divergence", cells=6, effect=0.6, shapes=(YES_NO,), truth=lambda luck, d: d, power=None)
-def divergence_of_six_cells(luck: Luck, effect: float) -> Sample:
+@world(contrast="divergence", cells=6, effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=None)
+def divergence_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
     """Return which of a seed's six runs diverged, at rates *effect* apart around 40%."""
-    return _outcomes(luck, effect, cells=6)
+    return _outcomes(noise, effect, cells=6)

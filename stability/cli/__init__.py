@@ -1,7 +1,7 @@
-"""The command line: each verb parses, calls one function, prints.
+"""The command line: each verb parses its arguments, calls one function and prints the result.
 
-Exit codes: 0 done; 1 a run failed; 2 the input was wrong; 130 interrupted, everything finished kept. Torch takes
-seconds to import, so every verb imports what it needs when it is called: --help answers at once.
+Exit codes: 0 done; 1 a run failed; 2 the input was wrong; 130 interrupted, with everything finished kept. Importing
+torch takes seconds, so every verb imports what it needs only when it is called, and --help answers at once.
 """
 
 from stability.cli.app import app, main

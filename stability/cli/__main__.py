@@ -1,4 +1,4 @@
-"""``python -m stability.cli``."""
+"""Runs the command line for ``python -m stability.cli``."""
 
 from stability.cli import main
 

@@ -1,4 +1,4 @@
-"""The program: its verbs register here, and `main` turns what they raise into exit codes."""
+"""The application that verbs register with, and `main`, which turns exceptions into sentences and exit codes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from collections.abc import Callable
 import typer
 
 from stability.cli.interruption import Interrupted, interruptions
-from stability.cli.terminal import complain
+from stability.cli.terminal import print_error
 from stability.registry import InputError
 
-# Typer carries its own copy of click or uses the installed one, by version; its errors are reached through its own.
+# Depending on its version, typer uses the installed click or a bundled copy; this is the error class of either.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+FORMER_OPTIONS = {
+    ("export", "--to"): "--tracker",
+    ("landscape", "--to"): "--second-run",
+    ("verify", "--sample"): "--groups",
+    ("init", "--option"): "--data-option",
+}
+"""The present names of options that were renamed, by verb and former name."""
 
 app = typer.Typer(
     add_completion=False,
@@ -26,12 +34,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; wrong input is one plain sentence and exit code 2, an interruption is 130."""
+    """Run the command line and exit: wrong input prints one sentence and gives code 2, an interruption gives 130."""
     with interruptions() as interrupted:
         code = _exit_code(interrupted)
         if interrupted():
-            # Where the interruption has come through `exec`, as in the import of a library, Python would in the end
-            # strike itself with SIGINT in place of the code.
+            # If the interruption passed through `exec`, as during the import of a library, Python would kill itself
+            # with SIGINT at exit instead of returning the code.
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -48,14 +56,23 @@ def _exit_code(interrupted: Callable[[], bool]) -> int:
     except BaseException as error:
         if isinstance(error, Interrupted):
             kept = str(error)
-        # A library whose import is interrupted may turn that into an error of its own.
+        # A library whose import is interrupted may raise a different exception instead.
         elif not interrupted() and not isinstance(error, KeyboardInterrupt | typer.Abort):
             if not isinstance(error, InputError | UsageError):
                 raise
-            complain(getattr(error, "format_message", error.__str__)())
+            print_error(_sentence(error))
             return 2
-    complain(f"interrupted; {kept}, and the same command goes on from there: stability {shlex.join(sys.argv[1:])}")
+    print_error(f"interrupted; {kept}, and the same command goes on from there: stability {shlex.join(sys.argv[1:])}")
     return 130
+
+
+def _sentence(error: Exception) -> str:
+    """Return the sentence of an error; for an option that was renamed, it names the new one."""
+    verb = getattr(getattr(error, "ctx", None), "info_name", "")
+    option = getattr(error, "option_name", "")
+    if renamed := FORMER_OPTIONS.get((verb, option)):
+        return f"No such option: {option}; did you mean {renamed}?"
+    return str(getattr(error, "format_message", error.__str__)())
 
 
 @app.callback(invoke_without_command=True)

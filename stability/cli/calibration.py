@@ -1,4 +1,4 @@
-"""`stability calibrate`: how often the verdicts err."""
+"""The verb calibrate, which measures how often verdicts err."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ def calibrate(
 
     if out is not None:
         record.check_out(out)
-    found = _twins(studies) if end_to_end else _simulated(contrast, trials, seed)
+    calibration = _train_twins(studies) if end_to_end else _simulate(contrast, trials, seed)
     console = console_to()
-    console.print(Markdown(record.markdown(found)) if console.is_terminal else record.markdown(found), markup=False)
+    text = record.markdown(calibration)
+    console.print(Markdown(text) if console.is_terminal else text, markup=False)
     if out is not None:
-        record.write(out, found)
+        record.write(out, calibration)
 
 
-def _simulated(contrast: str, trials: int, seed: int) -> Calibration:
-    """Return the error rates by simulation, on every core, with a bar."""
+def _simulate(contrast: str, trials: int, seed: int) -> Calibration:
+    """Return the error rates of simulated studies, computed on every core, while a bar shows the progress."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -50,7 +51,7 @@ def _simulated(contrast: str, trials: int, seed: int) -> Calibration:
     from stability.calibrate.record import Calibration
     from stability.execute.machine import core_count
 
-    # Not the workers that train: these start without torch, in a tenth of the time.
+    # Not the worker processes for training: these start without torch, in a tenth of the time.
     with bar("settings") as advance, ProcessPoolExecutor(core_count(), get_context("spawn")) as executor:
         try:
             return Calibration(simulate((contrast,) if contrast else (), trials, seed, executor, advance))
@@ -59,20 +60,20 @@ def _simulated(contrast: str, trials: int, seed: int) -> Calibration:
             raise
 
 
-def _twins(studies: int) -> Calibration:
-    """Return the verdicts on studies of a loss against itself, trained in a directory that is removed afterwards."""
+def _train_twins(studies: int) -> Calibration:
+    """Return the verdicts on studies of a loss against itself, trained in a temporary directory."""
     from tempfile import TemporaryDirectory
 
     from stability.calibrate.record import Calibration
     from stability.calibrate.twins import LOSSES, end_to_end, twin_study
     from stability.execute import executor_of
 
-    found = []
+    twins = []
     for loss in LOSSES:
         with (
             TemporaryDirectory() as where,
             executor_of("local", "cpu") as executor,
-            progress(twin_study(loss, studies)) as watch,
+            progress(twin_study(loss, studies)) as callbacks,
         ):
-            found.append(end_to_end(Path(where), loss, studies, executor, watch))
-    return Calibration(twins=tuple(found))
+            twins.append(end_to_end(Path(where), loss, studies, executor, callbacks))
+    return Calibration(twins=tuple(twins))

@@ -1,4 +1,4 @@
-"""`stability list`: the predefined studies, and every catalogue."""
+"""The verb list, which prints the predefined studies and every catalogue."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def list_(
 
         rows = [(name, _question(path)) for name, path in study_files().items()]
     elif what == "measures":
-        rows = [(name, _meaning(measure, by)) for name, (measure, by) in measures().items()]
+        rows = [(name, _meaning(measure, origin)) for name, (measure, origin) in measures().items()]
     else:
         rows = [(name, _description(variant, what == "losses")) for name, variant in sorted(catalogue(what).items())]
     print_rows(rows)
 
 
 def _description(variant: Variant, whole: bool) -> str:
-    """Return what a variant is, in one line or with its formula and source, and its options with their defaults."""
-    words = inspect.getdoc(variant.function) or "" if whole else variant.summary
-    # Paragraphs stay; lines are broken anew for this terminal.
-    words = re.sub(r"(?<!\n)\n(?!\n)", " ", words.split("\n>>>")[0].strip())
-    return f"{words}\n{options}" if (options := _options(variant)) else words
+    """Return a variant's summary, or its *whole* docstring with formula and source, and its options with defaults."""
+    text = inspect.getdoc(variant.function) or "" if whole else variant.summary
+    # Paragraphs are kept; lines are joined and wrapped for this terminal.
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", text.split("\n>>>")[0].strip())
+    return f"{text}\n{options}" if (options := _options(variant)) else text
 
 
 def _options(variant: Variant) -> str:
     if variant.kind == "contrast":
-        return ""  # What a contrast asks for comes from the claim.
+        return ""  # The claim supplies the options of a contrast.
     declared = {key: value for key, value in variant.traits.items() if hasattr(value, "initial")}
     scalars = [f"{key} = {s.initial}{'' if s.trained else ' (fixed)'}" for key, s in declared.items()]
     options = [
@@ -59,28 +59,28 @@ def _options(variant: Variant) -> str:
     return "; ".join(f"{kind}: {', '.join(values)}" for kind, values in parts if values)
 
 
-def _meaning(measure: Measure, by: str) -> str:
-    """Return what a measure is called, what it means, its unit and scale, and what makes it."""
-    good = f"{measure.better} is better" if measure.better else ""
-    traits = [measure.unit and f"in {measure.unit}", f"scale {measure.scale}", good, by]
+def _meaning(measure: Measure, origin: str) -> str:
+    """Return the label, meaning, unit and scale of a measure, and *origin*, what computes it."""
+    direction = f"{measure.better} is better" if measure.better else ""
+    traits = [measure.unit and f"in {measure.unit}", f"scale {measure.transform}", direction, origin]
     return f"{measure.label}. {measure.text}\n{'; '.join(filter(None, traits))}"
 
 
 def measures() -> dict[str, tuple[Measure, str]]:
-    """Return every measure that a claim may name, with what makes it: each step, or a probe."""
+    """Return every measure that a claim may name, with what computes it: each training step, or a probe."""
     from stability.probes import STEP_MEASURES, probe
 
-    made = {
+    entries = {
         measure.name: (measure, "one number a run" if measure.spikes else "made at each step")
         for measure in STEP_MEASURES
     }
     for name, variant in sorted(probe.items()):
-        made |= {measure.name: (measure, f"made by the probe {name}") for measure in variant.traits["measures"]}
-    return {name: each for name, each in made.items() if not each[0].listed}
+        entries |= {measure.name: (measure, f"made by the probe {name}") for measure in variant.traits["measures"]}
+    return {name: (measure, origin) for name, (measure, origin) in entries.items() if not measure.listed}
 
 
 def catalogue(what: str) -> Registry:
-    """Return the catalogue of that name, one of `CATALOGUES` but the studies and the measures."""
+    """Return the catalogue called *what*, which is in `CATALOGUES` and neither studies nor measures."""
     from stability import contrasts, corruptions, datasets, encoders, losses, probes
 
     return {

@@ -1,4 +1,4 @@
-"""Verbs that begin with a run directory: report, export, publish, verify, landscape."""
+"""The verbs whose first argument is a run directory: report, export, publish, verify, landscape."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 
 from stability.cli.app import app
 from stability.cli.options import Encoders, LossFile, RunDir
-from stability.cli.reporting import load_own, write_report
-from stability.cli.terminal import bar, complain, console_to
+from stability.cli.reporting import load_custom, write_report
+from stability.cli.terminal import bar, console_to, print_error
 from stability.registry import InputError
 
 
@@ -26,7 +26,7 @@ def report(
     ] = None,
 ) -> None:
     """Test the claims and write the report of a run again, without running; or set two runs side by side."""
-    load_own(loss, encoders)
+    load_custom(loss, encoders)
     if against is None:
         if out is not None:
             raise InputError("--out: only with two runs; the report of one is written to RUN_DIR/report")
@@ -44,7 +44,7 @@ def report(
 def export(
     run_dir: RunDir,
     format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",  # noqa: A002 (the word of the option)
-    to: Annotated[str, typer.Option(help="A tracker instead: tensorboard, wandb or mlflow.")] = "",
+    tracker: Annotated[str, typer.Option(help="A tracker instead: tensorboard, wandb or mlflow.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder [default: RUN_DIR/export].")] = None,
     loss: LossFile = "",
     encoders: Encoders = None,
@@ -53,13 +53,13 @@ def export(
     from stability.exports import export as write
     from stability.sinks import send
 
-    load_own(loss, encoders)
+    load_custom(loss, encoders)
     console = console_to()
 
     def warn(sentence: str) -> None:
         console.print(sentence, style="yellow", soft_wrap=True, markup=False)
 
-    lines = [send(run_dir, to, out, warn)] if to else map(str, write(run_dir, format, out, warn).values())
+    lines = [send(run_dir, tracker, out, warn)] if tracker else map(str, write(run_dir, format, out, warn).values())
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 
@@ -78,7 +78,7 @@ def publish(
 @app.command()
 def verify(
     run_dir: RunDir,
-    sample: Annotated[int, typer.Option(help="How many groups to train again, picked evenly; 0: all.")] = 3,
+    groups: Annotated[int, typer.Option(help="How many groups to train again, picked evenly; 0: all.")] = 3,
     loss: LossFile = "",
     encoders: Encoders = None,
 ) -> None:
@@ -89,21 +89,21 @@ def verify(
     from stability.execute.verifying import verify as check_again
     from stability.store import damaged_groups, has_finished, read_manifest, replications_in
 
-    load_own(loss, encoders)
-    places = (run_dir, *(place for place in replications_in(run_dir) if has_finished(place)))
-    if damaged := [each for place in places for each in damaged_groups(place, read_manifest(place)["groups"])]:
+    load_custom(loss, encoders)
+    run_dirs = (run_dir, *(path for path in replications_in(run_dir) if has_finished(path)))
+    if damaged := [sentence for path in run_dirs for sentence in damaged_groups(path, read_manifest(path)["groups"])]:
         for sentence in damaged:
-            complain(sentence)
+            print_error(sentence)
         console_to().print("nothing was trained again", soft_wrap=True, markup=False)
         raise typer.Exit(1)
     differ = False
-    for place in places:
+    for path in run_dirs:
         with bar("training groups again") as progress:
-            verification = check_again(place, sample, progress)
+            verification = check_again(path, groups, progress)
         for sentence in verification.differences:
-            complain(sentence)
-        head = "" if place == run_dir else f"replication {place.name}: "
-        console_to().print(f"{head}{verification.sentence}", soft_wrap=True, markup=False)
+            print_error(sentence)
+        prefix = "" if path == run_dir else f"replication {path.name}: "
+        console_to().print(f"{prefix}{verification.sentence}", soft_wrap=True, markup=False)
         differ = differ or bool(verification.differences)
     raise typer.Exit(1 if differ else 0)
 
@@ -115,7 +115,9 @@ def landscape(
         str | None,
         typer.Option(help="A run's id, or as much of its head as is unique [default: the first].", metavar="ID"),
     ] = None,
-    to: Annotated[str, typer.Option(help="A second run: draw the straight way between both.", metavar="ID")] = "",
+    second_run: Annotated[
+        str, typer.Option(help="A second run: draw the straight way between both.", metavar="ID")
+    ] = "",
     kind: Annotated[str, typer.Option(help="Directions: filter, eigen, pca or scalars.")] = "filter",
     points: Annotated[int, typer.Option(help="Points along each axis.")] = 21,
     span: Annotated[
@@ -128,8 +130,10 @@ def landscape(
     """Draw the loss around a run, or between two, and write picture and grid; the run is trained again by its seed."""
     from stability.report.landscapes import write_landscape
 
-    load_own(loss, encoders)
+    load_custom(loss, encoders)
     with bar("training the run again") as progress:
-        paths = write_landscape(run_dir, run, to=to, kind=kind, points=points, span=span, step=step, progress=progress)
+        paths = write_landscape(
+            run_dir, run, to=second_run, kind=kind, points=points, span=span, step=step, progress=progress
+        )
     for path in paths.values():
         console_to().print(str(path), soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: what is under way unwinds, and the program ends with 130 whatever the unwinding meets."""
+"""Turns SIGINT and SIGTERM into an orderly exit with code 130, whatever exceptions the unwinding raises."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: what the user asked for)
-    """An interruption, as words that say what is kept."""
+class Interrupted(Exception):  # noqa: N818 (the user requested it, so it is no error)
+    """An interruption; the message says which results are kept."""
 
 
 @contextmanager
 def interruptions() -> Iterator[Callable[[], bool]]:
-    """Turn an interruption into `KeyboardInterrupt`, and yield a function that tells whether one has come.
+    """Turn an interruption into `KeyboardInterrupt`, and yield a function that returns whether one was received.
 
-    A second one, while the first unwinds, ends the process at once. SIGINT stays ignored where the process was begun
-    so, as a shell begins what a script puts in the background; SIGTERM, by which a scheduler of jobs ends its jobs, is
-    heard there too. The handlers from before are restored.
+    A second signal, while the first unwinds, ends the process at once. SIGINT stays ignored if the process was started
+    with it ignored, as a shell does for background jobs of a script. SIGTERM, which job schedulers send, is handled
+    even then. The previous handlers are restored at the end.
     """
-    came = False
+    received = False
 
     def unwind(*_: object) -> None:
-        nonlocal came
-        if came:
+        nonlocal received
+        if received:
             os._exit(130)
-        came = True
+        received = True
         raise KeyboardInterrupt
 
-    heard = [signal.SIGTERM]
+    handled = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        heard.append(signal.SIGINT)
-    before = {number: signal.signal(number, unwind) for number in heard}
+        handled.append(signal.SIGINT)
+    previous = {number: signal.signal(number, unwind) for number in handled}
     try:
-        yield lambda: came
+        yield lambda: received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Verbs for a loss of one's own: check, compare."""
+"""The verbs for a custom loss: check, compare."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 
 from stability.cli.app import app
 from stability.cli.options import Device, Encoders, On, Scale
-from stability.cli.studies import study_with, train_and_report
-from stability.cli.terminal import complain, console_to
+from stability.cli.studies import load_with_encoders, train_and_report
+from stability.cli.terminal import console_to, print_error
 
 
 @app.command()
@@ -23,22 +23,22 @@ def check(
     from rich.table import Table
     from rich.text import Text
 
-    from stability.check import check as judge
+    from stability.check import check as check_properties
     from stability.plugins import find_loss
 
-    outcomes = judge(find_loss(file)[0])
+    results = check_properties(find_loss(file)[0])
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "property", "", "why"):
         table.add_column(column)
-    for outcome in outcomes:
-        # What is only reported cannot fail: the loss has the property, or it has not.
-        kind, holds, lacks = ("required", "pass", "FAIL") if outcome.required else ("reported", "yes", "no")
-        mark = Text(holds, "green") if outcome.passed else Text(lacks, "red" if outcome.required else "yellow")
-        table.add_row(mark, Text(outcome.property), Text(kind, "dim"), Text(outcome.reason))
+    for result in results:
+        # A property that is only reported cannot fail: the loss has it or does not have it.
+        kind, positive, negative = ("required", "pass", "FAIL") if result.required else ("reported", "yes", "no")
+        mark = Text(positive, "green") if result.passed else Text(negative, "red" if result.required else "yellow")
+        table.add_row(mark, Text(result.property), Text(kind, "dim"), Text(result.reason))
     console_to().print(table)
-    failed = [outcome.property for outcome in outcomes if outcome.required and not outcome.passed]
+    failed = [result.property for result in results if result.required and not result.passed]
     if failed:
-        complain(f"{file}: {len(failed)} required properties fail: {', '.join(failed)}")
+        print_error(f"{file}: {len(failed)} required properties fail: {', '.join(failed)}")
         raise typer.Exit(1)
 
 
@@ -62,9 +62,10 @@ def compare(
     from stability.study import parse_study, with_loss
 
     variant, plugins = find_loss(loss)
-    name = variant.name
-    base, towers = study_with(encoders, study, scale)
-    known = [each.strip() for each in against.split(",") if each.strip()]
-    derived = parse_study(with_loss(base, name, known), f"{study} with {loss}", f"{base.name}-{name}", scale)
-    where = out or Path("runs") / f"{base.name}-{scale}-{name}"
-    raise typer.Exit(train_and_report(derived, device, on, where, (*plugins, *towers)))
+    base, encoder_plugins = load_with_encoders(encoders, study, scale)
+    baselines = [name.strip() for name in against.split(",") if name.strip()]
+    derived = parse_study(
+        with_loss(base, variant.name, baselines), f"{study} with {loss}", f"{base.name}-{variant.name}", scale
+    )
+    where = out or Path("runs") / f"{base.name}-{scale}-{variant.name}"
+    raise typer.Exit(train_and_report(derived, device, on, where, (*plugins, *encoder_plugins)))

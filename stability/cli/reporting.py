@@ -1,16 +1,16 @@
-"""A run directory read, its report written, its verdicts printed."""
+"""Reads a run directory, writes its report and prints its verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from stability.cli.terminal import complain, console_to
+from stability.cli.terminal import console_to, print_error
 from stability.registry import InputError
 
 
-def load_own(loss: str, encoders: Sequence[str] | None) -> None:
-    """Load the files of the user's own loss and encoders, by which a finished run is read again."""
+def load_custom(loss: str, encoders: Sequence[str] | None) -> None:
+    """Load the files of the user's loss and encoders, which are needed to read a finished run that used them."""
     from stability.plugins import load_encoders, load_plugin, read_plugin
 
     if loss:
@@ -20,20 +20,22 @@ def load_own(loss: str, encoders: Sequence[str] | None) -> None:
 
 def write_report(where: Path, as_json: bool = False) -> int:
     """Write the report, print the verdicts and the path (or findings.json alone), and return the exit code."""
-    from stability.analysis import analyse, read
+    from stability.analysis import analyze, load_results
     from stability.report import render, why_no_pdf
     from stability.report.terminal import print_verdicts
 
     console = console_to()
-    aside = console_to(stderr=as_json)
+    notices = console_to(stderr=as_json)
     try:
-        results = read(where, lambda sentence: aside.print(sentence, style="yellow", soft_wrap=True, markup=False))
+        results = load_results(
+            where, lambda sentence: notices.print(sentence, style="yellow", soft_wrap=True, markup=False)
+        )
     except InputError as error:
         if "unknown loss" in str(error):
             raise InputError(f"{error}; if it is a loss of your own, name its file again with --loss") from error
         raise
-    findings = analyse(results)
-    with aside.status("writing the report"):
+    findings = analyze(results)
+    with notices.status("writing the report"):
         paths = render(results, findings, where / "report", grids=where / "landscape")
     if as_json:
         print(paths["findings"].read_text(encoding="utf-8"), end="")  # noqa: T201
@@ -42,7 +44,7 @@ def write_report(where: Path, as_json: bool = False) -> int:
     failed = findings.provenance["failed"]
     if failed:
         planned = findings.provenance["planned"]
-        complain(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
+        print_error(f"{failed} of {planned} runs failed; their tracebacks are in {where / 'manifest.json'}")
     if not as_json:
         console.print(f"report: {paths['html']}", soft_wrap=True, markup=False)
         if "pdf" not in paths:

@@ -1,4 +1,4 @@
-"""Verbs that begin with a study: init, plan, run, power."""
+"""The verbs whose first argument is a study: init, plan, run, power."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stability.cli.app import app
 from stability.cli.interruption import Interrupted
 from stability.cli.options import Device, Encoders, On, Out, Scale, StudyName
 from stability.cli.reporting import write_report
-from stability.cli.terminal import complain, console_to, print_rows, progress
+from stability.cli.terminal import console_to, print_error, print_rows, progress
 from stability.registry import InputError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def init(
     name: Annotated[str, typer.Argument(help="Name of the study, written to studies/NAME.toml; or a path.")],
     data: Annotated[str, typer.Option(help="folder, parquet, webdataset or embeddings.")] = "",
     path: Annotated[str, typer.Option(help="Where the data lie.")] = "",
-    option: Annotated[
+    data_option: Annotated[
         list[str] | None, typer.Option(help="A further option of the data, as captions=FILE.", metavar="KEY=VALUE")
     ] = None,
     losses: Annotated[str, typer.Option(help="Losses by comma; the first is what the others are held against.")] = "",
@@ -39,21 +39,21 @@ def init(
     from stability.study import kinds, parse_options, study_path, write_study
 
     study_path(name)
-    kind = _asked("--data", data, f"What are the data ({', '.join(kinds())})?")
+    kind = _prompt("--data", data, f"What are the data ({', '.join(kinds())})?")
     if kind not in kinds():
         raise InputError(f"--data: unknown kind {kind!r}{nearest(kind, kinds())}")
-    where = _asked("--path", path, "Where do they lie?")
-    chosen = _asked("--losses", losses, "Which losses, by comma?", "clip,siglip")
-    options = {"path": where, **parse_options(kind, option or ())}
-    named = [each.strip() for each in chosen.split(",") if each.strip()]
-    written = write_study(name, kind, options, named, pick_device(device).type)
+    data_path = _prompt("--path", path, "Where do they lie?")
+    loss_names = _prompt("--losses", losses, "Which losses, by comma?", "clip,siglip")
+    options = {"path": data_path, **parse_options(kind, data_option or ())}
+    arms = [loss.strip() for loss in loss_names.split(",") if loss.strip()]
+    written = write_study(name, kind, options, arms, pick_device(device).type)
     console_to().print(f"{written}\nnext: stability plan {written}", soft_wrap=True, markup=False)
 
 
-def _asked(flag: str, given: str, question: str, default: str = "") -> str:
-    """Return what was given, else what the user answers on a terminal, else the default."""
-    if given:
-        return given
+def _prompt(flag: str, value: str, question: str, default: str = "") -> str:
+    """Return *value* if it is not empty, else the user's answer on a terminal, else the default."""
+    if value:
+        return value
     if sys.stdin.isatty():
         return str(typer.prompt(question, default=default or None))
     if default:
@@ -61,8 +61,8 @@ def _asked(flag: str, given: str, question: str, default: str = "") -> str:
     raise InputError(f"{flag}: required, but missing ({question})")
 
 
-def study_with(encoders: Sequence[str] | None, study: str, scale: str) -> tuple[Study, tuple[Plugin, ...]]:
-    """Return a study and the plugins of its user's encoders, all of which it must use."""
+def load_with_encoders(encoders: Sequence[str] | None, study: str, scale: str) -> tuple[Study, tuple[Plugin, ...]]:
+    """Return a study and the plugins of the user's *encoders*, all of which the study must use."""
     from stability.plugins import load_encoders, refuse_unused
     from stability.study import load_study
 
@@ -86,16 +86,17 @@ def plan(
     from stability.execute.machine import device_memory
     from stability.execute.planning import workers_on
 
-    loaded, plugins = study_with(encoders, study, scale)
-    chosen = pick_device(device)
-    workers, memory = workers_on(on, chosen), device_memory(chosen) * max(1, len(devices_of(chosen)))
+    loaded, plugins = load_with_encoders(encoders, study, scale)
+    resolved = pick_device(device)
+    workers, memory = workers_on(on, resolved), device_memory(resolved) * max(1, len(devices_of(resolved)))
     with executor_of(on, device, plugins) as executor:
-        cost = estimate(loaded, chosen, workers=workers, executor=executor)
-        again = {
-            each.replication: estimate(each, chosen, workers=workers, executor=executor) for each in loaded.replications
+        cost = estimate(loaded, resolved, workers=workers, executor=executor)
+        replications = {
+            replication.replication: estimate(replication, resolved, workers=workers, executor=executor)
+            for replication in loaded.replications
         }
-    whole = [cost, *again.values()]
-    peak = max(each.bytes for each in whole)
+    costs = [cost, *replications.values()]
+    peak = max(item.bytes for item in costs)
     too_much = f"; here are only {_gibibytes(memory)}, so give fewer workers" if peak > memory else ""
     print_rows(
         [
@@ -106,23 +107,23 @@ def plan(
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
                 "time",
-                f"about {_minutes(cost.seconds)}{_to_start(cost)} "
+                f"about {_minutes(cost.seconds)}{_startup_note(cost)} "
                 f"(from {cost.measured_steps} steps a group and the probes)",
             ),
-            *((f"replication {name}", _in_short(each)) for name, each in again.items()),
-            *([("in all", f"about {_minutes(sum(each.seconds for each in whole))}")] if again else []),
+            *((f"replication {name}", _summarize(item)) for name, item in replications.items()),
+            *([("in all", f"about {_minutes(sum(item.seconds for item in costs))}")] if replications else []),
             ("memory", f"about {_gibibytes(peak)} at the peak, Python and PyTorch included{too_much}"),
         ]
     )
 
 
-def _to_start(cost: Cost) -> str:
-    """Return what of the time is spent once on starting, where that is a good part of it; replications spend none."""
+def _startup_note(cost: Cost) -> str:
+    """Return the time spent once on starting, or "" if it is less than a fifth; replications do not start again."""
     return f", {_minutes(cost.start)} of it to start" if cost.start > 0.2 * cost.seconds else ""
 
 
-def _in_short(cost: Cost) -> str:
-    """Return what a replication costs, in one line."""
+def _summarize(cost: Cost) -> str:
+    """Return the cost of a replication in one line."""
     search = f"{cost.tuning_runs} tuning runs and " if cost.tuning_runs else ""
     return f"{search}{cost.runs} runs, in {cost.groups} groups, {cost.steps} steps each: about {_minutes(cost.seconds)}"
 
@@ -156,7 +157,7 @@ def run(
     """Train what is missing of a study, test its claims and write the report."""
     from stability.execute import default_out
 
-    loaded, plugins = study_with(encoders, study, scale)
+    loaded, plugins = load_with_encoders(encoders, study, scale)
     where = out or default_out(loaded)
     if until_settled is not None and (retry_failed or fail_fast):
         raise InputError("--until-settled: cannot be joined with --retry-failed or --fail-fast")
@@ -188,22 +189,35 @@ def train_and_report(
     fail_fast: bool = False,
     replications: bool = True,
 ) -> int:
-    """Train what is missing (with seeds up to *most*), then *replications*; write the report, return the exit code."""
+    """Train what is missing of a study, write the report and return the exit code.
+
+    Args:
+        study: The study.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        on: Where groups are trained, as ``--on`` names it.
+        where: The run directory.
+        plugins: Files with losses or encoders of the user.
+        most: Add seeds up to this number until the primary claim is settled; None to train the study's seeds.
+        save_params: Keep the final parameters of every run.
+        only_failed: Train only the groups that have failed before.
+        fail_fast: Start no further group after one that fails.
+        replications: Also train the study's replications.
+    """
     from stability.execute import executor_of
     from stability.execute import run as train
     from stability.sequential import run_until_settled
     from stability.store import disk_faults_named, read_manifest
 
     try:
-        with executor_of(on, device, plugins) as executor, progress(study) as watch:
+        with executor_of(on, device, plugins) as executor, progress(study) as callbacks:
             if most is None:
-                only = {"only_failed": only_failed, "fail_fast": fail_fast, "replications": replications}
-                train(study, device, executor, where, watch, save_params, **only)
+                switches = {"only_failed": only_failed, "fail_fast": fail_fast, "replications": replications}
+                train(study, device, executor, where, callbacks, save_params, **switches)
             else:
-                run_until_settled(study, most, device, executor, where, watch, save_params, replications)
+                run_until_settled(study, most, device, executor, where, callbacks, save_params, replications)
         if read_manifest(where).get("tuning"):
             unfinished = f"{where}: the search is not finished, so there is nothing to report"
-            complain(f"{unfinished}; see {where / 'manifest.json'}")
+            print_error(f"{unfinished}; see {where / 'manifest.json'}")
             return 1
         with disk_faults_named(where):
             return write_report(where)
@@ -228,13 +242,13 @@ def power(
     from stability.sample_size import pilot_of, power_curves, seeds_by_claim
     from stability.store import MANIFEST
 
-    loaded, _ = study_with(encoders, study, scale)
-    home = run_dir or default_out(loaded)
-    pilot = pilot_of(loaded, home) if run_dir or (home / MANIFEST).is_file() else None
+    loaded, _ = load_with_encoders(encoders, study, scale)
+    where = run_dir or default_out(loaded)
+    pilot = pilot_of(loaded, where) if run_dir or (where / MANIFEST).is_file() else None
     needs = seeds_by_claim(loaded, pilot, sd)
-    _print_needs(needs, f"{home}" if pilot else "", sd)
+    _print_needs(needs, f"{where}" if pilot else "", sd)
     if any(need.safe for need in needs):
-        paths = write_power(out or home, power_curves(needs), needs)
+        paths = write_power(out or where, power_curves(needs), needs)
         console_to().print(f"figure: {paths['svg']}, {paths['png']}", soft_wrap=True, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""What every verb prints with: the console, sentences, rows, progress."""
+"""Functions with which the verbs print: console, error sentences, rows, progress bars."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stability.execute import Watch
+    from stability.execute import Callbacks
     from stability.grid import Group
     from stability.study import Study
 
 
-def complain(sentence: str) -> None:
-    """Say one sentence of a failure, on standard error."""
+def print_error(sentence: str) -> None:
+    """Print one error sentence on standard error."""
     print(f"stability: {sentence}", file=sys.stderr)  # noqa: T201
 
 
 LONGEST_NAME = 32
-"""Characters that leave a column beside them on 80."""
+"""Longest name, in characters, that leaves room for a second column on an 80-column terminal."""
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
-    """Print names with what they are, in two columns; where names are long, above each other."""
+    """Print names and descriptions in two columns, or below each other if a name exceeds `LONGEST_NAME`."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     if max(len(name) for name, _ in rows) > LONGEST_NAME:
-        for name, words in rows:
-            console_to().print(Text(name, style="bold"), Padding(Text(words), (0, 0, 0, 4)))
+        for name, description in rows:
+            console_to().print(Text(name, style="bold"), Padding(Text(description), (0, 0, 0, 4)))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, words in rows:
-        table.add_row(Text(name, style="bold"), Text(words))
+    for name, description in rows:
+        table.add_row(Text(name, style="bold"), Text(description))
     console_to().print(table)
 
 
 def console_to(stderr: bool = False) -> Console:
-    """Return the console: standard output, or standard error."""
+    """Return a console on standard output, or on standard error."""
     from rich.console import Console
 
     return Console(highlight=False, stderr=stderr)
@@ -49,7 +49,7 @@ def console_to(stderr: bool = False) -> Console:
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of done and total that draws one bar, with an estimate."""
+    """Yield a function of done and total that updates one progress bar with the estimated time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
@@ -59,8 +59,8 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def progress(study: Study) -> Iterator[Watch]:
-    """Yield a watch that draws a bar per group and one for the whole study, with an estimate."""
+def progress(study: Study) -> Iterator[Callbacks]:
+    """Yield callbacks that draw a bar per group and one for the whole study, with the estimated time left."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -70,7 +70,7 @@ def progress(study: Study) -> Iterator[Watch]:
         TimeRemainingColumn,
     )
 
-    from stability.execute import Watch
+    from stability.execute import Callbacks
     from stability.grid import study_of
 
     columns = (
@@ -84,20 +84,23 @@ def progress(study: Study) -> Iterator[Watch]:
     with Progress(*columns, console=console_to(), transient=True) as bars:
         whole = bars.add_task("groups", total=None)
         current: dict[str, Any] = {}
-        opened = [study]
+        current_study = [study]
 
         def enter(study: Study) -> None:
-            opened[:] = [study]
+            current_study[:] = [study]
 
         def begin(groups: int) -> None:
-            # What follows a search, or a look at the claims, comes on top.
+            # The groups that follow a tuning search or an interim look are added to the total.
             bars.update(whole, total=(bars.tasks[whole].total or 0) + groups)
 
         def step(group: Group, done: int) -> None:
             if group.id not in current:
-                again = f"{opened[0].replication}: " * bool(opened[0].replication)
+                replication = current_study[0].replication
+                prefix = f"{replication}: " if replication else ""
                 label = f"{group.arm}, batch {group.batch_size}, {len(group.runs)} {'tuning ' * group.tuning}runs"
-                current[group.id] = bars.add_task(f"{again}{label}", total=study_of(opened[0], group).train.steps)
+                current[group.id] = bars.add_task(
+                    f"{prefix}{label}", total=study_of(current_study[0], group).train.steps
+                )
             bars.update(current[group.id], completed=done)
 
         def done(group: Group, seconds: float) -> None:
@@ -108,4 +111,4 @@ def progress(study: Study) -> Iterator[Watch]:
         def say(sentence: str) -> None:
             bars.console.print(sentence, markup=False)
 
-        yield Watch(open=enter, say=say, begin=begin, step=step, done=done)
+        yield Callbacks(open=enter, say=say, begin=begin, step=step, done=done)

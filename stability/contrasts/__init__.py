@@ -1,24 +1,23 @@
-"""What a claim does with a measure: one decorated function compares two arms over the same seeds.
+"""Contrasts: decorated functions that compare two arms over the same seeds.
 
-A contrast is ``(a, b, *, <what it asks for>, <its options>) -> Comparison``, *a* and *b* float arrays of
-shape (seeds, levels, cells): a run is already reduced over its steps, *levels* is the axis that the claim's
-`over` names (length 1 where it names none) and *cells* are all other cells of the grid. It may ask, by the
-name of a keyword-only parameter, for any of `SUPPLIED`; its other keyword-only parameters are options that a
-claim may set.
+A contrast is ``(a, b, *, <supplied arguments>, <options>) -> Comparison``. *a* and *b* are float arrays of shape
+(seeds, levels, cells): each run is already reduced over its steps, *levels* is the axis that the claim's `axis`
+names (length 1 without one) and *cells* are all other cells of the grid. A keyword-only parameter named like a
+key of `SUPPLIED` receives that value; other keyword-only parameters are options that a claim may set.
 
-Traits say what the claim must give and how the arrays are made:
+Traits define what the claim must give and how the arrays are computed:
 
-- ``needs``: the claim's keys without which the contrast has no meaning ("over", "threshold");
-- ``on``: "scale" (the measure's own scale: logs of positive quantities, chance-corrected logs of bounded
-  ones), "raw" (its raw positive values), "times" (steps until the threshold is crossed, infinity where it
-  never is) or "diverged" (1 where the run diverged, else 0);
-- ``reduction``: how a run's steps become one number unless the claim says otherwise ("late": the mean of its
-  last window), or "none" where the run itself is the number;
-- ``mixed``, where a mixed model can state the same effect: as the arm's own ("level"), as that on the slope over the
-  levels ("slope"), or as that on the change from the lowest level to the highest ("change");
-- ``says``: what a claim of it says of its measure, by what it expects, with {over} and {threshold} from the claim;
-- ``ratio``: the effect is a ratio whatever the scale, so the claim's margin is one of ratios. Contrasts that
-  ask for ``log`` give a ratio on logarithmic scales; `Comparison.ratio` has the last word.
+- ``needs``: keys that the claim must have ("axis", "threshold");
+- ``on``: "transform" (the measure's own scale: logs of positive quantities, chance-corrected logs of bounded
+  ones), "raw" (its raw positive values), "times" (steps until the threshold is crossed, infinity if it never
+  is) or "diverged" (1 if the run diverged, else 0);
+- ``reduction``: how a run's steps become one number unless the claim overrides it ("tail_mean": the mean of its
+  last window), or "none" if the run itself is the number;
+- ``mixed``, if a mixed model can express the same effect: as the effect of the arm ("level"), its effect on the
+  slope over the levels ("slope"), or on the change from the lowest level to the highest ("change");
+- ``says``: the phrase of a claim by its expected direction, with {axis} and {threshold} from the claim;
+- ``ratio``: the effect is a ratio on every scale, so the claim's margin is a ratio. Contrasts that take ``log``
+  give a ratio on logarithmic scales; `Comparison.ratio` is authoritative.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ contrast = Registry("contrast")
 
 SUPPLIED: Mapping[str, str] = {
     "confidence": "confidence of the interval, already shared among the study's claims",
-    "levels": "the values of the axis that the claim's `over` names, in doublings where a step is a factor",
+    "levels": "the values of the axis that the claim's `axis` names, in doublings where a step is a factor",
     "per": "the unit of a slope over the levels in a sentence: per unit or per doubling of what",
-    "axis": "the axis that the claim's `over` names, in a sentence",
-    "better": "which way the measure is good: higher, lower or nothing",
+    "axis": "the axis that the claim's `axis` names, in a sentence",
+    "better": "the better direction of the measure: higher, lower or empty",
     "log": "whether the values are logarithms",
     "budget": "the number of steps that a run had to cross the threshold",
     "names": 'the arms\' names (of two measures of one arm: its name, and "its" other measure)',
@@ -55,22 +54,30 @@ def compare(
     options: Mapping[str, Any] | None = None,
     where: str = "contrast",
 ) -> Comparison:
-    """Return the comparison of two arms by the contrast called *name*, given what it asks for of *supplied*.
+    """Return the comparison of two arms by the contrast called *name*.
 
-    *options* are the claim's own; *where* is the place in the study that an error names. Raises `InputError`
-    for an unknown contrast or option.
+    Args:
+        name: Name of the contrast.
+        a: Values of the first arm, (seeds, levels, cells).
+        b: Values of the second arm, same shape.
+        supplied: Values of the keys of `SUPPLIED`; the contrast receives those that it takes.
+        options: Options of the claim.
+        where: Location in the study for error messages.
+
+    Raises:
+        InputError: The contrast or an option is unknown.
     """
     variant = contrast.get_or_explain(name, where)
     options = options or {}
-    if taken := sorted(set(options) & set(SUPPLIED)):
-        raise InputError(f"{where}.{taken[0]}: the study sets this itself; leave it out of the claim")
+    if reserved := sorted(set(options) & set(SUPPLIED)):
+        raise InputError(f"{where}.{reserved[0]}: the study sets this itself; leave it out of the claim")
     variant.check_options(options, where)
-    asked = {key: value for key, value in supplied.items() if key in variant.options}
-    found: Comparison = variant(a, b, **asked, **options)
-    return found
+    arguments = {key: value for key, value in supplied.items() if key in variant.options}
+    result: Comparison = variant(a, b, **arguments, **options)
+    return result
 
 
-# The variants' modules register themselves in `contrast`, so they are imported once it exists.
+# These modules register their variants in `contrast`, so they are imported after it is defined.
 from stability.contrasts import events, means, spreads, trends  # noqa: E402
 
 __all__ = ["SUPPLIED", "compare", "contrast", "events", "means", "spreads", "trends"]

@@ -1,4 +1,4 @@
-"""Does something happen sooner, or less often?"""
+"""Contrasts of events: time to a threshold and divergence."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def time_to_threshold(
 ) -> Comparison:
     """Return the ratio of steps until the threshold is crossed; a run that never crosses it took the budget.
 
-    *a* and *b* are steps, infinity (or anything beyond *budget*) where the threshold was never crossed; the
-    mean of their logarithms over all cells of a seed is compared.
+    *a* and *b* are steps, infinity (or anything above *budget*) if the threshold was never crossed. The mean of their
+    logarithms over all cells of a seed is compared.
     """
     return time_ratio(a, b, budget=budget, confidence=confidence, names=names, measure=measure)
 

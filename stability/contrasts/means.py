@@ -1,4 +1,4 @@
-"""Is one arm's level higher or lower than the other's?"""
+"""Contrasts of levels: difference and ratio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stability.stats.wording import Names
 LEVELS = {"lower": "is lower", "higher": "is higher", "equal": "is the same"}
 
 
-@contrast(needs=(), reduction="late", on="scale", ratio=False, mixed="level", says=LEVELS)
+@contrast(needs=(), reduction="tail_mean", on="transform", ratio=False, mixed="level", says=LEVELS)
 def difference(
     a: Array,
     b: Array,
@@ -27,7 +27,7 @@ def difference(
     return paired_difference(a, b, confidence=confidence, log=log, names=names, measure=measure)
 
 
-@contrast(needs=(), reduction="late", on="raw", ratio=True, mixed="level", says=LEVELS)
+@contrast(needs=(), reduction="tail_mean", on="raw", ratio=True, mixed="level", says=LEVELS)
 def ratio(
     a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
 ) -> Comparison:

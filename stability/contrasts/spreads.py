@@ -1,4 +1,4 @@
-"""Do one arm's results vary less from seed to seed?"""
+"""The contrast of standard deviations across seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARYING = {
 }
 
 
-@contrast(needs=(), reduction="late", on="scale", ratio=True, says=VARYING)
+@contrast(needs=(), reduction="tail_mean", on="transform", ratio=True, says=VARYING)
 def spread(
     a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
 ) -> Comparison:

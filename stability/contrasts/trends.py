@@ -1,4 +1,4 @@
-"""Does one arm change more, or faster, along an axis of the grid?"""
+"""Contrasts of change along an axis of the grid: slope, interaction and learning rate sensitivity."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from stability.stats.comparison import Array
 from stability.stats.wording import Names, of_each
 
 SLOPES = {
-    "lower": "has a lower slope over {over}",
-    "higher": "has a higher slope over {over}",
-    "equal": "has the same slope over {over}",
+    "lower": "has a lower slope over {axis}",
+    "higher": "has a higher slope over {axis}",
+    "equal": "has the same slope over {axis}",
 }
 CHANGES = {
-    "lower": "rises less from the lowest {over} to the highest",
-    "higher": "rises more from the lowest {over} to the highest",
-    "equal": "rises as much from the lowest {over} to the highest",
+    "lower": "rises less from the lowest {axis} to the highest",
+    "higher": "rises more from the lowest {axis} to the highest",
+    "equal": "rises as much from the lowest {axis} to the highest",
 }
 DEPENDENCE = {
-    "lower": "depends less on {over}",
-    "higher": "depends more on {over}",
-    "equal": "depends as much on {over}",
+    "lower": "depends less on {axis}",
+    "higher": "depends more on {axis}",
+    "equal": "depends as much on {axis}",
 }
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="slope", says=SLOPES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="slope", says=SLOPES)
 def slope(
     a: Array,
     b: Array,
@@ -41,14 +41,14 @@ def slope(
 ) -> Comparison:
     """Return the difference of least-squares slopes over the levels, in units of the scale per unit of level.
 
-    Each seed gives one slope an arm, the mean over its cells. For a measure that falls, "higher" means
-    that it falls more slowly. Over batch size, number of pairs or learning rate, where a step is a factor,
-    the slope is per doubling: the least-squares slope over the logarithm to base 2.
+    Each seed gives one slope per arm, the mean over its cells. For a decreasing measure, "higher" means that it
+    decreases more slowly. Over batch size, number of pairs or learning rate the slope is per doubling: the
+    least-squares slope over the base-2 logarithm.
     """
     return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure, per=per)
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, mixed="change", says=CHANGES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="change", says=CHANGES)
 def interaction(
     a: Array,
     b: Array,
@@ -62,8 +62,8 @@ def interaction(
 ) -> Comparison:
     """Return how much more a rises than b from the lowest level to the highest: a difference of differences.
 
-    Per seed (a_high - a_low) - (b_high - b_low), the mean over cells; the levels between are not used, so
-    nothing is assumed of the shape in between. On a logarithmic scale (*log*) it is a ratio of ratios.
+    Per seed this is (a_high - a_low) - (b_high - b_low), averaged over cells. Levels in between are not used, so
+    no shape is assumed. On a logarithmic scale (*log*) it is a ratio of ratios.
     """
     x = np.asarray(levels, dtype=np.float64)
     if x.ndim != 1 or not np.isfinite(x).all() or len(x) == 0 or np.ptp(x) == 0:
@@ -75,13 +75,13 @@ def interaction(
         )
     low, high = int(np.argmin(x)), int(np.argmax(x))
     changes = [_change(arm, low, high) for arm in (a, b)]
-    what = "growth factor" if log else "change"
-    names, change = of_each(f"{what} of {{}} from the lowest to the highest {axis}", names, measure)
-    return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=change)
+    quantity = "growth factor" if log else "change"
+    names, words = of_each(f"{quantity} of {{}} from the lowest to the highest {axis}", names, measure)
+    return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=words)
 
 
-@contrast(needs=("over",), reduction="late", on="scale", ratio=False, says=DEPENDENCE)
-def sensitivity(
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, says=DEPENDENCE)
+def lr_sensitivity(
     a: Array,
     b: Array,
     *,
@@ -91,15 +91,16 @@ def sensitivity(
     names: Names = ("a", "b"),
     measure: str = "value",
 ) -> Comparison:
-    """Return the difference of what an arm loses on average over the levels, against its own best level.
+    """Return the difference between arms of the mean gap to the best level: best level minus mean over levels.
 
-    Per seed and cell: the best level minus the mean over levels, on the measure's scale, so never negative; the mean
-    over cells is paired. Over the learning rate this is the sensitivity of Wortsman et al. (2023), arXiv:2309.14322,
-    Sec. 2.3, E[min(loss, loss at start)] - min loss, with retrieval for the loss, since losses differ in scale, and a
-    diverged run at chance. It depends on the levels, and is 0 for an arm that learns nothing anywhere: levels are
-    centred on each arm's tuned rate (``grid.lr_factors``), and the curves belong beside it.
+    Per seed and cell it is the best level minus the mean over levels on the measure's scale, which is never negative;
+    the means over cells are paired. Over the learning rate this is the sensitivity of Wortsman et al. (2023),
+    arXiv:2309.14322, Sec. 2.3, E[min(loss, loss at start)] - min loss. Retrieval replaces the loss, since losses differ
+    in scale, and a diverged run is at chance. The value depends on the levels, and is 0 for an arm that learns nothing
+    at any level: center the levels on each arm's tuned rate (``grid.lr_multipliers``), and show the curves with it.
 
-    Raises `InputError` for a measure of which neither more nor less is better.
+    Raises:
+        InputError: The measure has no better direction.
     """
     if better not in ("higher", "lower"):
         raise InputError(f"{measure}: has no better direction; allowed: a measure that has one")
@@ -107,13 +108,13 @@ def sensitivity(
         raise InputError(
             f"arms of shapes {np.shape(a)} and {np.shape(b)}; allowed: equal shapes with an axis of levels"
         )
-    losses = [_lost(arm, 1.0 if better == "higher" else -1.0) for arm in (a, b)]
-    names, lost = of_each(f"gap of {{}} between the best {axis} and the mean of all", names, measure)
-    return paired_difference(*losses, confidence=confidence, names=names, measure=lost)
+    gaps = [_gap_to_best(arm, 1.0 if better == "higher" else -1.0) for arm in (a, b)]
+    names, words = of_each(f"gap of {{}} between the best {axis} and the mean of all", names, measure)
+    return paired_difference(*gaps, confidence=confidence, names=names, measure=words)
 
 
-def _lost(arm: ArrayLike, sign: float) -> Array:
-    """Return best - mean over the levels (axis 1); NaN where a level has no value."""
+def _gap_to_best(arm: ArrayLike, sign: float) -> Array:
+    """Return best - mean over the levels (axis 1), NaN if a level has no value."""
     values = sign * np.asarray(arm, dtype=np.float64)
     values = np.where(np.isfinite(values), values, np.nan)
     return np.asarray(values.max(axis=1) - values.mean(axis=1))

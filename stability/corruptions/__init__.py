@@ -1,12 +1,13 @@
-"""Corruptions: a catalogue of noise injected into the training pairs, at a level in [0, 1].
+"""Corruptions: a catalogue of noise applied to the training pairs at a level in [0, 1].
 
-A corruption is ``(image, text, *, caption, level, generator, <what it asks for>) -> (image, text)`` on n pairs,
-written for one replica: caption (n,) says which captions are equal. It strikes round(level * n) pairs, the same ones
-and more at a higher level, and returns a side that it never touches as the very tensor it was given. It draws from the
-run's own "corruption" stream only, on the CPU, so every loss meets the same noise at one seed on every device.
+A corruption is a function ``(image, text, *, caption, level, generator, <its options>) -> (image, text)`` on n pairs,
+written for one replica; equal numbers in caption (n,) mean equal captions. It corrupts round(level * n) pairs; a higher
+level corrupts the same pairs and more. A modality that it does not change is returned as the same tensor object. It
+draws on the CPU and only from the run's "corruption" stream, so at one seed all losses have the same noise on every
+device.
 
-One that makes up new images or texts asks for ``images`` or ``texts``, the `Values` that these take. One made of
-several others names them in its trait *parts*: each part strikes its own draw of round(level * n) pairs.
+A corruption that generates images or texts takes ``images`` or ``texts``, the range of their `Values`. One that
+combines others names them in its trait *parts*; each part corrupts its own draw of round(level * n) pairs.
 """
 
 from __future__ import annotations
@@ -24,44 +25,50 @@ corruption = Registry("corruption")
 
 @dataclass(frozen=True)
 class Values:
-    """Which values one side of the data takes: reals in [low, high], or the token ids from low up to high.
+    """The range of values of one modality: reals in [low, high], or token ids from low to high inclusive.
 
-    Where low is 1, token 0 is blank and fills up short texts; where it is 0, every id is a word.
+    If low is 1, token 0 is the blank that pads short texts; if it is 0, every id is a word.
     """
 
     low: float
     high: float
 
     @staticmethod
-    def of(side: Tensor, vocabulary: int = 0, blank: bool = True) -> Values:
-        """Return the values of one side of the data (n, ...), or of its token ids if it has a vocabulary.
+    def of(samples: Tensor, vocabulary: int = 0, blank: bool = True) -> Values:
+        """Return the range of the samples (n, ...) of one modality, or of its token ids if it has a vocabulary.
 
         >>> Values.of(torch.tensor([[-1.0, 0.5]])), Values.of(torch.tensor([[3, 0]]), vocabulary=9)
         (Values(low=-1.0, high=0.5), Values(low=1, high=8))
         """
         if vocabulary:
             return Values(int(blank), vocabulary - 1)
-        return Values(float(side.min()), float(side.max()))
+        return Values(float(samples.min()), float(samples.max()))
 
     def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Return independent uniform values in the shape, type and place of *like*."""
+        """Return independent uniform values with the shape, dtype and device of *like*."""
         if like.is_floating_point():
-            drawn = self.low + (self.high - self.low) * torch.rand(like.shape, generator=generator, dtype=like.dtype)
+            values = self.low + (self.high - self.low) * torch.rand(like.shape, generator=generator, dtype=like.dtype)
         else:
-            drawn = torch.randint(int(self.low), int(self.high) + 1, like.shape, generator=generator)
-        return drawn.to(like.device)
+            values = torch.randint(int(self.low), int(self.high) + 1, like.shape, generator=generator)
+        return values.to(like.device)
 
 
 def corrupt(
-    name: str, image: Tensor, text: Tensor, *, images: Values, texts: Values, **given: Any
+    name: str, image: Tensor, text: Tensor, *, images: Values, texts: Values, **arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """Return image and text as the corruption *name* leaves them, with *images* and *texts* handed on where asked for.
+    """Return image and text corrupted by the corruption *name*.
 
-    *given* are caption, level and generator (see the module).
+    Args:
+        name: the corruption.
+        image: images (n, ...).
+        text: texts (n, ...).
+        images: range of image values, passed on if the corruption takes it.
+        texts: range of text values, passed on if the corruption takes it.
+        arguments: caption, level and generator (see the module).
     """
     variant = corruption[name]
-    asked = {key: value for key, value in {"images": images, "texts": texts}.items() if key in variant.options}
-    noisy: tuple[Tensor, Tensor] = variant(image, text, **asked, **given)
+    ranges = {key: value for key, value in {"images": images, "texts": texts}.items() if key in variant.options}
+    noisy: tuple[Tensor, Tensor] = variant(image, text, **ranges, **arguments)
     return noisy
 
 

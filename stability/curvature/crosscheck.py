@@ -1,4 +1,4 @@
-"""One Hessian by another library's code (PyHessian), by ours and, if small, by dense linear algebra."""
+"""A cross-check of one Hessian: this package against PyHessian and, for small models, dense linear algebra."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ DENSE_LIMIT = 5_000  # parameters; the dense float64 Hessian then takes 200 MB
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """Largest eigenvalue by magnitude and trace of one Hessian, in float64, by three independent ways.
+    """Largest eigenvalue by magnitude and trace of one Hessian, in float64, by three independent methods.
 
-    `high` (with `residual` |H v - high v|) and `trace` (with its standard error) are ours, the `pyhessian_`
-    ones PyHessian's by power iteration and Hutchinson probes, the `dense_` ones exact, NaN above 5,000
-    parameters.
+    Attributes:
+        high: largest eigenvalue by magnitude, by this package's Lanczos.
+        residual: |H v - high v|.
+        trace: by this package.
+        trace_stderr: standard error of *trace*.
+        pyhessian_high: by PyHessian's power iteration.
+        pyhessian_trace: by PyHessian's Hutchinson probes.
+        pyhessian_trace_stderr: standard error of *pyhessian_trace*.
+        dense_high: from the dense Hessian, exact; NaN above 5,000 parameters.
+        dense_trace: from the dense Hessian, exact; NaN above 5,000 parameters.
     """
 
     high: float
@@ -49,16 +56,18 @@ def pyhessian_check(
     iterations: int = 200,
     seed: int = 0,
 ) -> CrossCheck:
-    """Return our figures for a Hessian beside PyHessian's and the exact ones, all in float64 on the CPU.
+    """Return the top eigenvalue and the trace of a Hessian by all three methods, in float64 on the CPU.
 
-    *objective*, *params* (of one replica), *batches*, *steps* and *trace_probes* are those of
-    `stability.curvature.spectrum`; *iterations* bounds the power iteration. PyHessian draws from *seed*
-    inside a fork of the global generator. Its power iteration converges to the eigenvalue of largest
-    magnitude and has no error estimate: where the spectrum is nearly symmetric its figure can be anything
-    between the extremes. Yao et al. (2020), "PyHessian: neural networks through the lens of the Hessian",
-    arXiv:1912.07145.
+    PyHessian's power iteration converges to the eigenvalue of largest magnitude and has no error estimate: if the
+    spectrum is nearly symmetric, its result can be anything between the extremes. Yao et al. (2020), "PyHessian:
+    neural networks through the lens of the Hessian", arXiv:1912.07145.
+
+    Args:
+        objective, params, batches, steps, trace_probes: as in `stability.curvature.spectrum`, for one replica.
+        iterations: most steps of the power iteration.
+        seed: of both packages; PyHessian draws from it inside a fork of the global generator.
     """
-    check_params(params, replicas=False)
+    check_params(params, batched=False)
     params = {name: value.detach().cpu().double() for name, value in params.items()}
     batches = pytree.tree_map(_to_float64, batches)
     ours = spectrum(objective, params, batches=batches, steps=steps, trace_probes=trace_probes, seed=seed)
@@ -66,7 +75,7 @@ def pyhessian_check(
     values, residuals = (
         (ours.eigenvalues_high, ours.residuals_high) if from_high else (ours.eigenvalues_low, ours.residuals_low)
     )
-    top, traces = _pyhessian(_Whole(objective, params, batches), iterations, trace_probes, seed)
+    top, traces = _pyhessian(_ObjectiveModule(objective, params, batches), iterations, trace_probes, seed)
     dense_high, dense_trace = _dense(objective, params, batches)
     return CrossCheck(
         high=values.item(),
@@ -81,8 +90,8 @@ def pyhessian_check(
     )
 
 
-class _Whole(nn.Module):
-    """All parameters of an objective, trained scalars included, as the one module that PyHessian sees."""
+class _ObjectiveModule(nn.Module):
+    """An objective with all its parameters, trained scalars included, as one module for PyHessian."""
 
     def __init__(self, objective: Objective, params: Mapping[str, Tensor], batches: Any) -> None:
         super().__init__()
@@ -91,41 +100,41 @@ class _Whole(nn.Module):
 
     def forward(self, _: Any) -> Tensor:
         params = dict(zip(self.names, self.values, strict=True))
-        # PyHessian differentiates each gradient again: even a constant or missing one must have a graph.
+        # PyHessian differentiates each gradient again: even a constant or missing gradient needs a graph.
         anchor = torch.stack([(0 * value**2).sum() for value in self.values]).sum()
         return anchor + _mean(self.objective, params, self.batches)
 
 
-def _pyhessian(module: _Whole, iterations: int, probes: int, seed: int) -> tuple[float, Tensor]:
+def _pyhessian(module: _ObjectiveModule, iterations: int, probes: int, seed: int) -> tuple[float, Tensor]:
     """Return PyHessian's top eigenvalue and one trace estimate per probe."""
     from pyhessian import hessian
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
         torch.default_generator.manual_seed(seed)
-        outside = [(leaf, leaf.grad) for leaf in _leaves(module(None)) - set(module.parameters())]
-        peer = hessian(module, lambda loss, _: loss, data=(None, None), cuda=False)
-        (top, *_), _ = peer.eigenvalues(maxIter=iterations, tol=1e-6)
-        # Its stopping rule divides by the running trace: a negative one ends it after two probes. None does.
-        traces = peer.trace(maxIter=probes, tol=-math.inf)
+        saved_grads = [(leaf, leaf.grad) for leaf in _leaves(module(None)) - set(module.parameters())]
+        reference = hessian(module, lambda loss, _: loss, data=(None, None), cuda=False)
+        (top, *_), _ = reference.eigenvalues(maxIter=iterations, tol=1e-6)
+        # Disable its stopping rule: it divides by the running trace, and a negative trace ends it after two probes.
+        traces = reference.trace(maxIter=probes, tol=-math.inf)
     module.zero_grad(set_to_none=True)  # breaks the reference cycle of parameter and gradient
-    for leaf, gradient in outside:  # its backward pass also fills tensors that the objective closes over
-        leaf.grad = gradient
+    for leaf, grad in saved_grads:  # its backward pass also fills `grad` of tensors that the objective closes over
+        leaf.grad = grad
     return float(top), torch.tensor(traces, dtype=torch.float64)
 
 
 def _leaves(output: Tensor) -> set[Tensor]:
     """Return the tensors whose `grad` a backward pass from *output* would fill."""
     leaves: set[Tensor] = set()
-    seen, waiting = set(), [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
+    seen, stack = set(), [output.grad_fn]
+    while stack:
+        node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
             leaves.add(node.variable)
-        waiting += [parent for parent, _ in node.next_functions]
+        stack += [parent for parent, _ in node.next_functions]
     return leaves
 
 
@@ -145,7 +154,7 @@ def _dense(objective: Objective, params: Mapping[str, Tensor], batches: Any) -> 
 
 
 def _mean(objective: Objective, params: dict[str, Tensor], batches: Any) -> Tensor:
-    """Return the objective's mean over whole *batches*, one after the other."""
+    """Return the objective's mean over whole *batches*, evaluated in a loop."""
     if batches is None:
         return objective(params)
     count = pytree.tree_leaves(batches)[0].shape[0]

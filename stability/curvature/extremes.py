@@ -8,16 +8,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from stability.curvature.products import Block, Objective, flatten
+from stability.curvature.products import Objective, ParamFilter, flatten
 from stability.curvature.spectra import spectrum
 from stability.registry import InputError, nearest
 
 
 @dataclass(frozen=True)
 class Eigenvectors:
-    """Ritz pairs of a Hessian, most extreme first: values and residuals |H v - lambda v| (top,), unit vectors.
+    """Ritz pairs of a Hessian, most extreme first.
 
-    `vectors` is like the parameters (of the block), each tensor with a leading axis (top,).
+    Attributes:
+        values: eigenvalues lambda (top,).
+        vectors: unit vectors, like the parameters (of the block), each tensor with a leading axis (top,).
+        residuals: |H v - lambda v| (top,).
+        converged: (top,), as in `stability.curvature.Spectrum`.
     """
 
     values: Tensor
@@ -35,13 +39,23 @@ def eigenvectors(
     steps: int = 80,
     seed: int = 0,
     batches: Any = None,
-    block: Block | None = None,
-    chunk: int | None = None,
+    block: ParamFilter | None = None,
+    chunk_size: int | None = None,
 ) -> Eigenvectors:
     """Return the *top* Ritz pairs at one *end* of the Hessian's spectrum: the largest, or the smallest eigenvalues.
 
-    By *steps* of fully reorthogonalised Lanczos; the other arguments are those of `stability.curvature.spectrum`. Each
-    vector's largest entry is positive. Raises `InputError` as `spectrum` does, and for an unknown end.
+    Computed by Lanczos with full reorthogonalization. The sign of each vector is such that its largest entry is
+    positive.
+
+    Args:
+        objective: ``objective(params) -> scalar``, or ``objective(params, batch)`` with *batches*.
+        params: parameters by name.
+        top: number of pairs.
+        end: the largest ("high") or the smallest ("low") eigenvalues.
+        steps, seed, batches, block, chunk_size: as in `stability.curvature.spectrum`.
+
+    Raises:
+        InputError: as in `stability.curvature.spectrum`, and for an unknown end.
 
     >>> import torch
     >>> pairs = eigenvectors(lambda p: (p["w"] ** 2 * torch.tensor([3.0, -1.0, 0.5])).sum() / 2, {"w": torch.ones(3)})
@@ -51,12 +65,20 @@ def eigenvectors(
     """
     if end not in ("high", "low"):
         raise InputError(f"end: unknown end {end!r}{nearest(end, ('high', 'low'))}")
-    found = spectrum(
-        objective, params, steps=steps, top=top, trace_probes=1, seed=seed, batches=batches, block=block, chunk=chunk
+    result = spectrum(
+        objective,
+        params,
+        steps=steps,
+        top=top,
+        trace_probes=1,
+        seed=seed,
+        batches=batches,
+        block=block,
+        chunk_size=chunk_size,
     )
-    part = {name: getattr(found, f"{name}_{end}") for name in ("eigenvalues", "vectors", "residuals", "converged")}
-    # An eigenvector's sign is arbitrary; without a rule it would hang on rounding.
-    flat = flatten(part["vectors"], 1)
+    pairs = {name: getattr(result, f"{name}_{end}") for name in ("eigenvalues", "vectors", "residuals", "converged")}
+    # An eigenvector's sign is arbitrary; without this rule it would depend on rounding.
+    flat = flatten(pairs["vectors"], 1)
     sign = flat.gather(1, flat.abs().argmax(1, keepdim=True)).sign()[:, 0]
-    vectors = {name: tensor * sign.view(-1, *(1,) * (tensor.dim() - 1)) for name, tensor in part["vectors"].items()}
-    return Eigenvectors(part["eigenvalues"], vectors, part["residuals"], part["converged"])
+    vectors = {name: tensor * sign.view(-1, *(1,) * (tensor.dim() - 1)) for name, tensor in pairs["vectors"].items()}
+    return Eigenvectors(pairs["eigenvalues"], vectors, pairs["residuals"], pairs["converged"])

@@ -1,4 +1,4 @@
-"""Hessian-vector products of any scalar objective, for many replicas and many vectors at once."""
+"""Hessian-vector products of any scalar objective, batched over replicas and vectors."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stability.curvature.graphs import CPU_BYTES, SECOND_ORDER, Graph, bytes_of, graph_of, products
+from stability.curvature.graphs import CPU_BYTES, SECOND_ORDER, Graph, bytes_of, graph_hvp, graph_of
 from stability.devices import room_on
 from stability.registry import InputError, nearest
 
 Objective = Callable[..., Tensor]
 Named = Mapping[str, Tensor]
 Shapes = Mapping[str, torch.Size]
-Block = Callable[[str], bool] | Collection[str]
+ParamFilter = Callable[[str], bool] | Collection[str]
+"""Selects parameters: a predicate on their names, or a collection of names."""
 
 
 @dataclass(frozen=True)
 class Hessian:
-    """The Hessian of an objective at *point* (R, P), as an operator on flat vectors.
+    """The Hessian of an objective, as an operator on flat vectors.
 
-    `product` maps vectors (V, R, P) to the same shape. A replica whose objective is not finite maps to NaN.
+    Attributes:
+        point: the parameters (R, P) at which it is taken.
+        shapes: shape of each parameter of one replica.
+        product: maps vectors (V, R, P) to the same shape; NaN for a replica whose objective is not finite.
     """
 
     point: Tensor
@@ -37,9 +41,9 @@ class Hessian:
 def hvp(objective: Objective, params: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the Hessian of ``objective(params) -> scalar`` times each of *vectors*.
 
-    *vectors* is like *params*, each tensor with the same leading axes (none, one or several): all of them
-    are multiplied on one graph. H v = d/dp <dL/dp, v> (Pearlmutter 1994, "Fast exact multiplication by the
-    Hessian"). Raises `InputError` for names or shapes that do not fit.
+    H v = d/dp <dL/dp, v> (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). *vectors* is like *params*,
+    each tensor with the same leading axes (none, one or several); all vectors share one graph. Raises `InputError` if
+    names or shapes differ.
 
     >>> p = {"w": torch.tensor([1.0, 2.0])}
     >>> hvp(lambda p: (p["w"] ** 3).sum(), p, {"w": torch.eye(2)})
@@ -57,49 +61,49 @@ def hessian_of(
     objective: Objective,
     params: Mapping[str, Tensor],
     *,
-    replicas: bool = False,
+    batched: bool = False,
     batches: Any = None,
     preconditioner: Mapping[str, Tensor] | None = None,
-    block: Block | None = None,
-    chunk: int | None = None,
-    retain: bool = True,
+    block: ParamFilter | None = None,
+    chunk_size: int | None = None,
+    retain_graph: bool = True,
 ) -> Hessian:
     """Return the (block of the, preconditioned) Hessian of an objective, averaged over *batches*.
 
-    The gradient of the sum over replicas is built once and differentiated again for every product; the
-    arguments are those of `stability.curvature.spectrum`. Replicas, batches and vectors share one backward pass as far
-    as a processor's cache or an accelerator's memory holds them.
+    The arguments are those of `stability.curvature.spectrum`. The gradient of the sum over replicas is built once and
+    differentiated again for every product. Replicas, batches and vectors share one backward pass as far as they fit in
+    a processor's cache or an accelerator's memory.
     """
-    value, free, fixed = _task(objective, params, replicas, block, chunk)
-    shapes = {name: value.shape[int(replicas) :] for name, value in free.items()}
-    point = flatten(free, int(replicas))
-    point = point if replicas else point[None]
+    value, free, fixed = _partial_objective(objective, params, batched, block, chunk_size)
+    shapes = {name: value.shape[int(batched) :] for name, value in free.items()}
+    point = flatten(free, int(batched))
+    point = point if batched else point[None]
 
-    total = _number_of_batches(batches, replicas)
-    lanes = _lanes_at_once(value, free, fixed, batches, replicas)
-    size = min(chunk or max(1, lanes // len(point)), total)
-    parts = _parts(batches, replicas, size)
-    groups = groups_of(len(point), lanes // size)
+    total = _number_of_batches(batches, batched)
+    lanes = _lanes_at_once(value, free, fixed, batches, batched)
+    size = min(chunk_size or max(1, lanes // len(point)), total)
+    parts = _parts(batches, batched, size)
+    groups = replica_slices(len(point), lanes // size)
 
-    def graph(group: slice, part: tuple[Any, ...]) -> Graph:
-        at, held, some = at_index((free, fixed, part), group) if replicas else (free, fixed, part)
-        return graph_of(lambda leaves: _values(value, replicas, leaves, held, *some), at)
+    def build_graph(group: slice, part: tuple[Any, ...]) -> Graph:
+        point, constants, batch = at_index((free, fixed, part), group) if batched else (free, fixed, part)
+        return graph_of(lambda leaves: _values(value, batched, leaves, constants, *batch), point)
 
-    kept = [[graph(group, part) for part in parts] for group in groups] if retain else None
+    kept = [[build_graph(group, part) for part in parts] for group in groups] if retain_graph else None
 
     def product(vectors: Tensor) -> Tensor:
         columns = []
-        for place, group in enumerate(groups):
-            graphs = kept[place] if kept is not None else (graph(group, part) for part in parts)
+        for index, group in enumerate(groups):
+            graphs = kept[index] if kept is not None else (build_graph(group, part) for part in parts)
             width = max(1, lanes // (size * (group.stop - group.start)))
-            some = vectors[:, group].split(width)
-            columns.append(_added(_joined([_product(one, few, shapes, replicas) for few in some], 0) for one in graphs))
-        result = _joined(columns, 1)
+            split = vectors[:, group].split(width)
+            columns.append(_sum(_cat([_product(graph, v, shapes, batched) for v in split], 0) for graph in graphs))
+        result = _cat(columns, 1)
         return result.div_(total) if total > 1 else result
 
     if preconditioner is None:
         return Hessian(point, shapes, product)
-    scale = _inverse_root(preconditioner, free, int(replicas)).to(point)
+    scale = _inverse_root(preconditioner, free, int(batched)).to(point)
     return Hessian(point, shapes, lambda vectors: scale * product(scale * vectors))
 
 
@@ -108,90 +112,91 @@ def replicas_at_once(
     params: Mapping[str, Tensor],
     *,
     batches: Any = None,
-    block: Block | None = None,
-    chunk: int | None = None,
-    retain: bool = True,
+    block: ParamFilter | None = None,
+    chunk_size: int | None = None,
+    retain_graph: bool = True,
     vectors: int = 0,
 ) -> list[slice]:
     """Return the groups of replicas that share a backward pass in `hessian_of`.
 
-    On an accelerator memory bounds them: the graphs of all batches, if they are kept (*retain*), and the so many
-    *vectors* of each replica that the caller holds. A function of the objective, of shapes and of the device's whole
-    memory alone. Raises `InputError` as `hessian_of` does.
+    On an accelerator they are bounded by memory: that of the graphs of all batches, if they are kept (*retain_graph*),
+    and of the *vectors* that the caller holds for each replica. The groups depend only on the objective, the shapes and
+    the device's total memory. Raises `InputError` as `hessian_of` does.
     """
-    value, free, fixed = _task(objective, params, True, block, chunk)
+    value, free, fixed = _partial_objective(objective, params, True, block, chunk_size)
     total = _number_of_batches(batches, True)
-    size = min(chunk or 1, total)
+    size = min(chunk_size or 1, total)
     first = next(iter(free.values()))
     if first.device.type == "cpu":
-        return groups_of(len(first), _lanes_at_once(value, free, fixed, batches, True) // size)
+        return replica_slices(len(first), _lanes_at_once(value, free, fixed, batches, True) // size)
     lane = _bytes_of_lane(value, free, fixed, batches, True)
-    held = vectors * sum(tensor[0].numel() * tensor.element_size() for tensor in free.values())
-    return groups_of(len(first), room_on(first.device, 0) // ((total if retain else size) * lane + held))
+    vector_bytes = vectors * sum(tensor[0].numel() * tensor.element_size() for tensor in free.values())
+    per_replica = (total if retain_graph else size) * lane + vector_bytes
+    return replica_slices(len(first), room_on(first.device, 0) // per_replica)
 
 
-def _task(
-    objective: Objective, params: Mapping[str, Tensor], replicas: bool, block: Block | None, chunk: int | None
+def _partial_objective(
+    objective: Objective, params: Mapping[str, Tensor], batched: bool, block: ParamFilter | None, chunk_size: int | None
 ) -> tuple[Objective, dict[str, Tensor], dict[str, Tensor]]:
-    """Return the objective of the free and the fixed parameters, and both of these; or raise `InputError`."""
-    check_params(params, replicas)
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk is {chunk}; allowed: a whole number of batches of at least 1")
+    """Return ``value(free, fixed, *batch)`` and the free and fixed parameters; or raise `InputError`."""
+    check_params(params, batched)
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError(f"chunk_size is {chunk_size}; allowed: a whole number of batches of at least 1")
     free = {name: params[name].detach() for name in chosen_names(params, block)}
     fixed = {name: value.detach() for name, value in params.items() if name not in free}
 
-    def value(moved: Named, held: Named, *batch: Any) -> Tensor:
-        return check_scalar(objective({name: (moved if name in moved else held)[name] for name in params}, *batch))
+    def value(free: Named, fixed: Named, *batch: Any) -> Tensor:
+        return check_scalar(objective({name: (free if name in free else fixed)[name] for name in params}, *batch))
 
     return value, free, fixed
 
 
-def _product(graph: Graph, vectors: Tensor, shapes: Shapes, replicas: bool) -> Tensor:
+def _product(graph: Graph, vectors: Tensor, shapes: Shapes, batched: bool) -> Tensor:
     """Return the product of one *graph* with *vectors* (V, R, P), of the same shape."""
-    named = unflatten(vectors if replicas else vectors[:, 0], shapes)
-    parts = zip(named.items(), products(graph, list(named.values())), strict=True)
-    found = {name: torch.zeros_like(vector) if part is None else part for (name, vector), part in parts}
-    result = flatten(found, 1 + int(replicas)).view(vectors.shape)
-    return result + graph.nothing[:, None] if graph.may_be_nan else result
+    named = unflatten(vectors if batched else vectors[:, 0], shapes)
+    pairs = zip(named.items(), graph_hvp(graph, list(named.values())), strict=True)
+    products = {name: torch.zeros_like(vector) if product is None else product for (name, vector), product in pairs}
+    result = flatten(products, 1 + int(batched)).view(vectors.shape)
+    return result + graph.zero_or_nan[:, None] if graph.may_be_nan else result
 
 
-def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+def _cat(tensors: list[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def _added(tensors: Iterator[Tensor]) -> Tensor:
+def _sum(tensors: Iterator[Tensor]) -> Tensor:
     total = next(tensors)
     for tensor in tensors:
         total += tensor
     return total
 
 
-def _lanes_at_once(value: Objective, free: Named, fixed: Named, batches: Any, replicas: bool) -> int:
-    """Return how many evaluations of one replica on one batch go into one backward pass, at least 1.
+def _lanes_at_once(value: Objective, free: Named, fixed: Named, batches: Any, batched: bool) -> int:
+    """Return how many lanes (one replica on one batch) go into one backward pass, at least 1.
 
-    A function of the objective, of shapes and of the device's whole memory alone, so that numbers never depend on the
-    machine's state.
+    It depends only on the objective, the shapes and the device's total memory, so that results never depend on the
+    machine's current state.
     """
     device = next(iter(free.values())).device
-    return max(1, room_on(device, CPU_BYTES) // _bytes_of_lane(value, free, fixed, batches, replicas))
+    return max(1, room_on(device, CPU_BYTES) // _bytes_of_lane(value, free, fixed, batches, batched))
 
 
-def _bytes_of_lane(value: Objective, free: Named, fixed: Named, batches: Any, replicas: bool) -> int:
-    """Return what one replica on one batch computes in one evaluation; on an accelerator, what it keeps in memory."""
-    (part, *_) = _parts(batches, replicas, 1)
-    one, held, some = at_index((free, fixed, part), 0) if replicas else (free, fixed, part)
-    work = bytes_of(lambda: value(one, held, *at_index(some, 0)), one)
+def _bytes_of_lane(value: Objective, free: Named, fixed: Named, batches: Any, batched: bool) -> int:
+    """Return the bytes that one lane computes in one evaluation; on an accelerator, those that it keeps in memory."""
+    (part, *_) = _parts(batches, batched, 1)
+    point, constants, batch = at_index((free, fixed, part), 0) if batched else (free, fixed, part)
+    work = bytes_of(lambda: value(point, constants, *at_index(batch, 0)), point)
     return work if next(iter(free.values())).device.type == "cpu" else SECOND_ORDER * work
 
 
-def groups_of(replicas: int, most: int) -> list[slice]:
-    """Return replicas in even groups of at most *most*, one by one below 3.
+def replica_slices(replicas: int, most: int) -> list[slice]:
+    """Return even groups of at most *most* replicas; if *most* is below 3, each replica is a group.
 
-    One replica takes other kernels than several do: no group but one of all is left with one beside larger ones.
+    A single replica uses other kernels than several do, so no group of one is left next to larger groups.
     """
     count = math.ceil(replicas / most) if most > 2 else replicas
-    ends = [replicas * place // count for place in range(count + 1)]
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+    bounds = [replicas * index // count for index in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def at_index(tree: Any, index: slice | int) -> Any:
@@ -199,53 +204,53 @@ def at_index(tree: Any, index: slice | int) -> Any:
     return pytree.tree_map(lambda leaf: None if leaf is None else leaf[index], tree)
 
 
-def _values(value: Objective, replicas: bool, moved: Named, fixed: Named, *batches: Any) -> Tensor:
-    """Return the sum of the objective over some *batches*, if there are any, (R,)."""
+def _values(value: Objective, batched: bool, free: Named, fixed: Named, *batches: Any) -> Tensor:
+    """Return the sum of the objective over *batches*, or its value if there are none, (R,)."""
 
-    def summed(moved: Named, held: Named, *batches: Any) -> Tensor:
+    def sum_over_batches(free: Named, fixed: Named, *batches: Any) -> Tensor:
         if not batches:
-            return value(moved, held)
+            return value(free, fixed)
         if pytree.tree_leaves(batches)[0].shape[0] == 1:
-            return value(moved, held, *at_index(batches, 0))
-        return torch.vmap(value, in_dims=(None, None, 0))(moved, held, *batches).sum()
+            return value(free, fixed, *at_index(batches, 0))
+        return torch.vmap(value, in_dims=(None, None, 0))(free, fixed, *batches).sum()
 
-    if not replicas:
-        return summed(moved, fixed, *batches)[None]
-    if len(next(iter(moved.values()))) == 1:
-        return summed(*at_index((moved, fixed, *batches), 0))[None]
-    return torch.vmap(summed)(moved, fixed, *batches)
+    if not batched:
+        return sum_over_batches(free, fixed, *batches)[None]
+    if len(next(iter(free.values()))) == 1:
+        return sum_over_batches(*at_index((free, fixed, *batches), 0))[None]
+    return torch.vmap(sum_over_batches)(free, fixed, *batches)
 
 
-def _number_of_batches(batches: Any, replicas: bool) -> int:
-    """Return how many whole *batches* there are, or raise `InputError` where their tensors disagree."""
+def _number_of_batches(batches: Any, batched: bool) -> int:
+    """Return the number of whole *batches*; raise `InputError` if their tensors disagree."""
     if batches is None:
         return 1
-    axis = int(replicas)
+    axis = int(batched)
     sizes = {leaf.shape[axis : axis + 1] for leaf in pytree.tree_leaves(batches)}
     total = next(iter(sizes))[0] if len(sizes) == 1 and all(sizes) else 0
     if not total:
-        where = "second axis, after the replicas'" if replicas else "first axis"
-        given = sorted(tuple(leaf.shape) for leaf in pytree.tree_leaves(batches))
+        where = "second axis, after the replicas'" if batched else "first axis"
+        shapes = sorted(tuple(leaf.shape) for leaf in pytree.tree_leaves(batches))
         raise InputError(
-            f"batches have shapes {given}; allowed: tensors that share the number of batches as their {where}"
+            f"batches have shapes {shapes}; allowed: tensors that share the number of batches as their {where}"
         )
     return total
 
 
-def _parts(batches: Any, replicas: bool, size: int) -> list[tuple[Any, ...]]:
-    """Return *batches* cut into parts of at most *size* whole batches, each the objective's further arguments."""
+def _parts(batches: Any, batched: bool, size: int) -> list[tuple[Any, ...]]:
+    """Split *batches* into parts of at most *size*; each part holds the objective's further arguments."""
     if batches is None:
         return [()]
-    axis, total = int(replicas), _number_of_batches(batches, replicas)
+    axis, total = int(batched), _number_of_batches(batches, batched)
 
-    def cut(start: int) -> tuple[Any, ...]:
+    def part(start: int) -> tuple[Any, ...]:
         return (pytree.tree_map(lambda leaf: leaf.narrow(axis, start, min(size, total - start)), batches),)
 
-    return [cut(start) for start in range(0, total, size)]
+    return [part(start) for start in range(0, total, size)]
 
 
 def whole_batches(batches: Any) -> list[tuple[Any, ...]]:
-    """Return the objective's further arguments for each batch of a pytree (M, ...): none where there are none."""
+    """Return the objective's further arguments for each batch of a pytree (M, ...); one empty tuple for None."""
     return [at_index(part, 0) for part in _parts(batches, False, 1)]
 
 
@@ -254,8 +259,8 @@ def _inverse_root(preconditioner: Mapping[str, Tensor], free: Mapping[str, Tenso
         if name not in preconditioner:
             raise InputError(f"the preconditioner lacks {name!r}{nearest(name, preconditioner)}")
         if preconditioner[name].shape != value.shape:
-            given, allowed = tuple(preconditioner[name].shape), tuple(value.shape)
-            raise InputError(f"the preconditioner of {name!r} has shape {given}; allowed: {allowed}")
+            shape, allowed = tuple(preconditioner[name].shape), tuple(value.shape)
+            raise InputError(f"the preconditioner of {name!r} has shape {shape}; allowed: {allowed}")
     flat = flatten({name: preconditioner[name] for name in free}, axes).detach()
     if bool((flat <= 0).any()):
         name = next(name for name in free if bool((preconditioner[name] <= 0).any()))
@@ -280,33 +285,33 @@ def unflatten(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     }
 
 
-def chosen_names(params: Mapping[str, Tensor], block: Block | None) -> list[str]:
-    """Return the names in *block* (a predicate or a collection; None: all), in the order of *params*."""
+def chosen_names(params: Mapping[str, Tensor], block: ParamFilter | None) -> list[str]:
+    """Return the names that *block* selects (None: all), in the order of *params*."""
     if block is None:
         return list(params)
     if not callable(block):
         names = {block} if isinstance(block, str) else set(block)
         for name in sorted(names - set(params)):
             raise InputError(f"block: unknown parameter {name!r}{nearest(name, params)}")
-        return [name for name in params if name in names] or _no_block(params)
-    return [name for name in params if block(name)] or _no_block(params)
+        return [name for name in params if name in names] or _raise_empty_block(params)
+    return [name for name in params if block(name)] or _raise_empty_block(params)
 
 
-def _no_block(params: Mapping[str, Tensor]) -> list[str]:
+def _raise_empty_block(params: Mapping[str, Tensor]) -> list[str]:
     raise InputError(f"the block holds no parameter; allowed: some of {', '.join(params)}")
 
 
-def check_params(params: Mapping[str, Tensor], replicas: bool) -> None:
-    """Raise `InputError` unless *params* share float32 or float64, a device and, if asked, replicas."""
+def check_params(params: Mapping[str, Tensor], batched: bool) -> None:
+    """Raise `InputError` unless *params* share float32 or float64, a device and, if *batched*, a replica axis."""
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in params.values()})
     if dtypes not in (["float32"], ["float64"]):
-        given = ", ".join(dtypes) or "no parameter"
-        raise InputError(f"curvature was given {given}; allowed: parameters all of float32 or all of float64")
+        listed = ", ".join(dtypes) or "no parameter"
+        raise InputError(f"curvature was given {listed}; allowed: parameters all of float32 or all of float64")
     if len(devices := {str(value.device) for value in params.values()}) > 1:
         raise InputError(f"parameters are on {', '.join(sorted(devices))}; allowed: one device")
-    if replicas and len(sizes := {tuple(value.shape[:1]) for value in params.values()}) > 1:
+    if batched and len(sizes := {tuple(value.shape[:1]) for value in params.values()}) > 1:
         raise InputError(f"parameters start with axes {sorted(sizes)}; allowed: the same replica axis for all")
-    if replicas and sizes <= {(), (0,)}:
+    if batched and sizes <= {(), (0,)}:
         raise InputError("parameters have no replica axis; allowed: a leading axis of at least 1, the same for all")
 
 
@@ -320,12 +325,12 @@ def check_scalar(value: Tensor) -> Tensor:
 def leading_shape(params: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> torch.Size:
     """Return the leading axes that *vectors* have beyond *params*, or raise `InputError`."""
     if set(params) != set(vectors):
-        odd = ", ".join(sorted(set(params) ^ set(vectors)))
-        raise InputError(f"params and vectors differ in {odd}; allowed: the same names in both")
+        differing = ", ".join(sorted(set(params) ^ set(vectors)))
+        raise InputError(f"params and vectors differ in {differing}; allowed: the same names in both")
     first = next(iter(params))
     lead = vectors[first].shape[: max(0, vectors[first].dim() - params[first].dim())]
     for name, value in params.items():
         if vectors[name].shape != lead + value.shape:
-            given, allowed = tuple(vectors[name].shape), tuple(lead + value.shape)
-            raise InputError(f"vectors[{name!r}] has shape {given}; allowed: {allowed}")
+            shape, allowed = tuple(vectors[name].shape), tuple(lead + value.shape)
+            raise InputError(f"vectors[{name!r}] has shape {shape}; allowed: {allowed}")
     return lead

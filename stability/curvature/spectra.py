@@ -1,4 +1,4 @@
-"""Extremes, trace and density of a Hessian's spectrum, each with its own error."""
+"""Extremes, trace and density of a Hessian's spectrum, each with an error estimate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from stability.curvature.lanczos import Decomposition, lanczos
-from stability.curvature.products import Block, Hessian, Objective, at_index, hessian_of, replicas_at_once, unflatten
+from stability.curvature.products import (
+    Hessian,
+    Objective,
+    ParamFilter,
+    at_index,
+    hessian_of,
+    replicas_at_once,
+    unflatten,
+)
 from stability.devices import to_device
 from stability.registry import InputError
 from stability.streams import stream
@@ -20,21 +28,27 @@ from stability.streams import stream
 PROBES_AT_ONCE = 8  # Hutchinson probes per product, so that memory does not grow with their number
 
 VECTORS = 2 * PROBES_AT_ONCE
-"""What a spectrum holds of a replica beside its Lanczos basis, in vectors of the size of its parameters."""
+"""Memory of one replica in addition to its Lanczos basis, in vectors of the size of its parameters."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What Lanczos and Hutchinson probes tell of a Hessian; replicas, if any, are each tensor's first axis.
+    """Estimates of a Hessian's spectrum by Lanczos and Hutchinson probes.
 
-    Eigenvalues (top,) are extremes by sign: high ones descend from the largest, low ones ascend from the
-    smallest. `vectors_high` and `vectors_low` are their unit vectors, like the parameters with an axis
-    (top,), and residuals the norms |H v - lambda v|: some eigenvalue lies within a residual of lambda. They
-    count as converged when the residual is below sqrt(eps) of the largest |lambda| found. `trace_stderr` is
-    the standard error over the probes (rounding alone where there are as many steps as parameters, 0 where as
-    many probes: then the trace is exact). `nodes` and `weights` (probes, steps) are Gauss quadratures of the spectral
-    density, `hvps` counts products per replica. All NaN, and not converged, where the objective or its derivatives are
-    not finite.
+    If the parameters are batched, the first axis of each tensor is that of the replicas. All values are NaN, and not
+    converged, if the objective or its derivatives are not finite.
+
+    Attributes:
+        eigenvalues_high, eigenvalues_low: extremes by sign (top,), from the largest down and from the smallest up.
+        residuals_high, residuals_low: |H v - lambda v| (top,); some eigenvalue is within a residual of lambda.
+        converged_high, converged_low: whether the residual is below sqrt(eps) of the largest |lambda| found.
+        vectors_high, vectors_low: unit Ritz vectors, like the parameters with a leading axis (top,).
+        trace: sum of all eigenvalues.
+        trace_stderr: standard error over the probes; rounding error alone with as many steps as parameters, 0 with as
+            many probes as parameters (the trace is then exact).
+        nodes, weights: Gauss quadratures of the spectral density (probes, steps).
+        hvps: Hessian-vector products per replica.
+        dtype: of the parameters.
     """
 
     eigenvalues_high: Tensor
@@ -55,7 +69,7 @@ class Spectrum:
     def density(self, grid: Tensor, width: float) -> Tensor:
         """Return the spectral density at *grid* (G,), smoothed by a Gaussian of standard deviation *width*.
 
-        phi(x) = mean over probes of sum_i w_i N(x; node_i, width^2), of integral 1. Lin, Saad and Yang
+        phi(x) = mean over probes of sum_i w_i N(x; node_i, width^2); it integrates to 1. Lin, Saad and Yang
         (2016), "Approximating spectral densities of large matrices", section 3.2.
         """
         if not width > 0:
@@ -68,7 +82,7 @@ class Spectrum:
     def negative_share(self) -> Tensor:
         """Return the share of the spectral density below zero, in [0, 1].
 
-        Nodes within rounding of zero (100 eps of the largest) count as zero: a Hessian of low rank has many.
+        Nodes within rounding of zero (100 eps of the largest) count as zero: a low-rank Hessian has many of them.
         """
         scale = self.nodes.abs().amax(dim=(-2, -1), keepdim=True)
         negative = self.nodes < -100 * torch.finfo(self.dtype).eps * scale
@@ -76,7 +90,7 @@ class Spectrum:
         return share.clamp(max=1)
 
     def _repr_html_(self) -> str:
-        """Return a table of extremes and trace with their errors, a row a replica, for a notebook."""
+        """Return an HTML table of extremes and trace with their errors, one row per replica, for a notebook."""
         head = "".join(f"<th>{word}</th>" for word in ("", "largest", "smallest", "trace", "below zero"))
         pairs = (
             (self.eigenvalues_high[..., 0], self.residuals_high[..., 0]),
@@ -86,10 +100,10 @@ class Spectrum:
         columns = [torch.stack(pair, -1).reshape(-1, 2).tolist() for pair in pairs]
         shares = self.negative_share.reshape(-1).tolist()
         rows = "".join(
-            f"<tr><th>{place if self.trace.dim() else ''}</th>"
+            f"<tr><th>{index if self.trace.dim() else ''}</th>"
             + "".join(f"<td>{value:.4g} ± {error:.2g}</td>" for value, error in row)
             + f"<td>{share:.1%}</td></tr>"
-            for place, (*row, share) in enumerate(zip(*columns, shares, strict=True))
+            for index, (*row, share) in enumerate(zip(*columns, shares, strict=True))
         )
         caption = f"Hessian spectrum, {self.hvps} Hessian-vector products; ± residual or standard error"
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -104,62 +118,68 @@ def spectrum(
     top: int = 1,
     trace_probes: int = 16,
     seed: int = 0,
-    replicas: bool = False,
+    batched: bool = False,
     batches: Any = None,
     preconditioner: Mapping[str, Tensor] | None = None,
-    block: Block | None = None,
-    chunk: int | None = None,
-    retain: bool = True,
+    block: ParamFilter | None = None,
+    chunk_size: int | None = None,
+    retain_graph: bool = True,
 ) -> Spectrum:
     """Return the extremes, trace and density of the Hessian of ``objective(params) -> scalar`` at *params*.
 
-    - *steps* of Lanczos (at most P, the number of parameters) from each of *probes* Gaussian starts give
-      the *top* eigenvalues at either end and the density (stochastic Lanczos quadrature: Ubaru, Chen and
-      Saad 2017); *trace_probes* Rademacher vectors give the trace (Hutchinson 1990) of what lies outside the
-      first start's Krylov space; inside it is known exactly, so steps sharpen the trace too. All are drawn
-      from *seed*, the same for every replica.
-    - *replicas*: each tensor of *params* has a leading replica axis R; *objective* stays written for one.
-    - *batches*: a pytree of tensors of M whole batches, (M, ...) or (R, M, ...); then the objective is
-      called with (params, batch) and the Hessian is that of its mean over the batches.
-    - *preconditioner*: the diagonal P > 0, like *params*; then the operator is P^-1/2 H P^-1/2, whose
-      largest eigenvalue is Adam's sharpness for P = sqrt(v) + eps (Cohen et al. 2022, arXiv:2207.14484).
-    - *block*: names, or a predicate of the name: the Hessian in those parameters, the others held fixed.
-    - *chunk* batches share one graph (None: what a cache, or an accelerator's memory, holds). *retain* keeps the
-      graphs between products; without it they are built anew for each product and memory holds one chunk. The
-      Lanczos basis takes probes x R x steps x P numbers; on an accelerator memory bounds the replicas at once.
+    Extremes and density are by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017). The trace is exact inside the
+    first start's Krylov space and estimated by Hutchinson probes (Hutchinson 1990) outside it, so more Lanczos steps
+    also sharpen the trace. The Lanczos basis takes probes x R x steps x P numbers.
 
-    Raises `InputError` for arguments that do not fit the parameters; an objective that is not finite gives
-    NaN.
+    Args:
+        objective: written for one replica; ``objective(params, batch)`` with *batches*.
+        params: parameters by name.
+        steps: Lanczos steps per start, at most P, the number of parameters.
+        probes: Gaussian start vectors.
+        top: eigenvalues at each end of the spectrum.
+        trace_probes: Rademacher vectors for the trace.
+        seed: of starts and probes, which are the same for every replica.
+        batched: whether each tensor of *params* has a leading replica axis R.
+        batches: a pytree of tensors of M whole batches, (M, ...) or (R, M, ...); the Hessian is that of the mean over
+            the batches.
+        preconditioner: the diagonal P > 0, like *params*; the operator is then P^-1/2 H P^-1/2, whose largest
+            eigenvalue is Adam's sharpness for P = sqrt(v) + eps (Cohen et al. 2022, arXiv:2207.14484).
+        block: names, or a predicate on names: the Hessian with respect to these parameters, the others constant.
+        chunk_size: batches that share one graph (None: as many as a cache, or an accelerator's memory, holds).
+        retain_graph: keep the graphs between products; otherwise each product rebuilds them and memory holds one chunk.
+
+    Raises:
+        InputError: if arguments do not match the parameters. An objective that is not finite gives NaN instead.
 
     >>> s = spectrum(lambda p: (p["w"] ** 2 * torch.tensor([3.0, -1.0, 0.5])).sum() / 2, {"w": torch.ones(3)})
     >>> s.eigenvalues_high.round(decimals=3), s.eigenvalues_low.round(decimals=3), s.trace
     (tensor([3.]), tensor([-1.]), tensor(2.5000))
     """
-    how: dict[str, Any] = {"block": block, "chunk": chunk}
-    count = {"steps": steps, "probes": probes, "top": top, "trace_probes": trace_probes, "seed": seed}
-    if not replicas:
-        alone = hessian_of(objective, params, batches=batches, preconditioner=preconditioner, retain=retain, **how)
-        found = _spectrum_of(alone, **count)
-        return replace(found, **{name: _first(value) for name, value in _tensors(found).items()})
+    options: dict[str, Any] = {"block": block, "chunk_size": chunk_size, "retain_graph": retain_graph}
+    counts = {"steps": steps, "probes": probes, "top": top, "trace_probes": trace_probes, "seed": seed}
+    if not batched:
+        hessian = hessian_of(objective, params, batches=batches, preconditioner=preconditioner, **options)
+        result = _spectrum_of(hessian, **counts)
+        return replace(result, **{name: _first(value) for name, value in _tensors(result).items()})
     vectors = probes * (steps + VECTORS)
-    groups = replicas_at_once(objective, params, batches=batches, retain=retain, vectors=vectors, **how)
-    given = (dict(params), batches, None if preconditioner is None else dict(preconditioner))
+    groups = replicas_at_once(objective, params, batches=batches, vectors=vectors, **options)
+    inputs = (dict(params), batches, None if preconditioner is None else dict(preconditioner))
 
     def of_group(group: slice) -> Spectrum:
-        some, their_batches, theirs = at_index(given, group) if len(groups) > 1 else given
+        group_params, group_batches, diagonal = at_index(inputs, group) if len(groups) > 1 else inputs
         hessian = hessian_of(
-            objective, some, replicas=True, batches=their_batches, preconditioner=theirs, retain=retain, **how
+            objective, group_params, batched=True, batches=group_batches, preconditioner=diagonal, **options
         )
-        return _spectrum_of(hessian, **count)
+        return _spectrum_of(hessian, **counts)
 
-    # One group after the other: what one keeps, its graph and its basis, is gone before the next begins.
-    return _side_by_side([of_group(group) for group in groups])
+    # Group by group: the graph and the basis of one group are freed before the next one starts.
+    return _concat([of_group(group) for group in groups])
 
 
 def _spectrum_of(hessian: Hessian, steps: int, probes: int, top: int, trace_probes: int, seed: int) -> Spectrum:
-    """Return the spectrum of each of the operator's replicas (R, ...)."""
+    """Return the spectrum of each replica of the operator, tensors (R, ...)."""
     size = hessian.point.shape[1]
-    steps = _checked(steps, probes, top, trace_probes, size)
+    steps = _check_counts(steps, probes, top, trace_probes, size)
     run = _lanczos_of(hessian, steps, probes, seed)
     trace, trace_stderr, trace_hvps = _trace(hessian, run, trace_probes, seed)
     return Spectrum(
@@ -174,18 +194,19 @@ def _spectrum_of(hessian: Hessian, steps: int, probes: int, top: int, trace_prob
 
 
 def _tensors(spectrum: Spectrum) -> dict[str, Any]:
-    """Return what a spectrum has of each replica: tensors, or tensors by parameter."""
-    whole = {field.name: getattr(spectrum, field.name) for field in fields(spectrum)}
-    return {name: value for name, value in whole.items() if isinstance(value, Tensor | dict)}
+    """Return the fields with a replica axis: tensors, or tensors by parameter."""
+    values = {field.name: getattr(spectrum, field.name) for field in fields(spectrum)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor | dict)}
 
 
-def _side_by_side(spectra: list[Spectrum]) -> Spectrum:
+def _concat(spectra: list[Spectrum]) -> Spectrum:
     """Return the spectra of several groups of replicas as one."""
-    joined = tree_map(lambda *parts: torch.cat(parts), *map(_tensors, spectra))
-    return replace(spectra[0], **joined)
+    tensors = tree_map(lambda *parts: torch.cat(parts), *map(_tensors, spectra))
+    return replace(spectra[0], **tensors)
 
 
-def _checked(steps: int, probes: int, top: int, trace_probes: int, size: int) -> int:
+def _check_counts(steps: int, probes: int, top: int, trace_probes: int, size: int) -> int:
+    """Return *steps*, at most *size*; raise `InputError` for a count that is not allowed."""
     counts = {"steps": steps, "probes": probes, "top": top, "trace_probes": trace_probes}
     for name, count in counts.items():
         if count < 1:
@@ -197,7 +218,7 @@ def _checked(steps: int, probes: int, top: int, trace_probes: int, size: int) ->
 
 
 def _lanczos_of(hessian: Hessian, steps: int, probes: int, seed: int) -> Decomposition:
-    """Run Lanczos on lanes (probes x R), each start shared by all replicas."""
+    """Run Lanczos on probes x R lanes; all replicas share each start."""
     replicas, size = hessian.point.shape
     starts = torch.randn(probes, 1, size, generator=stream(seed, "lanczos"), dtype=torch.float64)
     starts = to_device(starts.to(hessian.point.dtype), hessian.point.device)
@@ -213,7 +234,7 @@ def _extremes(hessian: Hessian, run: Decomposition, top: int) -> dict[str, Any]:
     """Return the eigenvalues at both ends from the first start, with their true residuals."""
     replicas = len(hessian.point)
     first = Decomposition(run.theta[:replicas], run.vectors[:replicas], run.basis[:replicas])
-    theta, vectors = first.ends(top)
+    theta, vectors = first.extremes(top)
     values = theta.to(hessian.point)
     vectors = vectors + (0 * values)[..., None]
     images = hessian.product(vectors.transpose(0, 1)).transpose(0, 1)
@@ -221,43 +242,43 @@ def _extremes(hessian: Hessian, run: Decomposition, top: int) -> dict[str, Any]:
     scale = first.theta.abs().amax(-1, keepdim=True).to(hessian.point)
     converged = residuals <= math.sqrt(torch.finfo(residuals.dtype).eps) * scale
     named = {"eigenvalues": values, "residuals": residuals, "converged": converged}
-    ends: dict[str, Any] = {}
+    extremes: dict[str, Any] = {}
     for end, part in (("high", slice(top)), ("low", slice(top, None))):
-        ends |= {f"{name}_{end}": value[:, part] for name, value in named.items()}
-        ends[f"vectors_{end}"] = unflatten(vectors[:, part], hessian.shapes)
-    return ends
+        extremes |= {f"{name}_{end}": value[:, part] for name, value in named.items()}
+        extremes[f"vectors_{end}"] = unflatten(vectors[:, part], hessian.shapes)
+    return extremes
 
 
 def _trace(hessian: Hessian, run: Decomposition, count: int, seed: int) -> tuple[Tensor, Tensor, int]:
     """Return the trace (R,), its standard error and the number of further products.
 
-    tr H = tr Q H Q' + E[z' H z] for the first start's orthonormal basis Q and z a Rademacher vector without its part
-    in Q: the first term is the sum of the Ritz values, and only what Lanczos left over is estimated (as in Hutch++,
-    Meyer et al. 2021, arXiv:2010.09649, with Krylov directions). Its variance is 2 |H'|_F^2 at most for the remainder
-    H', which lacks the large eigenvalues: a spectrum with few of them takes tens of times fewer probes.
+    tr H = tr Q H Q' + E[z' H z], where Q is the first start's orthonormal basis and z a Rademacher vector projected out
+    of Q. The first term is the sum of the Ritz values; only the second is estimated (as in Hutch++, Meyer et al. 2021,
+    arXiv:2010.09649, with Krylov directions). Its variance is at most 2 |H'|_F^2 for the remainder H', which lacks the
+    large eigenvalues: a spectrum with few of them takes tens of times fewer probes.
     """
     replicas, size = hessian.point.shape
     basis, theta = run.basis[:replicas], run.theta[:replicas]
-    inside = theta.sum(-1).to(hessian.point)
-    nothing = 0 * inside
+    krylov_trace = theta.sum(-1).to(hessian.point)
+    zero_or_nan = 0 * krylov_trace
     if count >= size:
         if basis.shape[1] == size:
-            return inside, nothing, 0
+            return krylov_trace, zero_or_nan, 0
         identity = torch.eye(size, dtype=hessian.point.dtype, device=hessian.point.device)
         forms = _forms(hessian, identity, basis[:, :0])
-        return forms.sum(0), nothing, size
-    # What is not estimated has been rounded.
+        return forms.sum(0), zero_or_nan, size
+    # Exact trace: only rounding error remains.
     rounding = torch.finfo(hessian.point.dtype).eps * theta.abs().sum(-1).to(hessian.point)
     if basis.shape[1] == size:
-        return inside, rounding, 0
+        return krylov_trace, rounding, 0
     directions = torch.randint(2, (count, size), generator=stream(seed, "trace")).double() * 2 - 1
     forms = _forms(hessian, to_device(directions.to(hessian.point.dtype), hessian.point.device), basis)
-    spread = forms.std(0) if count > 1 else nothing + torch.nan
-    return inside + forms.mean(0), torch.hypot(spread / math.sqrt(count), rounding), count
+    spread = forms.std(0) if count > 1 else zero_or_nan + torch.nan
+    return krylov_trace + forms.mean(0), torch.hypot(spread / math.sqrt(count), rounding), count
 
 
 def _forms(hessian: Hessian, directions: Tensor, basis: Tensor) -> Tensor:
-    """Return z' H z (count, R) for each row of *directions* (count, P), without its part in the *basis* (R, k, P)."""
+    """Return z' H z (count, R) for each row z of *directions* (count, P), projected out of the *basis* (R, k, P)."""
     forms = []
     for group in directions.split(PROBES_AT_ONCE):
         rest = (group - group @ basis.mT @ basis).transpose(0, 1)

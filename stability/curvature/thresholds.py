@@ -1,4 +1,4 @@
-"""Where a sharpness stops a step size from converging: the edge of stability."""
+"""Thresholds of sharpness above which a step size is unstable: the edge of stability."""
 
 from __future__ import annotations
 

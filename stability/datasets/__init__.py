@@ -1,9 +1,9 @@
 """Datasets: a catalogue of paired data, each a function ``(*, <options>) -> Pairs``.
 
-What a dataset can be measured by, beyond retrieval, it declares: ``@dataset(offers=("classes",))`` has prompts for
-zero-shot classification, ``"hard-negatives"`` has texts that are almost right; where that hangs on the options, it is a
-function of them. Data read from disk declare ``on_disk=True``: their fingerprint, not the path, is part of a run's
-identity. Random numbers come from named streams on the CPU.
+A dataset declares what it offers for evaluation beyond retrieval: with ``@dataset(offers=("classes",))`` it has prompts
+for zero-shot classification, with ``"hard-negatives"`` texts that are almost right. If that depends on the options,
+``offers`` is a function of them. Data read from disk declare ``on_disk=True``: their fingerprint, not the path, is part
+of a run's identity. Random numbers come from named streams on the CPU.
 """
 
 from __future__ import annotations
@@ -24,16 +24,22 @@ dataset = Registry("dataset")
 class Pairs:
     """A finite set of image-text pairs with its split, and the prompts of its zero-shot classes.
 
-    image (N, ...) floats, or (N, 1) ids below image_vocabulary; text (N, T) token ids or (N, F) floats; caption (N,)
-    the identity of what each pair's text says: equal numbers mean that both say the same, and equal texts have equal
-    numbers; label (N,) class of each image, -1 for none; train (n,) and held_out (m,) indices, disjoint (except in data
-    that are only ever fitted, as 'sphere'); prompts (classes, variants, ...) texts that name each class, (0, 0, ...)
-    where there are no classes; vocabulary: the words, by token id (empty for real-valued text), the first one "" where
-    token 0 fills up short texts; hard_negatives (m, K, ...): K texts for each held-out pair that are false of its image
-    by one word; further: the samples (N, ...) of a third modality and on, each floats, or (N, 1) ids below
-    image_vocabulary; separator: what stands between words when a text is written out; fingerprint: a digest of the
-    content of data from disk, and notes: sentences on what of them was left out or cut (both empty for data that are
-    made here).
+    Attributes:
+        image: (N, ...) floats, or (N, 1) ids below *image_vocabulary*.
+        text: (N, T) token ids, or (N, F) floats.
+        caption: (N,) ids of the captions' meanings: equal ids mean equal meanings, and equal texts have equal ids.
+        label: (N,) class of each image, -1 for none.
+        train: (n,) indices of the training pairs.
+        held_out: (m,) indices of the held-out pairs, disjoint from *train* (except in data that are only fitted, as
+            'sphere').
+        prompts: (classes, variants, ...) texts that name each class; (0, 0, ...) if there are no classes.
+        vocabulary: the words by token id (empty for real-valued text); the first is "" if token 0 pads short texts.
+        image_vocabulary: number of image ids; 0 for real-valued images.
+        hard_negatives: (m, K, ...) texts, K for each held-out pair, that are false of its image by one word.
+        extra_modalities: samples (N, ...) of further modalities, each floats, or (N, 1) ids below *image_vocabulary*.
+        separator: joins words when a text is written out.
+        fingerprint: a digest of the content of data from disk; empty for generated data.
+        notes: sentences on which data from disk were left out or cut; empty for generated data.
     """
 
     image: Tensor
@@ -46,7 +52,7 @@ class Pairs:
     vocabulary: tuple[str, ...] = ()
     image_vocabulary: int = 0
     hard_negatives: Tensor | None = None
-    further: tuple[Tensor, ...] = ()
+    extra_modalities: tuple[Tensor, ...] = ()
     separator: str = " "
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
@@ -54,21 +60,21 @@ class Pairs:
     @property
     def modalities(self) -> dict[str, Tensor]:
         """Return the samples (N, ...) of every modality by name: image, text, modality-3 and on."""
-        named = {f"modality-{place}": samples for place, samples in enumerate(self.further, start=3)}
-        return {"image": self.image, "text": self.text, **named}
+        extra = {f"modality-{number}": samples for number, samples in enumerate(self.extra_modalities, start=3)}
+        return {"image": self.image, "text": self.text, **extra}
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """What these data can be measured by, beyond retrieval."""
-        held = {"classes": len(self.prompts) > 0, "hard-negatives": self.hard_negatives is not None}
-        return tuple(name for name, there in held.items() if there)
+        """What these data offer for evaluation beyond retrieval."""
+        available = {"classes": len(self.prompts) > 0, "hard-negatives": self.hard_negatives is not None}
+        return tuple(name for name, is_available in available.items() if is_available)
 
     def words(self, index: int) -> str:
-        """Return the caption of one pair as a reader would write it."""
+        """Return the caption of one pair as plain text."""
         return self.say(self.text[index])
 
     def say(self, text: Tensor) -> str:
-        """Return one text (T,) of token ids as a reader would write it."""
+        """Return one text (T,) of token ids as plain text."""
         return self.separator.join(self.vocabulary[token] for token in text.tolist()).strip()
 
 
@@ -83,9 +89,9 @@ def declared_offers(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def rows(samples: Tensor, index: Tensor) -> Tensor:
-    """Return samples (N, ...) at *index* (n,): a view where the indices are consecutive, else a copy.
+    """Return samples (N, ...) at *index* (n,): a view if the indices are consecutive, else a copy.
 
-    Those of data from disk are, so samples mapped into memory stay on disk until a batch of them is read.
+    Indices of data from disk are consecutive, so memory-mapped samples stay on disk until a batch of them is read.
     """
     first = int(index[0]) if len(index) else 0
     if torch.equal(index, torch.arange(first, first + len(index))):
@@ -94,18 +100,25 @@ def rows(samples: Tensor, index: Tensor) -> Tensor:
 
 
 def split(pairs: int, held_out: float, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return (train, held_out) indices: a random share of *pairs* kept from training, both sorted.
+    """Return random (train, held_out) indices, both sorted.
 
-    Raises `InputError` if either is left without pairs; *name* is the dataset's.
+    Args:
+        pairs: number of pairs.
+        held_out: share of held-out pairs.
+        name: the dataset, for errors.
+        generator: the random stream.
+
+    Raises:
+        InputError: if either side is left without pairs.
     """
-    kept = round(held_out * pairs)
-    if not 0 < kept < pairs:
+    count = round(held_out * pairs)
+    if not 0 < count < pairs:
         raise InputError(
-            f"dataset {name!r}: held_out = {held_out:g} of {pairs} pairs leaves {kept} held out; allowed: at least one "
-            "held out and one to train on"
+            f"dataset {name!r}: held_out = {held_out:g} of {pairs} pairs leaves {count} held out; allowed: at least "
+            "one held out and one to train on"
         )
     order = torch.randperm(pairs, generator=generator)
-    return order[kept:].sort().values, order[:kept].sort().values
+    return order[count:].sort().values, order[:count].sort().values
 
 
 from stability.datasets import (  # noqa: E402  (variants register on import)

@@ -1,8 +1,8 @@
-"""Prepared data on disk: arrays written once beside a checksum, then mapped into memory, never read whole.
+"""Cache of prepared data: arrays written once with checksums, then memory-mapped, never read as a whole.
 
-An entry is a folder ``<cache>/<key>/`` of .npy files and ``data.json``. The key is a digest of where the data come from
-(names, sizes and time stamps of the source files) and of how they were prepared; the fingerprint is a digest of what
-came out, so the same pairs have the same fingerprint wherever they lie.
+An entry is a folder ``<cache>/<key>/`` of .npy files and ``data.json``. The key is a digest of the source (names, sizes
+and time stamps of files) and of the preparation. The fingerprint is a digest of the prepared content, so equal pairs
+have equal fingerprints independent of their location.
 """
 
 from __future__ import annotations
@@ -27,58 +27,65 @@ SCHEMA = 1
 FACTS = "data.json"
 VARIABLE = "STABILITY_CACHE"
 CHUNK = 1 << 22
-"""Bytes read at once for a checksum."""
+"""Number of bytes read at once for a checksum."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of prepared arrays, and the facts about them that are no array."""
+    """A folder of prepared arrays, and further facts about them."""
 
     folder: Path
     facts: Mapping[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of all that was prepared."""
+        """16 hexadecimal digits of the SHA-256 of the prepared content."""
         return str(self.facts["fingerprint"])
 
     def array(self, name: str) -> Tensor:
-        """Return an array as a tensor mapped into memory: pages are read when touched, and writes stay private."""
+        """Return an array as a memory-mapped tensor: pages are read on access, and writes stay private."""
         return torch.from_numpy(np.load(self.folder / f"{name}.npy", mmap_mode="c", allow_pickle=False))
 
     def __contains__(self, name: str) -> bool:
         return f"{name}.npy" in self.facts["files"]
 
 
-def cache_folder(given: str = "") -> Path:
-    """Return where prepared data are kept: *given*, else $STABILITY_CACHE, else the user's cache directory."""
-    named = given or os.environ.get(VARIABLE, "")
-    if named:
-        return Path(named).expanduser()
+def cache_folder(path: str = "") -> Path:
+    """Return the folder of prepared data: *path*, else $STABILITY_CACHE, else the user's cache directory."""
+    folder = path or os.environ.get(VARIABLE, "")
+    if folder:
+        return Path(folder).expanduser()
     from platformdirs import user_cache_path
 
     return user_cache_path("contrastive-stability")
 
 
 def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Return (path, bytes, time stamp) of each file, (path, -1, -1) of one that is not there."""
-    found = []
+    """Return (path, bytes, time stamp) of each file, (path, -1, -1) if it does not exist."""
+    result = []
     for file in files:
         try:
             status = file.stat()
         except OSError:
-            found.append((str(file.absolute()), -1, -1))
+            result.append((str(file.absolute()), -1, -1))
         else:
-            found.append((str(file.absolute()), status.st_size, status.st_mtime_ns))
-    return found
+            result.append((str(file.absolute()), status.st_size, status.st_mtime_ns))
+    return result
 
 
 def prepared(key: Mapping[str, Any], cache: str, build: Callable[[Path], Mapping[str, Any]]) -> Entry:
-    """Return the entry of *key*, built now if it is not there or not intact.
+    """Return the entry of *key*; build it if it does not exist or is damaged.
 
-    *build* writes .npy files into the folder it is given and returns further facts as plain data. It writes to a
-    temporary folder that is renamed last, so an entry that exists is complete; of two processes that build the same
-    one, the first to finish wins. Raises `InputError` if the cache cannot be written.
+    The entry is written to a temporary folder that is renamed last, so an existing entry is complete. If two processes
+    build the same entry, the first to finish wins.
+
+    Args:
+        key: identifies source and preparation.
+        cache: folder of the cache; see `cache_folder`.
+        build: writes .npy files into a folder and returns further facts as plain data.
+
+    Raises:
+        InputError: if the cache cannot be written.
     """
     digest = hashlib.sha256(json.dumps([SCHEMA, key], sort_keys=True).encode()).hexdigest()[:24]
     home = cache_folder(cache)
@@ -95,7 +102,7 @@ def prepared(key: Mapping[str, Any], cache: str, build: Callable[[Path], Mapping
         ) from error
     try:
         _finish(unfinished, build(unfinished))
-        # A damaged entry is replaced; one that another process has just finished is as good as ours.
+        # A damaged entry is replaced; one that another process has just finished is equal to ours.
         if folder.exists() and _intact(folder) is None:
             shutil.rmtree(folder)
         if not folder.exists():
@@ -110,11 +117,11 @@ def prepared(key: Mapping[str, Any], cache: str, build: Callable[[Path], Mapping
 
 def _finish(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the facts with checksums, and flush all files to disk."""
-    files = {path.name: _described(path) for path in sorted(folder.iterdir())}
+    files = {path.name: _file_record(path) for path in sorted(folder.iterdir())}
     content = {name: file["sha256"] for name, file in files.items()}
-    # How many samples were left out says nothing about those that were kept.
-    kept = {name: fact for name, fact in facts.items() if name != "notes"}
-    fingerprint = hashlib.sha256(json.dumps([content, kept], sort_keys=True).encode()).hexdigest()[:16]
+    # The notes on samples that were left out are not part of the content.
+    content_facts = {name: fact for name, fact in facts.items() if name != "notes"}
+    fingerprint = hashlib.sha256(json.dumps([content, content_facts], sort_keys=True).encode()).hexdigest()[:16]
     plain = {"schema": SCHEMA, "fingerprint": fingerprint, **facts, "files": files}
     (folder / FACTS).write_text(json.dumps(plain, indent=1), encoding="utf-8")
     for path in folder.iterdir():
@@ -122,32 +129,32 @@ def _finish(folder: Path, facts: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _file_record(path: Path) -> dict[str, Any]:
     status = path.stat()
     return {"bytes": status.st_size, "changed": status.st_mtime_ns, "sha256": sha256(path)}
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def _intact(folder: Path) -> Entry | None:
-    """Return the entry if it is complete: a file whose size or time stamp is not as recorded must match its checksum.
+    """Return the entry if it is intact: a file whose size or time stamp has changed must match its checksum.
 
-    Reading all of a large entry at each start would cost minutes, so an untouched file is taken as it was.
+    Reading all of a large entry at each start would take minutes, so files with unchanged size and time are trusted.
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        for name, was in facts["files"].items():
+        for name, record in facts["files"].items():
             path = folder / name
             status = path.stat()
-            touched = (status.st_size, status.st_mtime_ns) != (was["bytes"], was["changed"])
-            if touched and sha256(path) != was["sha256"]:
+            changed = (status.st_size, status.st_mtime_ns) != (record["bytes"], record["changed"])
+            if changed and sha256(path) != record["sha256"]:
                 return None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError):
         return None

@@ -1,4 +1,4 @@
-"""Captions as token ids, and the texts that name the classes of zero-shot classification."""
+"""Tokenization of captions, and the prompts of zero-shot classes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ import numpy as np
 from stability.extras import optional
 from stability.registry import InputError, nearest
 
-TOKENISERS = ("bpe", "bytes")
+TOKENIZERS = ("bpe", "bytes")
 BYTES = 256
 
 
 @dataclass(frozen=True)
-class Tokeniser:
-    """How texts become ids: the words by id (the first, "", fills up short texts) and the encoding itself."""
+class Tokenizer:
+    """Maps texts to token ids.
+
+    Attributes:
+        vocabulary: the words by id; the first, "", pads short texts.
+        ids: encodes a text.
+    """
 
     vocabulary: tuple[str, ...]
     ids: Callable[[str], list[int]]
 
     def table(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, int]:
-        """Return ids (N, length), longer texts cut and shorter ones filled up with 0, and how many were cut."""
+        """Return ids (N, length), with longer texts cut and shorter ones padded with 0, and how many were cut."""
         table, cut = np.zeros((len(texts), length), np.int64), 0
         for row, text in zip(table, texts, strict=True):
             ids = self.ids(text)
@@ -32,43 +37,43 @@ class Tokeniser:
         return table, cut
 
 
-def tokeniser(kind: str, captions: Sequence[str], size: int) -> Tokeniser:
-    """Return the tokeniser called *kind*: bytes, or byte-level BPE of *size* words learnt from these captions.
+def tokenizer(kind: str, captions: Sequence[str], size: int) -> Tokenizer:
+    """Return a tokenizer: bytes, or byte-level BPE of *size* words learned from these captions.
 
     BPE as in Radford et al. (2019), "Language models are unsupervised multitask learners", Sec. 2.2, by the package
-    tokenizers; every text can be written in it, since its alphabet is the 256 bytes.
+    tokenizers. It can encode every text, since its alphabet is the 256 bytes.
     """
-    if kind not in TOKENISERS:
-        raise InputError(f"tokens: unknown tokeniser {kind!r}{nearest(kind, TOKENISERS)}")
+    if kind not in TOKENIZERS:
+        raise InputError(f"tokens: unknown tokenizer {kind!r}{nearest(kind, TOKENIZERS)}")
     if kind == "bytes":
-        shown = [chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in range(BYTES)]
-        return Tokeniser(("", *shown), lambda text: [byte + 1 for byte in text.encode()])
+        names = [chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in range(BYTES)]
+        return Tokenizer(("", *names), lambda text: [byte + 1 for byte in text.encode()])
     library = optional("tokenizers", "tokens = 'bpe'", "disk")
     alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
     if size < BYTES + 1:
         raise InputError(f"words: got {size}; allowed: {BYTES + 1} or more (256 bytes, and one to fill up short texts)")
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    made.decoder = library.decoders.ByteLevel()
+    encoder = library.Tokenizer(library.models.BPE())
+    encoder.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    encoder.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=size, special_tokens=["<blank>"], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator(captions, trainer)
-    # A caption may say "<blank>": it is text like any other.
-    made.encode_special_tokens = True
-    words = [made.decode([word], skip_special_tokens=False) for word in range(made.get_vocab_size())]
-    return Tokeniser(("", *words[1:]), lambda text: made.encode(text, add_special_tokens=False).ids)
+    encoder.train_from_iterator(captions, trainer)
+    # A caption that contains "<blank>" is encoded like any other text.
+    encoder.encode_special_tokens = True
+    words = [encoder.decode([word], skip_special_tokens=False) for word in range(encoder.get_vocab_size())]
+    return Tokenizer(("", *words[1:]), lambda text: encoder.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The names of the classes and, for each, the texts that stand for it."""
+    """The names of the classes, and the prompts of each."""
 
     names: tuple[str, ...] = ()
     prompts: tuple[tuple[str, ...], ...] = ()
 
     def number(self, label: str | None, where: str) -> int:
-        """Return the number of a class given by name or number; -1 where there are no classes."""
+        """Return the index of a class given by name or index; -1 if there are no classes."""
         if not self.names:
             return -1
         if label is None or label == "":
@@ -81,9 +86,9 @@ class Classes:
 
 
 def read_classes(path: str) -> Classes:
-    r"""Return the classes of a labels file: a line a class, ``name`` or ``name<TAB>text<TAB>text...``.
+    r"""Return the classes of a labels file with one class a line: ``name`` or ``name<TAB>text<TAB>text...``.
 
-    A class without texts is named by "a photo of a <name>" (Radford et al. 2021, arXiv:2103.00020, Sec. 3.1.4).
+    A class without texts has the prompt "a photo of a <name>" (Radford et al. 2021, arXiv:2103.00020, Sec. 3.1.4).
     """
     if not path:
         return Classes()
@@ -100,5 +105,8 @@ def read_classes(path: str) -> Classes:
     if len(names) < 2 or len({*names}) < len(names):
         raise InputError(f"classes: {path} names {len({*names})} different classes; allowed: two or more, each once")
     if len({len(texts) for texts in prompts}) > 1 or "" in {text for texts in prompts for text in texts}:
-        raise InputError(f"classes: {path} has classes with fewer texts than others; allowed: as many for each")
+        raise InputError(
+            f"classes: {path} has classes with fewer texts than others; allowed: the same number of texts for each "
+            "class"
+        )
     return Classes(tuple(names), tuple(prompts))

@@ -1,8 +1,8 @@
-"""Pairs from disk: read sample by sample, judged, split by content, and written once in the order of the split.
+"""Pairs from disk: read sample by sample, validated, split by content, and written once in the order of the split.
 
-Readers yield a `Sample` each; everything else is the same for all formats. A sample that cannot be used (no image, an
-image that cannot be decoded, no caption, an empty one, a number that is not finite) is left out, counted, and the first
-of its kind named; if more than the share *tolerate* are unusable, the data are refused.
+Readers of each format yield `Sample`s; the rest is the same for all formats. A sample that cannot be used (no image, an
+image that cannot be decoded, no caption, an empty caption, a number that is not finite) is left out and counted, and
+the first one for each reason is named. If more than the share *max_invalid_share* is unusable, loading fails.
 """
 
 from __future__ import annotations
@@ -21,17 +21,24 @@ import torch
 
 from stability.datasets import Pairs
 from stability.datasets.cache import Entry, prepared, stamps
-from stability.datasets.captions import Classes, read_classes, tokeniser
+from stability.datasets.captions import Classes, read_classes, tokenizer
 from stability.datasets.images import Decoded, decode
 from stability.registry import InputError
 
 CHUNK = 256
-"""Images decoded side by side before they are written."""
+"""Number of images decoded in parallel before they are written."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its caption as read: *where* names file and member; None where there is none."""
+    """One image with its caption, as read; None for what is missing.
+
+    Attributes:
+        where: file and member, for errors.
+        image: the encoded image.
+        caption: the caption.
+        label: the class, by name or index.
+    """
 
     where: str
     image: bytes | None
@@ -41,7 +48,13 @@ class Sample:
 
 @dataclass
 class Tally:
-    """How many samples were kept, and how many left out for which reason, with the first of each named."""
+    """Counts of samples.
+
+    Attributes:
+        kept: number of samples kept.
+        left_out: number of samples left out, by reason.
+        first: the first sample left out, by reason.
+    """
 
     kept: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
@@ -53,7 +66,7 @@ class Tally:
         self.first.setdefault(reason, where)
 
     def sentence(self) -> str:
-        """Return what was left out, as one sentence without its end; nothing if nothing was.
+        """Return a sentence on the samples left out, without the final period; empty if there are none.
 
         >>> tally = Tally(kept=98)
         >>> tally.leave_out("corrupt image", "a.tar: 7.jpg")
@@ -65,18 +78,20 @@ class Tally:
         parts = [f"{count} with {reason} (the first: {self.first[reason]})" for reason, count in self.left_out.items()]
         return f"{total} of {total + self.kept} samples cannot be used: {', '.join(parts)}" if total else ""
 
-    def judge(self, tolerate: float, path: str) -> tuple[str, ...]:
-        """Return the sentence as a note, or raise `InputError` if more than the share *tolerate* was left out."""
+    def check(self, max_invalid_share: float, path: str) -> tuple[str, ...]:
+        """Return the sentence as a note; raise `InputError` if more than *max_invalid_share* was left out."""
         total = sum(self.left_out.values())
-        if total > tolerate * (total + self.kept):
-            raise InputError(f"path: {path}: {self.sentence()}; allowed: a share of data.tolerate = {tolerate:g}")
+        if total > max_invalid_share * (total + self.kept):
+            raise InputError(
+                f"path: {path}: {self.sentence()}; allowed: a share of data.max_invalid_share = {max_invalid_share:g}"
+            )
         return (f"{self.sentence()}; they were left out.",) if total else ()
 
 
 def is_held_out(content: bytes, share: float) -> bool:
-    """Tell whether a sample with this content is held out: equal content is always on the same side.
+    """Return whether a sample with this content is held out; equal content is always on the same side.
 
-    A sample's side depends on nothing but its content, so adding or removing others does not move it.
+    The side depends only on the content, so adding or removing other samples does not change it.
 
     >>> [is_held_out(bytes([number]), 0.5) for number in range(6)]
     [False, True, True, False, True, True]
@@ -86,7 +101,7 @@ def is_held_out(content: bytes, share: float) -> bool:
 
 
 def same(rows: np.ndarray) -> np.ndarray:
-    """Return numbers (N,) that are equal where rows (N, ...) are equal, bit by bit, counted in order of appearance.
+    """Return ids (N,) that are equal if rows (N, ...) are bitwise equal, numbered in order of appearance.
 
     >>> same(np.array([[1, 2], [3, 4], [1, 2]]))
     array([0, 1, 0])
@@ -106,13 +121,13 @@ def check_sides(train: int, held_out: int, share: float, path: str) -> None:
 
 
 def check_share(name: str, value: float, lowest: float = 0.0) -> None:
-    """Raise `InputError` unless an option is a share: between *lowest* and 1, without 1."""
+    """Raise `InputError` unless an option is a share: at least *lowest* and below 1."""
     if not lowest <= value < 1 or (name == "held_out" and value == 0):
         raise InputError(f"{name}: got {value:g}; allowed: a share between 0 and 1")
 
 
 def pairs_of(entry: Entry) -> Pairs:
-    """Return the pairs of an entry, mapped into memory: those to train on first, then those held out."""
+    """Return the memory-mapped pairs of a cache entry: training pairs first, then held-out pairs."""
     facts, text = entry.facts, entry.array("text")
     train, total = int(facts["train"]), len(text)
     return Pairs(
@@ -132,7 +147,17 @@ def pairs_of(entry: Entry) -> Pairs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images and captions become tensors: the options that every dataset of images on disk has."""
+    """The preprocessing options shared by all datasets of images on disk.
+
+    Attributes:
+        image_size: height and width in pixels.
+        tokens: tokenizer, "bpe" or "bytes".
+        words: vocabulary size of the BPE.
+        length: tokens per caption.
+        held_out: share of held-out pairs.
+        classes: file of classes, or "".
+        max_invalid_share: largest share of unusable samples.
+    """
 
     image_size: int
     tokens: str
@@ -140,7 +165,7 @@ class Recipe:
     length: int
     held_out: float
     classes: str
-    tolerate: float
+    max_invalid_share: float
 
 
 def image_text_pairs(
@@ -152,12 +177,22 @@ def image_text_pairs(
     cache: str,
     *also: str,
 ) -> Pairs:
-    """Return the pairs that *read* yields, prepared by *recipe* once for these *files*; *also* decides what is read."""
+    """Return the pairs that *read* yields, prepared once and cached.
+
+    Args:
+        kind: the dataset.
+        path: its option ``path``, for errors.
+        files: the source files.
+        read: yields the samples.
+        recipe: the preprocessing options.
+        cache: folder of the cache.
+        also: further options on which the samples depend.
+    """
     for name in ("image_size", "length"):
         if getattr(recipe, name) < 1:
             raise InputError(f"{name}: got {getattr(recipe, name)}; allowed: 1 or more")
     check_share("held_out", recipe.held_out)
-    check_share("tolerate", recipe.tolerate)
+    check_share("max_invalid_share", recipe.max_invalid_share)
     classes = read_classes(recipe.classes)
     key = {"kind": kind, "files": stamps(files), "recipe": vars(recipe), "classes": [classes.names, classes.prompts]}
     return pairs_of(
@@ -166,7 +201,7 @@ def image_text_pairs(
 
 
 def _build(folder: Path, path: str, samples: Iterable[Sample], recipe: Recipe, classes: Classes) -> dict[str, Any]:
-    """Write the arrays of the samples and return the facts: captions are held in memory, images are not."""
+    """Write the arrays of the samples and return the facts; captions are held in memory, images are not."""
     tally = Tally()
     captions: tuple[list[str], list[str]] = ([], [])
     labels: tuple[list[int], list[int]] = ([], [])
@@ -178,10 +213,10 @@ def _build(folder: Path, path: str, samples: Iterable[Sample], recipe: Recipe, c
             captions[side].append(str(sample.caption).strip())
             labels[side].append(classes.number(sample.label, sample.where))
             tally.kept += 1
-    notes = tally.judge(recipe.tolerate, path)
+    notes = tally.check(recipe.max_invalid_share, path)
     check_sides(len(captions[0]), len(captions[1]), recipe.held_out, path)
     join(folder / "image.npy", parts, (3, recipe.image_size, recipe.image_size))
-    encoding = tokeniser(recipe.tokens, captions[0], recipe.words)
+    encoding = tokenizer(recipe.tokens, captions[0], recipe.words)
     text, cut = encoding.table([*captions[0], *captions[1]], recipe.length)
     if cut:
         notes += (f"{cut} of {len(text)} captions are longer than data.length = {recipe.length} tokens and were cut.",)
@@ -200,9 +235,9 @@ def _build(folder: Path, path: str, samples: Iterable[Sample], recipe: Recipe, c
 
 
 def _usable(samples: Iterable[Sample], size: int, tally: Tally) -> Iterator[tuple[Sample, Decoded]]:
-    """Yield the samples that have both an image and a caption, in order, images decoded side by side."""
+    """Yield the samples with image and caption, in order; images are decoded in parallel."""
 
-    def judged(sample: Sample) -> tuple[Sample, Decoded | str]:
+    def validate(sample: Sample) -> tuple[Sample, Decoded | str]:
         if sample.caption is None:
             return sample, "no caption"
         if not sample.caption.strip():
@@ -217,52 +252,62 @@ def _usable(samples: Iterable[Sample], size: int, tally: Tally) -> Iterator[tupl
     source = iter(samples)
     with ThreadPoolExecutor() as threads:
         while chunk := list(islice(source, CHUNK)):
-            for sample, outcome in threads.map(judged, chunk):
-                if isinstance(outcome, str):
-                    tally.leave_out(outcome, sample.where)
+            for sample, image_or_reason in threads.map(validate, chunk):
+                if isinstance(image_or_reason, str):
+                    tally.leave_out(image_or_reason, sample.where)
                 else:
-                    yield sample, outcome
+                    yield sample, image_or_reason
 
 
 def join(target: Path, parts: Sequence[Path], shape: tuple[int, ...], scale: float = 1.0) -> None:
-    """Write files of raw float32 rows of this *shape*, divided by *scale*, as one .npy file, and remove them."""
-    bytes_a_row = 4 * int(np.prod(shape))
-    rows = [part.stat().st_size // bytes_a_row for part in parts]
-    whole = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(sum(rows), *shape))
+    """Concatenate files of raw float32 rows of this *shape*, divided by *scale*, to one .npy file and remove them."""
+    row_bytes = 4 * int(np.prod(shape))
+    rows = [part.stat().st_size // row_bytes for part in parts]
+    array = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(sum(rows), *shape))
     start = 0
     for part, count in zip(parts, rows, strict=True):
         with part.open("rb") as file:
-            for end in range(start, start + count, CHUNK):
-                here = min(CHUNK, start + count - end)
-                piece = np.frombuffer(file.read(here * bytes_a_row), dtype=np.float32)
-                whole[end : end + here] = piece.reshape(here, *shape) / np.float32(scale)
+            for first in range(start, start + count, CHUNK):
+                size = min(CHUNK, start + count - first)
+                chunk = np.frombuffer(file.read(size * row_bytes), dtype=np.float32)
+                array[first : first + size] = chunk.reshape(size, *shape) / np.float32(scale)
         start += count
         part.unlink()
-    whole.flush()
+    array.flush()
 
 
 def existing(path: str, what: str) -> Path:
-    """Return the path that option ``path`` gives, or raise `InputError` if there is nothing."""
+    """Return the path of the option ``path``, or raise `InputError` if it does not exist; *what* is what is allowed."""
     if not path:
         raise InputError(f"path: required, but missing: {what}")
-    found = Path(path).expanduser()
-    if not found.exists():
+    result = Path(path).expanduser()
+    if not result.exists():
         raise InputError(f"path: {path}: there is no such file or folder; allowed: {what}")
-    return found
+    return result
 
 
-def column(given: str, names: Iterable[str], usual: Sequence[str], where: str, option: str) -> str:
-    """Return the column called *given*, else the first of the *usual* names that is there.
+def column(name: str, columns: Iterable[str], usual: Sequence[str], where: str, option: str) -> str:
+    """Return the column *name*, or if it is empty the first of the *usual* names that exists.
+
+    Args:
+        name: the value of the option.
+        columns: the columns of the table.
+        usual: usual names of the column.
+        where: the table, for errors.
+        option: the option, for errors.
+
+    Raises:
+        InputError: if there is no such column.
 
     >>> column("", ["file_name", "text"], ("caption", "text"), "data.csv", "caption_column")
     'text'
     """
-    known = list(names)
-    found = next((name for name in ([given] if given else usual) if name in known), None)
-    if found is None:
-        wanted = f"no column {given!r}" if given else f"none of the columns {', '.join(usual)}"
-        raise InputError(f"{option}: {where} has {wanted} (columns: {', '.join(known) or 'none'})")
-    return found
+    existing_names = list(columns)
+    result = next((candidate for candidate in ([name] if name else usual) if candidate in existing_names), None)
+    if result is None:
+        missing = f"no column {name!r}" if name else f"none of the columns {', '.join(usual)}"
+        raise InputError(f"{option}: {where} has {missing} (columns: {', '.join(existing_names) or 'none'})")
+    return result
 
 
 IMAGE_COLUMNS = ("file_name", "image", "filepath", "filename", "path")
@@ -270,5 +315,5 @@ CAPTION_COLUMNS = ("caption", "text", "title", "sentence")
 
 
 def classes_where_labelled(options: dict[str, Any]) -> tuple[str, ...]:
-    """Return what a dataset on disk offers: classes where its options name a file of them."""
+    """Return what a dataset on disk offers: classes if its options name a file of classes."""
     return ("classes",) if options.get("classes") else ()

@@ -1,4 +1,4 @@
-"""A folder of images with a table of captions."""
+"""The dataset 'folder': a folder of images with a table of captions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TABLES = (".csv", ".tsv", ".jsonl")
 Row = tuple[str, dict[str, str]]
 
 
-def captions_file(folder: Path, given: str) -> Path:
-    """Return the table of captions: *given*, in the folder or as a path of its own, else the only one in the folder."""
-    if given:
-        inside, outside = folder / given, Path(given).expanduser()
-        found = [path for path in (inside, outside) if path.is_file()]
-        if not found:
-            raise InputError(f"captions: {given}: there is no such file, in {folder} or by itself")
-        path = found[0]
+def captions_file(folder: Path, name: str) -> Path:
+    """Return the table of captions: *name*, relative to the folder or as a path, else the only table in the folder."""
+    if name:
+        inside, outside = folder / name, Path(name).expanduser()
+        existing_files = [path for path in (inside, outside) if path.is_file()]
+        if not existing_files:
+            raise InputError(f"captions: {name}: there is no such file, in {folder} or by itself")
+        path = existing_files[0]
     else:
         tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLES)
         if len(tables) != 1:
@@ -39,9 +39,9 @@ def captions_file(folder: Path, given: str) -> Path:
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """Yield each row of a CSV, TSV or JSON-lines table with its place; a value that is missing is left out.
+    """Yield each row of a CSV, TSV or JSON-lines table with its file and line; missing values are omitted.
 
-    Raises `InputError` that names the line where the table cannot be read.
+    Raises `InputError` that names the line if the table cannot be read.
     """
     number = 0
     try:
@@ -79,19 +79,29 @@ def folder(
     length: int = 32,
     held_out: float = 0.2,
     classes: str = "",
-    tolerate: float = 0.01,
+    max_invalid_share: float = 0.01,
     cache: str = "",
 ) -> Pairs:
-    """Return the pairs of a folder of images and a table of captions: CSV, TSV (with a first line of names) or JSONL.
+    """Return the pairs of a folder of images and a table of captions: CSV, TSV (with a header line) or JSONL.
 
-    *path* is the folder, *captions* its table (empty: the only one in it), whose columns name each image, relative to
-    the folder, and what it shows (empty: the first usual name, as file_name and caption). Images (JPEG, PNG, WebP, GIF,
-    BMP, TIFF, PPM) become (3, *image_size*, *image_size*) floats in [-1, 1], cut to a square; captions become *length*
-    tokens: byte-level BPE of up to *words* words learnt from the training captions, or *tokens* = "bytes". The side of
-    a pair hangs on a hash of its image's pixels alone, a share *held_out*. *classes* is a file with a class a line, and
-    *label_column* says which one an image is of (by name or number, from 0). More than a share *tolerate* of unusable
-    samples is refused; fewer are left out and counted, as are images beside them that no row names. All is prepared
-    once, in the folder *cache*.
+    The side of a pair in the split depends only on a hash of its image's pixels. Images in the folder that no row names
+    are counted.
+
+    Args:
+        path: the folder.
+        captions: the table (empty: the only one in the folder).
+        image_column: column of the image's path relative to the folder (empty: the first usual name, as file_name).
+        caption_column: column of the caption (empty: the first usual name, as caption).
+        label_column: column of the image's class, by name or index from 0.
+        image_size: images (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM) become (3, image_size, image_size) floats in [-1, 1],
+            cropped to a square.
+        tokens: "bpe": byte-level BPE learned from the training captions; or "bytes".
+        words: largest vocabulary size of the BPE.
+        length: number of tokens of a caption.
+        held_out: share of held-out pairs.
+        classes: a file with one class a line.
+        max_invalid_share: up to this share of unusable samples is left out and counted; more is an error.
+        cache: the folder in which prepared data are cached.
     """
     home = existing(path, "a folder of images with a table of captions")
     if not home.is_dir():
@@ -105,13 +115,13 @@ def folder(
         column(label_column, names, (), table.name, "label_column")
 
     def samples() -> Iterator[Sample]:
-        for place, row in rows:
+        for location, row in rows:
             name = row.get(of_image, "")
             image = home / name
-            found = image.read_bytes() if name and image.is_file() else None
-            yield Sample(f"{place}: {name or 'no name'}", found, row.get(of_caption), row.get(label_column))
+            encoded = image.read_bytes() if name and image.is_file() else None
+            yield Sample(f"{location}: {name or 'no name'}", encoded, row.get(of_caption), row.get(label_column))
 
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, tolerate)
+    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
     named = [home / row[of_image] for _, row in rows if of_image in row]
     also = (of_image, of_caption, label_column)
     pairs = disk.image_text_pairs("folder", path, [table, *named], samples, recipe, cache, *also)
@@ -119,20 +129,20 @@ def folder(
 
 
 def _unnamed(home: Path, named: Sequence[Path], table: Path) -> tuple[str, ...]:
-    """Return a sentence on the images that lie in the folder, or in parts of it with named ones, but no row names."""
-    known = {Path(os.path.normpath(path)) for path in named}
-    parts = {home, *(path.parent for path in known if path.is_relative_to(home))}
-    left = [path for part in sorted(parts) for path in _images_in(part) if path not in known]
-    if not left:
+    """Return a sentence on the images in the folder, and in its subfolders with named images, that no row names."""
+    named_images = {Path(os.path.normpath(path)) for path in named}
+    folders = {home, *(path.parent for path in named_images if path.is_relative_to(home))}
+    unnamed = [path for folder in sorted(folders) for path in _images_in(folder) if path not in named_images]
+    if not unnamed:
         return ()
-    count, lie, were = ("1 image", "lies", "was") if len(left) == 1 else (f"{len(left):,} images", "lie", "were")
-    first = left[0].relative_to(home)
+    count, lie, were = ("1 image", "lies", "was") if len(unnamed) == 1 else (f"{len(unnamed):,} images", "lie", "were")
+    first = unnamed[0].relative_to(home)
     return (f"{count} {lie} in the folder that no row of {table.name} names (the first: {first}) and {were} not used.",)
 
 
 def _images_in(folder: Path) -> list[Path]:
     try:
-        found = list(folder.iterdir())
+        paths = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []  # What cannot be listed holds no image that could be told of.
-    return sorted(path for path in found if path.suffix.lower() in ENDINGS and path.is_file())
+        return []  # The images of a folder that cannot be listed cannot be counted.
+    return sorted(path for path in paths if path.suffix.lower() in ENDINGS and path.is_file())

@@ -1,4 +1,4 @@
-"""Pairs without content: nothing to learn but where to put them."""
+"""The dataset 'sphere': pairs of ids without content, for towers of free vectors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from stability.registry import InputError
 
 @dataset(offers=())
 def sphere(*, pairs: int = 100, modalities: int = 2) -> Pairs:
-    """Return pairs whose image and text are nothing but their number, for towers of free vectors.
+    """Return pairs whose image and text are only their index, for towers of free vectors.
 
-    Image and text are ids (N, 1) in 0..N - 1. There is nothing to generalise to, so training and measuring use the same
-    N pairs: recall and margins say how well they were placed. No classes. To train on the loss over all N^2 pairs, as
-    theory does, use batch_size = *pairs*. More *modalities* are further sets of the same N ids. Bangachev
-    et al. (2025), arXiv:2509.18552, App. D (N = 100; up to 20 modalities in Table 1).
+    Image and text are ids (N, 1) in 0..N - 1. There is no generalization, so training and evaluation use the same N
+    pairs: recall and margins measure how well the vectors fit them. No classes. To train on the loss over all N^2
+    pairs, as in theory, use batch_size = *pairs*. With more *modalities* there are further sets of the same N ids.
+    Bangachev et al. (2025), arXiv:2509.18552, App. D (N = 100; up to 20 modalities in Table 1).
     """
     if pairs < 2:
         raise InputError(f"dataset 'sphere': got pairs = {pairs}; allowed: 2 or more")
@@ -32,5 +32,5 @@ def sphere(*, pairs: int = 100, modalities: int = 2) -> Pairs:
         prompts=torch.empty(0, 0, 1, dtype=torch.int64),
         vocabulary=tuple(map(str, range(pairs))),
         image_vocabulary=pairs,
-        further=(ids[:, None],) * (modalities - 2),
+        extra_modalities=(ids[:, None],) * (modalities - 2),
     )

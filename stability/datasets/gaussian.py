@@ -1,4 +1,4 @@
-"""Noisy linear views of one Gaussian latent, two or more: everything about them is known in closed form."""
+"""The dataset 'latent': noisy linear views of one Gaussian latent, with known closed-form statistics."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ VARIANTS = 16
 def canonical_correlation(latent_dim: int, view_dim: int, snr: float) -> float:
     """Return the canonical correlation of the two views of `latent`, the same in each of the latent_dim directions.
 
-    rho = 1 / (1 + latent_dim / (view_dim snr)): a view with orthogonal columns tells each latent coordinate with noise
-    of variance latent_dim / (view_dim snr). The views share -latent_dim / 2 log(1 - rho^2) nats.
+    rho = 1 / (1 + latent_dim / (view_dim snr)): a view with orthogonal columns observes each latent coordinate with
+    noise of variance latent_dim / (view_dim snr). The mutual information of the views is
+    -latent_dim / 2 log(1 - rho^2) nats.
 
     >>> canonical_correlation(8, 32, 4.0)
     0.9411764705882353
@@ -41,7 +42,7 @@ def view(latent: Tensor, weights: Tensor, snr: float, generator: torch.Generator
 
 
 def region(latent: Tensor) -> Tensor:
-    """Return which region each latent (..., latent_dim) lies in: the signs of its first three coordinates, as bits.
+    """Return the region of each latent (..., latent_dim): the signs of its first three coordinates, as bits.
 
     >>> region(torch.tensor([[1.0, -1.0, 1.0, 9.0], [-1.0, 2.0, -1.0, 9.0]]))
     tensor([5, 2])
@@ -63,12 +64,20 @@ def latent(
 ) -> Pairs:
     """Return pairs of real vectors that are two noisy linear views of one Gaussian latent z ~ N(0, I).
 
-    image = (W z + e) / sqrt(1 + 1/snr), text alike with its own W and e: (N, view_dim) floats of unit mean square,
-    where E|W z|^2 / E|e|^2 = *snr* exactly and W has orthogonal columns (see `mixing`). The views' canonical
-    correlations and mutual information are known (see `canonical_correlation`). No two captions are equal. Classes are
-    the eight regions of latents that share the signs of three coordinates (see `region`); a class's 16 prompts are
-    text views of latents drawn in its region. More *modalities* are further views of the same latents, each with its
-    own W and e. *seed* makes other views and other pairs.
+    image = (W z + e) / sqrt(1 + 1/snr), and text likewise with its own W and e: (N, view_dim) floats of unit mean
+    square, where E|W z|^2 / E|e|^2 = *snr* exactly and W has orthogonal columns (see `mixing`). The views' canonical
+    correlations and mutual information are known (see `canonical_correlation`). All captions differ. Classes are the
+    eight regions of latents with equal signs of three coordinates (see `region`); the 16 prompts of a class are text
+    views of latents drawn in its region.
+
+    Args:
+        pairs: number of pairs N.
+        latent_dim: dimension of z.
+        view_dim: dimension of a view.
+        snr: signal-to-noise ratio.
+        held_out: share of held-out pairs.
+        modalities: number of views of the same latents, each with its own W and e.
+        seed: determines views and pairs.
     """
     where = "dataset 'latent'"
     if not 1 <= latent_dim <= view_dim:
@@ -82,9 +91,9 @@ def latent(
         mixing(latent_dim, view_dim, stream(seed, f"latent/{side}/mixing")) for side in ("image", "text")
     )
     z = torch.randn(pairs, latent_dim, generator=stream(seed, "latent/points"), dtype=torch.float64)
-    prompting = stream(seed, "latent/prompts")
+    prompt_stream = stream(seed, "latent/prompts")
     classes = 2 ** min(REGION_AXES, latent_dim)
-    points = torch.randn(classes, VARIANTS, latent_dim, generator=prompting, dtype=torch.float64)
+    points = torch.randn(classes, VARIANTS, latent_dim, generator=prompt_stream, dtype=torch.float64)
     axes = torch.arange(min(REGION_AXES, latent_dim))
     signs = (torch.arange(classes)[:, None] >> axes & 1) * 2 - 1
     points[..., axes] = points[..., axes].abs() * signs[:, None]
@@ -95,14 +104,14 @@ def latent(
         label=region(z),
         train=train,
         held_out=kept,
-        prompts=view(points, of_text, snr, prompting),
-        further=tuple(
+        prompts=view(points, of_text, snr, prompt_stream),
+        extra_modalities=tuple(
             view(
                 z,
-                mixing(latent_dim, view_dim, stream(seed, f"latent/modality-{place}/mixing")),
+                mixing(latent_dim, view_dim, stream(seed, f"latent/modality-{number}/mixing")),
                 snr,
-                stream(seed, f"latent/modality-{place}/noise"),
+                stream(seed, f"latent/modality-{number}/noise"),
             )
-            for place in range(3, modalities + 1)
+            for number in range(3, modalities + 1)
         ),
     )

@@ -1,4 +1,4 @@
-"""Real handwritten digits with captions that describe how each one was written."""
+"""The dataset 'digits': real handwritten digits with captions that describe the style of each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VOCABULARY = (
 
 
 def caption_words(digit: int, thickness: int, slant: int, width: int) -> tuple[str, ...]:
-    """Return the caption of a digit as words; the width chooses wording and word order, the other styles a word each.
+    """Return the caption of a digit as words; width determines wording and order, the other styles one word each.
 
     >>> [" ".join(caption_words(7, 0, 2, width)) for width in range(3)]
     ['narrow seven , thin , rightward', 'a thin rightward digit 7', 'rightward and thin wide seven']
@@ -61,10 +61,10 @@ def terciles(values: np.ndarray) -> np.ndarray:
 
 
 def styles(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (thickness, slant, width) terciles of (N, 8, 8) images of ink, over all N.
+    """Return (thickness, slant, width) terciles over N images of ink (N, 8, 8).
 
-    Thickness: total ink. Slant: how far a stroke moves right per row upwards, cov(x, height) / var(height) with ink as
-    weight. Width: standard deviation of ink across columns over that across rows.
+    Thickness: total ink. Slant: shift to the right per row upwards, cov(x, height) / var(height) with ink as weight.
+    Width: standard deviation of ink across columns over that across rows.
     """
     ink = images / images.sum((1, 2), keepdims=True)
     column = np.arange(images.shape[2])[None, None, :]
@@ -80,8 +80,9 @@ def digits(*, held_out: float = 0.2) -> Pairs:
     """Return the 1,797 handwritten digits that ship with scikit-learn, paired with captions of six tokens.
 
     Images (1, 8, 8) in [-1, 1]. A caption names the digit (as word or numeral) and two styles measured in the image
-    (see `styles`); the third style, width, chooses its wording and word order. So every caption follows from its image,
-    several images share one, and text is not a label. *held_out* is the share kept from training, by a fixed stream.
+    (see `styles`); the third style, width, determines its wording and word order. Thus captions are functions of
+    images, several images share a caption, and text is not a label. *held_out* is the share of held-out pairs, drawn
+    from a fixed stream.
     E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI, doi:10.24432/C50P49 (test part).
     """
     from sklearn.datasets import load_digits
@@ -94,16 +95,16 @@ def digits(*, held_out: float = 0.2) -> Pairs:
     text = torch.tensor(rows)
     caption = torch.unique(text, dim=0, return_inverse=True)[1]
     order = torch.randperm(len(text), generator=stream(0, "digits/split"))
-    kept = round(held_out * len(text))
-    ways = list(itertools.product(range(3), range(3), range(WIDTHS)))
-    prompts = [[tokens(caption_words(digit, *way)) for way in ways] for digit in range(10)]
+    count = round(held_out * len(text))
+    combinations = list(itertools.product(range(3), range(3), range(WIDTHS)))
+    prompts = [[tokens(caption_words(digit, *style)) for style in combinations] for digit in range(10)]
     return Pairs(
         image=torch.from_numpy(images).float()[:, None] / 8 - 1,
         text=text,
         caption=caption,
         label=torch.from_numpy(labels).long(),
-        train=order[kept:].sort().values,
-        held_out=order[:kept].sort().values,
+        train=order[count:].sort().values,
+        held_out=order[:count].sort().values,
         prompts=torch.tensor(prompts),
         vocabulary=VOCABULARY,
     )

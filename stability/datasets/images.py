@@ -1,4 +1,4 @@
-"""Images from bytes: decoded, resized and normalised."""
+"""Decoding of images from bytes, with resizing and normalization."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from stability.extras import optional
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that Pillow decodes itself; others, such as EPS, it passes to programs that would run what is in the file."""
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-"""How files in these formats are usually named."""
-"""Read by Pillow itself; others, as EPS, it hands to programs that would run what is in the file."""
+"""The usual file extensions of these formats."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,15 @@ class Decoded:
 
 
 def decode(encoded: bytes, size: int) -> Decoded:
-    """Return an image of one of the `FORMATS`, cropped to a square about its middle.
+    """Decode an image of one of the `FORMATS` and crop it to a centered square.
 
-    Turned as its EXIF data say, converted to RGB, scaled so that the shorter side fits (bicubic), x / 127.5 - 1. The
-    digest is of what a tower sees, so one picture in two lossless formats, or two that differ only where they are cut
-    off, are one. Raises `ValueError` with the reason for bytes that are no whole image.
+    The image is rotated according to its EXIF data, converted to RGB, scaled so that the shorter side fits (bicubic),
+    and mapped by x / 127.5 - 1. The digest is of the result, so a picture in two lossless formats, or two pictures that
+    differ only outside the crop, have the same digest. Raises `ValueError` with the reason if the bytes are not a
+    complete image.
     """
     image, operations = optional("PIL.Image", "a dataset of images", "disk"), optional("PIL.ImageOps", "", "disk")
-    # What Pillow raises for broken files depends on the format; these are all that its readers document.
+    # The exceptions of Pillow for broken files depend on the format; these are all that its readers document.
     broken = (OSError, SyntaxError, ValueError, EOFError, struct.error, image.DecompressionBombError)
     try:
         with image.open(io.BytesIO(encoded), formats=FORMATS) as opened:

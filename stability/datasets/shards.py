@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members that share a name are one sample."""
+"""The dataset 'webdataset': tar shards in which members with the same name form one sample."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXTRA = "webdataset"
 
 
 def shard_files(path: str) -> list[Path]:
-    """Return the shards that *path* names: one tar file, all in a folder, or a pattern with braces.
+    """Return the shards of *path*: one tar file, all in a folder, or a pattern with braces.
 
-    Files only: the package webdataset would run the command of a ``pipe:`` address, so none ever reaches it.
+    Only files are allowed: the package webdataset would run the command of a ``pipe:`` address.
     """
     if "{" not in path:
-        found = existing(path, "tar files: one, a folder of them, or a pattern as shards-{0000..0099}.tar")
-        files = [found] if found.is_file() else sorted(found.glob("*.tar"))
+        source = existing(path, "tar files: one, a folder of them, or a pattern as shards-{0000..0099}.tar")
+        files = [source] if source.is_file() else sorted(source.glob("*.tar"))
         if not files:
             raise InputError(f"path: {path}: holds no *.tar")
         return files
@@ -45,27 +45,27 @@ def shard_files(path: str) -> list[Path]:
 
 
 COMPRESSED: dict[bytes, Callable[[Path, str], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""What opens a compressed shard, by its first bytes; unlike tarfile's own streams, these notice where it breaks off."""
+"""Openers of compressed shards by their first bytes; unlike tarfile's own streams, they detect truncated files."""
 
 BROKEN = (OSError, EOFError, tarfile.TarError, ValueError, zlib.error, lzma.LZMAError)
 
 
 @dataclass
-class Watched:
-    """A stream of bytes that remembers the *last* block read: zeros where a tar file is whole."""
+class TailStream:
+    """A stream that keeps the *last* block read, which is zero if a tar file is complete."""
 
     stream: IO[bytes]
     last: bytes = b""
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, up to *size* of them."""
-        piece = self.stream.read(size)
-        self.last = (self.last + piece[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
-        return piece
+        chunk = self.stream.read(size)
+        self.last = (self.last + chunk[-tarfile.BLOCKSIZE :])[-tarfile.BLOCKSIZE :]
+        return chunk
 
 
 def _plain(file: Path) -> IO[bytes]:
-    """Return the open shard, its bytes decompressed."""
+    """Open a shard, with decompression."""
     with file.open("rb") as stream:
         head = stream.read(6)
     for magic, opener in COMPRESSED.items():
@@ -75,22 +75,22 @@ def _plain(file: Path) -> IO[bytes]:
 
 
 def members(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the samples of one shard, each a dict of bytes by ending, with its name under ``__key__``.
+    """Yield the samples of one shard, each a dict of bytes by extension, with its name under ``__key__``.
 
-    Raises `InputError` where the shard cannot be read to its end: how many samples are lost cannot be known.
+    Raises `InputError` if the shard cannot be read to its end, since the number of lost samples is unknown.
     """
     tariterators = optional("webdataset.tariterators", "the dataset 'webdataset'", EXTRA)
     last = "its first member"
     try:
         with _plain(file) as plain:
-            stream = Watched(plain)
+            stream = TailStream(plain)
             contents = ({**member, "__url__": file.name} for member in tariterators.tar_file_iterator(stream))
             for sample in tariterators.group_by_keys(contents):
                 yield sample
                 last = f"the sample {sample['__key__']}"
             while stream.read(1 << 20):
                 pass
-            # A file that breaks off between two members, or in a header, is to its reader one that ends there.
+            # The reader takes a file truncated between two members, or in a header, for a complete one.
             if any(stream.last):
                 raise EOFError("it ends without the mark of a whole tar file")
     except BROKEN as error:
@@ -104,14 +104,18 @@ def _samples(files: Sequence[Path], caption: str, label: str) -> Iterator[Sample
             image = next((member[ending] for ending in IMAGES if ending in member), None)
             where = f"{file.name}: {member['__key__']}"
             facts = _facts(member.get("json"))
-            said = _text(member.get("txt")) if "txt" in member and not caption else facts.get(caption or "caption")
-            of_class = _text(member["cls"]) if "cls" in member else facts.get(label)
-            text = None if said is None else str(said)
-            yield Sample(where, image, text, None if of_class is None else str(of_class).strip())
+            text = _text(member.get("txt")) if "txt" in member and not caption else facts.get(caption or "caption")
+            class_name = _text(member["cls"]) if "cls" in member else facts.get(label)
+            yield Sample(
+                where,
+                image,
+                None if text is None else str(text),
+                None if class_name is None else str(class_name).strip(),
+            )
 
 
 def _facts(encoded: bytes | None) -> dict[str, Any]:
-    """Return the object in a JSON member; one that cannot be read has no caption to give."""
+    """Return the object in a JSON member; an empty one if it cannot be read."""
     try:
         plain = json.loads(encoded or b"{}")
     except ValueError:
@@ -138,18 +142,30 @@ def webdataset(
     length: int = 32,
     held_out: float = 0.2,
     classes: str = "",
-    tolerate: float = 0.01,
+    max_invalid_share: float = 0.01,
     cache: str = "",
 ) -> Pairs:
-    """Return the pairs of WebDataset shards, as CC3M, CC12M and LAION come: a tar file, a folder, or brace patterns.
+    """Return the pairs of WebDataset shards, the format of CC3M, CC12M and LAION; local files only.
 
-    *path* may read shards-{0000..0099}.tar. A sample's image is its member jpg, png or webp; its caption the member
-    txt, else ``caption`` of the member json (*caption_key* names another key of it); its class the member cls, else
-    *label_key* of the json. A caption that is no UTF-8 text, or in a json that cannot be read, counts as none. A shard
-    that breaks off is refused. Everything else is as in the dataset 'folder'. Local files only.
+    A sample's image is its member jpg, png or webp; its caption is the member txt, else a key of the member json; its
+    class is the member cls, else a key of the json. A caption that is not UTF-8, or in a json that cannot be read, is
+    missing. A truncated shard is an error.
+
+    Args:
+        path: a tar file, a folder of them, or a brace pattern as shards-{0000..0099}.tar.
+        caption_key: key of the caption in the json (empty: the member txt, else ``caption``).
+        label_key: key of the class in the json.
+        image_size: see the dataset 'folder', also for all options below.
+        tokens: the tokenizer.
+        words: largest vocabulary size.
+        length: number of tokens of a caption.
+        held_out: share of held-out pairs.
+        classes: a file with one class a line.
+        max_invalid_share: largest share of unusable samples.
+        cache: the folder in which prepared data are cached.
     """
     files = shard_files(path)
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, tolerate)
+    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
     return disk.image_text_pairs(
         "webdataset",
         path,

@@ -1,4 +1,4 @@
-"""Parquet files of encoded images and captions."""
+"""The dataset 'parquet': Parquet files of encoded images and captions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from stability.registry import InputError
 
 IMAGES = ("image", "img", "jpg", "png")
 ROWS = 256
-"""Rows of encoded images held in memory at once."""
+"""Number of rows of encoded images held in memory at once."""
 
 
 def parquet_files(path: str) -> list[Path]:
     """Return the Parquet file at *path*, or all below it, sorted by name."""
-    found = existing(path, "a Parquet file, or a folder of them")
-    files = [found] if found.is_file() else sorted(found.rglob("*.parquet"))
+    source = existing(path, "a Parquet file, or a folder of them")
+    files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
     if not files:
         raise InputError(f"path: {path}: holds no *.parquet; allowed: a Parquet file, or a folder of them")
     return files
 
 
 def opened(file: Path) -> pq.ParquetFile:
-    """Return an open Parquet file, or raise `InputError` that names it."""
+    """Open a Parquet file, or raise `InputError` that names it."""
     try:
         return pq.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
@@ -36,28 +36,28 @@ def opened(file: Path) -> pq.ParquetFile:
 
 
 def _samples(files: Sequence[Path], image: str, caption: str, label: str) -> Iterator[Sample]:
-    """Yield the samples of the files row by row; a cell that lists several captions makes a sample for each."""
+    """Yield the samples of the files row by row; a cell with a list of captions yields a sample for each."""
     for file in files:
         number = 0
         with opened(file) as table:
-            wanted = [image, caption, *([label] if label else [])]
-            if missing := {*wanted} - {*table.schema_arrow.names}:
+            columns = [image, caption, *([label] if label else [])]
+            if missing := {*columns} - {*table.schema_arrow.names}:
                 raise InputError(f"path: {file}: has no column {min(missing)!r}, which the first file has")
             try:
-                for batch in table.iter_batches(batch_size=ROWS, columns=wanted):
+                for batch in table.iter_batches(batch_size=ROWS, columns=columns):
                     for row in batch.to_pylist():
                         captions = row[caption] if isinstance(row[caption], list) else [row[caption]]
-                        of_class = None if not label or row[label] is None else str(row[label])
-                        for said in captions:
-                            text = None if said is None else str(said)
-                            yield Sample(f"{file.name}: row {number}", _encoded(row[image]), text, of_class)
+                        class_name = None if not label or row[label] is None else str(row[label])
+                        for cell in captions:
+                            text = None if cell is None else str(cell)
+                            yield Sample(f"{file.name}: row {number}", _encoded(row[image]), text, class_name)
                         number += 1
             except (OSError, pa.ArrowInvalid) as error:
                 raise InputError(f"path: {file}: cannot be read after row {number}: {error}") from error
 
 
 def _encoded(cell: Any) -> bytes | None:
-    """Return the bytes of an image cell: bytes, or the struct of bytes and path that Hugging Face writes."""
+    """Return the bytes of an image cell: bytes, or the struct of bytes and path of Hugging Face."""
     return cell.get("bytes") if isinstance(cell, dict) else cell
 
 
@@ -74,14 +74,26 @@ def parquet(
     length: int = 32,
     held_out: float = 0.2,
     classes: str = "",
-    tolerate: float = 0.01,
+    max_invalid_share: float = 0.01,
     cache: str = "",
 ) -> Pairs:
-    """Return the pairs of a Parquet file, or of all below a folder: encoded images and captions, as Hugging Face has.
+    """Return the pairs of a Parquet file, or of all below a folder, with encoded images and captions (Hugging Face).
 
-    An image is a cell of bytes, or of a struct with ``bytes``; a cell that lists several captions makes a pair for
-    each. *image_column* and *caption_column* empty: the first usual name, as image and caption. Everything else is as
-    in the dataset 'folder'.
+    An image is a cell of bytes, or of a struct with ``bytes``; a cell with a list of captions gives a pair for each.
+
+    Args:
+        path: the file or folder.
+        image_column: column of the image (empty: the first usual name, as image).
+        caption_column: column of the caption (empty: the first usual name, as caption).
+        label_column: column of the image's class, by name or index from 0.
+        image_size: see the dataset 'folder', also for all options below.
+        tokens: the tokenizer.
+        words: largest vocabulary size.
+        length: number of tokens of a caption.
+        held_out: share of held-out pairs.
+        classes: a file with one class a line.
+        max_invalid_share: largest share of unusable samples.
+        cache: the folder in which prepared data are cached.
     """
     files = parquet_files(path)
     with opened(files[0]) as first:
@@ -93,7 +105,7 @@ def parquet(
     if not binary and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
         raise InputError(f"image_column: {files[0].name}: {of_image!r} holds {kind}; allowed: bytes of encoded images")
     of_label = column(label_column, schema.names, (), files[0].name, "label_column") if classes else ""
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, tolerate)
+    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
     return disk.image_text_pairs(
         "parquet",
         path,

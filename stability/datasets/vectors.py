@@ -1,4 +1,4 @@
-"""Precomputed embeddings of any two modalities, row by row."""
+"""The dataset 'embeddings': precomputed embeddings of any two modalities."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from stability.registry import InputError, nearest
 
 ENDINGS = (".npz", ".safetensors", ".parquet")
 ROWS = 4096
-"""Rows judged and written at once."""
+"""Number of rows validated and written at once."""
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Return the arrays in a file by name, or those in a folder of .npy files, which are mapped and not read.
+    """Return the arrays of a file by name, or those of a folder of .npy files, which are memory-mapped.
 
-    Raises `InputError` for a file that cannot be read or would have to run code to be read.
+    Raises `InputError` for a file that cannot be read, or whose reading would execute code.
     """
     if not path.is_dir() and path.suffix not in ENDINGS:
         raise InputError(
@@ -39,10 +39,10 @@ def read_arrays(path: Path) -> Arrays:
     file = path
     try:
         if path.is_dir():
-            found = {}
+            arrays = {}
             for file in sorted(path.glob("*.npy")):
-                found[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
-            return found
+                arrays[file.stem] = np.load(file, mmap_mode="r", allow_pickle=False)
+            return arrays
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
@@ -63,8 +63,8 @@ def _plain(tensor: Any) -> np.ndarray:
 
 
 def _columns(path: Path) -> Arrays:
-    """Return the columns of numbers (N,) and of lists of numbers (N, F); a list of another length is refused."""
-    found = {}
+    """Return the columns of numbers (N,) and of lists of numbers (N, F); lists must have equal lengths."""
+    result = {}
     table = pq.read_table(path)
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -77,14 +77,14 @@ def _columns(path: Path) -> Arrays:
                     "of one length"
                 )
             flat = column.flatten().to_numpy(zero_copy_only=False)
-            found[name] = flat.reshape(len(column), -1)
+            result[name] = flat.reshape(len(column), -1)
         elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            found[name] = column.to_numpy(zero_copy_only=False)
-    return found
+            result[name] = column.to_numpy(zero_copy_only=False)
+    return result
 
 
 def sides_of(arrays: Arrays, image: str, text: str, where: str) -> tuple[str, str]:
-    """Return the names of the two arrays that are paired: those given, else the only two tables with equal rows.
+    """Return the names of the two paired arrays: those named, else the only two tables with equally many rows.
 
     >>> sides_of({"audio": np.zeros((4, 2)), "text": np.zeros((4, 3)), "label": np.zeros(4)}, "", "", "a.npz")
     ('audio', 'text')
@@ -93,13 +93,13 @@ def sides_of(arrays: Arrays, image: str, text: str, where: str) -> tuple[str, st
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "none"
     if not image and not text:
         rows = [len(array) for array in tables.values()]
-        alike = [name for name, array in tables.items() if rows.count(len(array)) > 1]
-        if len(alike) != 2:
+        paired = [name for name, array in tables.items() if rows.count(len(array)) > 1]
+        if len(paired) != 2:
             raise InputError(
-                f"path: {where}: {len(alike)} tables of equally many rows (arrays: {shapes}); allowed: two, or name "
+                f"path: {where}: {len(paired)} tables of equally many rows (arrays: {shapes}); allowed: two, or name "
                 "them by data.image and data.text"
             )
-        return alike[0], alike[1]
+        return paired[0], paired[1]
     for option, name in (("image", image), ("text", text)):
         _named(arrays, name, option, where)
         if name not in tables:
@@ -119,7 +119,7 @@ def _named(arrays: Arrays, name: str, option: str, where: str) -> np.ndarray:
 
 
 def _labels(arrays: Arrays, label: str, prompts: str, width: int, where: str) -> dict[str, np.ndarray]:
-    """Return the labels (N,) and prompts (classes, variants, F), as far as they are named."""
+    """Return the labels (N,) and prompts (classes, variants, F) if they are named, else an empty dict."""
     if bool(label) != bool(prompts):
         raise InputError("label: data.label and data.prompts go together; give both, or neither")
     if not label:
@@ -150,23 +150,31 @@ def embeddings(
     label: str = "",
     prompts: str = "",
     held_out: float = 0.2,
-    tolerate: float = 0.0,
+    max_invalid_share: float = 0.0,
     cache: str = "",
 ) -> Pairs:
     """Return pairs of precomputed embeddings of any two modalities, called image and text here: (N, F) floats each.
 
-    *path* is an .npz, .safetensors or Parquet file, or a folder of .npy files; *image* and *text* name its two arrays
-    or columns (empty: the only two tables with equally many rows). *label* (N,) and *prompts* (classes, F) or (classes,
-    variants, F) name the arrays of zero-shot classes, prompts being embeddings of text. Each modality is divided by the
-    root mean square of its training rows, and by nothing else: directions stay. The side of a pair hangs on a hash of
-    its first embedding, a share *held_out*; a share *tolerate* of rows with a number that is not finite is left out and
-    counted, more is refused. For towers 'linear' and 'mlp', or any that reads vectors.
+    Each modality is divided by the root mean square of its training rows, which preserves directions; rows are not
+    normalized. The side of a pair in the split depends on a hash of its first embedding. For towers 'linear' and 'mlp',
+    or any that reads vectors.
+
+    Args:
+        path: an .npz, .safetensors or Parquet file, or a folder of .npy files.
+        image: array or column of the first modality (empty with *text*: the only two tables with equally many rows).
+        text: array or column of the second modality.
+        label: array of the classes (N,).
+        prompts: array of the text embeddings of zero-shot classes, (classes, F) or (classes, variants, F).
+        held_out: share of held-out pairs.
+        max_invalid_share: up to this share of rows with a number that is not finite is left out and counted; more is an
+            error.
+        cache: the folder in which prepared data are cached.
     """
     source = existing(path, "a file of embeddings (.npz, .safetensors, .parquet), or a folder of .npy files")
     check_share("held_out", held_out)
-    check_share("tolerate", tolerate)
+    check_share("max_invalid_share", max_invalid_share)
     files = sorted(source.glob("*.npy")) if source.is_dir() else [source]
-    key = {"files": stamps(files), "names": [image, text, label, prompts], "share": [held_out, tolerate]}
+    key = {"files": stamps(files), "names": [image, text, label, prompts], "share": [held_out, max_invalid_share]}
 
     def build(folder: Path) -> dict[str, Any]:
         arrays = read_arrays(source)
@@ -175,15 +183,15 @@ def embeddings(
             if arrays[name].dtype.kind not in "fiu" or not arrays[name].shape[1]:
                 raise InputError(f"path: {path}: {name!r} holds {arrays[name].dtype}; allowed: real numbers")
         classes = _labels(arrays, label, prompts, arrays[names[1]].shape[1], path)
-        return _build(folder, path, (arrays[names[0]], arrays[names[1]]), classes, held_out, tolerate)
+        return _build(folder, path, (arrays[names[0]], arrays[names[1]]), classes, held_out, max_invalid_share)
 
     return pairs_of(prepared({"kind": "embeddings", **key}, cache, build))
 
 
 def _build(
-    folder: Path, path: str, sides: Sequence[np.ndarray], classes: Arrays, held_out: float, tolerate: float
+    folder: Path, path: str, sides: Sequence[np.ndarray], classes: Arrays, held_out: float, max_invalid_share: float
 ) -> dict[str, Any]:
-    """Write both sides chunk by chunk, training rows first, then scale them; return the facts."""
+    """Write both modalities chunk by chunk, training rows first, and scale them; return the facts."""
     tally = Tally()
     order: tuple[list[int], list[int]] = ([], [])
     for start, image, text in _chunks(sides):
@@ -194,16 +202,16 @@ def _build(
                 tally.kept += 1
             else:
                 tally.leave_out("a number that is not finite", f"row {start + row}")
-    notes = tally.judge(tolerate, path)
+    notes = tally.check(max_invalid_share, path)
     check_sides(len(order[0]), len(order[1]), held_out, path)
-    places = np.array([*order[0], *order[1]])
+    index = np.array([*order[0], *order[1]])
     scales = [
-        _write(folder / f"{name}.npy", side, places, len(order[0]), f"path: {path}: the {name} embeddings")
+        _write(folder / f"{name}.npy", side, index, len(order[0]), f"path: {path}: the {name} embeddings")
         for name, side in zip(("image", "text"), sides, strict=True)
     ]
     arrays = {
         "caption": same(np.load(folder / "text.npy", mmap_mode="r", allow_pickle=False)),
-        "label": classes["label"][places] if classes else np.full(len(places), -1, dtype=np.int64),
+        "label": classes["label"][index] if classes else np.full(len(index), -1, dtype=np.int64),
         **({"prompts": classes["prompts"] / np.float32(scales[1])} if classes else {}),
     }
     for name, array in arrays.items():
@@ -211,12 +219,12 @@ def _build(
     return {"train": len(order[0]), "notes": notes}
 
 
-def _write(target: Path, side: np.ndarray, places: np.ndarray, train: int, what: str) -> float:
-    """Write the rows at *places* divided by the root mean square of the first *train* of them, and return that."""
+def _write(target: Path, side: np.ndarray, index: np.ndarray, train: int, what: str) -> float:
+    """Write the rows at *index*, divided by the root mean square of the first *train* of them, and return that."""
     part, total = target.with_suffix(".part"), 0.0
     with part.open("wb") as file:
-        for start in range(0, len(places), ROWS):
-            rows = np.asarray(side[places[start : start + ROWS]], dtype=np.float32)
+        for start in range(0, len(index), ROWS):
+            rows = np.asarray(side[index[start : start + ROWS]], dtype=np.float32)
             total += float(np.square(rows[: max(0, train - start)], dtype=np.float64).sum())
             file.write(rows.tobytes())
     scale = math.sqrt(total / (train * side.shape[1]))
@@ -228,7 +236,7 @@ def _write(target: Path, side: np.ndarray, places: np.ndarray, train: int, what:
 
 def _chunks(sides: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     for start in range(0, len(sides[0]), ROWS):
-        # A number beyond float32 is not finite there, and is counted as such.
+        # A number beyond the range of float32 counts as not finite.
         with np.errstate(over="ignore"):
             first, second = (np.asarray(side[start : start + ROWS], dtype=np.float32) for side in sides)
         yield start, first, second

@@ -1,13 +1,13 @@
 """Encoders: a catalogue of towers that map one modality to embeddings, written for one replica.
 
-An encoder is a builder ``(modality, embed_dim, *, <options>) -> nn.Module`` whose module maps a batch to (B,
-embed_dim); the trainer scales the rows to unit length. Nothing in a tower may couple the samples of a batch (no
-BatchNorm): in a contrastive study only the loss does. The trait ``modality`` says what it reads ("image", "text" or
-"any", which is meant where none is declared).
+An encoder is a builder ``(modality, embed_dim, *, <options>) -> nn.Module``. Its module maps a batch to (B, embed_dim);
+the trainer scales the rows to unit length. A tower must process samples independently (no BatchNorm): in a contrastive
+study only the loss couples them. The trait ``modality`` declares what it reads: "image", "text", "extra_modalities" or
+"any" (the default).
 
-Two conventions tell the trainer how to treat parameters. One with ``requires_grad=False`` stays as it starts: every
-tower here has the option *locked* (Zhai et al. 2022, LiT, arXiv:2111.07991). One that the module names in its attribute
-``reprojected: tuple[str, ...]`` has its rows scaled to unit length after each step.
+Two conventions control how the trainer treats parameters. A parameter with ``requires_grad=False`` is frozen: every
+tower here has the option *frozen* (Zhai et al. 2022, LiT, arXiv:2111.07991). A parameter named in the module's
+attribute ``renormalized: tuple[str, ...]`` has its rows scaled to unit length after each step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ encoder = Registry("encoder")
 
 @dataclass(frozen=True)
 class Modality:
-    """What a tower reads: the shape of one sample, and the size of its vocabulary (0 for real-valued input)."""
+    """The input of a tower: the shape of one sample, and the vocabulary size (0 for real-valued input)."""
 
     shape: tuple[int, ...]
     vocabulary: int = 0
@@ -33,7 +33,7 @@ class Modality:
 
 
 def reads(variant: Variant) -> str:
-    """Return what an encoder declares to read: image, text, further or any."""
+    """Return what an encoder declares to read: image, text, extra_modalities or any."""
     return str(variant.traits.get("modality", "any"))
 
 

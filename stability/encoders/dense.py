@@ -1,4 +1,4 @@
-"""Towers without structure: a linear map and a multi-layer perceptron on flattened input."""
+"""Dense towers: a linear map and a multi-layer perceptron on flattened input."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from stability.registry import InputError
 def _features(name: str, modality: Modality) -> int:
     if modality.is_tokens:
         raise InputError(
-            f"encoder {name!r} reads real-valued input, and this modality is token ids; use 'token-transformer', or "
-            "'free-vectors' for one id a sample"
+            f"encoder {name!r} reads real-valued input, and this modality is token ids; use 'token_transformer', or "
+            "'free_vectors' for one id a sample"
         )
     size = 1
     for extent in modality.shape:
@@ -23,15 +23,15 @@ def _features(name: str, modality: Modality) -> int:
 
 
 @encoder(modality="any")
-def linear(modality: Modality, embed_dim: int, *, locked: bool = False) -> nn.Module:
-    """Build one linear map without bias of the flattened input: (B, ...) -> (B, embed_dim)."""
+def linear(modality: Modality, embed_dim: int, *, frozen: bool = False) -> nn.Module:
+    """Build a linear map without bias on the flattened input: (B, ...) -> (B, embed_dim)."""
     tower = nn.Sequential(nn.Flatten(), nn.Linear(_features("linear", modality), embed_dim, bias=False))
-    return tower.requires_grad_(not locked)
+    return tower.requires_grad_(not frozen)
 
 
 @encoder(modality="any", least={"width": 1, "depth": 0})
-def mlp(modality: Modality, embed_dim: int, *, width: int = 128, depth: int = 2, locked: bool = False) -> nn.Module:
+def mlp(modality: Modality, embed_dim: int, *, width: int = 128, depth: int = 2, frozen: bool = False) -> nn.Module:
     """Build a perceptron with *depth* hidden GELU layers on the flattened input: (B, ...) -> (B, embed_dim)."""
     widths = [_features("mlp", modality), *[width] * depth]
     hidden = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], embed_dim)).requires_grad_(not locked)
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], embed_dim)).requires_grad_(not frozen)

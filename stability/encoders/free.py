@@ -1,4 +1,4 @@
-"""Towers without a network: one free vector for each sample, as in the theory of contrastive minimisers."""
+"""Towers without a network: one free vector for each sample, as in the theory of contrastive minimizers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from stability.registry import InputError
 
 
 class FreeVectors(nn.Module):
-    """Look up the vector of each id: (B, 1) integers to (B, D). The vectors start uniform on the unit sphere."""
+    """Look up the vector of each id: (B, 1) integers -> (B, D). Initial vectors are uniform on the unit sphere."""
 
-    def __init__(self, count: int, dim: int, reprojected: bool) -> None:
+    def __init__(self, count: int, dim: int, renormalized: bool) -> None:
         super().__init__()
-        self.reprojected: tuple[str, ...] = ("vectors",) if reprojected else ()
+        self.renormalized: tuple[str, ...] = ("vectors",) if renormalized else ()
         self.vectors = nn.Parameter(F.normalize(torch.randn(count, dim), dim=-1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -23,17 +23,16 @@ class FreeVectors(nn.Module):
 
 
 @encoder(modality="any")
-def free_vectors(modality: Modality, embed_dim: int, *, reprojected: bool = True, locked: bool = False) -> nn.Module:
-    """Build one trained vector per pair id, uniform on the sphere at the start: (B, 1) ids -> (B, embed_dim).
+def free_vectors(modality: Modality, embed_dim: int, *, renormalized: bool = True, frozen: bool = False) -> nn.Module:
+    """Build one trained vector per pair id, initially uniform on the sphere: (B, 1) ids -> (B, embed_dim).
 
-    The loss sees vectors of unit length whatever their own, so its gradient shrinks as a vector grows; *reprojected*
-    brings each back to length 1 after every step. *locked* keeps the vectors where they start. Reads ids alone, as of
-    the dataset 'sphere'.
-    Bangachev et al. (2025), arXiv:2509.18552, App. D (re-projected; one modality locked in D.2).
+    The loss normalizes vectors, so its gradient shrinks as a vector grows; *renormalized* scales each to length 1 after
+    every step. *frozen* keeps the initial vectors. Reads only ids, as of the dataset 'sphere'.
+    Bangachev et al. (2025), arXiv:2509.18552, App. D (re-projected; one modality frozen in D.2).
     """
     if not modality.is_tokens or modality.shape != (1,):
         what = "token ids" if modality.is_tokens else "real values"
         raise InputError(
-            f"encoder 'free-vectors' reads one id a sample, and this modality is {what} of shape {modality.shape}"
+            f"encoder 'free_vectors' reads one id a sample, and this modality is {what} of shape {modality.shape}"
         )
-    return FreeVectors(modality.vocabulary, embed_dim, reprojected).requires_grad_(not locked)
+    return FreeVectors(modality.vocabulary, embed_dim, renormalized).requires_grad_(not frozen)

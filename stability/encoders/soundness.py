@@ -1,4 +1,4 @@
-"""Whether a tower of one's own can be trained here: what a population relies on, refused in one sentence each."""
+"""Validation of custom towers: checks of everything that training a population requires, each with its own error."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from stability.registry import InputError
 from stability.streams import stream
 
 SIZE = 3
-"""Samples of the batch that a tower is tried on."""
+"""Number of samples in the batch on which a tower is tested."""
 
 
-def refuse_coupling(tower: nn.Module) -> None:
-    """Raise `InputError` for a BatchNorm that reads its batch; in ``eval()`` with stored statistics it does not.
+def check_no_batch_coupling(tower: nn.Module) -> None:
+    """Raise `InputError` for a BatchNorm that uses batch statistics; in ``eval()`` with stored statistics it does not.
 
-    >>> refuse_coupling(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    >>> check_no_batch_coupling(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
     Traceback (most recent call last):
     stability.registry.InputError: layer '1' is a BatchNorm, which couples the samples of a batch, as in a contrastive
     study only the loss may; use LayerNorm or GroupNorm, or .eval() with the stored statistics of a trained model
-    >>> refuse_coupling(nn.BatchNorm1d(2).eval())
+    >>> check_no_batch_coupling(nn.BatchNorm1d(2).eval())
     """
     for name, module in tower.named_modules():
         norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -35,17 +35,21 @@ def refuse_coupling(tower: nn.Module) -> None:
             )
 
 
-def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
-    """Raise `InputError` with one sentence on a tower that a population cannot train.
+def check_tower(tower: object, modality: Modality, embed_dim: int) -> None:
+    """Raise `InputError` with one sentence if a population cannot train this tower.
 
-    It has to be a module of float32 parameters; to map a batch to (B, embed_dim) finite reals that are not all zero; to
-    treat each sample alone (no BatchNorm, nothing else that couples them); to give the same values when it is called
-    again, drawing no random numbers of its own, since those of a run are named streams; to run under ``vmap`` over its
-    weights to the values of a loop; and to let gradients reach them, unless they are locked.
+    A tower must
+
+    - be a module with float32 parameters;
+    - map a batch to (B, embed_dim) finite reals, with no row all zero;
+    - process samples independently (no BatchNorm, nothing else that couples them);
+    - give the same values when called again: random numbers of a run come from named streams only;
+    - give the same values under ``vmap`` over its weights as in a loop;
+    - let gradients reach its weights, unless they are frozen.
     """
     if not isinstance(tower, nn.Module):
         raise InputError(f"it returns a value of type {type(tower).__name__}; allowed: a torch.nn.Module")
-    refuse_coupling(tower)
+    check_no_batch_coupling(tower)
     for name, module in tower.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise InputError(
@@ -55,33 +59,38 @@ def refuse_unsound(tower: object, modality: Modality, embed_dim: int) -> None:
     batch = _samples(modality)
 
     def embed(weights: dict[str, Tensor], samples: Tensor = batch) -> Tensor:
-        embedded: Tensor = functional_call(tower, weights, samples)
-        return embedded
+        embeddings: Tensor = functional_call(tower, weights, samples)
+        return embeddings
 
     with torch.no_grad():
-        whole = _called(lambda: embed(params), "it cannot be called")
-        _refuse_output(whole, embed_dim)
+        expected = _call(lambda: embed(params), "it cannot be called")
+        _check_output(expected, embed_dim)
         if not torch.equal(batch, _samples(modality)):
             raise InputError("it changes its input in place, which other towers and later steps read")
-        if not _close(_called(lambda: embed(params), "it cannot be called twice"), whole):
+        if not _close(_call(lambda: embed(params), "it cannot be called twice"), expected):
             raise InputError(
                 "called again it gives other values; a tower may draw no random numbers beside the run's own (give a "
                 "dropout p = 0) and may keep no state"
             )
-        alone = _called(lambda: embed(params, batch[:1]), "it cannot be called on one sample")
-        if not _close(alone, whole[:1]):
-            raise InputError("a sample's embedding hangs on the others in its batch; in a tower samples may not meet")
+        single = _call(lambda: embed(params, batch[:1]), "it cannot be called on one sample")
+        if not _close(single, expected[:1]):
+            raise InputError(
+                "embeddings depend on the other samples in the batch (e.g. BatchNorm); encoders must process samples "
+                "independently"
+            )
         stacked = {name: torch.stack([value, 0.9 * value]) for name, value in params.items()}
-        together = _called(lambda: vmap(embed)(stacked), "it does not run under torch.func.vmap over its weights")
-        apart = [embed({name: value[place] for name, value in stacked.items()}) for place in range(2)]
-    if not _close(together, torch.stack(apart)):
+        vmapped = _call(lambda: vmap(embed)(stacked), "it does not run under torch.func.vmap over its weights")
+        looped = [embed({name: value[index] for name, value in stacked.items()}) for index in range(2)]
+    if not _close(vmapped, torch.stack(looped)):
         raise InputError("under torch.func.vmap over its weights it gives other values than in a loop")
     if any(value.requires_grad for value in tower.parameters()) and not tower(batch).requires_grad:
-        raise InputError("no gradient reaches its parameters (is there a detach or a no_grad?); lock them, or let it")
+        raise InputError(
+            "no gradient reaches its parameters (is there a detach or a no_grad?); freeze them, or remove the detach"
+        )
 
 
 def _parameters(tower: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters by name, or raise `InputError` for what the flat vector of a population cannot hold."""
+    """Return the parameters by name, or raise `InputError` if the flat vector of a population cannot hold them."""
     params = dict(tower.named_parameters())
     if not params:
         raise InputError("it has no parameters; a tower needs at least one, though it may be locked")
@@ -93,16 +102,16 @@ def _parameters(tower: nn.Module) -> dict[str, nn.Parameter]:
     return params
 
 
-def _refuse_output(embedded: object, embed_dim: int) -> None:
-    """Raise `InputError` for what is no batch of embeddings that have a direction."""
-    wanted = f"allowed: reals of shape ({SIZE}, {embed_dim})"
-    if not isinstance(embedded, Tensor):
-        raise InputError(f"it maps {SIZE} samples to {type(embedded).__name__}; {wanted}")
-    if tuple(embedded.shape) != (SIZE, embed_dim) or not embedded.is_floating_point():
-        raise InputError(f"it maps {SIZE} samples to {tuple(embedded.shape)} of {embedded.dtype}; {wanted}")
-    if not embedded.isfinite().all():
+def _check_output(embeddings: object, embed_dim: int) -> None:
+    """Raise `InputError` unless the output is a batch of finite, non-zero embeddings."""
+    allowed = f"allowed: reals of shape ({SIZE}, {embed_dim})"
+    if not isinstance(embeddings, Tensor):
+        raise InputError(f"it maps {SIZE} samples to {type(embeddings).__name__}; {allowed}")
+    if tuple(embeddings.shape) != (SIZE, embed_dim) or not embeddings.is_floating_point():
+        raise InputError(f"it maps {SIZE} samples to {tuple(embeddings.shape)} of {embeddings.dtype}; {allowed}")
+    if not embeddings.isfinite().all():
         raise InputError("it maps samples of ordinary size to numbers that are not finite")
-    if not embedded.any(-1).all():
+    if not embeddings.any(-1).all():
         raise InputError("it maps samples to zeros, which have no direction (does its last layer start at zero?)")
 
 
@@ -113,12 +122,12 @@ def _samples(modality: Modality) -> Tensor:
     return torch.randn(SIZE, *modality.shape, generator=generator)
 
 
-def _called(work: Callable[[], Tensor], failed: str) -> Tensor:
+def _call(work: Callable[[], Tensor], message: str) -> Tensor:
     try:
         return work()
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-        raise InputError(f"{failed}: {type(error).__name__}: {first}") from error
+        raise InputError(f"{message}: {type(error).__name__}: {first}") from error
 
 
 def _close(left: Tensor, right: Tensor) -> bool:

@@ -11,7 +11,7 @@ from stability.registry import InputError
 
 
 class Attention(nn.Module):
-    """Self-attention over (B, T, width), written out: it can be differentiated twice on every device."""
+    """Self-attention over (B, T, width) in elementary operations, so it is twice differentiable on every device."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Attention(nn.Module):
         return self.out((weights @ value).transpose(-2, -3).reshape(*batch, length, width))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)) with a GELU."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embed a sequence, add learned positions, apply the blocks, average over positions, project."""
+    """Embeds a sequence, adds learned positions, applies the blocks, averages over positions and projects."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embed = embed
         self.position = nn.Parameter(torch.randn(length, width) * width**-0.5)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, embed_dim, bias=False)
 
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
 
 
 class Patches(nn.Module):
-    """Cut (B, C, H, W) images into squares and map each linearly: (B, H/p * W/p, width)."""
+    """Cuts images (B, C, H, W) into square patches and maps each linearly: (B, H/p * W/p, width)."""
 
     def __init__(self, channels: int, patch: int, width: int) -> None:
         super().__init__()
@@ -100,20 +100,20 @@ def patch_transformer(
     depth: int = 1,
     heads: int = 4,
     mlp_ratio: int = 2,
-    locked: bool = False,
+    frozen: bool = False,
 ) -> nn.Module:
     """Build a vision transformer over square patches, averaged over positions.
 
     Input (B, C, H, W), output (B, embed_dim). Pre-norm blocks, learned positions, no class token.
     Dosovitskiy et al. (2021), arXiv:2010.11929; mean pooling as in Beyer et al. (2022), arXiv:2205.01580.
     """
-    _check_heads("patch-transformer", width, heads)
+    _check_heads("patch_transformer", width, heads)
     if len(modality.shape) != 3 or modality.shape[1] % patch or modality.shape[2] % patch:
-        raise InputError(f"encoder 'patch-transformer': patch = {patch} does not tile images of shape {modality.shape}")
+        raise InputError(f"encoder 'patch_transformer': patch = {patch} does not tile images of shape {modality.shape}")
     channels, rows, columns = modality.shape
     length = (rows // patch) * (columns // patch)
     tower = Transformer(Patches(channels, patch, width), length, width, depth, heads, mlp_ratio, embed_dim)
-    return tower.requires_grad_(not locked)
+    return tower.requires_grad_(not frozen)
 
 
 @encoder(modality="text", least={"width": 1, "depth": 0, "heads": 1, "mlp_ratio": 1})
@@ -125,14 +125,14 @@ def token_transformer(
     depth: int = 1,
     heads: int = 4,
     mlp_ratio: int = 2,
-    locked: bool = False,
+    frozen: bool = False,
 ) -> nn.Module:
     """Build a transformer over token ids without a causal mask, averaged over positions.
 
     Input (B, T) integers, output (B, embed_dim). Padding is a token like any other.
     Vaswani et al. (2017), arXiv:1706.03762.
     """
-    _check_heads("token-transformer", width, heads)
+    _check_heads("token_transformer", width, heads)
     embed = nn.Embedding(modality.vocabulary, width)
     tower = Transformer(embed, modality.shape[0], width, depth, heads, mlp_ratio, embed_dim)
-    return tower.requires_grad_(not locked)
+    return tower.requires_grad_(not frozen)

@@ -1,4 +1,4 @@
-"""The groups of a study that are not yet in the store, trained here or on any `concurrent.futures.Executor`."""
+"""Trains the groups of a study that the run directory lacks, in this process or on a `concurrent.futures.Executor`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from stability.execute.executors import executor_of
-from stability.execute.lock import owned
+from stability.execute.lock import run_lock
 from stability.execute.machine import pick_device
-from stability.execute.manifest import narrowed, open_run
+from stability.execute.manifest import open_run, split_group
 from stability.execute.planning import estimate, sharing_of
 from stability.execute.replaying import replay_run
-from stability.execute.scheduling import SILENCE, Watch, in_order, side_by_side
-from stability.execute.worker import Outcome, Task
+from stability.execute.scheduling import NO_CALLBACKS, Callbacks, run_parallel, run_serial
+from stability.execute.worker import GroupResult, Task
 from stability.grid import Group, halves
 from stability.registry import InputError
 from stability.store import (
@@ -35,7 +35,16 @@ from stability.store import (
 )
 from stability.study import Study, load_study
 
-__all__ = ["Watch", "default_out", "estimate", "executor_of", "pick_device", "replay_run", "run", "run_replications"]
+__all__ = [
+    "Callbacks",
+    "default_out",
+    "estimate",
+    "executor_of",
+    "pick_device",
+    "replay_run",
+    "run",
+    "run_replications",
+]
 
 
 def default_out(study: Study) -> Path:
@@ -48,35 +57,49 @@ def run(
     device: str = "auto",
     executor: Executor | None = None,
     out: str | Path | None = None,
-    watch: Watch = SILENCE,
+    callbacks: Callbacks = NO_CALLBACKS,
     save_params: bool = False,
     *,
     only_failed: bool = False,
     fail_fast: bool = False,
     replications: bool = True,
 ) -> Path:
-    """Train every run of *study* that the directory *out* does not hold yet, and return the directory.
+    """Train every run of *study* that the directory *out* does not contain yet, and return the directory.
 
-    Its *replications* follow, each a run of its own in ``replications/<name>`` of that directory.
+    A run that was interrupted or killed resumes where it stopped: finished groups are kept. A group that raises is
+    recorded as failed, with its traceback, and retried by the next call. A group that runs out of memory is trained in
+    halves.
 
-    Groups run one after the other in this process, or on *executor*; workers that do not see *out* send their files. A
-    run interrupted or killed goes on where it stopped: finished groups are kept. A group that raises is noted as
-    failed, with its traceback; the others go on, unless *fail_fast*, and the next call tries it again. With
-    *only_failed* nothing else is trained. A group for which memory does not suffice is trained in halves. With
-    *save_params* the parameters after the last step are kept too, as ``params/<group>.safetensors``; groups finished
-    without are trained again, to the same bytes. Raises `InputError` if *out* holds another study, or this one from
-    another device or version, if another process runs there, or if the disk is full.
+    Args:
+        study: A study, or the name or path of its file.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        executor: Trains the groups; None trains them serially in this process. Workers that do not see *out* send
+            their files.
+        out: The run directory (default: `default_out`).
+        callbacks: Called as the run proceeds.
+        save_params: Also write the parameters after the last step, as ``params/<group>.safetensors``. Groups that
+            finished without it are trained again, to the same bytes.
+        only_failed: Train nothing but the groups that have failed before.
+        fail_fast: Start no further group after one that fails.
+        replications: Also train the study's replications, each in ``replications/<name>`` of *out*.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        InputError: *out* contains another study, or this one from another device or version; another process runs
+            there; or the disk is full.
     """
     study = study if isinstance(study, Study) else load_study(study)
     where = Path(out) if out is not None else default_out(study)
-    chosen = pick_device(device)
+    resolved_device = pick_device(device)
     make_writable(where)
-    with disk_faults_named(where), owned(where):
-        watch.open(study)
-        while _train_what_is_known(study, chosen, executor, where, watch, save_params, only_failed, fail_fast):
+    with disk_faults_named(where), run_lock(where):
+        callbacks.open(study)
+        while _train_pending(study, resolved_device, executor, where, callbacks, save_params, only_failed, fail_fast):
             pass
         if replications:
-            run_replications(study, device, executor, where, watch, save_params, only_failed, fail_fast)
+            run_replications(study, device, executor, where, callbacks, save_params, only_failed, fail_fast)
     return where
 
 
@@ -85,98 +108,104 @@ def run_replications(
     device: str,
     executor: Executor | None,
     where: Path,
-    watch: Watch,
+    callbacks: Callbacks,
     save_params: bool,
     only_failed: bool = False,
     fail_fast: bool = False,
 ) -> None:
-    """Train what is missing of the replications of *study*, each in a run directory of its own inside *where*."""
-    for again in study.replications:
+    """Train what is missing of the replications of *study*, each in a separate run directory inside *where*.
+
+    The other arguments are those of `run`.
+    """
+    for replication in study.replications:
         if fail_fast and _has_failed(where):
             break
-        place = replication_path(where, again.replication)
-        run(again, device, executor, place, watch, save_params, only_failed=only_failed, fail_fast=fail_fast)
+        out = replication_path(where, replication.replication)
+        run(replication, device, executor, out, callbacks, save_params, only_failed=only_failed, fail_fast=fail_fast)
 
 
 def _has_failed(where: Path) -> bool:
-    """Tell whether a group of a run directory, or of a replication in it, has failed."""
-    places = (where, *replications_in(where))
-    return any(entry["status"] == "failed" for place in places for entry in read_manifest(place)["groups"])
+    """Return whether a group of a run directory, or of a replication in it, has failed."""
+    run_dirs = (where, *replications_in(where))
+    return any(entry["status"] == "failed" for run_dir in run_dirs for entry in read_manifest(run_dir)["groups"])
 
 
-def _train_what_is_known(
+def _train_pending(
     study: Study,
     device: torch.device,
     executor: Executor | None,
     where: Path,
-    watch: Watch,
+    callbacks: Callbacks,
     save_params: bool,
     only_failed: bool,
     fail_fast: bool,
 ) -> bool:
-    """Train the groups that can be planned by now, and return whether more will follow, as the test does a search."""
-    manifest, groups = open_run(study, where, device, watch.say, save_params, sharing_of(executor))
+    """Train the groups that can be planned now, and return whether more follow.
+
+    While the tuning search is unfinished only its groups can be planned; those of the test follow.
+    """
+    manifest, groups = open_run(study, where, device, callbacks.say, save_params, sharing_of(executor))
     if only_failed:
-        groups = _failed(manifest, groups, where, watch)
-    watch.begin(len(groups))
+        groups = _failed(manifest, groups, where, callbacks)
+    callbacks.begin(len(groups))
     tasks = deque(_task(study, group, where.resolve(), device, save_params, manifest) for group in groups)
     stop = Event()
-    outcomes = in_order(tasks, watch, stop) if executor is None else side_by_side(tasks, executor, watch, stop)
-    for task, outcome in outcomes:
-        if outcome.cause == "disk":
-            raise InputError(outcome.failure)
-        if outcome.cause == "memory" and len(task.group.runs) > 2:
+    results = run_serial(tasks, callbacks, stop) if executor is None else run_parallel(tasks, executor, callbacks, stop)
+    for task, result in results:
+        if result.cause == "disk":
+            raise InputError(result.failure)
+        if result.cause == "memory" and len(task.group.runs) > 2:
             parts = halves(task.group)
-            watch.say(f"group {task.group.id}: memory does not suffice for {len(task.group.runs)} runs; halving it")
-            narrowed(where, manifest, task.group, parts)
+            callbacks.say(f"group {task.group.id}: memory does not suffice for {len(task.group.runs)} runs; halving it")
+            split_group(where, manifest, task.group, parts)
             tasks.extend(_task(study, part, task.where, device, save_params, manifest) for part in parts)
-            watch.begin(len(parts) - 1)
-            watch.done(task.group, outcome.seconds)
+            callbacks.begin(len(parts) - 1)
+            callbacks.done(task.group, result.seconds)
             continue
-        _record(where, manifest, task, outcome, watch)
-        if fail_fast and outcome.failure:
+        _record(where, manifest, task, result, callbacks)
+        if fail_fast and result.failure:
             stop.set()
     if not manifest.get("tuning") or only_failed or stop.is_set():
         return False
     failed = sum(entry["status"] == "failed" for entry in manifest["groups"] if entry.get("tuning"))
     if failed:
-        watch.say(f"{where}: {failed} groups of the search failed, so no setting is chosen and the test is not run")
+        callbacks.say(f"{where}: {failed} groups of the search failed, so no setting is chosen and the test is not run")
     return not failed
 
 
 def _task(
     study: Study, group: Group, where: Path, device: torch.device, save_params: bool, manifest: dict[str, Any]
 ) -> Task:
-    need = manifest["bytes_per_replica"][f"{group.arm} {group.batch_size}"] * len(group.runs)
-    return Task(study, group, where, device, save_params, need)
+    memory = manifest["bytes_per_replica"][f"{group.arm} {group.batch_size}"] * len(group.runs)
+    return Task(study, group, where, device, save_params, memory)
 
 
-def _failed(manifest: dict[str, Any], groups: Sequence[Group], where: Path, watch: Watch) -> tuple[Group, ...]:
+def _failed(manifest: dict[str, Any], groups: Sequence[Group], where: Path, callbacks: Callbacks) -> tuple[Group, ...]:
     ids = {entry["id"] for entry in manifest["groups"] if entry["status"] == "failed"}
     if not ids:
-        watch.say(f"{where}: no group has failed, so there is none to try again")
+        callbacks.say(f"{where}: no group has failed, so there is none to try again")
     return tuple(group for group in groups if group.id in ids)
 
 
-def _record(where: Path, manifest: dict[str, Any], task: Task, outcome: Outcome, watch: Watch) -> None:
-    """Note in the manifest how a group ended, after writing what a worker without our disk has sent."""
+def _record(where: Path, manifest: dict[str, Any], task: Task, result: GroupResult, callbacks: Callbacks) -> None:
+    """Write the files that a worker without a shared disk has sent, and record in the manifest how a group ended."""
     group = task.group
     entry = next(entry for entry in manifest["groups"] if entry["id"] == group.id)
-    entry["seconds"] = round(outcome.seconds, 2)
+    entry["seconds"] = round(result.seconds, 2)
     entry.pop("error", None)
     for path in (group_path(where, group.id), parameters_path(where, group.id)):
-        if content := outcome.files.get(path.relative_to(where).as_posix()):
+        if content := result.files.get(path.relative_to(where).as_posix()):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, content)
-    for note in outcome.notes:
-        watch.say(f"group {group.id} ({group.arm}, batch size {group.batch_size}): {note}")
-    if outcome.failure:
-        entry |= {"status": "failed", "error": outcome.failure}
-        reason = outcome.failure.strip().splitlines()[-1]
-        watch.say(f"group {group.id} ({group.arm}, batch size {group.batch_size}) failed: {reason}")
+    for note in result.notes:
+        callbacks.say(f"group {group.id} ({group.arm}, batch size {group.batch_size}): {note}")
+    if result.failure:
+        entry |= {"status": "failed", "error": result.failure}
+        reason = result.failure.strip().splitlines()[-1]
+        callbacks.say(f"group {group.id} ({group.arm}, batch size {group.batch_size}) failed: {reason}")
     else:
         entry |= {"status": "finished", "checksum": checksum(group_path(where, group.id))}
         if task.save_params:
             entry["params_checksum"] = checksum(parameters_path(where, group.id))
     write_manifest(where, manifest)
-    watch.done(group, outcome.seconds)
+    callbacks.done(group, result.seconds)

@@ -1,4 +1,4 @@
-"""The GPUs of this machine and which worker process trains on which: each worker sees one of them only."""
+"""Assigns the GPUs of this machine to worker processes, each of which sees one GPU only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-"""What CUDA reads, when a process first uses it, to know which devices the process may see."""
+"""Environment variable that CUDA reads at first use in a process: the devices that the process may see."""
 
 
 def devices_of(device: torch.device) -> tuple[str, ...]:
-    """Return the names, as `VISIBLE` takes them, of the GPUs that this process sees; none for a CPU.
+    """Return the names of the GPUs that this process sees, in the form that `VISIBLE` takes; none for a CPU.
 
-    GPUs of another model than the first are left out: a run belongs to one model, since numbers may differ on another.
+    GPUs of another model than the first are left out, because numbers may differ between models.
     """
     if device.type != "cuda":
         return ()
@@ -23,7 +23,7 @@ def devices_of(device: torch.device) -> tuple[str, ...]:
 
 
 def devices_alike(models: Sequence[str], visible: str = "") -> tuple[str, ...]:
-    """Return the names of the devices of the first one's model; *visible* is the value of `VISIBLE` here.
+    """Return the names of the devices whose model is that of the first; *visible* is the value of `VISIBLE`.
 
     >>> devices_alike(["H100", "H100", "T4"]), devices_alike(["H100", "H100"], "GPU-3f,6")
     (('0', '1'), ('GPU-3f', '6'))
@@ -33,7 +33,7 @@ def devices_alike(models: Sequence[str], visible: str = "") -> tuple[str, ...]:
 
 
 def device_of_worker(worker: int, devices: Sequence[str]) -> str:
-    """Return the device of the worker with this number, from 0: devices in turn, however many workers there are.
+    """Return the device of the worker with this number (from 0), assigned round-robin.
 
     >>> [device_of_worker(worker, ("0", "1")) for worker in range(5)]
     ['0', '1', '0', '1', '0']
@@ -42,12 +42,12 @@ def device_of_worker(worker: int, devices: Sequence[str]) -> str:
 
 
 def card_in_use(device: torch.device) -> tuple[str, int]:
-    """Return which GPU this process trains on, the same name in all processes, and how many it sees."""
+    """Return the UUID of the GPU that this process trains on, and the number of GPUs it sees."""
     return str(torch.cuda.get_device_properties(device).uuid), torch.cuda.device_count()
 
 
 def workers_a_device(workers: int, devices: Sequence[str]) -> int:
-    """Return how many of *workers* share the device that most share, and its memory with it; 1 without devices.
+    """Return the largest number of workers that share one device and its memory; 1 without devices.
 
     >>> workers_a_device(5, ("0", "1")), workers_a_device(1, ("0", "1")), workers_a_device(8, ())
     (3, 1, 1)

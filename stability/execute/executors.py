@@ -1,4 +1,4 @@
-"""The executor that ``--on`` names: this process, worker processes here, or the workers of a Dask cluster."""
+"""Builds the executor that ``--on`` names: this process, local worker processes, or the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from stability.registry import InputError
 def executor_of(on: str, device: str = "auto", plugins: Sequence[Plugin] = ()) -> Iterator[Executor | None]:
     """Yield the executor that ``--on`` names.
 
-    ``local`` is one worker process a core on a CPU, this process on a GPU, and one worker process a GPU where there are
-    several; ``processes:N`` is N worker processes, which take the GPUs in turn; ``dask:ADDRESS`` the workers of a Dask
-    scheduler (see `stability.execute.cluster`). Each worker loads *plugins* first. Leaving by an exception, as an
-    interruption is, stops the workers of this machine at once.
+    An exception inside the ``with`` block, such as an interruption, stops the workers of this machine at once.
+
+    Args:
+        on: ``local`` for one worker process per core on a CPU, this process on one GPU, and one worker process per GPU
+            on several; ``processes:N`` for N worker processes, which take the GPUs round-robin; ``dask:ADDRESS`` for
+            the workers of a Dask scheduler (see `stability.execute.cluster`).
+        device: ``auto``, ``cpu`` or ``cuda``.
+        plugins: Files with losses or encoders that each worker loads first.
+
+    Raises:
+        InputError: *on* is none of these.
     """
     kind, _, rest = on.partition(":")
     if kind == "dask" and rest:
@@ -43,6 +50,6 @@ def executor_of(on: str, device: str = "auto", plugins: Sequence[Plugin] = ()) -
     try:
         yield pool
     except BaseException:
-        pool.abandon()
+        pool.terminate()
         raise
     pool.shutdown()

@@ -1,4 +1,4 @@
-"""What runs the study: the device with its model and memory, and the versions of everything that decides a number."""
+"""The machine of a run: device, memory, versions of everything that affects a number, and reproducible arithmetic."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import torch
 from stability.registry import InputError, nearest
 
 PRECISION = "highest"
-"""Of float32 matrix products: no shortcuts through shorter formats."""
+"""Precision of float32 matrix products: no TF32 or bfloat16."""
 
 PACKAGES = ("torch", "numpy", "scipy", "statsmodels", "pandas", "pyarrow", "contrastive-stability")
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called *name*; ``auto`` is the GPU where there is one."""
+    """Return the device called *name*; ``auto`` is the GPU if there is one."""
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device: unknown device {name!r}{nearest(name, ('auto', 'cpu', 'cuda'))}")
     if name == "cuda" and not torch.cuda.is_available():
@@ -53,9 +53,10 @@ def device_memory(device: torch.device) -> int:
 
 @contextmanager
 def peak_of(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """Yield a function that returns the most bytes taken at once since here; None where the system does not tell.
+    """Yield a function that returns the peak memory in bytes since the call, or None if the system does not report it.
 
-    On a GPU, of its memory; on a CPU, of the memory of this process, Python and PyTorch included, as Linux counts it.
+    On a GPU it is the device memory that PyTorch reserves. On a CPU it is the resident memory of this process as Linux
+    counts it, Python and PyTorch included.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -64,7 +65,7 @@ def peak_of(device: torch.device) -> Iterator[Callable[[], int | None]]:
         yield lambda: torch.cuda.max_memory_reserved(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
     except OSError:
         yield lambda: None
     else:
@@ -76,7 +77,7 @@ def _kibibytes(status: Path, key: str) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a number."""
+    """Return the versions of Python and of the packages that affect a number."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
@@ -89,39 +90,44 @@ def _version(name: str) -> str:
 
 @cache
 def source_hash() -> str:
-    """Return a hash of the package's modules: two checkouts may bear the same version and compute different numbers."""
+    """Return a hash of the package's source, since checkouts of one version may compute different numbers."""
     folder = Path(__file__).resolve().parents[1]
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()[:12]
+        hasher.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return hasher.hexdigest()[:12]
 
 
 def git_commit() -> str:
-    """Return the commit of the source tree that the package runs from ("-dirty" if edited), or nothing outside one."""
+    """Return the commit of the source tree that the package runs from ("-dirty" if edited), or "" outside one."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return ""
 
-    def ask(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        ).stdout.strip()
 
-    edited = ask("status", "--porcelain", "--untracked-files=no", "--", "stability", "pyproject.toml")
-    return ask("rev-parse", "HEAD") + ("-dirty" if edited else "")
+    edited = git("status", "--porcelain", "--untracked-files=no", "--", "stability", "pyproject.toml")
+    return git("rev-parse", "HEAD") + ("-dirty" if edited else "")
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Parameters of mallopt(3), from glibc's malloc.h."""
 
-HELD = {M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26, M_MMAP_MAX: 0}
-USUAL = {M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17, M_MMAP_MAX: 2**16}
+RETAIN = {M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26, M_MMAP_MAX: 0}
+"""Settings while training: freed memory is kept for the next step."""
+
+DEFAULT = {M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17, M_MMAP_MAX: 2**16}
+"""Settings otherwise: the defaults of glibc."""
 
 
-def _keep_memory(parameters: Mapping[int, int]) -> None:
-    """Tell the C library whether to keep memory that is freed, where it is glibc; elsewhere do nothing.
+def _set_malloc(parameters: Mapping[int, int]) -> None:
+    """Set parameters of glibc's malloc; with another C library do nothing.
 
-    A training step frees and asks for the same megabytes again and again. Given back to the system in between, every
-    page costs a fault on its first touch: half of the time of a small model's step.
+    Every training step frees and allocates the same megabytes. If they are returned to the system in between, every
+    page causes a fault at its first access, which takes half of the time of a small model's step.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
@@ -132,20 +138,20 @@ def _keep_memory(parameters: Mapping[int, int]) -> None:
 
 @contextmanager
 def reproducible_arithmetic() -> Iterator[None]:
-    """Compute in one thread and in full float32 precision: the same sums in the same order, whatever the machine.
+    """Compute in one thread and in full float32 precision, so that sums have the same order on every machine.
 
-    Memory freed in the meantime is kept for the next step.
+    Memory freed inside the ``with`` block is retained for the next step.
     """
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     convolutions = torch.backends.cudnn.allow_tf32
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(PRECISION)
-    torch.backends.cudnn.allow_tf32 = False  # which the setting above leaves on, for convolutions
-    _keep_memory(HELD)
+    torch.backends.cudnn.allow_tf32 = False  # the setting above does not apply to convolutions
+    _set_malloc(RETAIN)
     try:
         yield
     finally:
-        _keep_memory(USUAL)
+        _set_malloc(DEFAULT)
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = convolutions

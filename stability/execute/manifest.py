@@ -1,4 +1,4 @@
-"""The manifest of a run directory: begun, continued, or refused."""
+"""Creates, updates and checks the manifest of a run directory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stability.grid import SCHEMA, Group, run_table
 from stability.registry import InputError
 from stability.store import (
     MANIFEST,
-    drop_leftovers,
+    checksum_matches,
     group_path,
-    is_as_written,
     make_writable,
     parameters_path,
     quarantine,
     read_manifest,
+    remove_stale,
     write_manifest,
 )
 from stability.study import Study
@@ -38,40 +38,50 @@ def open_run(
 ) -> tuple[dict[str, Any], tuple[Group, ...]]:
     """Return the manifest of a new or continued run, written to disk, and the groups still to be trained.
 
-    Groups once planned keep their runs, so that a run that was interrupted ends in the same files as one that was not;
-    only runs that are in no kept group are planned anew. With *save_params* a group whose parameters were not saved is
-    still to be trained. *say* is told of stored runs that the study has no more, of damaged files, and of what was left
-    out of the data; *sharing* is how many workers share a GPU. While a search is not finished only its runs are planned
-    (``manifest["tuning"]`` says so); what was planned of the test then waits in the manifest.
+    Groups that were planned before keep their runs, so that an interrupted run ends in the same files as one that was
+    not. Only runs that are in no kept group are planned again. While a tuning search is unfinished
+    (``manifest["tuning"]``) only its runs are planned, and groups already planned for the test wait in the manifest.
+
+    Args:
+        study: The study.
+        where: The run directory.
+        device: The device to train on.
+        say: Called with a sentence on stored runs that the study no longer has, on damaged files, and on data that were
+            left out.
+        save_params: Also train the groups whose parameters were not saved.
+        sharing: How many workers share a GPU.
+
+    Raises:
+        InputError: The directory belongs to another study, device or version, or cannot be written.
     """
     make_writable(where)
-    drop_leftovers(where)
+    remove_stale(where)
     manifest = _new_manifest(study, device)
     old: list[dict[str, Any]] = []
     if (where / MANIFEST).is_file():
-        before = read_manifest(where)
-        _refuse_strangers(before, manifest, where)
-        manifest["started"] = before["started"]
-        old = before["groups"]
+        previous = read_manifest(where)
+        _check_compatible(previous, manifest, where)
+        manifest["started"] = previous["started"]
+        old = previous["groups"]
     for note in study.notes:
         say(f"data: {note}")
     finished = [entry for entry in old if _is_intact(where, entry, say, save_params)]
-    known, tuning = known_runs(study, where, finished)
-    runs = {run.id: run for run in known}
+    planned_runs, tuning = known_runs(study, where, finished)
+    runs = {run.id: run for run in planned_runs}
     manifest["runs"] = run_table(runs.values())
-    waits = [entry for entry in old if tuning and entry not in finished and not set(entry["runs"]) <= set(runs)]
-    strangers = {run for entry in finished for run in entry["runs"]} - set(runs)
-    if strangers and not tuning:
-        say(f"{where}: {len(strangers)} stored runs are not in the study any more and are ignored")
-    open_again = [entry for entry in old if entry not in finished and set(entry["runs"]) <= set(runs)]
-    kept = [Group(entry["id"], tuple(runs[run] for run in entry["runs"])) for entry in open_again]
-    covered = {run for entry in (*finished, *open_again) for run in entry["runs"]}
+    waiting = [entry for entry in old if tuning and entry not in finished and not set(entry["runs"]) <= set(runs)]
+    obsolete = {run for entry in finished for run in entry["runs"]} - set(runs)
+    if obsolete and not tuning:
+        say(f"{where}: {len(obsolete)} stored runs are not in the study any more and are ignored")
+    unfinished = [entry for entry in old if entry not in finished and set(entry["runs"]) <= set(runs)]
+    kept = [Group(entry["id"], tuple(runs[run] for run in entry["runs"])) for entry in unfinished]
+    covered = {run for entry in (*finished, *unfinished) for run in entry["runs"]}
     plan = plan_groups(study, device, [run for run in runs.values() if run.id not in covered], kept, sharing)
     manifest["bytes_per_replica"] = plan.bytes
     commit = git_commit()
     failures = {entry["id"]: entry for entry in old if entry["status"] == "failed"}
     manifest["groups"] = finished + [_entry(group, commit, failures) for group in plan.groups]
-    manifest["groups"] += [_planned_again(entry) for entry in waits]
+    manifest["groups"] += [_as_planned(entry) for entry in waiting]
     if study.tune:
         manifest["tuning"] = tuning
     write_manifest(where, manifest)
@@ -95,7 +105,7 @@ def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _refuse_strangers(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
+def _check_compatible(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
     for key in ("study", "scale", "replication"):
         if (was := old.get(key)) != (now := new.get(key)):
             raise InputError(f"{where}: holds {key} {was!r}, not {now!r}; give another --out")
@@ -116,46 +126,49 @@ def _registered(looks: list[int] | None) -> str:
 
 
 def _is_intact(where: Path, entry: dict[str, Any], say: Say, save_params: bool) -> bool:
-    """Tell whether a group is finished and its files as they were written."""
+    """Return whether a group is finished and its files have the checksums written for them."""
     if entry["status"] != "finished":
         return False
     files = {group_path(where, entry["id"]): entry["checksum"]}
     if save_params:
         files[parameters_path(where, entry["id"])] = entry.get("params_checksum")
     for path, written in files.items():
-        if not is_as_written(path, written):
+        if not checksum_matches(path, written):
             kept = f", kept as {quarantine(where, path)}" if path.is_file() else ""
             say(f"{path}: {'damaged' if kept else 'missing'}{kept}; its {len(entry['runs'])} runs are computed again")
             return False
     return True
 
 
-def _planned_again(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a group that waits for a search; one found damaged is planned, so that its damage is told once."""
+def _as_planned(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of a group that waits for the tuning search.
+
+    A finished group (here always one with a damaged file) becomes a planned one, so that the damage is reported once.
+    """
     if entry["status"] != "finished":
         return entry
-    gone = ("checksum", "params_checksum", "seconds")
-    return {key: value for key, value in entry.items() if key not in gone} | {"status": "planned"}
+    dropped = ("checksum", "params_checksum", "seconds")
+    return {key: value for key, value in entry.items() if key not in dropped} | {"status": "planned"}
 
 
-def narrowed(where: Path, manifest: dict[str, Any], group: Group, parts: Sequence[Group]) -> None:
-    """Plan *parts* in place of *group*, in the manifest and on disk."""
-    place = next(place for place, entry in enumerate(manifest["groups"]) if entry["id"] == group.id)
-    commit = manifest["groups"][place]["git_commit"]
-    manifest["groups"][place : place + 1] = [_entry(part, commit) for part in parts]
+def split_group(where: Path, manifest: dict[str, Any], group: Group, parts: Sequence[Group]) -> None:
+    """Replace *group* by *parts* in the manifest, in memory and on disk."""
+    index = next(index for index, entry in enumerate(manifest["groups"]) if entry["id"] == group.id)
+    commit = manifest["groups"][index]["git_commit"]
+    manifest["groups"][index : index + 1] = [_entry(part, commit) for part in parts]
     write_manifest(where, manifest)
 
 
 def _entry(group: Group, commit: str, failures: Mapping[str, dict[str, Any]] = NONE) -> dict[str, Any]:
-    """Return a group as it is planned; one that has failed stays failed until it is tried again."""
-    before = failures.get(group.id, {})
+    """Return the entry of a planned group; a group that has failed keeps its failure until it is retried."""
+    failure = failures.get(group.id, {})
     return {
         "id": group.id,
         "arm": group.arm,
         "batch_size": group.batch_size,
         "runs": [run.id for run in group.runs],
         "status": "planned",
-        **{key: before[key] for key in ("status", "error", "seconds") if key in before},
+        **{key: failure[key] for key in ("status", "error", "seconds") if key in failure},
         "git_commit": commit,
         **({"tuning": True} if group.tuning else {}),
     }

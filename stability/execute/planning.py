@@ -1,4 +1,4 @@
-"""Which groups are still to be trained, how many replicas side by side, and what that will cost."""
+"""Plans the groups that are still to be trained and estimates what they cost in time and memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from stability.train.feed import HOST_SHARE
 from stability.train.memory import DataBytes, bytes_of_data, bytes_per_replica
 from stability.train.probing import selects
 
-WIDEST = {"cpu": 32, "cuda": 1024}
-"""Replicas side by side: beyond this a CPU only leaves its caches, and a GPU is busy."""
+MAX_REPLICAS = {"cpu": 32, "cuda": 1024}
+"""Most replicas per group by device type: more only overflow a CPU's caches, and a GPU is already fully used."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Plan:
 
 
 def worker_count(device: torch.device) -> int:
-    """Return how many processes train side by side: one a core on a CPU, each with one thread; one on each GPU.
+    """Return the number of processes that train in parallel: one per CPU core, or one per GPU.
 
-    One thread each, because the arithmetic of a small model is too short to share: two threads wait for each other.
+    Each process has one thread, because the operations of a small model are too short to split between threads.
     """
     return max(1, len(devices_of(device))) if device.type == "cuda" else core_count()
 
 
 def workers_on(on: str, device: torch.device) -> int:
-    """Return how many processes train side by side for ``--on``: ``local``, or ``processes:N``.
+    """Return the number of processes that train in parallel for ``--on``: ``local``, or ``processes:N``.
 
     >>> workers_on("processes:3", torch.device("cpu")), workers_on("local", torch.device("cuda"))
     (3, 1)
@@ -57,7 +57,7 @@ def workers_on(on: str, device: torch.device) -> int:
 
 
 def sharing_of(executor: Executor | None) -> int:
-    """Return how many workers of *executor* share one GPU; 1 where it is not known to place its workers."""
+    """Return how many workers of *executor* share one GPU; 1 unless it is a `WorkerPool`."""
     return executor.sharing if isinstance(executor, WorkerPool) else 1
 
 
@@ -66,46 +66,62 @@ def plan_groups(
 ) -> Plan:
     """Return the *kept* groups and new ones of *runs*, longest first.
 
-    A new group is as wide as half the memory of its worker allows, on an accelerator half of what the data leave. That
-    is a pure function of study and machine, and on a GPU of how many workers are *sharing* it.
+    A new group has as many replicas as fit half the memory of its worker; on an accelerator, half of what the data
+    leave. The plan is a pure function of study and machine, and on a GPU of the number of workers that share it.
+
+    Args:
+        study: The study.
+        device: The device to train on.
+        runs: The runs to put into new groups.
+        kept: Groups planned before.
+        sharing: How many workers share a GPU.
     """
     pairs = study.pairs()
     data = bytes_of_data(study, pairs) if is_accelerator(device) else DataBytes(0, 0, 0)
     needs = {
         (arm, size): bytes_per_replica(study, arm, size, pairs)
-        for arm in study.grid.loss
+        for arm in study.grid.arms
         for size in study.grid.batch_size
     }
     memory = device_memory(device) // (sharing if is_accelerator(device) else worker_count(device))
-    width = {shape: _width(memory, WIDEST[device.type], need, data) for shape, need in needs.items()}
+    width = {shape: _width(memory, MAX_REPLICAS[device.type], need, data) for shape, need in needs.items()}
     groups = (*kept, *groups_of(runs, width))
     longest_first = sorted(groups, key=lambda group: -needs[group.arm, group.batch_size] * len(group.runs))
     return Plan(tuple(longest_first), {f"{arm} {size}": need for (arm, size), need in needs.items()})
 
 
 def _width(memory: int, widest: int, need: int, data: DataBytes) -> int:
-    """Return how many replicas of *need* bytes train side by side: at least 2, at most *widest*.
+    """Return how many replicas of *need* bytes train together: at least 2, at most *widest*.
 
     >>> _width(1000, 32, 50, DataBytes(100, 200, 0)), _width(1000, 32, 50, DataBytes(100, 100, 10))
     (7, 6)
-    >>> _width(1000, 32, 50, DataBytes(100, 100, 50))  # pairs of so many are left on the host
+    >>> _width(1000, 32, 50, DataBytes(100, 100, 50))  # the pairs of so many replicas stay on the host
     9
     """
-    beside = min(widest, (memory - data.held_out - data.shared) // 2 // (need + data.own))
-    if data.shared + beside * data.own > HOST_SHARE * memory:
-        beside = min(widest, (memory - data.held_out) // 2 // need)
-    return max(2, beside)
+    replicas = min(widest, (memory - data.held_out - data.shared) // 2 // (need + data.own))
+    if data.shared + replicas * data.own > HOST_SHARE * memory:
+        replicas = min(widest, (memory - data.held_out) // 2 // need)
+    return max(2, replicas)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a study takes on one machine: counts, seconds of training and probes, bytes while the widest train.
+    """The estimated cost of a study on one machine.
 
-    Of the *seconds*, *start* are those until the first worker is ready and has loaded what it needs, paid once.
+    If the test is also run without tuning, runs that tuning does not change count twice here and are trained once.
 
-    *runs* are those of the test, *tuning_runs* those of the search before it, *groups* both. Where the test is also run
-    without tuning, runs that tuning leaves as they are count twice here and are trained once. *bytes* are those of the
-    GPU, or of all worker processes with what Python and PyTorch take (where the system tells no peak, without).
+    Attributes:
+        runs: Runs of the test.
+        tuning_runs: Runs of the tuning search before it.
+        groups: Groups of both.
+        steps: Training steps of a run.
+        device: Model of the device.
+        workers: Processes that train in parallel.
+        seconds: Total time of training and probes, *start* included.
+        start: Seconds until the first worker is ready and has loaded what it needs, spent once.
+        measured_steps: Steps that were timed in each group.
+        bytes: Memory while the largest groups train: that of the GPU, or of all worker processes, including what Python
+            and PyTorch take (excluding it if the system does not report a peak).
     """
 
     runs: int
@@ -121,8 +137,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a few steps of one group took: when they began (seconds since 1970), times, and the bytes at their peak."""
+class MeasuredCost:
+    """The measured cost of a few steps of one group: start (seconds since 1970), times, and peak memory in bytes."""
 
     began: float
     timing: Timing
@@ -131,17 +147,23 @@ class Sample:
 
 def measure(
     study: Study, group: Group, device: torch.device, bytes_expected: int, steps: int, with_probes: bool
-) -> Sample:
-    """Return what *group* takes, from a few real steps and, *with_probes*, readings of each of its probes.
+) -> MeasuredCost:
+    """Return the measured cost of *group*, from a few real steps and calls of its probes.
 
-    *bytes_expected* stand in for the peak of memory where the system does not tell it.
+    Args:
+        study: The study that the group belongs to.
+        group: The group to measure.
+        device: The device to train on.
+        bytes_expected: Used as the peak of memory if the system does not report one.
+        steps: How many steps to time.
+        with_probes: Whether to time each probe too.
     """
     began = time.time()
     pairs = study.pairs()
-    with reproducible_arithmetic(), peak_of(device) as grown:
+    with reproducible_arithmetic(), peak_of(device) as peak_memory:
         timing = time_group(study_of(study, group), group, pairs, device, steps, with_probes)
-        peak = grown()
-    return Sample(began, timing, bytes_expected if peak is None else peak)
+        peak = peak_memory()
+    return MeasuredCost(began, timing, bytes_expected if peak is None else peak)
 
 
 def estimate(
@@ -152,26 +174,32 @@ def estimate(
     workers: int | None = None,
     executor: Executor | None = None,
 ) -> Cost:
-    """Return the cost of *study*, from a few real steps and readings of one group of every shape.
+    """Return the cost of *study*, measured on a few real steps and probe calls of one group of every shape.
 
-    What a probe takes hangs on the towers and the batch, hardly on the loss: it is read for one arm of each batch size.
-    The measurements are taken on *executor*, side by side as the groups will train, or one by one in this process.
-    *workers* is the number of processes that will train side by side (None: `worker_count`); more workers take more
-    memory in all, but the groups stay the same (except where more workers than GPUs have to share one).
+    The cost of a probe depends on the towers and the batch and hardly on the loss, so probes are timed for one arm of
+    each batch size.
+
+    Args:
+        study: The study.
+        device: The device to train on.
+        steps: How many steps to time in each group.
+        workers: The number of processes that will train in parallel (None: `worker_count`). More workers take more
+            memory in total, but the groups stay the same, unless more workers than GPUs have to share one.
+        executor: Where to measure, in parallel as the groups will train; None measures serially in this process.
     """
     test = runs_of(study)
     plan = plan_groups(study, device, (*tuning_runs_of(study), *test), sharing=sharing_of(executor))
     workers = min(workers or worker_count(device), max(1, len(plan.groups)))
     samples, start = _measured(study, plan, device, steps, workers, executor)
-    # Without tuning as well, the test is trained twice over.
+    # If the test is also run without tuning, it is trained twice.
     copies = 2 if study.tune and study.tune.untuned else 1
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    needs = []
+    peaks = []
     for group in plan.groups:
         sample = samples[group.arm, _shape(study, group)]
         seconds[group.tuning] += [sample.timing.seconds] * (1 if group.tuning else copies)
-        needs.append(sample.bytes)
-    # Each worker starts once, and loads at its first readings.
+        peaks.append(sample.bytes)
+    # Each worker starts once, and loads data and libraries at its first measurement.
     start += max((sample.timing.loading for sample in samples.values()), default=0.0)
     return Cost(
         runs=len(test) * copies,
@@ -180,11 +208,11 @@ def estimate(
         steps=study.train.steps,
         device=device_model(device),
         workers=workers,
-        # Nothing of the test can begin before the last of the search is done.
-        seconds=start + sum(_makespan(each, workers) for each in seconds.values()),
+        # The test cannot start before the last group of the search is done.
+        seconds=start + sum(_makespan(durations, workers) for durations in seconds.values()),
         start=start,
         measured_steps=steps,
-        bytes=sum(sorted(needs)[-workers:]),
+        bytes=sum(sorted(peaks)[-workers:]),
     )
 
 
@@ -192,7 +220,7 @@ Shape = tuple[int, bool, int, tuple[int, ...]]
 
 
 def _shape(study: Study, group: Group) -> Shape:
-    """Return what the cost of a group hangs on beside its arm: batch size, part of the study, width, runs probed."""
+    """Return what a group's cost depends on besides its arm: batch size, tuning or test, runs, runs probed."""
     trained = study_of(study, group)
     probed = tuple(sum(selects(trained, name, run) for run in group.runs) for name in trained.probes)
     return group.batch_size, group.tuning, len(group.runs), probed
@@ -200,8 +228,8 @@ def _shape(study: Study, group: Group) -> Shape:
 
 def _measured(
     study: Study, plan: Plan, device: torch.device, steps: int, workers: int, executor: Executor | None
-) -> tuple[dict[tuple[str, Shape], Sample], float]:
-    """Return a sample of the groups of every arm and shape, and the seconds until a worker was ready for the first."""
+) -> tuple[dict[tuple[str, Shape], MeasuredCost], float]:
+    """Return the measured cost of each arm and shape, and the seconds until a worker was ready for the first."""
     groups = {(group.arm, _shape(study, group)): group for group in reversed(plan.groups)}
     probed = {shape: arm for arm, shape in groups}
     work = {
@@ -218,24 +246,24 @@ def _measured(
     }
     submitted = time.time()
     if executor is None:
-        samples = {key: each() for key, each in work.items()}
+        samples = {key: measurement() for key, measurement in work.items()}
     else:
-        # A worker with nothing to do would leave its share of the machine to the others.
+        # Every worker must be busy: an idle one would leave its share of the machine to the others.
         copies = -(-workers // max(1, len(work)))
-        jobs = [(key, executor.submit(each)) for key, each in work.items() for _ in range(copies)]
+        jobs = [(key, executor.submit(measurement)) for key, measurement in work.items() for _ in range(copies)]
         samples = {key: job.result() for key, job in jobs}
     start = min((sample.began for sample in samples.values()), default=submitted) - submitted
-    whole = {key: _with_probes(sample, samples[probed[key[1]], key[1]]) for key, sample in samples.items()}
-    return whole, start
+    complete = {key: _with_probes(sample, samples[probed[key[1]], key[1]]) for key, sample in samples.items()}
+    return complete, start
 
 
-def _with_probes(sample: Sample, probed: Sample) -> Sample:
+def _with_probes(sample: MeasuredCost, probed: MeasuredCost) -> MeasuredCost:
     timing = replace(sample.timing, probes=probed.timing.probes)
     return replace(sample, timing=timing, bytes=max(sample.bytes, probed.bytes))
 
 
 def _makespan(seconds: Sequence[float], workers: int) -> float:
-    """Return when the last worker is done if each takes the next group as it gets free.
+    """Return when the last worker finishes if each takes the next group as soon as it is free.
 
     >>> _makespan([3.0, 3.0, 2.0, 2.0], workers=2), _makespan([], workers=2)
     (5.0, 0.0)

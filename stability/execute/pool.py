@@ -1,4 +1,4 @@
-"""Worker processes on this machine, replaced when one of them dies."""
+"""A pool of worker processes on this machine that can be rebuilt when one of them dies."""
 
 from __future__ import annotations
 
@@ -10,32 +10,38 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from typing import Any
 
 from stability.execute.devices import workers_a_device
-from stability.execute.worker import begin
+from stability.execute.worker import init_worker
 from stability.plugins import Plugin
 
 
 class WorkerPool(Executor):
-    """A `ProcessPoolExecutor` that can be rebuilt after a worker's death; each worker loads *plugins* first.
+    """A `ProcessPoolExecutor` that can be rebuilt after a worker's death.
 
-    Where *devices* are several, as `stability.execute.devices.devices_of` names them, each worker sees one of them, in
-    turn, also after a death. `sharing` is how many workers share the memory of one device.
+    Worker processes are started by a dedicated thread of the pool, whichever thread submits. Linux ends them with the
+    thread that started them (see `init_worker`), so that thread must live as long as they do.
 
-    Workers are begun in a thread of the pool's own, whoever submits: Linux ends them with that thread (see `begin`), so
-    it must live as long as they do.
+    Args:
+        workers: Number of processes.
+        plugins: Files with losses or encoders that each worker loads first.
+        devices: Names of GPUs as `stability.execute.devices.devices_of` returns them. If there are several, each worker
+            sees one of them, assigned round-robin, also after a rebuild.
+
+    Attributes:
+        sharing: How many workers share the memory of one device.
     """
 
     def __init__(self, workers: int, plugins: Sequence[Plugin] = (), devices: Sequence[str] = ()) -> None:
         self._workers, self._plugins, self._devices = workers, tuple(plugins), tuple(devices)
         self.sharing = workers_a_device(workers, devices)
-        self._starter = ThreadPoolExecutor(1, "starter", _hear_no_interruption)
-        self._pool = self._fresh()
+        self._starter = ThreadPoolExecutor(1, "starter", _block_sigint)
+        self._pool = self._new_pool()
 
-    def _fresh(self) -> ProcessPoolExecutor:
-        # Spawned, not forked: a fork copies locks of threads that it does not copy.
+    def _new_pool(self) -> ProcessPoolExecutor:
+        # Not fork: a forked child inherits locks held by threads that do not exist in it.
         context = multiprocessing.get_context("spawn")
-        # A pool gives all its workers the same arguments: they number themselves, anew in every pool.
+        # All workers get the same arguments, so each takes its number from a counter shared by the pool.
         number = context.Value("i", 0) if len(self._devices) > 1 else None
-        return ProcessPoolExecutor(self._workers, context, begin, (self._plugins, self._devices, number))
+        return ProcessPoolExecutor(self._workers, context, init_worker, (self._plugins, self._devices, number))
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule a call; raises `BrokenExecutor` after a worker's death, until `rebuild`."""
@@ -44,35 +50,36 @@ class WorkerPool(Executor):
     def rebuild(self) -> None:
         """Replace a broken pool."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._fresh()
+        self._pool = self._new_pool()
 
     def kill(self, process: int) -> None:
-        """Kill one worker, by its process id; the pool is broken then. Strangers are left alone."""
+        """Kill the worker with this process id, which breaks the pool; ignore ids of other processes."""
         if process in self._pool._processes:
             os.kill(process, signal.SIGKILL)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the workers after their groups."""
+        """End the workers after their current groups."""
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
-        if wait:  # else the thread goes on, and the workers with it
+        if wait:  # otherwise the thread stays alive, and the workers with it
             self._starter.shutdown()
 
-    def abandon(self) -> None:
-        """End the workers now: an unfinished group is trained again, and no file is ever half written."""
-        self._starter.submit(self._abandon).result()  # behind a submission that an interruption has left to itself
+    def terminate(self) -> None:
+        """Kill the workers now; unfinished groups are lost, and files are written atomically, so none is partial."""
+        self._starter.submit(self._terminate).result()  # queued after a submission that an interruption left pending
         self._starter.shutdown()
 
-    def _abandon(self) -> None:
+    def _terminate(self) -> None:
         workers = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.kill()
 
 
-def _hear_no_interruption() -> None:
-    """Block interruptions in this thread; processes begun in it never see one.
+def _block_sigint() -> None:
+    """Block SIGINT in this thread; processes started by it inherit the mask.
 
-    At a terminal it reaches every process, and a worker that is still importing what `begin` is in would complain.
+    A terminal sends SIGINT to every process, and a worker that is still importing, before `init_worker` runs, would
+    print a traceback.
     """
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""Runs of a run directory, trained again: found by the head of their id, on the machine and versions that ran them."""
+"""Trains a finished run of a run directory again, on the machine and versions that ran it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stability.execute.machine import device_model, pick_device, reproducible_ar
 from stability.grid import Group, study_of
 from stability.registry import InputError
 from stability.store import (
+    checksum_matches,
     damaged_groups,
     group_path,
-    is_as_written,
     parameters_path,
     read_group,
     read_manifest,
@@ -34,41 +34,50 @@ def replay_run(
     keep: Collection[int] | Callable[[int], Collection[int]] = (),
     progress: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Replay:
-    """Return one finished run of *run_dir* at *step* (None: the end), trained again and checked against what is stored.
+    """Train one finished run of *run_dir* again, check it against the stored measurements, and return it.
 
-    *run* is a run's id or the head of one, None the first finished run of the test; *keep* names steps at which
-    parameters are kept too, or picks them from the last step. *progress* is told the steps done and their number. Where
-    the directory holds the run's final parameters (``--save-params``) and no more is asked for, nothing is trained.
-    Raises `InputError` for an unknown or unfinished run, and where device or versions are not those of the directory.
+    If the directory contains the run's final parameters (``--save-params``) and no others are requested, nothing is
+    trained.
+
+    Args:
+        run_dir: The run directory.
+        run: The id of a run or a unique prefix of one; None for the first finished run of the test.
+        step: The step to return; None for the last.
+        keep: Further steps at which to keep the parameters, or a function that maps the last step to them.
+        progress: Called with the number of steps done and the total.
+
+    Raises:
+        InputError: The run is unknown or unfinished, its file is damaged, or device or versions are not those of the
+            directory.
     """
     where = Path(run_dir)
     manifest = read_manifest(where)
     study = read_study(manifest, where)
     device = _same_machine(where, manifest)
     finished = [entry for entry in manifest["groups"] if entry["status"] == "finished"]
-    known = {each.id: each for each in known_runs(study, where, finished)[0]}
+    runs = {item.id: item for item in known_runs(study, where, finished)[0]}
     if run is None:
-        ended = {each for entry in finished for each in entry["runs"]}
-        run = next((name for name, each in known.items() if name in ended and not each.tuning), "")
-    chosen = known[resolve(run, known, where)]
-    entry = next((entry for entry in manifest["groups"] if chosen.id in entry["runs"]), None)
+        finished_ids = {run_id for entry in finished for run_id in entry["runs"]}
+        run = next((run_id for run_id, item in runs.items() if run_id in finished_ids and not item.tuning), "")
+    selected = runs[resolve(run, runs, where)]
+    entry = next((entry for entry in manifest["groups"] if selected.id in entry["runs"]), None)
     if entry is None or entry["status"] != "finished":
-        raise InputError(f"{where}: run {chosen.id} is not finished; `stability run` goes on with it")
+        raise InputError(f"{where}: run {selected.id} is not finished; `stability run` goes on with it")
     path, saved = group_path(where, entry["id"]), None
     for sentence in damaged_groups(where, [entry]):
         raise InputError(sentence)
-    group = Group(entry["id"], tuple(known[each] for each in entry["runs"]))
+    group = Group(entry["id"], tuple(runs[run_id] for run_id in entry["runs"]))
     total = study_of(study, group).train.steps
     last = total if step is None else step
     kept = keep(last) if callable(keep) else keep
     params_path = parameters_path(where, entry["id"])
-    if last == total and is_as_written(params_path, entry.get("params_checksum")):
-        saved = read_parameters(params_path, chosen.id)
+    if last == total and checksum_matches(params_path, entry.get("params_checksum")):
+        saved = read_parameters(params_path, selected.id)
     with reproducible_arithmetic():
         return replay(
             study_of(study, group),
             group,
-            chosen,
+            selected,
             step=last,
             keep=kept,
             stored=read_group(path),
@@ -78,27 +87,33 @@ def replay_run(
         )
 
 
-def resolve(given: str, known: Collection[str], where: Path) -> str:
-    """Return the run id that *given* is, or begins; or raise `InputError` with the nearest ids."""
-    found = [each for each in known if each.startswith(given)] if given else []
-    if given in known or len(found) == 1:
-        return given if given in known else found[0]
-    if found:
-        raise InputError(f"{where}: {len(found)} runs begin with {given!r} ({_some(found)}); give more of the id")
-    near = difflib.get_close_matches(given, known, n=1)
-    # A head is short beside an id: what begins alike is near too.
-    near = near or [each for each in sorted(known) if len(given) > 2 and each.startswith(given[:-1])][:1]
-    nearest = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{where}: holds no run {given!r}{nearest} (known are {len(known)}: {_some(known)})")
+def resolve(prefix: str, run_ids: Collection[str], where: Path) -> str:
+    """Return the run id that equals *prefix* or is the only one that starts with it.
+
+    Raises:
+        InputError: No id or several start with it; the sentence names the nearest ids.
+    """
+    matches = [run_id for run_id in run_ids if run_id.startswith(prefix)] if prefix else []
+    if prefix in run_ids or len(matches) == 1:
+        return prefix if prefix in run_ids else matches[0]
+    if matches:
+        raise InputError(
+            f"{where}: {len(matches)} runs begin with {prefix!r} ({_first_few(matches)}); give more of the id"
+        )
+    close = difflib.get_close_matches(prefix, run_ids, n=1)
+    # difflib finds no close match for a prefix much shorter than an id, so also try it without its last character.
+    close = close or [run_id for run_id in sorted(run_ids) if len(prefix) > 2 and run_id.startswith(prefix[:-1])][:1]
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise InputError(f"{where}: holds no run {prefix!r}{hint} (known are {len(run_ids)}: {_first_few(run_ids)})")
 
 
-def _some(ids: Collection[str]) -> str:
+def _first_few(ids: Collection[str]) -> str:
     shown = sorted(ids)[:4]
     return ", ".join(shown) + (", ..." if len(ids) > len(shown) else "")
 
 
 def _same_machine(where: Path, manifest: dict[str, Any]) -> torch.device:
-    """Return the device of a run directory, or raise `InputError` where a replay could not give the same numbers."""
+    """Return the device of a run directory, or raise `InputError` if a replay could not give the same numbers."""
     device = pick_device(manifest["device"]["type"])
     if (model := device_model(device)) != manifest["device"]["model"]:
         raise InputError(f"{where}: was run on {manifest['device']['model']}, this is {model}; replay it there")

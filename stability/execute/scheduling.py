@@ -1,4 +1,4 @@
-"""Groups one after the other, or side by side on an executor whose workers may die or hang: each ends in an outcome."""
+"""Runs groups serially in this process, or in parallel on an executor whose workers may die or hang."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from functools import partial
 from threading import Event
 
 from stability.execute.pool import WorkerPool
-from stability.execute.worker import HEARTBEAT, Outcome, Sign, Task, read_sign, train_elsewhere, train_here
+from stability.execute.worker import HEARTBEAT, GroupResult, Heartbeat, Task, read_heartbeat, train_local, train_remote
 from stability.grid import Group
 from stability.registry import InputError
 from stability.study import Study
 
-SILENT = 60.0
-"""Seconds without a sign of life after which a worker hangs: it is frozen, or its machine is lost."""
+HEARTBEAT_TIMEOUT = 60.0
+"""Seconds without a heartbeat after which a worker counts as hanging: it is frozen, or its machine is lost."""
 
-STUCK = 3600.0
-"""Seconds without a step after which a worker hangs although it shows signs of life."""
+STEP_TIMEOUT = 3600.0
+"""Seconds without a training step after which a worker counts as hanging although it still sends heartbeats."""
 
-TRIES = 3
-"""How often a group is begun whose workers die or hang."""
+MAX_ATTEMPTS = 3
+"""How often a group is started whose workers die or hang."""
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Who is told how a run goes on.
+class Callbacks:
+    """Functions that are called as a run proceeds.
 
-    *open* gets the study or replication whose groups come next, *say* a sentence, *begin* the number of groups to
-    train, *step* a group and its steps done, *done* a finished group and its seconds.
+    Attributes:
+        open: Called with the study or replication whose groups come next.
+        say: Called with a sentence for the user.
+        begin: Called with the number of groups to train.
+        step: Called with a group and the number of steps it has done.
+        done: Called with a finished group and the seconds it took.
     """
 
     open: Callable[[Study], None] = lambda study: None
@@ -43,78 +47,99 @@ class Watch:
     done: Callable[[Group, float], None] = lambda group, seconds: None
 
 
-SILENCE = Watch()
+NO_CALLBACKS = Callbacks()
 
 
-def in_order(tasks: deque[Task], watch: Watch, stop: Event) -> Iterator[tuple[Task, Outcome]]:
-    """Yield each of *tasks* with its outcome, trained in this process, until *stop*; the caller may add tasks."""
+def run_serial(tasks: deque[Task], callbacks: Callbacks, stop: Event) -> Iterator[tuple[Task, GroupResult]]:
+    """Yield each of *tasks* with its result, trained in this process, until *stop* is set; the caller may add tasks."""
     while tasks and not stop.is_set():
         task = tasks.popleft()
-        yield task, train_here(task, partial(watch.step, task.group))
+        yield task, train_local(task, partial(callbacks.step, task.group))
 
 
-def side_by_side(tasks: deque[Task], executor: Executor, watch: Watch, stop: Event) -> Iterator[tuple[Task, Outcome]]:
-    """Yield each of *tasks* with its outcome, as they end on *executor*; the caller may add tasks.
+def run_parallel(
+    tasks: deque[Task], executor: Executor, callbacks: Callbacks, stop: Event
+) -> Iterator[tuple[Task, GroupResult]]:
+    """Yield each of *tasks* with its result, in the order in which they end on *executor*.
 
-    After *stop* no further group is begun. A group whose worker dies or hangs is handed on, and begun `TRIES` times in
-    all. A broken `WorkerPool` is rebuilt; where another executor breaks, what it had not begun is trained in this
-    process. Raises `InputError` if the executor drops its groups, as a cluster does that has lost its scheduler.
+    A group whose worker dies or hangs is requeued and started at most `MAX_ATTEMPTS` times in all. A broken
+    `WorkerPool` is rebuilt. If another executor breaks, the groups that it had not started are trained in this process.
+
+    Args:
+        tasks: The groups to train; the caller may add tasks while iterating.
+        executor: Runs `train_remote` for each task.
+        callbacks: Called with sentences and steps.
+        stop: Once set, no further group is started.
+
+    Raises:
+        InputError: The executor drops its groups, as a cluster does that has lost its scheduler.
     """
     if not tasks:
         return
-    shared = tasks[0].where / "groups" / f".shared-{secrets.token_hex(8)}"
-    crew = _Crew(executor, watch, shared.name)
-    shared.touch()
+    token_file = tasks[0].where / "groups" / f".shared-{secrets.token_hex(8)}"
+    in_flight = _InFlight(executor, callbacks, token_file.name)
+    token_file.touch()
     try:
-        while (tasks and not stop.is_set()) or crew.jobs or crew.lost:
+        while (tasks and not stop.is_set()) or in_flight.futures or in_flight.lost:
             if stop.is_set():
-                crew.withdraw()
+                in_flight.cancel_pending()
             else:
-                crew.submit(tasks)
-            yield from crew.ended()
-            yield from crew.hand_on_what_hangs(tasks)
-            if crew.lost and not crew.jobs:
-                yield from crew.recovered(tasks)
+                in_flight.submit(tasks)
+            yield from in_flight.completed()
+            yield from in_flight.requeue_stalled(tasks)
+            if in_flight.lost and not in_flight.futures:
+                yield from in_flight.requeue_lost(tasks)
                 if not isinstance(executor, WorkerPool):
-                    yield from in_order(tasks, watch, stop)
+                    yield from run_serial(tasks, callbacks, stop)
     finally:
-        shared.unlink(missing_ok=True)
+        token_file.unlink(missing_ok=True)
 
 
 @dataclass
-class _Crew:
-    """The groups that are with an executor, and what its workers were last known to do."""
+class _InFlight:
+    """The groups submitted to an executor, and the last heartbeats of its workers.
+
+    Attributes:
+        executor: Where the groups are submitted.
+        callbacks: Called with sentences and steps.
+        token: Name of the file that marks the disk as shared (see `Task`).
+        futures: The submitted tasks by their future.
+        lost: Tasks that the executor had when it broke.
+        attempts: How often each group was started and lost, by id.
+        heartbeats: The last heartbeat of each group, by id.
+        idle_failures: How often in a row the executor broke before a worker had started a group.
+    """
 
     executor: Executor
-    watch: Watch
+    callbacks: Callbacks
     token: str
-    jobs: dict[Future[Outcome], Task] = field(default_factory=dict)
+    futures: dict[Future[GroupResult], Task] = field(default_factory=dict)
     lost: list[Task] = field(default_factory=list)
-    tried: Counter[str] = field(default_factory=Counter)
-    pulses: dict[str, _Pulse] = field(default_factory=dict)
-    idle_ends: int = 0
+    attempts: Counter[str] = field(default_factory=Counter)
+    heartbeats: dict[str, _LastHeartbeat] = field(default_factory=dict)
+    idle_failures: int = 0
 
     def submit(self, tasks: deque[Task]) -> None:
-        """Give *tasks* to the executor, unless it is broken."""
+        """Submit *tasks* to the executor, unless it is broken."""
         while tasks and not self.lost:
             task = replace(tasks.popleft(), token=self.token)
             try:
-                self.jobs[self.executor.submit(train_elsewhere, task)] = task
+                self.futures[self.executor.submit(train_remote, task)] = task
             except BrokenExecutor:
                 self.lost.append(task)
 
-    def withdraw(self) -> None:
-        """Take back what no worker has begun."""
-        for job in [job for job in self.jobs if job.cancel()]:
-            del self.jobs[job]
+    def cancel_pending(self) -> None:
+        """Cancel the groups that no worker has started."""
+        for future in [future for future in self.futures if future.cancel()]:
+            del self.futures[future]
 
-    def ended(self) -> Iterator[tuple[Task, Outcome]]:
-        """Wait for a heartbeat or for the end of a group, and yield those that have ended."""
-        finished, _ = wait(self.jobs, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
-        for job in finished:
-            task = self.jobs.pop(job)
+    def completed(self) -> Iterator[tuple[Task, GroupResult]]:
+        """Wait for one heartbeat interval or the end of a group, and yield the groups that have ended."""
+        finished, _ = wait(self.futures, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+        for future in finished:
+            task = self.futures.pop(future)
             try:
-                outcome = job.result()
+                result = future.result()
             except BrokenExecutor:
                 self.lost.append(task)
                 continue
@@ -125,97 +150,110 @@ class _Crew:
                 ) from error
             except InputError:
                 raise
-            except Exception:  # noqa: BLE001 (of the executor's own, as for a group that killed several workers)
-                outcome = Outcome(0.0, traceback.format_exc())
-            self.idle_ends = 0
-            yield task, outcome
+            except Exception:  # noqa: BLE001 (the executor's own error, as for a group that killed several workers)
+                result = GroupResult(0.0, traceback.format_exc())
+            self.idle_failures = 0
+            yield task, result
 
-    def hand_on_what_hangs(self, tasks: deque[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Tell the watch of every step; kill a worker that hangs, or leave it alone and add its group to *tasks*.
+    def requeue_stalled(self, tasks: deque[Task]) -> Iterator[tuple[Task, GroupResult]]:
+        """Report every step, and requeue the groups of workers that hang.
 
-        Yields the groups that have been handed on too often.
+        A hanging worker of a `WorkerPool` is killed; one of another executor is left running, and its group is added to
+        *tasks*. Yields the groups that have used up their attempts.
         """
         now = time.monotonic()
-        for job, task in list(self.jobs.items()):
-            sign = read_sign(task.where, task.group)
-            if sign is None:
+        for future, task in list(self.futures.items()):
+            heartbeat = read_heartbeat(task.where, task.group)
+            if heartbeat is None:
                 continue
-            self.watch.step(task.group, sign.step)
-            pulse = self.pulses.get(task.group.id, _Pulse(sign, now, now)).felt(sign, now)
-            self.pulses[task.group.id] = pulse
-            if not (why := pulse.hangs(now)):
+            self.callbacks.step(task.group, heartbeat.step)
+            last = self.heartbeats.get(task.group.id, _LastHeartbeat(heartbeat, now, now)).updated(heartbeat, now)
+            self.heartbeats[task.group.id] = last
+            if not (reason := last.stall_reason(now)):
                 continue
-            del self.pulses[task.group.id]
-            self.watch.say(f"group {task.group.id}: its worker hangs ({why}); the group is handed on")
+            del self.heartbeats[task.group.id]
+            self.callbacks.say(f"group {task.group.id}: its worker hangs ({reason}); the group is requeued")
             if isinstance(self.executor, WorkerPool):
-                self.executor.kill(sign.process)  # It ends as dead, with the sign that it leaves.
+                # The pool breaks; the heartbeat file left behind shows which group the dead worker had.
+                self.executor.kill(heartbeat.process)
                 continue
-            self._count(task)
-            job.cancel()
-            del self.jobs[job]
-            if self.tried[task.group.id] < TRIES:
+            self._count_attempt(task)
+            future.cancel()
+            del self.futures[future]
+            if self.attempts[task.group.id] < MAX_ATTEMPTS:
                 tasks.append(task)
             else:
-                yield task, Outcome(0.0, f"its workers hang: {why}, {TRIES} times")
+                yield task, GroupResult(0.0, f"its workers hang: {reason}, {MAX_ATTEMPTS} times")
 
-    def recovered(self, tasks: deque[Task]) -> Iterator[tuple[Task, Outcome]]:
-        """Add the groups of a broken executor to *tasks*, and yield those that have killed too many workers."""
+    def requeue_lost(self, tasks: deque[Task]) -> Iterator[tuple[Task, GroupResult]]:
+        """Requeue the groups of a broken executor, rebuild it if it is a `WorkerPool`, and yield the failed groups.
+
+        A group counts as failed if too many workers died while training it.
+        """
         lost, self.lost = self.lost, []
-        guilty = [task for task in lost if read_sign(task.where, task.group)]
-        self.idle_ends += not guilty
+        # A dead worker leaves its heartbeat file, so the group that it was training may have killed it.
+        suspects = [task for task in lost if read_heartbeat(task.where, task.group)]
+        self.idle_failures += not suspects
         rebuilt = isinstance(self.executor, WorkerPool)
-        allowed = TRIES if rebuilt else 1
+        allowed = MAX_ATTEMPTS if rebuilt else 1
         for task in reversed(lost):
-            if task in guilty:
-                self._count(task)
-            if self.tried[task.group.id] >= allowed:
+            if task in suspects:
+                self._count_attempt(task)
+            if self.attempts[task.group.id] >= allowed:
                 times = f", {allowed} times" if allowed > 1 else ""
-                yield task, Outcome(0.0, f"the worker process died (killed, or out of memory){times}")
-            elif self.idle_ends >= TRIES:
-                yield task, Outcome(0.0, f"worker processes died before they began, {TRIES} times")
+                yield task, GroupResult(0.0, f"the worker process died (killed, or out of memory){times}")
+            elif self.idle_failures >= MAX_ATTEMPTS:
+                yield task, GroupResult(0.0, f"worker processes died before they began, {MAX_ATTEMPTS} times")
             else:
                 tasks.appendleft(task)
         if isinstance(self.executor, WorkerPool):
             self.executor.rebuild()
-            if guilty:
-                names = ", ".join(task.group.id for task in guilty)
-                self.watch.say(
+            if suspects:
+                names = ", ".join(task.group.id for task in suspects)
+                self.callbacks.say(
                     f"a worker process died (killed, or out of memory) in group {names}; what it broke goes on"
                 )
 
-    def _count(self, task: Task) -> None:
-        """Note a lost try of a group, and remove what its worker left."""
-        self.tried[task.group.id] += 1
-        self.pulses.pop(task.group.id, None)
+    def _count_attempt(self, task: Task) -> None:
+        """Count a lost attempt of a group, and remove the files that its worker left."""
+        self.attempts[task.group.id] += 1
+        self.heartbeats.pop(task.group.id, None)
         for leftover in (task.where / "groups").glob(f".{task.group.id}.*"):
             leftover.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class _Pulse:
-    """The last sign of a worker, when it came, and when its step had last changed, by this process's own clock."""
+class _LastHeartbeat:
+    """The last heartbeat of a worker.
 
-    sign: Sign
-    heard: float
-    moved: float
+    Attributes:
+        heartbeat: What the worker sent.
+        received_at: When it arrived, in seconds of this process's monotonic clock.
+        step_changed_at: When its step last changed, in seconds of the same clock.
+    """
 
-    def felt(self, sign: Sign, now: float) -> _Pulse:
-        """Return the pulse after reading *sign* at *now*."""
-        return _Pulse(
-            sign,
-            now if sign != self.sign else self.heard,
-            now if (sign.step, sign.process) != (self.sign.step, self.sign.process) else self.moved,
+    heartbeat: Heartbeat
+    received_at: float
+    step_changed_at: float
+
+    def updated(self, heartbeat: Heartbeat, now: float) -> _LastHeartbeat:
+        """Return the state after reading *heartbeat* at *now*."""
+        previous = self.heartbeat
+        return _LastHeartbeat(
+            heartbeat,
+            now if heartbeat != previous else self.received_at,
+            now if (heartbeat.step, heartbeat.process) != (previous.step, previous.process) else self.step_changed_at,
         )
 
-    def hangs(self, now: float) -> str:
-        """Return why the worker counts as hanging, or nothing.
+    def stall_reason(self, now: float) -> str:
+        """Return why the worker counts as hanging, or "".
 
-        >>> pulse = _Pulse(Sign(3, 7, 1), heard=0.0, moved=0.0)
-        >>> pulse.hangs(SILENT), pulse.hangs(SILENT + 1)
-        ('', 'no sign of life for 60 s')
-        >>> pulse.felt(Sign(3, 8, 1), STUCK).hangs(STUCK + 1)
+        >>> last = _LastHeartbeat(Heartbeat(3, 7, 1), received_at=0.0, step_changed_at=0.0)
+        >>> last.stall_reason(HEARTBEAT_TIMEOUT), last.stall_reason(HEARTBEAT_TIMEOUT + 1)
+        ('', 'no heartbeat for 60 s')
+        >>> last.updated(Heartbeat(3, 8, 1), STEP_TIMEOUT).stall_reason(STEP_TIMEOUT + 1)
         'no step for 3600 s'
         """
-        if now - self.heard > SILENT:
-            return f"no sign of life for {SILENT:.0f} s"
-        return f"no step for {STUCK:.0f} s" if now - self.moved > STUCK else ""
+        if now - self.received_at > HEARTBEAT_TIMEOUT:
+            return f"no heartbeat for {HEARTBEAT_TIMEOUT:.0f} s"
+        return f"no step for {STEP_TIMEOUT:.0f} s" if now - self.step_changed_at > STEP_TIMEOUT else ""

@@ -1,4 +1,4 @@
-"""How far the same runs may lie apart on two machines, whose rounding differs and is amplified by training."""
+"""Tolerances for the same runs on two machines, whose rounding differs and is amplified by training."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ import pandas as pd
 from stability.probes import probe
 
 SHARE = 0.001
-"""What rounding alone may change: a share of a measure's largest mean over runs, at any step."""
+"""Difference that rounding alone may cause, as a share of a measure's largest mean over runs at any step."""
 
 EARLY = 20
-"""Steps in which training has not amplified rounding yet, so that nothing else may differ, in a typical run."""
+"""Steps during which training has not amplified rounding yet, so a typical run may differ by rounding only."""
 
 ERRORS = 6.0
-"""What means over runs may differ by beside that: so many standard errors of their difference, run by run.
+"""Further difference allowed between means over runs, in standard errors of their difference, paired by run.
 
-Where training is stable, runs agree to a few parts in a million, and so do these errors; where it is chaotic, two
-machines soon make other runs of the same distribution, and the errors say how far their means then lie apart, which no
-share of the mean does. docs/faults.md has what was measured.
+If training is stable, runs agree to a few parts in a million and the standard errors are as small. If it is chaotic,
+two machines soon produce different runs of the same distribution; then the standard errors, not a share of the mean,
+describe how far the means may differ. docs/faults.md reports the measurements.
 """
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One measure of the runs of a group, (steps, runs), as *stored* and as trained *again*.
+    """One measure of the runs of a group, stored and trained again.
 
-    *size* is what a difference is large or small against.
+    Attributes:
+        stored: The stored values, (steps, runs).
+        again: The values trained again, (steps, runs).
+        size: The magnitude of the measure, to which differences are relative.
     """
 
     stored: pd.DataFrame
@@ -37,12 +40,12 @@ class Pair:
 
     @property
     def early(self) -> pd.DataFrame:
-        """Return the differences by run in the first steps."""
+        """Return the absolute differences (steps, runs) in the first `EARLY` steps."""
         return (self.again - self.stored).abs().loc[:EARLY]
 
     @property
     def off(self) -> pd.Series:
-        """Return the difference of the means by step; infinite where only one of both is a number."""
+        """Return the absolute difference of the means at each step; infinite if only one of both is a number."""
         missing = self.again.isna().all(axis=1) != self.stored.isna().all(axis=1)
         return (self.again - self.stored).mean(axis=1).abs().mask(missing, np.inf).fillna(0.0)
 
@@ -59,17 +62,19 @@ class Pair:
 
 
 def pair_of(name: str, stored: pd.DataFrame, again: pd.DataFrame) -> Pair:
-    """Return measure *name* from two tables of a group, a row per run and step each.
+    """Return measure *name* from two tables of a group that have a row per run and step.
 
-    A measure that is the computed error of another is held against that one: in itself it may be all rounding.
+    The size of a measure that is the numerical error of another is that of the other one: by itself it may be all
+    rounding.
     """
-    one, other, whole = (
+    before, after, reference = (
         frame.pivot(index="step", columns="run", values=column)
-        for frame, column in ((stored, name), (again, name), (stored, _held_against(name)))
+        for frame, column in ((stored, name), (again, name), (stored, _reference_measure(name)))
     )
-    return Pair(one, other, float(np.nan_to_num(whole.mean(axis=1).abs().max())) or 1.0)
+    return Pair(before, after, float(np.nan_to_num(reference.mean(axis=1).abs().max())) or 1.0)
 
 
-def _held_against(name: str) -> str:
+def _reference_measure(name: str) -> str:
+    """Return the measure whose numerical error *name* is, or *name* itself."""
     measures = (measure for variant in probe.values() for measure in variant.traits["measures"])
     return next((measure.error_of for measure in measures if measure.name == name and measure.error_of), name)

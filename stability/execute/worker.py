@@ -1,4 +1,4 @@
-"""What a worker does with a group: it trains it, shows signs of life, and says how it ended."""
+"""The worker side of a run: training one group, sending heartbeats, and returning how the training ended."""
 
 from __future__ import annotations
 
@@ -32,14 +32,21 @@ if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
 HEARTBEAT = 0.5
-"""Seconds between two signs of life of a worker."""
+"""Seconds between two heartbeats of a worker."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A group to be trained and all that its worker must know.
+    """A group to train, with everything that its worker needs.
 
-    *bytes* is the memory it takes. A worker that sees the file *token* among the groups shares the disk.
+    Attributes:
+        study: The study that the group belongs to.
+        group: The runs to train together.
+        where: The run directory.
+        device: The device to train on.
+        save_params: Whether to write the final parameters too.
+        bytes: Memory that the group takes.
+        token: Name of a file in ``groups/``; a worker that sees it there shares the disk.
     """
 
     study: Study
@@ -52,12 +59,15 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How the training of a group ended: after some seconds, with the traceback of a failure or none.
+class GroupResult:
+    """How the training of a group ended.
 
-    *notes* are sentences on how it went, if the user should know. *cause* tells a lack of memory and a disk that cannot
-    be written from other failures; for the disk, *failure* is one sentence. *files* are what a worker that does not
-    share the disk has written, by path below the run directory.
+    Attributes:
+        seconds: How long it took.
+        failure: The traceback of a failure, one sentence if the disk failed, or "".
+        cause: ``memory`` if memory ran out, ``disk`` if the disk cannot be written, "" for any other failure or none.
+        files: What a worker that does not share the disk has written, by path relative to the run directory.
+        notes: Sentences for the user on how the training went.
     """
 
     seconds: float
@@ -67,8 +77,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def train_here(task: Task, progress: Callable[[int], None]) -> Outcome:
-    """Train a group in this process; whatever is raised on the way is its outcome."""
+def train_local(task: Task, progress: Callable[[int], None]) -> GroupResult:
+    """Train a group in this process; an exception is returned as the result's failure."""
     start = time.perf_counter()
     params = parameters_path(task.where, task.group.id) if task.save_params else None
     path = group_path(task.where, task.group.id)
@@ -76,95 +86,98 @@ def train_here(task: Task, progress: Callable[[int], None]) -> Outcome:
         with reproducible_arithmetic():
             study = study_of(task.study, task.group)
             notes = train_group(study, task.group, task.study.pairs(), path, task.device, progress, params)
-    except Exception as error:  # noqa: BLE001 (a stranger's loss may raise anything; the traceback is kept)
+    except Exception as error:  # noqa: BLE001 (a user's loss may raise anything; the traceback is kept)
         seconds = time.perf_counter() - start
         if isinstance(error, OSError) and (sentence := disk_fault(error, task.where)):
-            return Outcome(seconds, sentence, "disk")
-        return Outcome(seconds, traceback.format_exc(), "memory" if _lacks_memory(error) else "")
-    return Outcome(time.perf_counter() - start, notes=notes)
+            return GroupResult(seconds, sentence, "disk")
+        return GroupResult(seconds, traceback.format_exc(), "memory" if _is_out_of_memory(error) else "")
+    return GroupResult(time.perf_counter() - start, notes=notes)
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out; torch has no type of its own for that on a CPU."""
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out; torch has no exception type for that on a CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
 
 
-def train_elsewhere(task: Task, report: Callable[[str], None] | None = None) -> Outcome:
-    """Train a group in a worker that shows signs of life; where it does not share the disk, return the files.
+def train_remote(task: Task, report: Callable[[str], None] | None = None) -> GroupResult:
+    """Train a group in a worker that sends heartbeats.
 
-    The signs go into a file of the run directory, or without a shared disk to *report*.
+    With a shared disk the heartbeats go into a file of the run directory. Without one they go to *report*, and the
+    result contains the written files.
     """
     if task.token and (task.where / "groups" / task.token).is_file():
-        path = sign_path(task.where, task.group)
-        with _taken_along(path), _signs_of_life(path.write_text) as progress:
-            outcome = train_here(task, _while_wanted(task, progress))
+        path = heartbeat_path(task.where, task.group)
+        with _remove_on_exit(path), _heartbeats(path.write_text) as progress:
+            result = train_local(task, _abort_if_orphaned(task, progress))
         path.unlink(missing_ok=True)
-        return outcome
-    with TemporaryDirectory() as folder, _signs_of_life(report or (lambda sign: None)) as progress:
-        apart = replace(task, where=Path(folder))
-        group_path(apart.where, task.group.id).parent.mkdir()
-        outcome = train_here(apart, progress)
-        written = [path for path in apart.where.rglob("*") if path.is_file() and not outcome.failure]
+        return result
+    with TemporaryDirectory() as folder, _heartbeats(report or (lambda heartbeat: None)) as progress:
+        local_task = replace(task, where=Path(folder))
+        group_path(local_task.where, task.group.id).parent.mkdir()
+        result = train_local(local_task, progress)
+        written = [path for path in local_task.where.rglob("*") if path.is_file() and not result.failure]
         return replace(
-            outcome, files={path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(written)}
+            result, files={path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(written)}
         )
 
 
-def _while_wanted(task: Task, progress: Callable[[int], None]) -> Callable[[int], None]:
-    """Return *progress*, which raises once nobody waits for the group any more: its token is gone from the shared disk.
+def _abort_if_orphaned(task: Task, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Return *progress*, which raises `RuntimeError` once the task's token is gone from the shared disk.
 
-    A worker of a cluster outlives the process that gave it the group; that one may be interrupted and begun again.
+    A worker of a cluster may outlive the process that submitted the group, and that process may be interrupted and
+    restarted, so the group would be trained twice.
     """
-    token, asked = task.where / "groups" / task.token, time.monotonic()
+    token, last_check = task.where / "groups" / task.token, time.monotonic()
 
-    def told(step: int) -> None:
-        nonlocal asked
-        if time.monotonic() - asked > HEARTBEAT:
-            asked = time.monotonic()
+    def checked_progress(step: int) -> None:
+        nonlocal last_check
+        if time.monotonic() - last_check > HEARTBEAT:
+            last_check = time.monotonic()
             if not token.is_file():
-                raise RuntimeError(f"group {task.group.id}: nobody waits for it any more")
+                raise RuntimeError(f"group {task.group.id}: orphaned, the run that submitted it has ended")
         progress(step)
 
-    return told
+    return checked_progress
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A sign of life of a worker: the step it is at, how often it has said so, and its process."""
+class Heartbeat:
+    """A heartbeat of a worker: its current step, the number of heartbeats sent before, and its process id."""
 
     step: int
     beat: int
     process: int
 
 
-def sign_path(where: Path, group: Group) -> Path:
-    """Return the file that holds the last sign of life of the worker of *group*."""
-    return where / "groups" / f".{group.id}.sign"
+def heartbeat_path(where: Path, group: Group) -> Path:
+    """Return the path of the file that holds the last heartbeat of the worker of *group*."""
+    return where / "groups" / f".{group.id}.heartbeat"
 
 
-def read_sign(where: Path, group: Group) -> Sign | None:
-    """Return the last sign of life of the worker of *group*; None before the first."""
+def read_heartbeat(where: Path, group: Group) -> Heartbeat | None:
+    """Return the last heartbeat of the worker of *group*; None before the first."""
     try:
-        numbers = sign_path(where, group).read_text().split()
+        numbers = heartbeat_path(where, group).read_text().split()
     except FileNotFoundError:
         return None
-    # A file that is just being written may be seen empty.
-    return Sign(*map(int, numbers)) if len(numbers) == 3 else None
+    # A file that is just being written may be read while it is empty.
+    return Heartbeat(*map(int, numbers)) if len(numbers) == 3 else None
 
 
 @contextmanager
-def _signs_of_life(send: Callable[[str], object]) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told the step; a thread sends step, beat and process at every heartbeat.
+def _heartbeats(send: Callable[[str], object]) -> Iterator[Callable[[int], None]]:
+    """Yield a function that records the current step; a thread sends step, beat and process at every heartbeat.
 
-    A thread, since a step may take long: a worker whose beats go on without steps computes, or turns in circles.
+    Heartbeats come from a thread because one step may take long. Heartbeats without steps mean that the worker still
+    computes, or is in an endless loop.
     """
     step, beats, ended = 0, 0, threading.Event()
 
     def beat() -> None:
         nonlocal beats
-        # A disk that is full or gone: the training itself will meet that, and say so.
+        # If the disk is full or gone, the training itself fails on it and reports that.
         with contextlib.suppress(OSError):
             send(f"{step} {beats} {os.getpid()}")
         beats += 1
@@ -173,9 +186,9 @@ def _signs_of_life(send: Callable[[str], object]) -> Iterator[Callable[[int], No
         while not ended.wait(HEARTBEAT):
             beat()
 
-    def progress(now: int) -> None:
+    def progress(current: int) -> None:
         nonlocal step
-        step = now
+        step = current
 
     beat()
     thread = threading.Thread(target=keep_beating, daemon=True)
@@ -188,10 +201,10 @@ def _signs_of_life(send: Callable[[str], object]) -> Iterator[Callable[[int], No
 
 
 @contextmanager
-def _taken_along(path: Path) -> Iterator[None]:
-    """Remove the sign of life in *path* where this worker process is told to end.
+def _remove_on_exit(path: Path) -> Iterator[None]:
+    """Remove the heartbeat file *path* when this worker process receives SIGTERM.
 
-    A pool tells all workers to end when one has died: the one whose sign is found afterwards is the one that died.
+    A pool sends SIGTERM to all workers when one has died, so the heartbeat file that remains is that of the dead one.
     """
     if multiprocessing.parent_process() is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -201,18 +214,25 @@ def _taken_along(path: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
         os._exit(1)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    previous = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def begin(plugins: Sequence[Plugin], devices: Sequence[str] = (), number: Synchronized[int] | None = None) -> None:
-    """Make a worker process ready: it knows the user's losses, and ends when its parent is gone, even if killed.
+def init_worker(
+    plugins: Sequence[Plugin], devices: Sequence[str] = (), number: Synchronized[int] | None = None
+) -> None:
+    """Initialize a worker process.
 
-    With a *number*, which counts the workers of a pool, it sees one of *devices* only, from before CUDA is first used.
-    An interruption at the terminal, which reaches every process, is its parent's to handle.
+    It loads the user's losses and encoders, and exits when its parent process ends, even if that is killed. SIGINT,
+    which a terminal sends to every process, is ignored here and handled by the parent.
+
+    Args:
+        plugins: Files with losses or encoders of the user.
+        devices: Names of the GPUs, of which this process may see only one.
+        number: Counter shared by the workers of a pool, which picks this worker's GPU before CUDA is first used.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -223,7 +243,7 @@ def begin(plugins: Sequence[Plugin], devices: Sequence[str] = (), number: Synchr
             os._exit(1)
 
         _die_with_the_parent()
-        # Where the system does not see to it; and a parent that was gone already is noticed nowhere else.
+        # Needed on other systems than Linux, and for a parent that had ended before the call above.
         threading.Thread(target=watch, daemon=True).start()
     if number is not None:
         with number.get_lock():
@@ -237,7 +257,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def _die_with_the_parent() -> None:
-    """Have Linux kill this process, frozen or not, with the thread that began it; elsewhere do nothing."""
+    """On Linux, request SIGKILL for this process when the thread that started it ends; elsewhere do nothing.
+
+    SIGKILL also ends a process that is frozen.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

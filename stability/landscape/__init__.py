@@ -1,6 +1,6 @@
-"""Landscapes of any objective: slices along lines and planes, directions to look along, and the way between two points.
+"""Loss landscapes of any objective: slices along lines and planes, their directions, and linear mode connectivity.
 
-``objective(params) -> scalar``, or ``objective(params, batch)`` with *batches*; no argument is ever changed.
+Objectives are ``objective(params) -> scalar``, or ``objective(params, batch)`` with *batches*; no argument is modified.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Figures of landscapes: a plane as labelled contours, a line with its parabola, the way between two runs.
+"""Figures of landscapes: labeled contours of a plane, a line with its parabola, the line between two runs.
 
-Colours and sizes are those of matplotlib's settings, so that a report and a notebook each have their own.
+Colors and sizes come from matplotlib's settings, so that a report and a notebook each use their own.
 """
 
 from __future__ import annotations
@@ -29,15 +29,22 @@ COLUMN = 3.5
 """Width of these figures in inches: one column of a two-column page."""
 
 BANDS = 11
-"""About how many bands of colour a plane is shown in."""
+"""Approximate number of color bands of a plane."""
 
-STEEP = 20.0
-"""Values that span more than this factor are shown in bands of equal ratio instead of equal difference."""
+LOG_SCALE_RATIO = 20.0
+"""Values that span more than this factor get bands of equal ratio instead of equal difference."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What is known at the centre: where it is drawn, its value, the curvature d'Hd along each axis, and its name."""
+    """The marker at the center of a figure.
+
+    Attributes:
+        at: coordinates.
+        value: the objective there.
+        curvature: d'Hd along each axis.
+        name: label in the legend.
+    """
 
     at: tuple[float, ...]
     value: float
@@ -46,17 +53,22 @@ class Place:
 
 
 def plane_figure(
-    table: pd.DataFrame, labels: tuple[str, str], value: str, title: str, centre: Place, path: np.ndarray | None = None
+    table: pd.DataFrame, labels: tuple[str, str], value: str, title: str, center: Place, path: np.ndarray | None = None
 ) -> Figure:
-    """Return the contours of a *table* with columns first, second and value (nats), *value* saying what it is.
+    """Plot contours over a plane, with the center and the lowest grid point marked and non-finite points hatched.
 
-    The centre and the lowest point of the grid are marked, what is not finite is hatched and counted, *path* (T, 2) is
-    the way of training.
+    Args:
+        table: columns first, second and value (nats).
+        labels: of both axes.
+        value: name of the plotted value.
+        title: of the figure.
+        center: the marker at the center.
+        path: coordinates of the training trajectory (T, 2).
     """
     grid = table.pivot_table(index="second", columns="first", values="value", dropna=False)
     x, y = grid.columns.to_numpy(float), grid.index.to_numpy(float)
     z = np.ma.masked_invalid(grid.to_numpy(float))
-    figure, axes = _canvas(COLUMN * 0.98, title, _notes(centre, table))
+    figure, axes = _canvas(COLUMN * 0.98, title, _notes(center, table))
     axes.grid(False)
     axes.patch.set(hatch="////", edgecolor=mpl.rcParams["grid.color"], facecolor="none")
     if z.count():
@@ -68,10 +80,10 @@ def plane_figure(
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel=labels[0], ylabel=labels[1])
     if path is not None:
         edge = [withStroke(linewidth=1.8, foreground="black")]
-        way: dict[str, Any] = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
-        axes.plot(*path.T, color="white", label="training, from its first step", **way)
+        style: dict[str, Any] = {"linewidth": 0.9, "marker": ".", "markersize": 3, "path_effects": edge, "zorder": 4}
+        axes.plot(*path.T, color="white", label="training, from its first step", **style)
     _mark(axes, "lowest on the grid", "o", _lowest(table))
-    _mark(axes, centre.name, "+", (*centre.at, centre.value))
+    _mark(axes, center.name, "+", (*center.at, center.value))
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.15),
@@ -84,11 +96,11 @@ def plane_figure(
     return figure
 
 
-def line_figure(table: pd.DataFrame, label: str, value: str, title: str, centre: Place) -> Figure:
-    """Return the value along a line, a *table* with columns first, value and model, and the parabola at its centre."""
+def line_figure(table: pd.DataFrame, label: str, value: str, title: str, center: Place) -> Figure:
+    """Plot the value along a line and the parabola at its center; *table* has columns first, value and model."""
     finite = table[np.isfinite(table["value"])]
-    figure, axes = _canvas(COLUMN * 0.7, title, _notes(centre, table))
-    axes.plot(table["first"], table["value"], color=_line_colour(0), marker=".", label=value)
+    figure, axes = _canvas(COLUMN * 0.7, title, _notes(center, table))
+    axes.plot(table["first"], table["value"], color=_line_color(0), marker=".", label=value)
     axes.plot(
         table["first"],
         table["model"],
@@ -102,26 +114,26 @@ def line_figure(table: pd.DataFrame, label: str, value: str, title: str, centre:
         margin = 0.08 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
     _cross_out(axes, table)
-    _mark(axes, centre.name, "+", (*centre.at, centre.value))
+    _mark(axes, center.name, "+", (*center.at, center.value))
     axes.set(xlabel=label, ylabel=value)
     axes.legend(handlelength=1.6)
     return figure
 
 
 def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, title: str, note: str) -> Figure:
-    """Return loss and recall on the straight way between two runs, each with the chord and the widest gap to it.
+    """Plot loss and recall along the straight line between two runs, with the chord and the largest gap to it.
 
-    Both tables have columns first, value and chord; *errors* are 1 - recall.
+    Both tables have columns first, value and chord; *errors* holds 1 - recall.
     """
     recall = errors.assign(value=1 - errors["value"], chord=1 - errors["chord"])
     figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")
     rows = figure.subplots(2, 1, sharex=True)
     figure.suptitle(f"{title}\n{note}", x=0.02, ha="left", fontsize=7)
     names = (value, "recall@1, held out")
-    shown = ((losses, 1, 0), (recall, -1, 1))
-    for axes, name, (table, sign, place) in zip(rows, names, shown, strict=True):
+    panels = ((losses, 1, 0), (recall, -1, 1))
+    for axes, name, (table, sign, index) in zip(rows, names, panels, strict=True):
         axes.plot(table["first"], table["chord"], color=mpl.rcParams["axes.edgecolor"], linestyle="--", linewidth=1)
-        axes.plot(table["first"], table["value"], color=_line_colour(place), marker=".")
+        axes.plot(table["first"], table["value"], color=_line_color(index), marker=".")
         gap = (sign * (table["value"] - table["chord"])).replace([np.inf, -np.inf], np.nan)
         if gap.max() > 0:
             widest = table.iloc[int(gap.argmax())]
@@ -137,21 +149,21 @@ def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, 
     return figure
 
 
-def _line_colour(place: int) -> str:
-    return to_hex(mpl.rcParams["axes.prop_cycle"].by_key()["color"][place])
+def _line_color(index: int) -> str:
+    return to_hex(mpl.rcParams["axes.prop_cycle"].by_key()["color"][index])
 
 
 def small_type() -> AbstractContextManager[None]:
-    """Return a context with type that fits a figure of this width, the rest being as the reader has set it."""
+    """Return a context with font sizes for a figure of this width; other settings keep the user's values."""
     sizes = dict.fromkeys(("font.size", "axes.labelsize", "legend.fontsize"), 8)
     ticks = dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7)
-    bare = dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False)
-    settings: Any = {**sizes, **ticks, **bare, "svg.hashsalt": "stability"}
+    disabled = dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "text.parse_math"), False)
+    settings: Any = {**sizes, **ticks, **disabled, "svg.hashsalt": "stability"}
     return mpl.rc_context(settings)
 
 
 def as_html(draw: Callable[[], Figure], caption: str, alt: str) -> str:
-    """Return a self-contained HTML figure with its caption: the drawing as SVG inside an ``img``, on white."""
+    """Return a self-contained HTML figure with its caption: an SVG inside an ``img``, on white."""
     file = io.BytesIO()
     with small_type():
         draw().savefig(file, format="svg", facecolor="white", metadata={"Date": None})
@@ -168,18 +180,18 @@ def _canvas(height: float, title: str, note: str) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _notes(centre: Place, table: pd.DataFrame) -> str:
-    """Return the curvature along the axes, and how many points are not finite, in words."""
-    names = ("across", "up") if len(centre.curvature) > 1 else ("along the line",)
-    words = ", ".join(f"{number(value)} {name}" for value, name in zip(centre.curvature, names, strict=True))
-    broken = int((~np.isfinite(table["value"])).sum())
+def _notes(center: Place, table: pd.DataFrame) -> str:
+    """Describe the curvature along the axes and the number of non-finite points."""
+    names = ("across", "up") if len(center.curvature) > 1 else ("along the line",)
+    words = ", ".join(f"{number(value)} {name}" for value, name in zip(center.curvature, names, strict=True))
+    not_finite = int((~np.isfinite(table["value"])).sum())
     return f"curvature d'Hd {words}".replace("-", "−") + (
-        f"; {broken} of {len(table)} points not finite" if broken else ""
+        f"; {not_finite} of {len(table)} points not finite" if not_finite else ""
     )
 
 
 def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, z: np.ma.MaskedArray) -> ContourSet:
-    """Draw bands of colour and their labelled edges; return the bands."""
+    """Draw color bands and their labeled edges; return the bands."""
     levels = bands(float(z.min()), float(z.max()))
     norm = BoundaryNorm(levels, mpl.colormaps["cividis"].N)
     filled = axes.contourf(x, y, z, levels=levels, cmap="cividis", norm=norm)
@@ -192,14 +204,14 @@ def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, z: np.ma.MaskedArray) ->
 
 
 def bands(low: float, high: float) -> list[float]:
-    """Return rising edges of bands around *low* to *high*: round numbers, or of one ratio where they are far apart.
+    """Return increasing contour levels from *low* to *high*: round numbers, or a constant ratio for a wide range.
 
     >>> bands(0.0, 1.0)[:3], [round(edge, 3) for edge in bands(1.0, 2048.0)][:3]
     ([0.0, 0.1, 0.2], [1.0, 2.0, 4.0])
     """
     if not low < high:
         return [low - 0.5, low + 0.5]
-    if low > 0 and high / low > STEEP:
+    if low > 0 and high / low > LOG_SCALE_RATIO:
         edges = [float(f"{edge:.1e}") for edge in np.geomspace(low, high, BANDS + 1)]
         return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
     return [float(round(edge, 12)) for edge in MaxNLocator(BANDS).tick_values(low, high)]
@@ -213,11 +225,14 @@ def _lowest(table: pd.DataFrame) -> tuple[float, ...] | None:
     return float(row["first"]), float(row["second"]), float(row["value"])
 
 
-def _mark(axes: Axes, words: str, marker: str, place: Sequence[float] | None) -> None:
-    """Mark one point, black in white, and say its value in the legend; a point outside the axes is left out."""
-    if place is None:
+def _mark(axes: Axes, words: str, marker: str, point: Sequence[float] | None) -> None:
+    """Mark one point and give its value in the legend; a point outside the axes is omitted.
+
+    *point* holds the coordinates, then the value; None draws nothing.
+    """
+    if point is None:
         return
-    *at, value = place
+    *at, value = point
     x, y = at if len(at) == 2 else (at[0], value)
     if not axes.get_xlim()[0] <= x <= axes.get_xlim()[1]:
         return
@@ -231,8 +246,9 @@ def _mark(axes: Axes, words: str, marker: str, place: Sequence[float] | None) ->
 
 
 def _cross_out(axes: Axes, table: pd.DataFrame) -> None:
-    """Mark on the lower edge where a value is not finite."""
-    broken = table.loc[~np.isfinite(table["value"]), "first"]
-    where = axes.get_xaxis_transform()
-    if len(broken):
-        axes.plot(broken, np.zeros(len(broken)), "x", color=mpl.rcParams["text.color"], transform=where, clip_on=False)
+    """Mark non-finite values on the lower edge."""
+    not_finite = table.loc[~np.isfinite(table["value"]), "first"]
+    transform = axes.get_xaxis_transform()
+    if len(not_finite):
+        zeros = np.zeros(len(not_finite))
+        axes.plot(not_finite, zeros, "x", color=mpl.rcParams["text.color"], transform=transform, clip_on=False)

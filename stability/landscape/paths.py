@@ -1,4 +1,4 @@
-"""Linear mode connectivity: what lies on the straight way between two sets of parameters."""
+"""Linear mode connectivity: an objective along the straight line between two sets of parameters."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def barrier_of(values: Tensor, coordinates: Tensor) -> Tensor:
 def instability_of(values: Tensor) -> Tensor:
     """Return the highest of *values* (N,) minus the mean of the first and the last.
 
-    >>> way = torch.tensor([0.2, 0.7, 0.4])
-    >>> instability_of(way), barrier_of(way, torch.linspace(0, 1, 3))
+    >>> values = torch.tensor([0.2, 0.7, 0.4])
+    >>> instability_of(values), barrier_of(values, torch.linspace(0, 1, 3))
     (tensor(0.4000), tensor(0.4000))
     """
     return values.max() - (values[0] + values[-1]) / 2
@@ -43,7 +43,12 @@ def instability_of(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Connectivity:
-    """An objective along (1 - a) A + a B: *values* (N,) at *coordinates* a (N,) from 0 to 1, float64 on the CPU."""
+    """An objective along the line (1 - a) A + a B, float64 on the CPU.
+
+    Attributes:
+        coordinates: a (N,), from 0 to 1.
+        values: the objective L(a) (N,).
+    """
 
     coordinates: Tensor
     values: Tensor
@@ -57,22 +62,22 @@ class Connectivity:
     def barrier(self) -> float:
         """The highest rise above the straight line between both ends: max_a [L(a) - ((1 - a) L(0) + a L(1))].
 
-        At least 0, its value at the ends; NaN if the objective is NaN anywhere on the way.
+        At least 0, which is its value at both ends; NaN if the objective is NaN anywhere on the line.
         """
         return float(barrier_of(self.values, self.coordinates))
 
     @property
     def instability(self) -> float:
-        """The highest value on the way minus the mean of both ends: sup_a E(a) - (E(0) + E(1)) / 2.
+        """The highest value on the line minus the mean of both ends: sup_a E(a) - (E(0) + E(1)) / 2.
 
         Defined for an error rate in Frankle et al. (2020), "Linear mode connectivity and the lottery ticket
-        hypothesis", arXiv:1912.05671, Sec. 2 and 3.1. NaN if the objective is NaN anywhere on the way.
+        hypothesis", arXiv:1912.05671, Sec. 2 and 3.1. NaN if the objective is NaN anywhere on the line.
         """
         return float(instability_of(self.values))
 
     @property
     def stable(self) -> bool:
-        """Whether the instability is below 2%, the published rule; it has a meaning where values are error rates."""
+        """Whether the instability is below 2%, the published rule; it is meaningful only if values are error rates."""
         return self.instability < STABLE
 
     @property
@@ -87,17 +92,22 @@ class Connectivity:
 
 
 def connectivity(
-    objective: Objective, a: Point, b: Point, points: int = 31, *, batches: Any = None, chunk: int | None = None
+    objective: Objective, a: Point, b: Point, points: int = 31, *, batches: Any = None, chunk_size: int | None = None
 ) -> Connectivity:
-    """Return *objective* at *points* even steps on the straight way from *a* to *b*, both ends included.
+    """Evaluate *objective* at *points* evenly spaced points on the line from *a* to *b*, both ends included.
 
-    *batches* and *chunk* are as of `slice1d`. The paper takes 30 points; one more puts one in the middle. Raises
-    `InputError` if *a* and *b* differ in names or shapes, or for fewer than 2 points.
+    Args:
+        objective, batches, chunk_size: as in `slice1d`.
+        a, b: the parameters at both ends.
+        points: number of points; the paper takes 30, and one more puts a point in the middle.
+
+    Raises:
+        InputError: if *a* and *b* differ in names or shapes, or for fewer than 2 points.
 
     >>> hill = connectivity(lambda p: -(p["w"] ** 2) + p["w"], {"w": torch.tensor(0.0)}, {"w": torch.tensor(1.0)}, 5)
     >>> hill.barrier, hill.instability, hill.stable
     (0.25, 0.25, False)
     """
-    (way,) = directions(a, "interpolation", 1, end=b)
+    (line,) = directions(a, "interpolation", 1, end=b)
     steps = grid_of((0.0, 1.0), points)
-    return Connectivity(steps, evaluate(objective, a, [way], steps[:, None], batches, chunk))
+    return Connectivity(steps, evaluate(objective, a, [line], steps[:, None], batches, chunk_size))

@@ -1,4 +1,4 @@
-"""The objective along a line and over a plane through a point."""
+"""Slices of a landscape: an objective along a line or over a plane through a point."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class Slice1D:
-    """The objective along a line: float64 on the CPU, NaN where it is not a number.
+    """The objective along a line, float64 on the CPU, with its derivatives at the center.
 
-    *values* (N,) belong to *coordinates* (N,), multiples of the direction d; *centre* is the value at 0, *slope* g'd
-    and *curvature* d'Hd are its derivatives there.
+    Attributes:
+        coordinates: (N,), multiples of the direction d.
+        values: the objective (N,), NaN where it is not a number.
+        center: the value at coordinate 0.
+        slope: first derivative g'd at the center.
+        curvature: second derivative d'Hd at the center.
     """
 
     coordinates: Tensor
     values: Tensor
-    centre: float
+    center: float
     slope: float
     curvature: float
 
@@ -43,8 +47,8 @@ class Slice1D:
         return self.coordinates[~self.values.isfinite()].tolist()
 
     def model(self, coordinates: Tensor) -> Tensor:
-        """Return the second-order model centre + slope a + curvature a^2 / 2 at some coordinates a."""
-        return self.centre + self.slope * coordinates + self.curvature * coordinates**2 / 2
+        """Return the second-order model center + slope a + curvature a^2 / 2 at *coordinates* a."""
+        return self.center + self.slope * coordinates + self.curvature * coordinates**2 / 2
 
     def table(self) -> pd.DataFrame:
         """Return one row per point: coordinate, value, and the value of the second-order model."""
@@ -52,11 +56,11 @@ class Slice1D:
         return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
 
     def figure(self, label: str = "steps along the direction", value: str = "objective", title: str = "") -> Figure:
-        """Return the values with the second-order model at the centre, drawn in matplotlib's present settings."""
+        """Plot the values and the second-order model with matplotlib's current settings."""
         from stability.landscape.figures import Place, line_figure
 
-        centre = Place((0.0,), self.centre, (self.curvature,), "centre")
-        return line_figure(self.table(), label, value, title, centre)
+        center = Place((0.0,), self.center, (self.curvature,), "center")
+        return line_figure(self.table(), label, value, title, center)
 
     def _repr_html_(self) -> str:
         """Return the figure with what it shows in words, for a notebook."""
@@ -65,29 +69,34 @@ class Slice1D:
         low, high = float(self.coordinates[0]), float(self.coordinates[-1])
         caption = (
             f"An objective at {len(self.values)} points of a line, {number(low)} to {number(high)}: "
-            f"{_centre_and_lowest(self.centre, self.table())}; dashed: the parabola of slope and curvature at 0."
+            f"{_center_and_lowest(self.center, self.table())}; dashed: the parabola of slope and curvature at 0."
         )
         return as_html(self.figure, caption, caption)
 
 
 @dataclass(frozen=True, eq=False)
 class Slice2D:
-    """The objective over a plane: float64 on the CPU, NaN where it is not a number.
+    """The objective over a plane, float64 on the CPU, with its derivatives at the center.
 
-    ``values[i, j]`` (N, M) belongs to first[i] and second[j], multiples of the directions d_1 and d_2; *centre* is the
-    value at (0, 0), *slope* (2,) g'd_k and *curvature* (2, 2) d_j' H d_k are its derivatives there.
+    Attributes:
+        first: coordinates (N,), multiples of the direction d_1.
+        second: coordinates (M,), multiples of the direction d_2.
+        values: (N, M), ``values[i, j]`` at first[i] and second[j]; NaN where the objective is not a number.
+        center: the value at (0, 0).
+        slope: first derivatives g'd_k at the center, (2,).
+        curvature: second derivatives d_j' H d_k at the center, (2, 2).
     """
 
     first: Tensor
     second: Tensor
     values: Tensor
-    centre: float
+    center: float
     slope: Tensor
     curvature: Tensor
 
     @property
     def not_finite(self) -> list[tuple[float, float]]:
-        """The places at which the objective is NaN or infinite."""
+        """The coordinates at which the objective is NaN or infinite."""
         return [(float(self.first[i]), float(self.second[j])) for i, j in (~self.values.isfinite()).nonzero().tolist()]
 
     def table(self) -> pd.DataFrame:
@@ -102,11 +111,11 @@ class Slice2D:
         value: str = "objective",
         title: str = "",
     ) -> Figure:
-        """Return the contours with the centre and the lowest point, drawn in matplotlib's present settings."""
+        """Plot contours, the center and the lowest point with matplotlib's current settings."""
         from stability.landscape.figures import Place, plane_figure
 
-        centre = Place((0.0, 0.0), self.centre, tuple(self.curvature.diagonal().tolist()), "centre")
-        return plane_figure(self.table(), labels, value, title, centre)
+        center = Place((0.0, 0.0), self.center, tuple(self.curvature.diagonal().tolist()), "center")
+        return plane_figure(self.table(), labels, value, title, center)
 
     def _repr_html_(self) -> str:
         """Return the figure with what it shows in words, for a notebook."""
@@ -114,7 +123,7 @@ class Slice2D:
 
         rows, columns = self.values.shape
         caption = (
-            f"An objective at {rows} × {columns} points of a plane: {_centre_and_lowest(self.centre, self.table())}"
+            f"An objective at {rows} × {columns} points of a plane: {_center_and_lowest(self.center, self.table())}"
             f"{' (hatched)' if self.not_finite else ''}."
         )
         return as_html(self.figure, caption, caption)
@@ -128,17 +137,21 @@ def slice1d(
     points: int = 21,
     *,
     batches: Any = None,
-    chunk: int | None = None,
+    chunk_size: int | None = None,
 ) -> Slice1D:
-    """Return ``objective(params + a direction)`` at *points* even steps a over *span*, and its curvature at a = 0.
+    """Evaluate ``objective(params + a direction)`` for *points* evenly spaced a in *span*, and its curvature at a = 0.
 
-    - *span* may be asymmetric and need not hold 0.
-    - *batches*: a pytree of tensors of M whole batches (M, ...); then the objective is called with (params, batch) and
-      averaged over them.
-    - *chunk* points are evaluated in one vmapped call (None: as many as a bound on memory allows).
+    Args:
+        objective: ``objective(params) -> scalar``, or ``objective(params, batch)`` with *batches*.
+        params: the point; it is not modified.
+        direction: like *params*.
+        span: lowest and highest a; it may be asymmetric and need not contain 0.
+        points: number of points.
+        batches: a pytree of tensors of M whole batches (M, ...), over which the objective is averaged.
+        chunk_size: points per vmapped call (None: as many as fit in memory).
 
-    Raises `InputError` for a direction that does not fit *params*, an empty span or fewer than 2 points. *params* are
-    read only.
+    Raises:
+        InputError: if *direction* does not match *params*, for an empty span, or for fewer than 2 points.
 
     >>> line = slice1d(lambda p: (3 * p["w"] ** 2).sum(), {"w": torch.zeros(2)}, {"w": torch.ones(2)}, (-1, 2), 4)
     >>> line.coordinates.tolist(), line.values.tolist(), line.curvature
@@ -146,9 +159,9 @@ def slice1d(
     """
     check_axes(params, [direction])
     steps = grid_of(span, points)
-    centre, values = _with_centre(objective, params, [direction], steps[:, None], batches, chunk)
+    center, values = _with_center(objective, params, [direction], steps[:, None], batches, chunk_size)
     slope, curvature = taylor(objective, params, [direction], batches)
-    return Slice1D(steps, values, centre, float(slope[0]), float(curvature[0, 0]))
+    return Slice1D(steps, values, center, float(slope[0]), float(curvature[0, 0]))
 
 
 def slice2d(
@@ -159,11 +172,14 @@ def slice2d(
     points: int | Sequence[int] = 21,
     *,
     batches: Any = None,
-    chunk: int | None = None,
+    chunk_size: int | None = None,
 ) -> Slice2D:
-    """Return ``objective(params + a directions[0] + b directions[1])`` on a grid, and its curvature at (0, 0).
+    """Evaluate ``objective(params + a directions[0] + b directions[1])`` on a grid, and its curvature at (0, 0).
 
-    *spans* and *points* are one for both axes or one for each; the rest is as of `slice1d`.
+    Args:
+        objective, params, batches, chunk_size: as in `slice1d`.
+        directions: two directions like *params*.
+        spans, points: as in `slice1d`, one for both axes or one for each.
 
     >>> zero, one = torch.tensor(0.0), torch.tensor(1.0)
     >>> axes = [{"x": one, "y": zero}, {"x": zero, "y": one}]
@@ -174,20 +190,20 @@ def slice2d(
     if len(directions) != 2:
         raise InputError(f"directions: got {len(directions)}; allowed: 2")
     check_axes(params, directions)
-    both = spans if isinstance(spans[0], Sequence) else (spans, spans)
+    axis_spans = spans if isinstance(spans[0], Sequence) else (spans, spans)
     counts = (points, points) if isinstance(points, int) else points
-    if len(both) != 2 or len(counts) != 2:
-        raise InputError(f"spans and points: got {len(both)} and {len(counts)}; allowed: one for both axes, or 2")
-    first, second = (grid_of(span, count) for span, count in zip(both, counts, strict=True))  # type: ignore[arg-type]
-    places = torch.cartesian_prod(first, second)
-    centre, values = _with_centre(objective, params, directions, places, batches, chunk)
+    if len(axis_spans) != 2 or len(counts) != 2:
+        raise InputError(f"spans and points: got {len(axis_spans)} and {len(counts)}; allowed: one for both axes, or 2")
+    first, second = (grid_of(span, count) for span, count in zip(axis_spans, counts, strict=True))  # type: ignore[arg-type]
+    steps = torch.cartesian_prod(first, second)
+    center, values = _with_center(objective, params, directions, steps, batches, chunk_size)
     slope, curvature = taylor(objective, params, directions, batches)
-    return Slice2D(first, second, values.view(len(first), len(second)), centre, slope, curvature)
+    return Slice2D(first, second, values.view(len(first), len(second)), center, slope, curvature)
 
 
 def grid_of(span: Span, points: int) -> Tensor:
-    """Return *points* even steps over *span*, (points,) float64; 0 is exactly 0 where a step falls on it."""
-    low, high = (float(end) for end in span)
+    """Return *points* evenly spaced numbers over *span*, (points,) float64; within rounding of 0 it is exactly 0."""
+    low, high = (float(bound) for bound in span)
     if not low < high or torch.tensor([low, high]).isinf().any():
         raise InputError(f"span is ({low:g}, {high:g}); allowed: two finite numbers, the lower first")
     if points < 2:
@@ -196,22 +212,22 @@ def grid_of(span: Span, points: int) -> Tensor:
     return torch.where(steps.abs() < 1e-12 * (high - low), 0.0, steps)
 
 
-def _centre_and_lowest(centre: float, table: pd.DataFrame) -> str:
-    """Return in words the value at the centre, the lowest value and where it lies, and how many are not finite."""
-    words = f"{number(centre)} at the centre"
+def _center_and_lowest(center: float, table: pd.DataFrame) -> str:
+    """Describe the value at the center, the lowest value with its coordinates, and the number of non-finite values."""
+    words = f"{number(center)} at the center"
     finite = table[np.isfinite(table["value"])]
     if len(finite):
         row = finite.loc[finite["value"].idxmin()]
-        place = ", ".join(number(float(row[axis])) for axis in ("first", "second") if axis in table)
-        words += f", lowest {number(float(row['value']))} at {f'({place})' if ', ' in place else place}"
-    broken = len(table) - len(finite)
-    return words + (f", {broken} not finite" if broken else "")
+        position = ", ".join(number(float(row[axis])) for axis in ("first", "second") if axis in table)
+        words += f", lowest {number(float(row['value']))} at {f'({position})' if ', ' in position else position}"
+    not_finite = len(table) - len(finite)
+    return words + (f", {not_finite} not finite" if not_finite else "")
 
 
-def _with_centre(
-    objective: Objective, params: Point, axes: Sequence[Point], places: Tensor, batches: Any, chunk: int | None
+def _with_center(
+    objective: Objective, params: Point, axes: Sequence[Point], steps: Tensor, batches: Any, chunk_size: int | None
 ) -> tuple[float, Tensor]:
-    """Return the objective at the centre and at *places*, all from the same vmapped calls."""
+    """Return the objective at the center and at *steps* along *axes*, all from the same vmapped calls."""
     origin = torch.zeros(1, len(axes), dtype=torch.float64)
-    values = evaluate(objective, params, axes, torch.cat([origin, places]), batches, chunk)
+    values = evaluate(objective, params, axes, torch.cat([origin, steps]), batches, chunk_size)
     return float(values[0]), values[1:]

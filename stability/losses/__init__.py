@@ -1,20 +1,20 @@
-"""Losses: a catalogue of contrastive objectives, each one plain function written for one replica.
+"""Losses: a catalogue of contrastive objectives, each a plain function written for one replica.
 
 A loss is ``(image, text, *, <its scalars>, <reserved names>, <its options>) -> scalar`` where image and text are
-(B, D) with unit rows, row i matching row i. Its trainable scalars are declared in the decorator:
+(B, D) with unit rows and row i matches row i. Its trainable scalars are declared in the decorator:
 ``@loss(log_scale=Scalar(math.log(10.0)))``. Logits are t * <image, text> + b with t = exp(log_scale).
 
-What a loss needs beside the batch it asks for by a reserved keyword-only name (`RESERVED`):
+Inputs in addition to the batch are requested by reserved keyword-only names (`RESERVED`):
 
 - ``step``: the training step, a 0-d int64 tensor;
-- ``index``: (B,) int64, which training pairs the rows are;
-- ``uniform``: (B, B) independent numbers in [0, 1), drawn outside;
+- ``index``: (B,) int64, the indices of the rows among the training pairs;
+- ``uniform``: (B, B) independent numbers in [0, 1), drawn by the trainer;
 - ``state``: tensors by name; the loss then returns ``(loss, new_state)``, and its decorator declares
   ``state=function(available) -> dict[str, Tensor]``, one replica's initial state for that many training pairs.
 
-The trait ``chance=function(batch_size) -> float`` is the loss of embeddings that say nothing: the least that one
-similarity, the same for all pairs, can reach with the best trained scalars. The trait ``value_and_grad`` is a kernel
-that computes the loss at its default options, with its gradient, for all replicas at once (`stability.losses.batched`).
+The trait ``chance=function(batch_size) -> float`` is the loss of uninformative embeddings: the minimum over the trained
+scalars if all pairs have the same similarity. The trait ``value_and_grad`` is a kernel that computes the loss at its
+default options, and its gradient, for all replicas at once (`stability.losses.batched`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from stability.registry import InputError, Registry, Variant, nearest
 loss: Registry = Registry("loss", group="stability.losses")
 
 RESERVED = ("step", "index", "uniform", "state")
-"""Keyword-only names that a loss may ask for and no study can set."""
+"""Keyword-only names that a loss may request and no study can set."""
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """A scalar of a loss: its initial value (a number, or the text ``"-log B"``, B being the batch size).
+    """A scalar of a loss.
 
-    A scalar that is not *trained* keeps its initial value; *lr* multiplies its learning rate.
+    Attributes:
+        initial: the initial value: a number, or the text ``"-log B"``, where B is the batch size.
+        trained: whether it is trained; otherwise it keeps its initial value.
+        lr: factor on its learning rate.
     """
 
     initial: float | Literal["-log B"]
@@ -51,27 +54,27 @@ class Scalar:
             raise InputError(f"a scalar's 'trained' is true or false; got {self.trained!r}")
         if not (_is_number(self.lr) and self.lr > 0):
             raise InputError(f"a scalar's 'lr' is a positive number; got {self.lr!r}")
-        # Whole numbers mean the same and must not give a run another identity.
+        # Integers become floats, so that 1 and 1.0 give a run the same identity.
         object.__setattr__(self, "initial", self.initial if isinstance(self.initial, str) else float(self.initial))
         object.__setattr__(self, "lr", float(self.lr))
 
     @staticmethod
     def read(value: object, default: Scalar) -> Scalar:
-        """Return the scalar that a study asks for: an initial value, or a table of what differs from *default*.
+        """Parse the scalar of a study: an initial value, or a table of the fields that differ from *default*.
 
-        Raises `InputError` with one sentence for anything else.
+        Raises `InputError` for anything else.
 
         >>> Scalar.read(-5.0, Scalar(0.0, lr=2.0))
         Scalar(initial=-5.0, trained=True, lr=2.0)
         >>> Scalar.read({"trained": False}, Scalar(0.0))
         Scalar(initial=0.0, trained=False, lr=1.0)
         """
-        known = {field.name: getattr(default, field.name) for field in fields(default)}
-        given = value if isinstance(value, Mapping) else {"initial": value}
-        for key in given:
-            if key not in known:
-                raise InputError(f"a scalar has no {key!r}{nearest(str(key), known)}")
-        return Scalar(**{**known, **given})
+        defaults = {field.name: getattr(default, field.name) for field in fields(default)}
+        changes = value if isinstance(value, Mapping) else {"initial": value}
+        for key in changes:
+            if key not in defaults:
+                raise InputError(f"a scalar has no {key!r}{nearest(str(key), defaults)}")
+        return Scalar(**{**defaults, **changes})
 
     def at(self, batch_size: int) -> float:
         """Return the initial value for one batch size.
@@ -91,25 +94,27 @@ def scalars_of(variant: Variant) -> dict[str, Scalar]:
     return {key: value for key, value in variant.traits.items() if isinstance(value, Scalar)}
 
 
-def scalars_with(variant: Variant, given: Mapping[str, object]) -> dict[str, Scalar]:
-    """Return the scalars of a loss as an arm asks for them: those that *given* names, else as declared."""
-    declared = scalars_of(variant)
-    return {name: Scalar.read(given[name], default) if name in given else default for name, default in declared.items()}
+def scalars_with(variant: Variant, options: Mapping[str, object]) -> dict[str, Scalar]:
+    """Return the scalars of a loss for an arm: those set in its *options*, and the others as declared."""
+    return {
+        name: Scalar.read(options[name], default) if name in options else default
+        for name, default in scalars_of(variant).items()
+    }
 
 
 def reserved_of(variant: Variant) -> tuple[str, ...]:
-    """Return the reserved names that a loss asks for."""
+    """Return the reserved names that a loss requests."""
     return tuple(name for name in RESERVED if name in variant.options)
 
 
 def options_of(variant: Variant) -> dict[str, inspect.Parameter]:
-    """Return what a study may set of a loss beside its scalars: its keyword-only parameters, no reserved names.
+    """Return the options of a loss that a study may set: its keyword-only parameters except scalars and reserved names.
 
     >>> list(options_of(loss["clip"]))
     ['label_smoothing', 'max_scale']
     """
-    held = {*scalars_of(variant), *RESERVED}
-    return {name: parameter for name, parameter in variant.options.items() if name not in held}
+    excluded = {*scalars_of(variant), *RESERVED}
+    return {name: parameter for name, parameter in variant.options.items() if name not in excluded}
 
 
 # Variants register on import.

@@ -1,8 +1,8 @@
-"""Losses of all replicas at once, with gradients written out by hand: value and gradients without a graph.
+"""Losses of all replicas at once with hand-written gradients, without an autograd graph.
 
-Under vmap and autograd every operation of a loss passes over the logits of all replicas, twice; here the same
-quantities take about a third of the passes and calls. A loss declares its kernel as the trait ``value_and_grad``; a
-loss without one goes through autograd.
+Under vmap and autograd every operation of a loss makes two passes over the logits of all replicas; the kernels here
+need about a third of the passes and calls. A loss declares its kernel as the trait ``value_and_grad``; a loss without
+one is differentiated by autograd.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from stability.devices import is_aligned
 from stability.losses.fused import clip_value_and_grad, is_large, siglip_value_and_grad
 
 RowsKernel = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor, Tensor | None]]
-"""From rows and columns (R, B, D) and a bias (R,), if there is one, to the losses (R,) of the logits
-<row_i, column_j> + bias and their gradients with respect to rows, columns and bias."""
+"""Maps rows and columns (R, B, D) and a bias (R,) or None to the losses (R,) of the logits <row_i, column_j> + bias and
+their gradients with respect to rows, columns and bias."""
 
 LossAndGrads = tuple[Tensor, list[Tensor], dict[str, Tensor]]
-"""Losses (R,), their gradients with respect to both towers' embeddings (R, B, D), and to the scalars (R,), by name."""
+"""Losses (R,), and their gradients with respect to both towers' embeddings (R, B, D) and to scalars (R,), by name."""
 
 EPSILON = 1e-12
-"""The least length by which a row is divided, as in `torch.nn.functional.normalize`."""
+"""Lower bound on the norm that divides a row, as in `torch.nn.functional.normalize`."""
 
 
 def loss_and_grads(kernel: RowsKernel, embeddings: list[Tensor], scalars: Mapping[str, Tensor]) -> LossAndGrads:
     """Return the losses of all replicas and their gradients.
 
     Args:
-        kernel: the loss of scaled rows.
-        embeddings: the output of both towers, (R, B, D) each, before rows are normalized.
+        kernel: computes the loss of scaled rows.
+        embeddings: the outputs of both towers, (R, B, D) each, before normalization.
         scalars: ``log_scale`` and, if the loss has one, ``bias``, (R,) each.
     """
     replicas, size, width = embeddings[0].shape
@@ -73,7 +73,7 @@ def clip_kernel(rows: Tensor, columns: Tensor, bias: Tensor | None) -> tuple[Ten
     else:
         logits = torch.bmm(rows, columns.mT)
         by_row, by_column = logits.softmax(-1), logits.softmax(-2)
-        # The largest logit's probability is e^0 over the sum: its logarithm gives logsumexp without another pass.
+        # The largest probability is e^0 over the sum, so its logarithm gives logsumexp without another pass.
         log_sums = logits.amax(-1) - by_row.amax(-1).log_() + logits.amax(-2) - by_column.amax(-2).log_()
         losses = (log_sums - 2 * torch.diagonal(logits, dim1=1, dim2=2)).sum(-1)
         grad_logits = by_row.add_(by_column)
@@ -89,7 +89,7 @@ def siglip_kernel(rows: Tensor, columns: Tensor, bias: Tensor | None) -> tuple[T
     if is_large(rows[0]):
         losses, grad_rows, grad_columns, grad_bias = _per_replica(siglip_value_and_grad, rows, columns, bias)
     else:
-        # -z_ij l_ij, z being +1 on the diagonal and -1 elsewhere.
+        # -z_ij l_ij, with z = +1 on the diagonal and -1 elsewhere.
         signed = torch.bmm(rows, columns.mT).add_(bias[:, None, None])
         torch.diagonal(signed, dim1=1, dim2=2).neg_()
         losses = F.softplus(signed).sum((1, 2))

@@ -1,8 +1,8 @@
-"""The two principal losses row block by row block: for batches whose B x B logits do not fit into memory.
+"""The CLIP and SigLIP losses in blocks of rows, for batches whose B x B logits do not fit into memory.
 
-Equal to `clip` and `siglip` in value, gradient and Hessian-vector product. Each block of logits is computed, used and
-dropped, so the peak memory is O(B x chunk), at every order. (`clip` and `siglip` do so themselves from some batch size
-on; here the number of rows is chosen, at every batch size.)
+Value, gradient and Hessian-vector product equal those of `clip` and `siglip`. Each block of logits is computed, used
+and discarded, so the peak memory is O(B x chunk) for derivatives of every order. (`clip` and `siglip` are tiled
+themselves for large batches; here the number of rows per block is an option, at every batch size.)
 """
 
 from __future__ import annotations

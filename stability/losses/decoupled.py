@@ -1,4 +1,4 @@
-"""Losses that take the match out of its own denominator; without it they fall for ever as t grows, so t is fixed."""
+"""Losses whose denominator omits the match; they then decrease without bound as t grows, so t is fixed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.logits import both_ways, off_diagonal, scaled_similarities
+from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
 
 
 def dcl_chance(batch_size: int) -> float:
@@ -22,15 +22,15 @@ def dcl_chance(batch_size: int) -> float:
 def dcl(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
     """Tell each row's match from its mismatches alone, both ways; nats per pair, and it may be negative.
 
-    L = mean over rows, both ways, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for (B, D) inputs
-    with unit rows. Chance is log(B - 1). Yeh et al. (2022), arXiv:2110.06848, Eq. 5-6; mismatches are those of the
-    other modality only. Checked against the code of raminnakhli/Decoupled-Contrastive-Learning (t = 10 there too),
-    which sums both ways and adds the mismatches within a modality.
+    L = mean over rows, in both directions, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for (B, D)
+    inputs with unit rows. Chance is log(B - 1). Yeh et al. (2022), arXiv:2110.06848, Eq. 5-6; mismatches are those of
+    the other modality only. Checked against the code of raminnakhli/Decoupled-Contrastive-Learning (t = 10 there too),
+    which sums both directions and adds the mismatches within a modality.
 
     >>> bool(dcl(torch.eye(3), torch.eye(3), log_scale=torch.tensor(0.0)) == math.log(2) - 1)
     True
     """
-    return both_ways(_decoupled, scaled_similarities(image, text, log_scale))
+    return symmetrize(_decoupled, scaled_similarities(image, text, log_scale))
 
 
 def _decoupled(logits: Tensor) -> Tensor:
@@ -41,16 +41,16 @@ def _decoupled(logits: Tensor) -> Tensor:
 def dclw(image: Tensor, text: Tensor, *, log_scale: Tensor, sigma: float = 0.5) -> Tensor:
     """Weigh matches in the decoupled loss by how far apart they still are; nats per pair, and it may be negative.
 
-    L = mean over rows, both ways, of -w_i l_ii + log sum_{j != i} e^(l_ij), with w_i = 2 - B softmax_i(s_ii / sigma),
-    s_ii = <image_i, text_i>, l = t s, for (B, D) inputs with unit rows. The weights average 1; those of distant
-    matches are larger. Gradients flow through them. Chance is log(B - 1). Yeh et al. (2022), arXiv:2110.06848,
-    Sec. 3.2 (negative von Mises-Fisher weighting). The code of raminnakhli/Decoupled-Contrastive-Learning, where the
-    rest was checked, leaves out the factor B.
+    L = mean over rows, in both directions, of -w_i l_ii + log sum_{j != i} e^(l_ij), with w_i = 2 - B
+    softmax_i(s_ii / sigma), s_ii = <image_i, text_i>, l = t s, for (B, D) inputs with unit rows. The weights average 1;
+    those of distant matches are larger. Gradients flow through them. Chance is log(B - 1). Yeh et al. (2022),
+    arXiv:2110.06848, Sec. 3.2 (negative von Mises-Fisher weighting). The rest was checked against the code of
+    raminnakhli/Decoupled-Contrastive-Learning, which omits the factor B.
     """
     match = (image * text).sum(-1)
     weight = 2 - len(image) * F.softmax(match / sigma, 0)
     logits = scaled_similarities(image, text, log_scale)
-    mismatch = both_ways(lambda rows: torch.logsumexp(off_diagonal(rows), -1).mean(), logits)
+    mismatch = symmetrize(lambda rows: torch.logsumexp(off_diagonal(rows), -1).mean(), logits)
     return mismatch - (weight * log_scale.exp() * match).mean()
 
 
@@ -65,15 +65,16 @@ def infoloob(
 ) -> Tensor:
     """Leave the match out of the softmax over the batch, both ways, in units of similarity (nats over t).
 
-    L = 1/t mean over rows, both ways, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for (B, D) inputs
-    with unit rows. With *hopfield* each embedding is first replaced by what it retrieves from the batch's images and
-    texts, softmax(hopfield_scale <query, stored>) stored, normalised: one way compares what image_i and text_j
-    retrieve from the images, the other what they retrieve from the texts (CLOOB). Chance is log(B - 1) / t at t = 30.
-    Fürst et al. (2022), arXiv:2110.11316, Eq. 6-8. Checked against the authors' code (``training/methods.py``), which
-    sums the two ways; t = 30 and hopfield_scale = 8 are its README's, for Conceptual Captions.
+    L = 1/t mean over rows, in both directions, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for
+    (B, D) inputs with unit rows. With *hopfield* each embedding is first replaced by its retrieval from the batch's
+    images and texts, softmax(hopfield_scale <query, stored>) stored, normalized: one direction compares the retrievals
+    of image_i and text_j from the images, the other their retrievals from the texts (CLOOB). Chance is
+    log(B - 1) / t at t = 30. Fürst et al. (2022), arXiv:2110.11316, Eq. 6-8. Checked against the authors' code
+    (``training/methods.py``), which sums the two directions; t = 30 and hopfield_scale = 8 are from its README, for
+    Conceptual Captions.
     """
     if not hopfield:
-        return both_ways(_decoupled, scaled_similarities(image, text, log_scale)) / log_scale.exp()
+        return symmetrize(_decoupled, scaled_similarities(image, text, log_scale)) / log_scale.exp()
     retrieve = partial(_retrieved, scale=hopfield_scale)
     from_images = scaled_similarities(retrieve(image, image), retrieve(text, image), log_scale)
     from_texts = scaled_similarities(retrieve(text, text), retrieve(image, text), log_scale)

@@ -1,4 +1,4 @@
-"""Functions that keep little for their derivatives: computed again when asked, or found together with the value."""
+"""Functions with memory-efficient derivatives: recomputed in the backward pass, or computed together with the value."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from torch.func import grad, jvp, vjp
 
 
 def checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Return ``function(*inputs)``, of which only the inputs are kept; derivatives of any order call it again."""
+    """Return ``function(*inputs)`` and save only the inputs; derivatives of any order recompute it."""
     return _Checkpointed.apply(function, *inputs)
 
 
 def custom_grad(fused: Callable[..., tuple[Tensor, ...]], plain: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return the scalar ``plain(*inputs)``; unless gradients are off, *fused* finds the gradient together with it.
+    """Return the scalar ``plain(*inputs)``; if gradients are enabled, compute it and its gradient by *fused*.
 
-    ``fused(*inputs)`` returns the value and its derivative with respect to each input. It is called once, on plain
-    tensors of one replica, outside all differentiation, so it may work in place; going backward then only multiplies.
-    Derivatives of second and higher order are those of *plain*.
+    Args:
+        fused: returns the value and its gradient with respect to each input. It is called once, on plain tensors of one
+            replica, outside autograd, so it may work in place; the backward pass then only multiplies.
+        plain: the same function, of which derivatives of second and higher order are taken.
+        inputs: the inputs.
     """
-    # Not `requires_grad` of the inputs: inside vmap it is False for all of them.
+    # `requires_grad` of the inputs cannot be used: inside vmap it is False for all of them.
     if torch.is_grad_enabled():
         return _CustomGrad.apply(fused, plain, *inputs)[0]
     return plain(*inputs)
 
 
 class _Checkpointed(torch.autograd.Function):
-    """``function(*inputs)``, of which only the inputs are kept; derivatives call it again, and are such calls too."""
+    """``function(*inputs)`` that saves only its inputs; derivatives recompute it and are checkpointed as well."""
 
     generate_vmap_rule = True
 
@@ -44,24 +46,24 @@ class _Checkpointed(torch.autograd.Function):
         ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         function, inputs = ctx.function, ctx.saved_tensors
 
-        def pull_back(*tensors: Tensor) -> Any:
+        def recompute_vjp(*tensors: Tensor) -> Any:
             arguments, cotangents = tensors[: len(inputs)], tensors[len(inputs) :]
-            output, pull, *_ = vjp(function, *arguments)
-            return pull(cotangents[0] if isinstance(output, Tensor) else cotangents)
+            output, vjp_fn, *_ = vjp(function, *arguments)
+            return vjp_fn(cotangents[0] if isinstance(output, Tensor) else cotangents)
 
-        return None, *_Checkpointed.apply(pull_back, *inputs, *upstream)
+        return None, *_Checkpointed.apply(recompute_vjp, *inputs, *grad_outputs)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
         inputs = ctx.saved_tensors
-        return jvp(ctx.function, tuple(inputs), _filled(tangents, inputs))[1]
+        return jvp(ctx.function, tuple(inputs), _zeros_if_none(tangents, inputs))[1]
 
 
 class _CustomGrad(torch.autograd.Function):
-    """``(value, *slopes)``: the slopes are outputs, so that the backward pass is differentiable through them."""
+    """``(value, *grads)``: the gradients are outputs, so that the backward pass is differentiable through them."""
 
     @staticmethod
     def forward(fused: Callable[..., tuple[Tensor, ...]], plain: Callable[..., Tensor], *inputs: Tensor) -> Any:
@@ -72,34 +74,34 @@ class _CustomGrad(torch.autograd.Function):
         _, ctx.plain, *tensors = inputs
         ctx.save_for_backward(*tensors, *output[1:])
         ctx.save_for_forward(*tensors, *output[1:])
-        # A first derivative asks nothing of the slopes: zeros here would cost it a Hessian-vector product.
+        # A first derivative has no cotangents for the gradients: materialized zeros would cost a needless HVP.
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *bends: Tensor | None) -> Any:
-        inputs, slopes = _halves(ctx.saved_tensors)
+    def backward(ctx: Any, grad_value: Tensor | None, *grad_of_grads: Tensor | None) -> Any:
+        inputs, grads = _halves(ctx.saved_tensors)
         parts = []
-        if upstream is not None:
-            parts.append(tuple(upstream * slope for slope in slopes))
-        if any(bend is not None for bend in bends):
-            _, pull, *_ = vjp(_gradient(ctx.plain, inputs), *inputs)
-            parts.append(pull(_filled(bends, slopes)))
+        if grad_value is not None:
+            parts.append(tuple(grad_value * grad_input for grad_input in grads))
+        if any(cotangent is not None for cotangent in grad_of_grads):
+            _, vjp_fn, *_ = vjp(_gradient(ctx.plain, inputs), *inputs)
+            parts.append(vjp_fn(_zeros_if_none(grad_of_grads, grads)))
         return None, None, *(map(sum, zip(*parts, strict=True)) if parts else [None] * len(inputs))
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *tangents: Tensor | None) -> Any:
-        inputs, slopes = _halves(ctx.saved_tensors)
-        moved = _filled(tangents, inputs)
-        rise = sum((slope * step).sum() for slope, step in zip(slopes, moved, strict=True))
-        return rise, *jvp(_gradient(ctx.plain, inputs), inputs, moved)[1]
+        inputs, grads = _halves(ctx.saved_tensors)
+        tangents_in = _zeros_if_none(tangents, inputs)
+        tangent_out = sum((grad_input * tangent).sum() for grad_input, tangent in zip(grads, tangents_in, strict=True))
+        return tangent_out, *jvp(_gradient(ctx.plain, inputs), inputs, tangents_in)[1]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], fused: Any, plain: Any, *inputs: Tensor) -> Any:
-        # One replica after the other: each one's tiles stay in cache, and no replica's bits depend on the others.
-        each = [
+        # One replica after another: a replica's tiles stay in cache, and its bits do not depend on the others.
+        unbound = [
             [x] * info.batch_size if dim is None else x.unbind(dim) for x, dim in zip(inputs, in_dims[2:], strict=True)
         ]
-        outputs = [_CustomGrad.apply(fused, plain, *replica) for replica in zip(*each, strict=True)]
+        outputs = [_CustomGrad.apply(fused, plain, *replica) for replica in zip(*unbound, strict=True)]
         stacked = tuple(torch.stack(values) for values in zip(*outputs, strict=True))
         return stacked, (0,) * len(stacked)
 
@@ -112,5 +114,5 @@ def _halves(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tens
     return tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
 
 
-def _filled(tensors: tuple[Tensor | None, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _zeros_if_none(tensors: tuple[Tensor | None, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.zeros_like(x) if v is None else v for x, v in zip(like, tensors, strict=True))

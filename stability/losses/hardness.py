@@ -1,4 +1,4 @@
-"""Losses that weigh or choose pairs by how hard they are."""
+"""Losses that weight or select pairs by their hardness."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stability.losses import Scalar, loss
-from stability.losses.logits import both_ways, off_diagonal, scaled_similarities
+from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
 from stability.losses.sigmoid import siglip_chance
 from stability.losses.softmax import clip_chance
 from stability.registry import InputError, nearest
@@ -21,20 +21,20 @@ from stability.registry import InputError, nearest
 def hcl(image: Tensor, text: Tensor, *, log_scale: Tensor, beta: float = 1.0, positive_share: float = 0.1) -> Tensor:
     """Contrast matches with mismatches weighted towards the hard ones, corrected for false ones; nats per pair.
 
-    L = mean over rows, both ways, of -log(p / (p + G)), p = e^(l_ii), l = t <image_i, text_j>,
-    G = max([N sum_j w_j e^(l_ij) - tau N p] / (1 - tau), N e^(-t)) over the N = B - 1 mismatches j, with weights w =
-    softmax_j(beta l_ij) and tau = *positive_share*, the chance that a mismatch is none, for (B, D) inputs with unit
-    rows. beta = 0 is the debiased loss of Chuang et al. (2020), arXiv:2007.00224; with tau = 0 too it is `clip`.
+    L = mean over rows, in both directions, of -log(p / (p + G)), p = e^(l_ii), l = t <image_i, text_j>, G = max([N
+    sum_j w_j e^(l_ij) - tau N p] / (1 - tau), N e^(-t)) over the N = B - 1 mismatches j, with weights
+    w = softmax_j(beta l_ij) and tau = *positive_share*, the probability of a false negative, for (B, D) inputs with
+    unit rows. beta = 0 is the debiased loss of Chuang et al. (2020), arXiv:2007.00224; with tau = 0 too it is `clip`.
     Chance is log B. Robinson et al. (2021), arXiv:2010.04592, Eq. 4. Checked against the authors' code
     (``image/main.py``: beta 1, tau .1, t fixed at 2), which also takes mismatches within a modality.
     """
     scale = log_scale.exp()
     one_way = partial(_hard_row_loss, scale=scale, beta=beta, positive_share=positive_share)
-    return both_ways(one_way, scale * image @ text.T)
+    return symmetrize(one_way, scale * image @ text.T)
 
 
 def _hard_row_loss(logits: Tensor, scale: Tensor, beta: float, positive_share: float) -> Tensor:
-    # All of p, G and its floor are divided by e^(the row's largest logit): nothing overflows, the loss is the same.
+    # p, G and its floor are divided by e^(the row's largest logit): no overflow, and the loss is unchanged.
     mismatches = len(logits) - 1
     level = logits.detach().amax(-1)
     match = torch.exp(torch.diagonal(logits) - level)
@@ -59,11 +59,11 @@ def focal_sigmoid(
     """Judge every pair, those that are judged right already with less weight at first; nats per image.
 
     L = 1/B sum_ij sigmoid(-z_ij l_ij)^g softplus(-z_ij l_ij), z = +1 on the diagonal and -1 elsewhere, l = t
-    <image_i, text_j> + b, for (B, D) inputs with unit rows; g falls from *gamma* to 0 along half a cosine over
-    *decay_steps* steps (0: it stays) and then the loss is `siglip`, whose chance is given. Gradients flow through the
-    weights. Lin et al. (2017), arXiv:1708.02002, Eq. 4, on SigLIP's pairs, with the schedule of Basara (2024).
-    Checked against the latter's code (filipbasara0/sigmoid-contrastive-loss, ``scl/scl.py`` and ``train.py``), which
-    starts at t = 5, b = -5 and cuts t at 5.
+    <image_i, text_j> + b, for (B, D) inputs with unit rows; g decays from *gamma* to 0 along half a cosine over
+    *decay_steps* steps (0: it is constant); then the loss is `siglip`, whose chance level is used. Gradients flow
+    through the weights. Lin et al. (2017), arXiv:1708.02002, Eq. 4, on SigLIP's pairs, with the schedule of Basara
+    (2024). Checked against the latter's code (filipbasara0/sigmoid-contrastive-loss, ``scl/scl.py`` and ``train.py``),
+    which starts at t = 5, b = -5 and clamps t at 5.
     """
     progress = (step / decay_steps).clamp(max=1.0) if decay_steps else torch.zeros_like(log_scale)
     power = gamma * (1 + torch.cos(math.pi * progress)) / 2
@@ -75,7 +75,7 @@ def focal_sigmoid(
 
 
 def siglip_masked_chance(batch_size: int, ratio: float = 4.0) -> float:
-    """Return log(1 + r) + r log(1 + 1/r) for r kept mismatches a match: the best constant logit's loss."""
+    """Return log(1 + r) + r log(1 + 1/r), the loss of the best constant logit with r kept mismatches per match."""
     kept = _kept(batch_size, ratio) / batch_size
     return math.log1p(kept) + kept * math.log1p(1 / kept)
 
@@ -95,9 +95,9 @@ def siglip_masked(
 
     L = 1/B [sum_i softplus(-l_ii) + sum_{(i, j) kept} softplus(l_ij)], l = t <image_i, text_j> + b, for (B, D) inputs
     with unit rows. Kept are round(ratio B) of the B (B - 1) mismatches of the whole batch (at least 1): those of the
-    smallest *uniform* (B, B), or those with the largest (hard) or the least loss (easy). Chance is that of the default
-    ratio; all mismatches kept is `siglip`. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.8 (ratios from 16k to 1.6);
-    the paper does not say that the choice is made over the whole batch: that is our reading.
+    smallest *uniform* (B, B), or those with the largest (hard) or smallest loss (easy). Chance is that of the default
+    ratio; with all mismatches kept this is `siglip`. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.8 (ratios from 16k to
+    1.6); the paper does not state that the selection is over the whole batch: that is our interpretation.
     """
     logits = scaled_similarities(image, text, log_scale) + bias
     mismatches = off_diagonal(logits).flatten()
@@ -125,11 +125,11 @@ def clip_masked(
 ) -> Tensor:
     """Pick each match out of only some of its mismatches: random, hard or easy ones; nats per pair.
 
-    L = mean over rows i, both ways, of -log(e^(l_ii) / (e^(l_ii) + sum_{j kept} e^(l_ij))), l = t <image_i, text_j>,
-    for (B, D) inputs with unit rows. Kept are round(ratio) of the B - 1 mismatches of each row (at least 1): those of
-    the smallest *uniform* (B, B), or those with the largest (hard) or the smallest logit (easy). Chance is that of the
-    default ratio; all mismatches kept is `clip`. This project's own counterpart of `siglip_masked`, chosen row by row:
-    a softmax without a mismatch says nothing.
+    L = mean over rows i, in both directions, of -log(e^(l_ii) / (e^(l_ii) + sum_{j kept} e^(l_ij))), l = t
+    <image_i, text_j>, for (B, D) inputs with unit rows. Kept are round(ratio) of the B - 1 mismatches of each row (at
+    least 1): those of the smallest *uniform* (B, B), or those with the largest (hard) or the smallest logit (easy).
+    Chance is that of the default ratio; with all mismatches kept this is `clip`. This project's own counterpart of
+    `siglip_masked`; the selection is per row, since a softmax without a mismatch carries no information.
     """
     row_loss = partial(_masked_row_loss, keep=keep, ratio=ratio)
     logits = scaled_similarities(image, text, log_scale)
@@ -170,12 +170,13 @@ def triplet_chance(batch_size: int, margin: float = 0.2) -> float:
 def triplet(image: Tensor, text: Tensor, *, margin: float = 0.2) -> Tensor:
     """Ask each match to be closer than each of its mismatches by a margin, both ways; in squared distance.
 
-    L = mean over i != j, both ways, of max(0, margin + |image_i - text_i|^2 - |image_i - text_j|^2), for (B, D) inputs
-    with unit rows, whose squared distances are 2 - 2 <image_i, text_j>. It has no scalars, and no curvature apart from
-    its kinks. Chance is the margin. Schroff et al. (2015), arXiv:1503.03832, Eq. 3 (margin .2), over all triplets of
-    the batch instead of chosen ones. Zero exactly where all match-to-mismatch gaps of similarity reach margin / 2.
+    L = mean over i != j, in both directions, of max(0, margin + |image_i - text_i|^2 - |image_i - text_j|^2), for
+    (B, D) inputs with unit rows, whose squared distances are 2 - 2 <image_i, text_j>. It has no scalars, and no
+    curvature apart from its kinks. Chance is the margin. Schroff et al. (2015), arXiv:1503.03832, Eq. 3 (margin .2),
+    over all triplets of the batch instead of selected ones. Zero exactly where all match-to-mismatch gaps of similarity
+    reach margin / 2.
     """
-    return both_ways(partial(_triplet_rows, margin=margin), image @ text.T)
+    return symmetrize(partial(_triplet_rows, margin=margin), image @ text.T)
 
 
 def _triplet_rows(similarities: Tensor, margin: float) -> Tensor:

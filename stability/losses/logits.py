@@ -1,4 +1,4 @@
-"""The matrix of logits, and the parts of it that losses are made of."""
+"""The logits of a batch, and operations on them that the losses share."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def scaled_similarities(image: Tensor, text: Tensor, log_scale: Tensor, max_scal
 def scaled(rows: Tensor, log_scale: Tensor, max_scale: float = math.inf) -> Tensor:
     """Return t times the rows, with t = exp(log_scale), but at most *max_scale*.
 
-    Where t is cut, *log_scale* gets no gradient: this is a clamp inside the loss. OpenCLIP and CyCLIP cut the
-    parameter itself after each step, at t = 100, for the same t in the loss.
+    Where t is clamped, *log_scale* gets no gradient: the clamp is inside the loss. OpenCLIP and CyCLIP clamp the
+    parameter itself after each step, at t = 100, which gives the same t in the loss.
     """
     if not max_scale > 0:
         raise InputError(f"max_scale: got {max_scale!r}; allowed: a positive number")
@@ -38,20 +38,20 @@ def off_diagonal(matrix: Tensor) -> Tensor:
             [6, 7]])
     """
     size = len(matrix)
-    # Without the first entry, each diagonal entry ends a row of B + 1.
+    # After the first entry is dropped, each diagonal entry is the last of a row of B + 1.
     return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
-def both_ways(one_way: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+def symmetrize(one_way: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """Return the mean of a loss of rows over both directions: image to text, and text to image."""
     return (one_way(logits) + one_way(logits.T)) / 2
 
 
-def sum_over_pairs(logits: Tensor, offset: int = 0) -> Tensor:
-    """Return sum_ij softplus(-z_ij l_ij), z being +1 on the diagonal and -1 elsewhere, in nats.
+def sigmoid_loss_sum(logits: Tensor, offset: int = 0) -> Tensor:
+    """Return sum_ij softplus(-z_ij l_ij), with z = +1 on the diagonal and -1 elsewhere, in nats.
 
     The diagonal of a (rows, B) block of the logits starts at column *offset*.
     """
-    # Signs first: softplus(l) - l is the same as softplus(-l), but rounds to 0 where a match is judged well.
+    # Flip signs first: softplus(l) - l equals softplus(-l), but rounds to 0 for well-classified matches.
     matches = torch.diagonal(logits, offset)
     return F.softplus(torch.diagonal_scatter(logits, -matches, offset)).sum()

@@ -1,4 +1,4 @@
-"""Mixtures of the softmax and the sigmoid loss. No published source is known for any: all are this project's own."""
+"""Mixtures of the softmax and the sigmoid loss; all are this project's own, no published source is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stability.losses.softmax import clip, clip_chance
 
 
 def hybrid_chance(batch_size: int, mix: float = 0.5) -> float:
-    """Return the mixture of both chance levels, at the default mix."""
+    """Return the mixture of both chance levels at the default mix."""
     return (1 - mix) * clip_chance(batch_size) + mix * siglip_chance(batch_size)
 
 
@@ -22,7 +22,7 @@ def hybrid(image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tensor, mix:
     """Mix CLIP's softmax loss with SigLIP's sigmoid loss at one shared scale; nats per image.
 
     L = (1 - mix) clip(t) + mix siglip(t, b), for (B, D) inputs with unit rows; mix = 0 and mix = 1 are its parts.
-    Chance is the same mixture of theirs, at mix = 1/2. This project's own: no published source is known.
+    Chance is the same mixture of their chance levels, at mix = 1/2. This project's own: no published source is known.
     """
     softmax_part = clip(image, text, log_scale=log_scale)
     return (1 - mix) * softmax_part + mix * siglip(image, text, log_scale=log_scale, bias=bias)
@@ -46,12 +46,12 @@ def hybrid_separate(
     return (1 - mix) * softmax_part + mix * siglip(image, text, log_scale=sigmoid_log_scale, bias=bias)
 
 
-def no_skill(available: int) -> dict[str, Tensor]:
+def init_skill(available: int) -> dict[str, Tensor]:
     """Return the state of `adaptive` before training: a skill of 0."""
     return {"skill": torch.zeros(())}
 
 
-@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=clip_chance, state=no_skill)
+@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=clip_chance, state=init_skill)
 def adaptive(
     image: Tensor,
     text: Tensor,
@@ -64,9 +64,9 @@ def adaptive(
     """Move from CLIP's to SigLIP's loss as the batch is told apart better; nats per image, and the new state.
 
     L = (1 - a) clip(t) + a siglip(t, b), for (B, D) inputs with unit rows. a is the running skill before this batch:
-    a <- momentum a + (1 - momentum) k, k = max(0, (B p - 1) / (B - 1)), p being the mean probability that the softmax
-    of the logits gives to the matches, both ways; k is 0 at chance and 1 where every match is certain. No gradient
-    flows through a. State: {"skill": ()}, from 0. Chance is log B: embeddings that say nothing have a = 0.
+    a <- momentum a + (1 - momentum) k, k = max(0, (B p - 1) / (B - 1)), where p is the mean softmax
+    probability of the matches, over both directions; k is 0 at chance and 1 where every match is certain. No gradient
+    flows through a. State: {"skill": ()}, from 0. Chance is log B: uninformative embeddings have a = 0.
     This project's own: no published source is known.
     """
     logits = (log_scale.exp() * image @ text.T).detach()

@@ -1,4 +1,4 @@
-"""Losses that judge every pair on its own: match or mismatch, by a logistic model."""
+"""Losses that classify every pair independently as match or mismatch, by a logistic model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from stability.losses import Scalar, loss
 from stability.losses.batched import siglip_kernel
 from stability.losses.fused import is_large, siglip_sum_tiled
-from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sum_over_pairs
+from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sigmoid_loss_sum
 from stability.registry import InputError, nearest
 
 Reduction = Literal["per_image", "mean_pairs"]
 
 
 def siglip_chance(batch_size: int, reduction: Reduction = "per_image") -> float:
-    """Return log B + (B - 1) log(B / (B - 1)): the least that one constant logit can reach, at b = -log(B - 1).
+    """Return log B + (B - 1) log(B / (B - 1)), the loss of the best constant logit, b = -log(B - 1).
 
     As a mean over pairs it is B times lower.
 
@@ -31,7 +31,7 @@ def siglip_chance(batch_size: int, reduction: Reduction = "per_image") -> float:
 
 
 def _terms(reduction: Reduction, batch_size: int) -> int:
-    """Return by what the sum over pairs is divided."""
+    """Return the divisor of the sum over pairs."""
     terms = {"per_image": batch_size, "mean_pairs": batch_size**2}
     if reduction not in terms:
         raise InputError(f"reduction: unknown {reduction!r}{nearest(reduction, terms)}")
@@ -50,13 +50,13 @@ def siglip(
 ) -> Tensor:
     """Judge each of the B x B pairs as match or mismatch; nats per image (summed over pairs, divided by B).
 
-    L = 1/B sum_ij softplus(-z_ij (t <image_i, text_j> + b)), z_ij = +1 on the diagonal and -1 elsewhere, t =
-    exp(log_scale), for (B, D) inputs with unit rows. Chance (the best constant logit) is log B + (B-1) log(B/(B-1)).
-    *reduction* "mean_pairs" divides by B^2 instead, as Bangachev et al. (arXiv:2509.18552) do; chance is then B times
-    lower. *max_scale* cuts t inside the loss. Without a bias: an initial bias of 0, not trained.
-    Zhai et al. (2023), arXiv:2303.15343, Alg. 1, whose code adds b (its displayed equation has the other sign).
-    Checked against the sources of big_vision (``trainers/proj/image_text/siglip.py``) and OpenCLIP (``SigLipLoss``).
-    A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
+    L = 1/B sum_ij softplus(-z_ij (t <image_i, text_j> + b)), z_ij = +1 on the diagonal and -1 elsewhere,
+    t = exp(log_scale), for (B, D) inputs with unit rows. Chance (the best constant logit) is log B + (B-1)
+    log(B/(B-1)). *reduction* "mean_pairs" divides by B^2 instead, as Bangachev et al. (arXiv:2509.18552) do; chance is
+    then B times lower. *max_scale* clamps t inside the loss. To train without a bias, set an initial bias of 0, not
+    trained. Zhai et al. (2023), arXiv:2303.15343, Alg. 1, whose code adds b (its displayed equation has the opposite
+    sign). Checked against the sources of big_vision (``trainers/proj/image_text/siglip.py``) and OpenCLIP
+    (``SigLipLoss``). A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
 
     >>> zeros, nought = torch.zeros(4, 3), torch.tensor(0.0)
     >>> siglip(zeros, zeros, log_scale=nought, bias=nought) / math.log(2)
@@ -64,7 +64,7 @@ def siglip(
     """
     terms = _terms(reduction, len(image))
     rows = scaled(image, log_scale, max_scale)
-    total = siglip_sum_tiled(rows, text, bias) if is_large(image) else sum_over_pairs(rows @ text.T + bias)
+    total = siglip_sum_tiled(rows, text, bias) if is_large(image) else sigmoid_loss_sum(rows @ text.T + bias)
     return total / terms
 
 
@@ -74,13 +74,13 @@ def siglip_relative_bias(
 ) -> Tensor:
     """Judge each of the B x B pairs by its similarity above a trained threshold; nats per image.
 
-    L = siglip with logits t (<image_i, text_j> - b_rel), so b = -t b_rel: the same model as `siglip`, trained along
-    other coordinates. b_rel starts at 1, which is `siglip`'s b = -10 at t = 10. For (B, D) inputs with unit rows;
+    L = siglip with logits t (<image_i, text_j> - b_rel), so b = -t b_rel: the same model as `siglip` in a different
+    parametrization. b_rel starts at 1, which is `siglip`'s b = -10 at t = 10. For (B, D) inputs with unit rows;
     *reduction* and chance as for `siglip`. Bangachev et al. (2025), arXiv:2509.18552, Def. 1 (b_rel has their sign).
-    Checked against their code (``utils/siglip_loss.py``), apart from its logarithm: see `siglip_as_published`.
+    Checked against their code (``utils/siglip_loss.py``), except its logarithm: see `siglip_as_published`.
     """
     logits = log_scale.exp() * (image @ text.T - relative_bias)
-    return sum_over_pairs(logits) / _terms(reduction, len(image))
+    return sigmoid_loss_sum(logits) / _terms(reduction, len(image))
 
 
 def siglip_as_published_chance(batch_size: int, epsilon: float = 1e-8) -> float:
@@ -96,8 +96,8 @@ def siglip_as_published(
     """Judge pairs by log(sigmoid + 1e-8), the form whose gradient vanishes on wrong pairs; nats per pair.
 
     L = -1/B^2 [sum_i log(sigmoid(l_ii) + e) + sum_{i != j} log(1 - sigmoid(l_ij) + e)] with l = t <image_i, text_j> +
-    b, for (B, D) inputs with unit rows. Where |l| > 18 a wrong pair costs -log e and has no gradient left, so a large
-    t stops learning: an artefact of the form, which `siglip` (``reduction="mean_pairs"``) is without. Chance is
+    b, for (B, D) inputs with unit rows. If |l| > 18 a misclassified pair costs -log e and has no gradient, so a
+    large t stops learning: an artifact of this form that `siglip` (``reduction="mean_pairs"``) does not have. Chance is
     `siglip`'s over B, up to e. The code of Bangachev et al. (2025), arXiv:2509.18552, whose b is our -b.
     Checked against that code (``utils/siglip_loss.py``).
     """
@@ -118,7 +118,7 @@ def nt_logistic(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
 
     L = 1/B sum_i [softplus(-l_ii) + 1/(B-1) sum_{j != i} softplus(l_ij)], l = t <image_i, text_j>, for (B, D) inputs
     with unit rows. Chance is 2 log 2. Chen et al. (2020), arXiv:2002.05709, Table 2, which gives the term of one
-    match and one mismatch; the mean over the B - 1 mismatches is our reading. There t is a fixed setting.
+    match and one mismatch; the mean over the B - 1 mismatches is our interpretation. There t is a fixed setting.
     """
     logits = scaled_similarities(image, text, log_scale)
     return F.softplus(-torch.diagonal(logits)).mean() + F.softplus(off_diagonal(logits)).mean()

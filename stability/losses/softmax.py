@@ -1,4 +1,4 @@
-"""Losses that normalise over the batch: every row and column of the logits is a classification."""
+"""Losses that normalize over the batch: each row and each column of the logits is a classification problem."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from stability.losses import Scalar, loss
 from stability.losses.batched import clip_kernel
 from stability.losses.fused import clip_sum_tiled, is_large
-from stability.losses.logits import both_ways, scaled, scaled_similarities
+from stability.losses.logits import scaled, scaled_similarities, symmetrize
 
 
 def clip_chance(batch_size: int) -> float:
-    """Return log B, the loss of embeddings that say nothing."""
+    """Return log B, the loss of uninformative embeddings."""
     return math.log(batch_size)
 
 
@@ -27,10 +27,10 @@ def clip(
 
     L = -1/(2B) sum_i [log softmax_j(l_ij)_i + log softmax_j(l_ji)_i] with l = t <image_i, text_j>, t = exp(log_scale),
     for (B, D) inputs with unit rows. Chance is log B. t starts at 10, as in SigLIP's own comparison (CLIP: 1/.07).
-    *label_smoothing* e moves the target from the match towards all B rows evenly, 1 - e + e/B on the match (ALIGN,
-    arXiv:2102.05918: e = 0.1). *max_scale* cuts t inside the loss (CLIP's cap on the parameter is 100).
+    *label_smoothing* e moves the target from the match towards all B rows uniformly, 1 - e + e/B on the match (ALIGN,
+    arXiv:2102.05918: e = 0.1). *max_scale* clamps t inside the loss (CLIP clamps the parameter at 100).
     Radford et al. (2021), arXiv:2103.00020, Fig. 3; Zhai et al. (2023), arXiv:2303.15343, Sec. 3.1. Checked against
-    the source of OpenCLIP (``ClipLoss``) and, smoothed, against torch's ``cross_entropy``.
+    the source of OpenCLIP (``ClipLoss``) and, with smoothing, against torch's ``cross_entropy``.
     A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
 
     >>> clip(torch.zeros(4, 3), torch.zeros(4, 3), log_scale=torch.tensor(0.0)) / math.log(4)
@@ -38,15 +38,15 @@ def clip(
     """
     rows = scaled(image, log_scale, max_scale)
     if is_large(image):
-        # Smoothed rows and columns have the same mean: that of all matches less that of all logits.
+        # The smoothing term of rows and columns is the same: the mean of all matches less the mean of all logits.
         smoothed = label_smoothing * ((rows * text).sum(-1).mean() - rows.mean(0) @ text.mean(0))
         return clip_sum_tiled(rows, text) / 2 / len(image) + smoothed
-    return both_ways(partial(_cross_entropy, smoothing=label_smoothing), rows @ text.T)
+    return symmetrize(partial(_cross_entropy, smoothing=label_smoothing), rows @ text.T)
 
 
 def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
     rows = torch.logsumexp(logits, -1) - torch.diagonal(logits)
-    if smoothing:  # else the mean over all logits, and its gradient, would be computed for nothing
+    if smoothing:  # otherwise skip the mean over all logits and its gradient
         rows = rows + smoothing * (torch.diagonal(logits) - logits.mean(-1))
     return rows.mean()
 
@@ -68,14 +68,14 @@ def cyclip(
     tensor(True)
     """
     similarities = image @ text.T
-    within = (image @ image.T - text @ text.T).square().sum() / len(image)
-    across = (similarities - similarities.T).square().sum() / len(image)
-    contrastive = both_ways(_cross_entropy, log_scale.exp() * similarities)
-    return contrastive + in_modal * within + cross_modal * across
+    in_modal_term = (image @ image.T - text @ text.T).square().sum() / len(image)
+    cross_modal_term = (similarities - similarities.T).square().sum() / len(image)
+    contrastive = symmetrize(_cross_entropy, log_scale.exp() * similarities)
+    return contrastive + in_modal * in_modal_term + cross_modal * cross_modal_term
 
 
 def rince_chance(batch_size: int, q: float = 0.5, weight: float = 0.01, scale: float = 10.0) -> float:
-    """Return e^(q t s) ((weight B)^q - 1) / q at t = 10 and the better of s = -1 and s = 1."""
+    """Return e^(q t s) ((weight B)^q - 1) / q at t = 10, the minimum over s = -1 and s = 1."""
     return min(math.exp(q * scale * s) * ((weight * batch_size) ** q - 1) / q for s in (-1.0, 1.0))
 
 
@@ -83,18 +83,18 @@ def rince_chance(batch_size: int, q: float = 0.5, weight: float = 0.01, scale: f
 def rince(image: Tensor, text: Tensor, *, log_scale: Tensor, q: float = 0.5, weight: float = 0.01) -> Tensor:
     """Contrast matches with a robust power in place of a logarithm, both ways; no unit, and it may be negative.
 
-    L = mean over rows, both ways, of -e^(q l_ii)/q + (weight sum_j e^(l_ij))^q/q, l = t <image_i, text_j>, for (B, D)
-    inputs with unit rows and 0 < q <= 1. As q -> 0, L tends to CLIP's loss plus log(weight), with CLIP's gradients;
-    q = 1 is symmetric, hence robust to mismatched pairs. L is not bounded below in t, so t is kept fixed.
-    Chance is the best constant similarity's, at t = 10. Chuang et al. (2022), arXiv:2201.04309. Checked against the
+    L = mean over rows, in both directions, of -e^(q l_ii)/q + (weight sum_j e^(l_ij))^q/q, l = t <image_i, text_j>, for
+    (B, D) inputs with unit rows and 0 < q <= 1. As q -> 0, L tends to CLIP's loss plus log(weight), with CLIP's
+    gradients; q = 1 is symmetric, hence robust to mismatched pairs. L is not bounded below in t, so t is fixed. Chance
+    is the loss of the best constant similarity, at t = 10. Chuang et al. (2022), arXiv:2201.04309. Checked against the
     authors' published pseudo-code and code: weight (their lambda) is 0.01 there, and q from 0.1 to 0.5 is recommended.
     """
     one_way = partial(_robust_row_loss, q=q, weight=weight)
-    return both_ways(one_way, scaled_similarities(image, text, log_scale))
+    return symmetrize(one_way, scaled_similarities(image, text, log_scale))
 
 
 def _robust_row_loss(logits: Tensor, q: float, weight: float) -> Tensor:
-    # expm1: the two terms' 1/q cancel exactly, so that q -> 0 is a limit in floating point too.
+    # With expm1 the terms 1/q cancel exactly, so the limit q -> 0 also holds in floating point.
     match = torch.expm1(q * torch.diagonal(logits))
     everything = torch.expm1(q * (torch.logsumexp(logits, -1) + math.log(weight)))
     return ((everything - match) / q).mean()

@@ -1,9 +1,16 @@
-"""Optimizers: a catalogue of update rules over flat parameters; one decorated function is one optimizer."""
+"""Optimizers: a catalogue of update rules over flat parameters; one decorated function is one optimizer.
+
+Every module of this package is imported, so that a new file is a new optimizer.
+"""
 
 from __future__ import annotations
 
-from stability.optimizers.adam import adamw
-from stability.optimizers.gradient_descent import sgd
+import pkgutil
+from importlib import import_module
+
 from stability.optimizers.registry import optimizer
 
-__all__ = ["adamw", "optimizer", "sgd"]
+__all__ = ["optimizer"]
+
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

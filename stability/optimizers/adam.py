@@ -14,13 +14,13 @@ from stability.optimizers.registry import optimizer
 def adam_preconditioner(
     buffers: Mapping[str, Tensor], steps: int, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> Tensor:
-    """Return the bias-corrected sqrt(v_hat) + eps, shape (R, P), after so many *steps*; eps alone before the first."""
+    """Return the bias-corrected sqrt(v_hat) + eps, shape (R, P), after *steps* steps; eps before the first step."""
     correction = 1 - betas[1] ** steps if steps else 1.0
     return (buffers["second"] / correction).sqrt_().add_(eps)
 
 
 def adam_threshold(*, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> float:
-    """Return the preconditioned sharpness at which Adam becomes unstable at rate 1: (2 + 2 beta1) / (1 - beta1)."""
+    """Return the preconditioned sharpness above which Adam at rate 1 is unstable: (2 + 2 beta1) / (1 - beta1)."""
     return adaptive_threshold(1.0, betas[0])
 
 
@@ -29,6 +29,8 @@ def adam_threshold(*, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e
     decay="decoupled",
     preconditioner=adam_preconditioner,
     stability_threshold=adam_threshold,
+    describe=lambda *, betas, eps: f"AdamW with β₁ = {betas[0]:g} and β₂ = {betas[1]:g}",
+    bounded_step=True,
 )
 def adamw(
     grad: Tensor,
@@ -38,13 +40,13 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> Tensor:
-    """Return Adam's direction, -m_hat / (sqrt(v_hat) + eps); weight decay is decoupled from it.
+    """Return Adam's direction, -m_hat / (sqrt(v_hat) + eps); weight decay is decoupled.
 
-    m and v are running means of the gradient and of its square, *betas* their decays; hats correct the bias of their
-    start at zero. Kingma and Ba (2015), arXiv:1412.6980, Alg. 1; Loshchilov and Hutter (2019), arXiv:1711.05101,
-    Alg. 2.
+    m and v are running means of the gradient and of its square with decay rates *betas*; hats mark the correction of
+    the bias from initialization at zero. Kingma and Ba (2015), arXiv:1412.6980, Alg. 1; Loshchilov and Hutter (2019),
+    arXiv:1711.05101, Alg. 2.
     """
-    # Torch's fused kernel, one pass over gradient and both means: a step of rate 1 from zero is the direction.
+    # Torch's fused kernel makes one pass over gradient and means; its step from zero at rate 1 is the direction.
     direction = torch.zeros_like(grad)
     torch._fused_adamw_(
         [direction],

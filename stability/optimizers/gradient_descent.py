@@ -12,12 +12,12 @@ from stability.optimizers.registry import optimizer
 
 
 def no_preconditioner(buffers: Mapping[str, Tensor], steps: int, *, momentum: float = 0.0) -> Tensor:
-    """Return ones (R, P): gradient descent divides its step by nothing."""
+    """Return ones (R, P): gradient descent has no preconditioner."""
     return torch.ones_like(buffers["velocity"])
 
 
 def sgd_threshold(*, momentum: float = 0.0) -> float:
-    """Return the sharpness at which SGD becomes unstable at rate 1: 2 + 2 momentum."""
+    """Return the sharpness above which SGD at rate 1 is unstable: 2 + 2 momentum."""
     return momentum_threshold(1.0, momentum)
 
 
@@ -26,9 +26,10 @@ def sgd_threshold(*, momentum: float = 0.0) -> float:
     decay="in_grad",
     preconditioner=no_preconditioner,
     stability_threshold=sgd_threshold,
+    describe=lambda *, momentum: f"SGD with momentum {momentum:g}",
 )
 def sgd(grad: Tensor, buffers: Mapping[str, Tensor], count: Tensor, *, momentum: float = 0.0) -> Tensor:
-    """Return the direction -u of gradient descent, u <- momentum u + g; weight decay is part of the gradient g.
+    """Return the direction -u of gradient descent, u <- momentum u + g; the gradient g includes weight decay.
 
     Heavy ball without dampening: Polyak (1964), USSR Computational Mathematics 4:1.
     """

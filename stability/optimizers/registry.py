@@ -1,4 +1,4 @@
-"""The catalogue of optimizers: what one is, and what its decorator declares."""
+"""The registry of optimizers and its interface."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from stability.registry import Registry
 optimizer = Registry("optimizer", group="stability.optimizers")
 """An optimizer is a function ``(grad, buffers, count, *, <its options>) -> direction`` over rows of flat parameters.
 
-*grad* (R, P) holds the gradients of R replicas, *buffers* its running state by name, each like *grad* and updated in
-place, *count* (0-d, float32, on the device) the number of steps including this one. The trainer adds *rate* times
-*direction* to the parameters, with a rate for each replica. Everything is elementwise, so a replica's numbers do not
-depend on its neighbors, and nothing is read by the host, so a step can be captured as a CUDA graph.
+*grad* (R, P) holds the gradients of R replicas. *buffers* holds the optimizer's running state by name, each like *grad*
+and updated in place. *count* (0-d, float32, on the device) is the number of steps including this one. The trainer adds
+*rate* times *direction* to the parameters, with a learning rate for each replica. All operations must be elementwise,
+so that a replica's numbers do not depend on the others, and the host must not read tensors, so that a step can be
+captured as a CUDA graph.
 
 The decorator declares
 
-- ``buffers``: the names of the buffers, which start at zero;
+- ``buffers``: the names of the buffers, which are initially zero;
 - ``decay``: ``"decoupled"`` (the trainer adds ``- weight_decay * theta`` to the direction) or ``"in_grad"`` (it adds
   ``weight_decay * theta`` to the gradient);
-- ``preconditioner(buffers, steps, *, <options>) -> (R, P)``: the positive diagonal by which a step is divided;
-- ``stability_threshold(**options) -> float``: the largest sharpness that is stable at learning rate 1.
+- ``preconditioner(buffers, steps, *, <options>) -> (R, P)``: the positive diagonal that divides a step;
+- ``stability_threshold(**options) -> float``: the largest sharpness that is stable at learning rate 1;
+- ``describe(**options) -> str``: the optimizer with its options, as a report names it;
+- ``bounded_step=True``: a step moves a parameter by no more than about the learning rate, whatever the gradient.
 
 Options are keys of a study's ``[train]`` table.
 """

@@ -1,17 +1,22 @@
-"""Probes: a catalogue of measurements of one replica at one step, each declaring the measures it makes.
+"""Probes: measurements of one replica at one step; each is one decorated function that declares its measures.
 
-A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per declared measure, written for one
-replica: the trainer calls it under ``vmap``. One that hands its work to a kernel with a replica axis of its own
-declares ``stacked=True`` and receives every tensor with a leading replica axis; ``alone=True`` says that it takes
-replicas one by one, so that one need not be padded to two. ``fixed_batches=True`` asks for the same batches at every
-step, ``held_out_batches=True`` for as many batches of held-out pairs, ``least={"batches": 2}`` bounds options from
-below, and ``several=("fork",)`` names those that take a list too. ``holds`` says what lies in memory at once of each
-replica, which decides how many an accelerator reads at once: what is computed from all ``"batches"``, or from one
-``"batch"``; the ``"embeddings"`` of held-out pairs, or all their ``"similarities"`` too. A probe that does not say is
-taken to hold batches and similarities.
+A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per declared measure. It is written for one
+replica, and the trainer calls it under ``vmap``. The decorator takes these traits:
 
-``forks="fork"`` names the option that holds the steps at which the probe measures: there the trainer trains two copies
-of the replica to the end, with data in two other orders, and hands both ends over as the replica's *children*.
+- ``measures``: the `Measure` entries that the probe returns.
+- ``stacked=True``: the probe handles the replica axis itself and receives every tensor with a leading replica axis.
+- ``alone=True``: it takes replicas one by one, so that a single replica need not be padded to two.
+- ``fixed_batches=True``: the same batches at every step.
+- ``held_out_batches=True``: in addition, as many batches of held-out pairs.
+- ``chance=True``: the probe reads the loss's chance level.
+- ``timed=True``: its values are times, which no second run repeats.
+- ``least={"batches": 2}``: lower bounds of options.
+- ``several=("fork",)``: options that also take a list.
+- ``forks="fork"``: the option that holds the steps at which the probe measures. At each of them the trainer trains two
+  copies of the replica to the end, with data in two other orders, and passes their final parameters as *children*.
+- ``holds``: what a replica keeps in memory at once, which bounds how many an accelerator measures at once: activations
+  of all ``"batches"`` or of one ``"batch"``; the ``"embeddings"`` of held-out pairs, or all their ``"similarities"``
+  too. The default is batches and similarities.
 """
 
 from __future__ import annotations
@@ -33,30 +38,38 @@ probe = Registry("probe")
 
 Params = dict[str, Tensor]
 Batch = dict[str, Any]
-"""Tensors by name: image, text, modality-3 and on, index, and what a loss asks for beside them (its state is itself
-tensors by name)."""
+"""Tensors by name: image, text, modality-3 and on, index, and the extra inputs of the loss (its state is itself a dict
+of tensors)."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of the run files: what it means, its unit, and how a claim may treat it.
+    """One column of the run files: its meaning, its unit, and how a claim may treat it.
 
-    *scale* says on which scale arms are contrasted: linear; log (positive quantities); chance-log, which is
-    log((x - chance) / (1 - chance)) with *chance* the column that holds its chance level. A *pooled* measure is the
-    ratio of the means of two columns over a window of steps, never a mean of ratios. A measure of *spikes* is the rate
-    of spikes of the column it names, one number a run. A *listed* one is a list per step. *better* says which way is
-    good, where one is: it decides what "best" and "reaching a threshold" mean. *ceiling* is the highest value that it
-    can have: where both sides of a claim lie at it, a report says that no difference could show. *error_of* is the
-    column whose computed error it is, as a residual is, which may be nothing but rounding. *needs* is what the data
-    must offer for it (see `stability.datasets`): a run on data that do not makes no such measure; *scalar* is what the
-    loss must have for it: a run under one that has not gives none.
+    Attributes:
+        name: of the column.
+        label: short title for tables and figures.
+        text: one-sentence definition.
+        unit: empty for a plain number.
+        transform: the scale on which arms are contrasted: linear; log (positive quantities); log_above_chance, which is
+            log((x - chance) / (1 - chance)).
+        chance: the column that holds the measure's chance level.
+        pooled: two columns; the measure is the ratio of their means over a window of steps, never a mean of ratios.
+        spikes: a column; the measure is its rate of spikes, one number per run.
+        listed: whether each step has a list of values.
+        better: which direction is good, if any; it defines "best" and "reaching a threshold".
+        needs: what the data must offer (see `stability.datasets`); other data yield no such measure.
+        ceiling: the highest possible value; if both sides of a claim reach it, a report says that no difference could
+            show.
+        error_of: the column whose numerical error this is, such as a residual; it may be rounding alone.
+        scalar: the trained scalar that the loss must have; a run without it yields no such measure.
     """
 
     name: str
     label: str
     text: str
     unit: str = ""
-    scale: Literal["linear", "log", "chance-log"] = "linear"
+    transform: Literal["linear", "log", "log_above_chance"] = "linear"
     chance: str = ""
     pooled: tuple[str, str] | None = None
     spikes: str = ""
@@ -69,16 +82,24 @@ class Measure:
 
     @property
     def stored(self) -> bool:
-        """Tell whether run files hold this measure; the others are derived from columns that they hold."""
+        """Return whether run files hold this measure; the others are derived from stored columns."""
         return self.pooled is None and not self.spikes
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs that training never sees, the prompts that name their classes, and texts that are almost right.
+    """Held-out pairs, with class prompts and hard negatives; see `datasets.Pairs` for shapes.
 
-    Without classes, prompts are (0, 0, ...); see `datasets.Pairs` for shapes. What is selected by captions or labels is
-    found once, on the CPU: an accelerator would make the host wait at every selection by a mask.
+    Indices that depend on captions or labels are computed once, on the CPU: on an accelerator every selection by a mask
+    is a device sync.
+
+    Attributes:
+        image, text: the pairs.
+        caption: ids; pairs with equal captions have the same id.
+        label: class of each image, -1 for none.
+        prompts: texts (classes, variants, ...); (0, 0, ...) without classes.
+        hard_negatives: texts that are false for the pair by one word, if the data have them.
+        extra_modalities: samples of each modality beyond image and text.
     """
 
     image: Tensor
@@ -87,16 +108,16 @@ class HeldOut:
     label: Tensor
     prompts: Tensor
     hard_negatives: Tensor | None = None
-    further: tuple[Tensor, ...] = ()
+    extra_modalities: tuple[Tensor, ...] = ()
 
     @cached_property
     def matches(self) -> Tensor:
-        """Positions, in a flattened (m, m) table of pairs, of those with equal captions."""
+        """Indices into a flattened (m, m) matrix of pairs: those with equal captions."""
         return self._positions(True)
 
     @cached_property
     def mismatches(self) -> Tensor:
-        """Positions, in a flattened (m, m) table of pairs, of those with different captions."""
+        """Indices into a flattened (m, m) matrix of pairs: those with different captions."""
         return self._positions(False)
 
     def _positions(self, equal: bool) -> Tensor:
@@ -106,7 +127,7 @@ class HeldOut:
 
     @cached_property
     def labelled(self) -> Tensor:
-        """Positions of the images that have a class."""
+        """Indices of the images that have a class."""
         return (self.label.cpu() >= 0).nonzero()[:, 0].to(self.label.device)
 
     @cached_property
@@ -118,34 +139,41 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Replica:
-    """All that a probe may see of one run at one step.
+    """The state of one run at one step, as a probe sees it.
 
-    params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``); objective(params, batch) -> loss;
-    embed_image and embed_text (params, input) -> unit rows; embed_further (params, inputs) -> unit rows of each
-    modality beyond these two; batches: independent training batches, stacked along a leading axis, of the size that the
-    run trains with (as many as the probe's option ``batches`` says); held_out_batches: as many of held-out pairs, the
-    samples of their modalities alone, for a probe that declares ``held_out_batches=True``; preconditioner: Adam's
-    bias-corrected sqrt(v_hat) + eps, like params, or ones under SGD; learning_rate: the rate at this step, before
-    per-parameter multipliers; constant_rate: whether the schedule is past its warm-up and constant from here on;
-    momentum: that of SGD, None under AdamW (whose betas are *betas*); fixed: the names of parameters that are not
-    trained; chance: the loss of embeddings that say nothing, for a probe that declares ``chance=True``, else NaN;
-    children: for a probe that declares ``forks``, the parameters at the end of training of two copies of the replica
-    that part here, NaN for one that did not stay finite.
+    Attributes:
+        params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``).
+        objective: ``objective(params, batch) -> loss``.
+        embed_image, embed_text: ``(params, input) ->`` unit rows.
+        embed_extra_modalities: ``(params, inputs) ->`` unit rows of each further modality.
+        held_out: pairs that training never sees.
+        batches: independent training batches of the run's batch size, stacked along a leading axis (as many as the
+            probe's option ``batches`` says).
+        preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like *params*; ones under SGD.
+        learning_rate: the rate at this step, before per-parameter multipliers.
+        stability_threshold: the sharpness at which the run's optimizer becomes unstable at learning rate 1; NaN where
+            it declares none.
+        constant_rate: whether warm-up is over and the schedule is constant from here on.
+        frozen: names of parameters that are not trained.
+        chance: the loss of uninformative embeddings, for a probe that declares ``chance=True``, else NaN.
+        held_out_batches: as many batches of held-out pairs, modalities only, for a probe that declares
+            ``held_out_batches=True``.
+        children: final parameters of two copies of the replica that branch here, for a probe that declares ``forks``;
+            NaN for a copy that did not stay finite.
     """
 
     params: Params
     objective: Callable[[Params, Batch], Tensor]
     embed_image: Callable[[Params, Tensor], Tensor]
     embed_text: Callable[[Params, Tensor], Tensor]
-    embed_further: Callable[[Params, tuple[Tensor, ...]], tuple[Tensor, ...]]
+    embed_extra_modalities: Callable[[Params, tuple[Tensor, ...]], tuple[Tensor, ...]]
     held_out: HeldOut
     batches: Batch
     preconditioner: Params
     learning_rate: Tensor
-    betas: tuple[float, float]
     constant_rate: bool
-    momentum: float | None = None
-    fixed: frozenset[str] = frozenset()
+    stability_threshold: float = math.nan
+    frozen: frozenset[str] = frozenset()
     chance: float = math.nan
     held_out_batches: Batch = field(default_factory=dict)
     children: tuple[Params, ...] = ()
@@ -154,31 +182,31 @@ class Replica:
 def mean_over(batches: Any, loss: Callable[[Any], Tensor]) -> Tensor:
     """Return the mean of ``loss(batch)`` over whole *batches*, stacked along the first axis of each tensor.
 
-    One after the other on a CPU; on an accelerator all in one call.
+    A loop on a CPU; one vmapped call on an accelerator.
     """
     first = pytree.tree_leaves(batches)[0]
     if first.device.type != "cpu":
         return torch.vmap(loss)(batches).mean()
-    each = [pytree.tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(first))]
-    return torch.stack([loss(batch) for batch in each]).mean()
+    split = [pytree.tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(first))]
+    return torch.stack([loss(batch) for batch in split]).mean()
 
 
 def embedded(embed: Callable[[Params], Tensor], params: Params) -> np.ndarray:
-    """Return ``embed(params) -> (N, D)`` of each replica of *params* (R, ...), float64 (R, N, D) on the host.
+    """Return ``embed(params) -> (N, D)`` for each replica of *params* (R, ...), float64 (R, N, D) on the host.
 
-    Replica by replica on a CPU; on an accelerator all together, and copied at once.
+    A loop over replicas on a CPU; one vmapped call and one copy on an accelerator.
     """
     leaves = list(params.values())
     if leaves[0].device.type == "cpu":
-        each = [{name: value[place] for name, value in params.items()} for place in range(len(leaves[0]))]
-        rows = torch.stack([embed(one).detach() for one in each])
+        replicas = [{name: value[index] for name, value in params.items()} for index in range(len(leaves[0]))]
+        rows = torch.stack([embed(replica).detach() for replica in replicas])
     else:
         rows = torch.vmap(embed)(params).detach().cpu()
     return rows.double().numpy()
 
 
 def in_towers(name: str) -> bool:
-    """Tell whether a parameter belongs to an encoder (its complement: the loss's trained scalars)."""
+    """Return whether a parameter belongs to an encoder; the others are the loss's trained scalars."""
     return not name.startswith("loss.")
 
 
@@ -199,36 +227,36 @@ STEP_MEASURES = (
         "gradient_norm",
         "Gradient norm",
         "Euclidean norm of the batch gradient over all parameters.",
-        scale="log",
+        transform="log",
     ),
-    Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", scale="log"),
+    Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", transform="log"),
     Measure(
         "update_rms",
         "RMS of the update",
         "Root mean square of the step over all trained weight matrices; vectors and the loss's scalars are left out.",
-        scale="log",
+        transform="log",
     ),
     Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t.", scalar="log_scale"),
     Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one.", scalar="bias"),
     Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
-    Measure("clipped", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
+    Measure("grad_clipped_fraction", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
     Measure(
-        "duplicate_share",
+        "false_negative_fraction",
         "False negatives",
         "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",
         "share",
     ),
     _spike_rate("loss", "loss_spike_rate", "training loss"),
     _spike_rate("gradient_norm", "gradient_norm_spike_rate", "gradient norm"),
-    # Of weight matrices alone: a rule on all parameters would fire on 0-d scalars, and losses differ in their number.
+    # Weight matrices only: a rule on all parameters would fire on 0-d scalars, and losses differ in how many they have.
     _spike_rate("update_rms", "update_rms_spike_rate", "update's RMS"),
 )
 
 
 def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Measure]:
-    """Return every measure that a run with these probes makes on data that offer this, by name, the trainer's first."""
-    made = [*STEP_MEASURES, *(measure for name in names for measure in probe[name].traits["measures"])]
-    return {measure.name: measure for measure in made if not measure.needs or measure.needs in offers}
+    """Return by name the step measures and those of the probes *names*, on data that offer *offers*."""
+    measures = [*STEP_MEASURES, *(measure for name in names for measure in probe[name].traits["measures"])]
+    return {measure.name: measure for measure in measures if not measure.needs or measure.needs in offers}
 
 
 # Variants register on import.

@@ -1,4 +1,4 @@
-"""What a step costs: time and memory of one replica's loss and gradient, on this machine."""
+"""The cost of a step: time and memory of one replica's loss and gradient on this machine."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch.utils import _pytree as pytree
 from stability.probes import Batch, Measure, Params, Replica, probe
 
 
-def held_bytes(work: Callable[[], Tensor]) -> int:
-    """Return the bytes that autograd holds between the forward and the backward pass of *work*, each storage once.
+def saved_bytes(work: Callable[[], Tensor]) -> int:
+    """Return the bytes that autograd saves between the forward and the backward pass of *work*, each storage once.
 
     >>> x = torch.ones(1000, requires_grad=True)
-    >>> held_bytes(lambda: x.exp().sum())  # exp keeps its result
+    >>> saved_bytes(lambda: x.exp().sum())  # exp keeps its result
     4000
     """
-    held: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         result = work()
     del result
-    return sum(held.values())
+    return sum(sizes.values())
 
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Return the median seconds of *repeats* calls of *work*, after one that warms up."""
+    """Return the median seconds of *repeats* calls of *work*, after one warm-up call."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -59,7 +59,7 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
             "Time of a step",
             "Median time of one replica's loss and gradient on one batch, alone, on the machine that ran the study.",
             "ms",
-            scale="log",
+            transform="log",
             better="lower",
         ),
         Measure(
@@ -67,7 +67,7 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
             "Memory of a step",
             "What automatic differentiation holds between the forward and the backward pass of one replica.",
             "MB",
-            scale="log",
+            transform="log",
             better="lower",
         ),
     ),
@@ -75,17 +75,17 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
 def cost(replica: Replica, *, batches: int = 1, repeats: int = 20) -> dict[str, Tensor]:
     """Measure time and memory of loss and gradient of one replica, towers and loss together, without the optimizer.
 
-    Times depend on the machine and on what else it does: compare arms within one run only. They are the one measure
-    that differs between two runs of the same study.
+    Times depend on the machine and its load: compare arms within one run only. They are the only measures that differ
+    between two runs of the same study.
     """
     times, sizes = [], []
-    for place in range(len(replica.learning_rate)):
+    for index in range(len(replica.learning_rate)):
 
-        def at(tree: Any, place: int = place) -> Any:
-            return pytree.tree_map(lambda leaf: leaf[place].clone(), tree)  # a view would hold all replicas' memory
+        def select(tree: Any, index: int = index) -> Any:
+            return pytree.tree_map(lambda leaf: leaf[index].clone(), tree)  # a view would keep all replicas' memory
 
-        params: Params = {name: value.detach().requires_grad_() for name, value in at(replica.params).items()}
-        batch: Batch = pytree.tree_map(lambda leaf: leaf[0], at(replica.batches))
+        params: Params = {name: value.detach().requires_grad_() for name, value in select(replica.params).items()}
+        batch: Batch = pytree.tree_map(lambda leaf: leaf[0], select(replica.batches))
         leaves = list(params.values())
 
         def forward(params: Params = params, batch: Batch = batch) -> Tensor:
@@ -94,6 +94,6 @@ def cost(replica: Replica, *, batches: int = 1, repeats: int = 20) -> dict[str, 
         def step(forward: Callable[[], Tensor] = forward, leaves: list[Tensor] = leaves) -> object:
             return torch.autograd.grad(forward(), leaves, allow_unused=True)
 
-        sizes.append(held_bytes(forward) / 1e6)
+        sizes.append(saved_bytes(forward) / 1e6)
         times.append(1e3 * seconds(step, repeats, replica.learning_rate.device))
     return {"step_milliseconds": torch.tensor(times), "step_megabytes": torch.tensor(sizes)}

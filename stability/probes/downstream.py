@@ -1,4 +1,4 @@
-"""What the embeddings are good for: retrieval among held-out pairs, zero-shot classes, texts that are almost right."""
+"""Downstream accuracy of the embeddings on held-out pairs: retrieval, zero-shot classes, hard negatives."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from stability.probes import Measure, Replica, probe
 
 
 def _recall(name: str, label: str, text: str) -> Measure:
-    return Measure(name, label, text, scale="chance-log", chance="recall_at_1_chance", better="higher")
+    return Measure(name, label, text, transform="log_above_chance", chance="recall_at_1_chance", better="higher")
 
 
 def recall_at_1(similarity: Tensor, caption: Tensor) -> Tensor:
-    """Return the share of rows whose most similar column carries the row's own caption.
+    """Return the share of rows whose most similar column has the row's caption.
 
-    similarity (N, N), caption (N,) identities: any item with an identical caption counts as right.
+    similarity (N, N), caption (N,) ids: any item with an identical caption counts as correct.
 
     >>> recall_at_1(torch.tensor([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0, 1]))
     tensor(0.6667)
@@ -38,7 +38,7 @@ def recall_error(image: Tensor, text: Tensor, caption: Tensor) -> Tensor:
 def zero_shot_accuracy(image: Tensor, prompts: Tensor, label: Tensor) -> Tensor:
     """Return the share of images (N, D) nearest to the mean prompt embedding of their own class.
 
-    prompts (classes, variants, D), unit rows; the mean over variants is scaled to unit length again.
+    prompts (classes, variants, D), unit rows; the mean over variants is renormalized to unit length.
     Radford et al. (2021), arXiv:2103.00020, Sec. 3.1.4.
     """
     classes = F.normalize(prompts.mean(1), dim=-1)
@@ -48,15 +48,15 @@ def zero_shot_accuracy(image: Tensor, prompts: Tensor, label: Tensor) -> Tensor:
 def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Tensor:
     """Return the share of images (m, D) that are nearer to their own text (m, D) than to each hard negative (m, K, D).
 
-    A tie is wrong. As in Yuksekgonul et al. (2023), arXiv:2210.01936, whose captions differ in word order.
+    A tie counts as wrong. As in Yuksekgonul et al. (2023), arXiv:2210.01936, whose captions differ in word order.
 
     >>> image, text = torch.eye(2), torch.tensor([[0.9, 0.0], [0.0, 0.5]])
     >>> hard_negative_accuracy(image, text, torch.tensor([[[0.8, 0.0]], [[0.0, 0.6]]]))
     tensor(0.5000)
     """
-    own = (image * text).sum(-1)
+    matching = (image * text).sum(-1)
     hardest = (image[:, None] * negatives).sum(-1).amax(-1)
-    return (own > hardest).to(image.dtype).mean()
+    return (matching > hardest).to(image.dtype).mean()
 
 
 @probe(
@@ -77,7 +77,7 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
             "zero_shot_accuracy",
             "Zero-shot accuracy",
             "Share of held-out images nearest to their class's mean prompt.",
-            scale="chance-log",
+            transform="log_above_chance",
             chance="zero_shot_accuracy_chance",
             better="higher",
             needs="classes",
@@ -87,7 +87,7 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
             "hard_negative_accuracy",
             "Hard-negative accuracy",
             "Share of held-out images nearer to their own text than to every text that is false of them by one word.",
-            scale="chance-log",
+            transform="log_above_chance",
             chance="hard_negative_accuracy_chance",
             better="higher",
             needs="hard-negatives",
@@ -102,10 +102,10 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
     holds=("similarities",),
 )
 def retrieval(replica: Replica) -> dict[str, Tensor]:
-    """Measure recall@1 both ways and, where the data offer them, zero-shot and hard-negative accuracy, held out.
+    """Measure held-out recall@1 in both directions and, if the data offer them, zero-shot and hard-negative accuracy.
 
-    An item counts as found if its caption is identical to the query's. Chance is the share of item pairs with identical
-    captions.
+    An item counts as retrieved if its caption is identical to the query's. Chance is the share of item pairs with
+    identical captions.
     """
     held_out = replica.held_out
     image = replica.embed_image(replica.params, held_out.image)
@@ -113,7 +113,7 @@ def retrieval(replica: Replica) -> dict[str, Tensor]:
     similarity = image @ text.T
     to_text, to_image = recall_at_1(similarity, held_out.caption), recall_at_1(similarity.T, held_out.caption)
     same = (held_out.caption[:, None] == held_out.caption).to(image.dtype).mean()
-    measured = {
+    columns = {
         "recall_at_1": (to_text + to_image) / 2,
         "recall_at_1_image_to_text": to_text,
         "recall_at_1_text_to_image": to_image,
@@ -121,13 +121,13 @@ def retrieval(replica: Replica) -> dict[str, Tensor]:
     }
     if len(held_out.prompts):
         prompts = _embed_rows(replica, held_out.prompts)
-        measured["zero_shot_accuracy"] = zero_shot_accuracy(image, prompts, held_out.label)
-        measured["zero_shot_accuracy_chance"] = torch.full_like(same, 1 / len(prompts))
+        columns["zero_shot_accuracy"] = zero_shot_accuracy(image, prompts, held_out.label)
+        columns["zero_shot_accuracy_chance"] = torch.full_like(same, 1 / len(prompts))
     if held_out.hard_negatives is not None:
         negatives = _embed_rows(replica, held_out.hard_negatives)
-        measured["hard_negative_accuracy"] = hard_negative_accuracy(image, text, negatives)
-        measured["hard_negative_accuracy_chance"] = torch.full_like(same, 1 / (1 + negatives.shape[1]))
-    return measured
+        columns["hard_negative_accuracy"] = hard_negative_accuracy(image, text, negatives)
+        columns["hard_negative_accuracy_chance"] = torch.full_like(same, 1 / (1 + negatives.shape[1]))
+    return columns
 
 
 def _embed_rows(replica: Replica, texts: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a fork tells: whether two children of one run, trained with data in two orders, end in one valley."""
+"""Linear mode connectivity of a run's children: two copies that branch at a step and see data in two orders."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ from stability.probes.downstream import recall_error
     ),
 )
 def linear_mode(replica: Replica, *, fork: int = 0, points: int = 11, batches: int = 4) -> dict[str, Tensor]:
-    """Measure what lies between two children of the run that part at step *fork* (or at each of a list of steps).
+    """Measure the loss and error barriers between two children that branch at step *fork* (or at each listed step).
 
-    The children take the run's parameters, the optimizer's moments and the loss's state, and are trained to the end by
-    the same schedule, each with the data in an order of its own. Then all parameters, t and b too, are moved from the
-    one end to the other in *points* even steps a in [0, 1].
+    The children start from the run's parameters, the optimizer's moments and the loss's state, and are trained to the
+    end by the same schedule, each with another order of the data. Their final parameters, including t and b, are then
+    interpolated linearly at *points* evenly spaced a in [0, 1].
 
     Barrier of the loss L, the mean over fixed training batches: max_a [L(a) - (1 - a) L(0) - a L(1)] / L_chance; zero
-    where L is convex on the way. Error barrier, E being 1 - recall@1 on held-out pairs: max_a E(a) - (E(0) + E(1)) / 2,
-    which the source calls instability, and takes for none below 2%. Both are zero for a fork after the last step, and
-    NaN where a child did not stay finite. Measured in the row of the fork's step, so a claim on one fork reduces by
-    ``final``, one on several by ``area``. Each fork costs two more trainings from its step on.
+    if L is convex on the line. Error barrier, with E = 1 - recall@1 on held-out pairs: max_a E(a) - (E(0) + E(1)) / 2,
+    which the source calls instability, and counts as none below 2%. Both are zero for a fork after the last step, and
+    NaN if a child did not stay finite. Values are in the row of the fork's step, so a claim on one fork reduces by
+    ``final``, and a claim on several by ``mean_after_warmup``. Each fork costs two more trainings from its step on.
 
     Frankle et al. (2020), arXiv:1912.05671, Sec. 2 and 3.1; above the chord: Entezari et al. (2022), arXiv:2110.06296.
     """
-    one, other = replica.children
+    start, end = replica.children
     held_out = replica.held_out
 
-    def at(place: Tensor) -> tuple[Tensor, Tensor]:
-        # Exact at both ends, and wherever these are equal.
-        params = {name: torch.lerp(value, other[name], place.to(value.dtype)) for name, value in one.items()}
+    def evaluate(a: Tensor) -> tuple[Tensor, Tensor]:
+        # lerp is exact at both ends, and where these are equal.
+        params = {name: torch.lerp(value, end[name], a.to(value.dtype)) for name, value in start.items()}
         loss = vmap(lambda batch: replica.objective(params, batch))(replica.batches).mean()
         return loss, error(params)
 
@@ -71,12 +71,12 @@ def linear_mode(replica: Replica, *, fork: int = 0, points: int = 11, batches: i
         text = replica.embed_text(params, held_out.text)
         return recall_error(image, text, held_out.caption)
 
-    places = torch.linspace(0.0, 1.0, points, dtype=torch.float64, device=held_out.caption.device)
-    losses, errors = (torch.stack(values) for values in zip(*map(at, places), strict=True))
-    # Embeddings that are NaN still have a nearest one.
+    coordinates = torch.linspace(0.0, 1.0, points, dtype=torch.float64, device=held_out.caption.device)
+    losses, errors = (torch.stack(values) for values in zip(*map(evaluate, coordinates), strict=True))
+    # argmax returns an index even for NaN embeddings, so mask the error explicitly.
     errors = torch.where(losses.isfinite().all(), errors, torch.nan)
     return {
-        "linear_mode_barrier": barrier_of(losses, places.to(losses.dtype)) / replica.chance,
+        "linear_mode_barrier": barrier_of(losses, coordinates.to(losses.dtype)) / replica.chance,
         "linear_mode_error_barrier": instability_of(errors),
         "linear_mode_children_error": (errors[0] + errors[-1]) / 2,
     }

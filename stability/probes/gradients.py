@@ -1,4 +1,4 @@
-"""How noisy the training signal is: gradient noise over independent batches of the training size."""
+"""Gradient noise over independent batches of the training batch size."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from stability.losses import clip, siglip
-from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
-from stability.probes.matched import fitted_bias, matched_noise
+from stability.probes import Batch, Measure, Params, Replica, in_towers, matched, probe
 from stability.probes.noise import GradientNoise, gradient_noise_in
 
 KINDS = ("noise_trace", "sq_norm", "second_moment")
@@ -21,7 +20,7 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
             f"gradient_noise_fraction{suffix}",
             f"Gradient noise fraction{note}",
             f"tr Sigma / (tr Sigma + |G|^2) of a batch gradient over {words}, each averaged over a window first.",
-            scale="log",
+            transform="log",
             pooled=(trace, second),
             ceiling=1.0,
         ),
@@ -29,14 +28,14 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
             trace,
             f"tr Sigma{note}",
             f"Unbiased trace of the covariance of a batch gradient over {words}.",
-            scale="log",
+            transform="log",
         ),
         Measure(
             sq_norm,
             f"|G|^2{note}",
             f"Unbiased squared norm of the mean gradient over {words}; may be negative.",
         ),
-        Measure(second, f"E|g|^2{note}", f"Mean squared norm of a batch gradient over {words}.", scale="log"),
+        Measure(second, f"E|g|^2{note}", f"Mean squared norm of a batch gradient over {words}.", transform="log"),
     )
 
 
@@ -64,21 +63,21 @@ def _columns(block: str, noise: GradientNoise) -> dict[str, Tensor]:
     ),
 )
 def gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
-    """Measure covariance trace, squared mean and cosine of the gradients of whole batches, independently drawn.
+    """Measure covariance trace, squared mean and cosine of the gradients of independently drawn whole batches.
 
-    The unit is a batch of the training size, since a contrastive loss couples its samples. Towers and trained
-    scalars are apart: t and b can outweigh all else; the towers also in the norm in which Adam takes its steps (none
-    before the first step). See `stability.probes.noise` for the estimators.
+    The unit is a batch of the training size, since a contrastive loss couples its samples. Towers and trained scalars
+    are measured separately, since t and b can outweigh all other parameters. Towers are also measured in the norm of
+    Adam's steps (NaN before the first step). See `stability.probes.noise` for the estimators.
     """
-    present = {"towers": in_towers}
+    blocks = {"towers": in_towers}
     if any(not in_towers(name) for name in replica.params):
-        present["scalars"] = lambda name: not in_towers(name)
+        blocks["scalars"] = lambda name: not in_towers(name)
     norms = {"plain": None, "adam": replica.preconditioner}
-    noise = gradient_noise_in(norms, replica.objective, replica.params, replica.batches, blocks=present)
+    noise = gradient_noise_in(norms, replica.objective, replica.params, replica.batches, blocks=blocks)
     plain, adam = noise["plain"].by_block, noise["adam"].by_block["towers"]
     absent = torch.full_like(adam.trace_cov, torch.nan)
     scalars = plain.get("scalars", GradientNoise(absent, absent, absent, absent))
-    # Before Adam's first step its v is zero everywhere, and its norm a multiple of the plain one by 1 / eps.
+    # Before Adam's first step its v is zero everywhere, and its norm is the plain one times 1 / eps.
     towers = [value for name, value in replica.preconditioner.items() if in_towers(name)]
     highest, lowest = (torch.stack([pick(value) for value in towers]) for pick in (torch.amax, torch.amin))
     started = highest.amax() > lowest.amin()
@@ -110,22 +109,22 @@ def _as(role: str, words: str) -> tuple[Measure, ...]:
         ),
     ),
 )
-def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
+def matched_gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
     """Measure the gradient noise of CLIP's and of SigLIP's loss over the encoders at this run's parameters.
 
-    So both losses can be compared at each other's checkpoints, whichever trained the run: the pair is fixed. Both
-    take the run's t. SigLIP takes the run's b, or, where its loss has none, the b that minimises SigLIP's mean loss
-    over as many batches of held-out pairs, drawn by a stream of their own and corrupted as the run's are: never over
-    the batches whose noise is measured, towards which a fitted b would lean. NaN for a run whose loss has no t
-    (``log_scale``). See `stability.probes.matched`.
+    This compares the two losses at the same checkpoint, whichever loss trained the run. Both use the run's t. SigLIP
+    uses the run's b or, if the run's loss has none, the b that minimizes SigLIP's mean loss over as many batches of
+    held-out pairs, drawn from a separate stream and corrupted like the run's. It is never fitted on the batches whose
+    noise is measured, which would bias it towards them. NaN for a run whose loss has no t (``log_scale``). See
+    `stability.probes.matched`.
     """
     towers = {name: value for name, value in replica.params.items() if in_towers(name)}
     log_scale, bias = (replica.params.get(f"loss.{name}") for name in ("log_scale", "bias"))
     if log_scale is None:
         absent = torch.full_like(replica.learning_rate, torch.nan)
-        return {m.name: absent for m in probe["matched-noise"].traits["measures"] if m.pooled is None}
+        return {m.name: absent for m in probe["matched_gradient_noise"].traits["measures"] if m.pooled is None}
     if bias is None:
-        bias = fitted_bias(*_embedded(replica, replica.held_out_batches), log_scale)
+        bias = matched.fitted_bias(*_embedded(replica, replica.held_out_batches), log_scale)
 
     def as_clip(params: Params, batch: Batch) -> Tensor:
         return clip(*_embed(replica, params, batch), log_scale=log_scale)
@@ -133,8 +132,8 @@ def matched_noise_(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
     def as_siglip(params: Params, batch: Batch) -> Tensor:
         return siglip(*_embed(replica, params, batch), log_scale=log_scale, bias=bias)
 
-    noise = matched_noise({"clip": as_clip, "siglip": as_siglip}, towers, replica.batches)
-    columns = {role: _columns(f"towers_as_{role}", each) for role, each in noise.items()}
+    noise = matched.matched_gradient_noise({"clip": as_clip, "siglip": as_siglip}, towers, replica.batches)
+    columns = {role: _columns(f"towers_as_{role}", value) for role, value in noise.items()}
     return columns["clip"] | columns["siglip"] | {"matched_bias": bias}
 
 
@@ -143,9 +142,9 @@ def _embed(replica: Replica, params: Params, batch: Batch) -> tuple[Tensor, Tens
 
 
 def _embedded(replica: Replica, batches: Batch) -> tuple[Tensor, Tensor]:
-    """Return batches as embeddings (K, B, D): b is fitted on these, not through the encoders again and again."""
-    each = [
+    """Return batches as embeddings (K, B, D), computed once: fitting b then needs no further passes of the encoders."""
+    embeddings = [
         _embed(replica, replica.params, {side: batches[side][k] for side in ("image", "text")})
         for k in range(len(batches["image"]))
     ]
-    return torch.stack([image for image, _ in each]), torch.stack([text for _, text in each])
+    return torch.stack([image for image, _ in embeddings]), torch.stack([text for _, text in embeddings])

@@ -1,4 +1,4 @@
-"""Several losses at the same parameters: whose gradient is noisier where only the loss differs."""
+"""Gradient noise of several losses at the same parameters, so that only the loss differs."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from stability.curvature.products import ParamFilter
 from stability.probes import mean_over
-from stability.probes.noise import Block, GradientNoise, Objective, gradient_noise
+from stability.probes.noise import GradientNoise, Objective, gradient_noise
 from stability.registry import InputError
 
 
-def matched_noise(
+def matched_gradient_noise(
     objectives: Mapping[str, Objective],
     params: Mapping[str, Tensor],
     batches: Any,
     *,
     refit: Mapping[str, str] | None = None,
     held_out: Any = None,
-    blocks: Mapping[str, Block] | None = None,
+    blocks: Mapping[str, ParamFilter] | None = None,
 ) -> dict[str, GradientNoise]:
     """Return the gradient noise of each of *objectives* at the same *params* over the same *batches*, by name.
 
-    Noise along two training runs mixes what a loss does with where it led; here only the loss differs. Each
-    objective is ``(params, batch) -> scalar``, and *batches* and *blocks* are those of `gradient_noise`.
-    *refit* names, for an objective, a trained scalar that *params* lack: it is set to the value that minimises
-    the objective's mean over *held_out* (see `fitted_scalar`; SigLIP's bias at a checkpoint of CLIP, say) and
-    held fixed, so that all noises are over the same *params*. *held_out* are further batches, like *batches* but of
-    samples that none of these has: a scalar fitted on the batches that are measured would lean towards them. Raises
-    `InputError` if a *refit* names no objective or a scalar that *params* hold, or comes without *held_out*.
+    Noise along two training runs confounds the loss with the parameters it led to; here only the loss differs.
+
+    Args:
+        objectives: ``(params, batch) -> scalar`` by name.
+        params: parameters by name.
+        batches, blocks: as in `gradient_noise`.
+        refit: for an objective, the name of a trained scalar that *params* lack, such as SigLIP's bias at a checkpoint
+            of CLIP. It is set to the value that minimizes the objective's mean over *held_out* (see `fitted_scalar`)
+            and kept constant, so that all noises are over the same *params*.
+        held_out: further batches, like *batches* but with other samples: a scalar fitted on the measured batches would
+            be biased towards them.
+
+    Raises:
+        InputError: if *refit* names no objective or a scalar that *params* hold, or comes without *held_out*.
 
     >>> params, batches = {"w": torch.tensor(1.0)}, torch.tensor([1.0, 2.0, 6.0])
     >>> pull = lambda p, x: (p["w"] * x - p["b"]) ** 2 / 2
     >>> both = {"plain": lambda p, x: p["w"] * x, "pull": pull}
-    >>> noise = matched_noise(both, params, batches, refit={"pull": "b"}, held_out=torch.tensor([2.0, 4.0]))
-    >>> noise["plain"].trace_cov, noise["pull"].second_moment  # b = 3: slopes (x - 3) x = -2, -2, 18
+    >>> noise = matched_gradient_noise(both, params, batches, refit={"pull": "b"}, held_out=torch.tensor([2.0, 4.0]))
+    >>> noise["plain"].trace_cov, noise["pull"].second_moment  # b = 3: gradients (x - 3) x = -2, -2, 18
     (tensor(7.), tensor(110.6667))
     """
     fitted: dict[str, dict[str, Tensor]] = {}
@@ -56,8 +64,8 @@ def matched_noise(
     }
 
 
-def _with(objective: Objective, held: Mapping[str, Tensor]) -> Objective:
-    return lambda params, batch: objective({**params, **held}, batch)
+def _with(objective: Objective, constants: Mapping[str, Tensor]) -> Objective:
+    return lambda params, batch: objective({**params, **constants}, batch)
 
 
 def fitted_scalar(
@@ -70,46 +78,47 @@ def fitted_scalar(
     high: float = 1e3,
     iterations: int = 40,
 ) -> Tensor:
-    """Return the value of the scalar *name* that minimises the mean of ``objective(params, batch)`` over *batches*.
+    """Return the value of the scalar *name* that minimizes the mean of ``objective(params, batch)`` over *batches*.
 
-    The mean must be convex in the scalar, as every loss is whose logits are linear in it. Solved in float64 for a zero
-    of the derivative, by turns a bisection of [*low*, *high*] and a Newton step where it stays inside, a fixed number
-    of *iterations*, so that it runs under ``torch.vmap``. NaN where the derivative does not change sign in between:
-    then there is no minimum. Returned in the dtype of *params*.
+    The mean must be convex in the scalar, as for every loss whose logits are linear in it. A zero of the derivative is
+    found in float64 by alternating a bisection of [*low*, *high*] and a Newton step, if it stays inside the bracket,
+    for a fixed number of *iterations*, so that it runs under ``torch.vmap``. NaN if the derivative does not change sign
+    within the bracket: then there is no minimum. Returned in the dtype of *params*.
 
     >>> squared = lambda p, x: (p["b"] - x) ** 2
     >>> fitted_scalar(squared, {"w": torch.tensor(0.0)}, torch.tensor([1.0, 2.0, 6.0]), "b")
     tensor(3.)
     """
-    held, data = (pytree.tree_map(_to_float64, tree) for tree in (dict(params), batches))
+    constants, data = (pytree.tree_map(_to_float64, tree) for tree in (dict(params), batches))
 
     def mean(scalar: Tensor) -> Tensor:
-        return mean_over(data, lambda batch: objective({**held, name: scalar}, batch))
+        return mean_over(data, lambda batch: objective({**constants, name: scalar}, batch))
 
-    slope = torch.func.grad(mean)
-    curved = torch.func.grad_and_value(slope)
-    # Zero of the replica's own kind, so that under vmap every bound carries the replica axis.
-    zero = sum((0 * leaf.sum() for leaf in pytree.tree_leaves(held)), torch.zeros((), dtype=torch.float64))
+    grad_of = torch.func.grad(mean)
+    hess_and_grad = torch.func.grad_and_value(grad_of)
+    # A zero computed from the parameters, so that under vmap both bounds have the replica axis.
+    zero = sum((0 * leaf.sum() for leaf in pytree.tree_leaves(constants)), torch.zeros((), dtype=torch.float64))
     below, above = zero + low, zero + high
-    bounded = (slope(below) < 0) & (slope(above) > 0)
-    at = (below + above) / 2
-    for turn in range(iterations):
-        curvature, tilt = curved(at)
-        below, above = torch.where(tilt < 0, at, below), torch.where(tilt < 0, above, at)
-        newton, middle = at - tilt / curvature, (below + above) / 2
+    bracketed = (grad_of(below) < 0) & (grad_of(above) > 0)
+    x = (below + above) / 2
+    for iteration in range(iterations):
+        hess, grad = hess_and_grad(x)
+        below, above = torch.where(grad < 0, x, below), torch.where(grad < 0, above, x)
+        newton, middle = x - grad / hess, (below + above) / 2
         inside = (newton >= below) & (newton <= above)
-        at = torch.where(inside, newton, middle) if turn % 2 else middle
-    return torch.where(bounded, at, torch.nan).to(next(iter(params.values())).dtype)
+        x = torch.where(inside, newton, middle) if iteration % 2 else middle
+    return torch.where(bracketed, x, torch.nan).to(next(iter(params.values())).dtype)
 
 
 def fitted_bias(image: Tensor, text: Tensor, log_scale: Tensor, *, iterations: int = 12) -> Tensor:
-    """Return the b that minimises SigLIP's mean loss over K batches of unit rows (K, B, D) at t = e^(log_scale).
+    """Return the b that minimizes SigLIP's mean loss over K batches of unit rows (K, B, D) at t = e^(log_scale).
 
-    There the probabilities sigmoid(t <image_i, text_j> + b) of all pairs sum to the number of matches, K B, whichever
-    pairs match: the derivative of the loss by b is sum_ij sigmoid / B - 1. The logarithm of that sum is solved by
-    Newton's steps, from where each sigmoid is its exponential, which is below the solution; a step that leaves the
-    bracket is a bisection instead. The same as `fitted_scalar` on that loss, but the logits are computed once. Runs
-    under ``torch.vmap``, in the dtype of *image* with sums in float64; needs B > 1.
+    The derivative of the loss with respect to b is sum_ij sigmoid / B - 1, so at the minimum the probabilities
+    sigmoid(t <image_i, text_j> + b) of all pairs sum to the number of matches, K B, whichever pairs match. The equation
+    for the logarithm of that sum is solved by Newton steps. They start where each sigmoid equals its exponential, which
+    is below the solution; a step that leaves the bracket is replaced by a bisection. The result equals `fitted_scalar`
+    on that loss, but the logits are computed once. Runs under ``torch.vmap``, in the dtype of *image* with sums in
+    float64; needs B > 1.
 
     >>> ones = torch.ones(1, 8, 4) / 2
     >>> fitted_bias(ones, ones, torch.tensor(0.0)).item() + 1  # all logits are 1 + b
@@ -119,18 +128,18 @@ def fitted_bias(image: Tensor, text: Tensor, log_scale: Tensor, *, iterations: i
     matches = math.log(logits.shape[0] * logits.shape[1])
     below = matches - logits.flatten().logsumexp(0).double()
     above = -logits.amin().double() - math.log(logits.shape[1] - 1)
-    at = below
+    bias = below
     for _ in range(iterations):
-        # In place: logits are many, and fresh memory costs more than the arithmetic.
-        probability = (logits + at.to(logits.dtype)).sigmoid_()
+        # In place: for a large matrix of logits, allocation costs more than the arithmetic.
+        probability = (logits + bias.to(logits.dtype)).sigmoid_()
         total = probability.sum(dtype=torch.float64)
         excess = total.log() - matches
-        below, above = torch.where(excess < 0, at, below), torch.where(excess < 0, above, at)
-        slope = total - torch.linalg.vector_norm(probability, dtype=torch.float64).square()
-        newton = at - excess * total / slope
+        below, above = torch.where(excess < 0, bias, below), torch.where(excess < 0, above, bias)
+        total_grad = total - torch.linalg.vector_norm(probability, dtype=torch.float64).square()
+        newton = bias - excess * total / total_grad
         inside = (newton >= below) & (newton <= above)
-        at = torch.where(inside, newton, (below + above) / 2)
-    return at.to(image.dtype)
+        bias = torch.where(inside, newton, (below + above) / 2)
+    return bias.to(image.dtype)
 
 
 def _to_float64(leaf: Any) -> Any:

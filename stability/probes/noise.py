@@ -1,4 +1,4 @@
-"""Gradient noise of a loss that couples its batch: the independent unit is a whole batch of fixed size."""
+"""Gradient noise of a loss that couples the samples of its batch: the independent unit is a whole batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from stability.curvature.products import ParamFilter
 from stability.registry import InputError, nearest
 from stability.stats import fraction_interval
 
 __all__ = ["GradientNoise", "fraction_interval", "gradient_noise", "gradient_noise_in", "pooled_fraction"]
 
 Objective = Callable[[dict[str, Tensor], Any], Tensor]
-Block = Callable[[str], bool] | Collection[str]
 Sums = TypeVar("Sums", Tensor, np.ndarray)
 
 
@@ -25,10 +25,12 @@ Sums = TypeVar("Sums", Tensor, np.ndarray)
 class GradientNoise:
     """Unbiased noise and signal of a batch gradient g (loss units squared per parameter unit squared).
 
-    `trace_cov` estimates tr Cov(g) and is never negative; `mean_sq_norm` estimates |E g|^2 and may be,
-    where noise dominates; `second_moment`, their sum, estimates E |g|^2. `mean_cosine` estimates E cos(g, g')
-    of two independent batches, in [-1, 1], and is NaN where a gradient is zero. `by_block` holds the same
-    for named blocks.
+    Attributes:
+        trace_cov: estimates tr Cov(g); never negative.
+        mean_sq_norm: estimates |E g|^2; may be negative if noise dominates.
+        second_moment: their sum, estimates E |g|^2.
+        mean_cosine: estimates E cos(g, g') of two independent batches, in [-1, 1]; NaN if a gradient is zero.
+        by_block: the same for each named block of parameters.
     """
 
     trace_cov: Tensor
@@ -39,7 +41,7 @@ class GradientNoise:
 
     @property
     def fraction(self) -> Tensor:
-        """Return trace_cov / second_moment, free of the loss's scale; pool events before dividing.
+        """Return trace_cov / second_moment, independent of the loss's scale; pool events before dividing.
 
         `stability.stats.fraction_interval` pools events and gives the jackknife interval.
         """
@@ -54,28 +56,35 @@ def gradient_noise(
     params: Mapping[str, Tensor],
     batches: Any,
     *,
-    blocks: Mapping[str, Block] | None = None,
+    blocks: Mapping[str, ParamFilter] | None = None,
     preconditioner: Mapping[str, Tensor] | None = None,
 ) -> GradientNoise:
-    """Return how much the gradient of ``objective(params, batch) -> scalar`` varies from batch to batch.
+    """Return how much the gradient of ``objective(params, batch) -> scalar`` varies between batches.
 
-    *batches* is a pytree of tensors (K, ...): K >= 2 whole batches of the same size B, drawn independently
-    (with replacement from the pool of pairs, not a partition of one larger batch). With g_k the gradient on
-    batch k,
+    With g_k the gradient on batch k of K,
 
     tr Cov = sum_k |g_k - mean g|^2 / (K - 1),  |E g|^2 = |mean g|^2 - tr Cov / K,  E |g|^2 = mean_k |g_k|^2,
     E cos(g, g') = mean over j != k of <u_j, u_k> = (|sum_k u_k|^2 - K) / (K (K - 1)),  u_k = g_k / |g_k|,
 
     each unbiased. A batch is never split, since its pairs are coupled, and two batch sizes are never compared,
     since the mean gradient of a contrastive loss depends on B (McCandlish et al. 2018, arXiv:1812.06162,
-    appendix A.1, assume it does not). *blocks* names parts of the parameters, each by a collection of names
-    or a predicate; *preconditioner* is the diagonal P > 0, like *params*: inner products become <g, h> =
-    sum_i g_i h_i / P_i. Memory holds a few vectors of the size of *params*, whatever K; written for one replica,
-    it runs under ``torch.vmap``. Raises `InputError` for K < 2, unknown names or a result that is not a scalar.
+    appendix A.1, assume it does not). Memory holds a few vectors of the size of *params*, whatever K. Written for one
+    replica, it runs under ``torch.vmap``.
+
+    Args:
+        objective: ``objective(params, batch) -> scalar``.
+        params: parameters by name.
+        batches: a pytree of tensors (K, ...): K >= 2 whole batches of the same size B, drawn independently (with
+            replacement from the pool of pairs, not a partition of one larger batch).
+        blocks: named parts of the parameters, each a collection of names or a predicate on names.
+        preconditioner: the diagonal P > 0, like *params*: inner products become <g, h> = sum_i g_i h_i / P_i.
+
+    Raises:
+        InputError: for K < 2, unknown names or a result that is not a scalar.
 
     >>> batches = torch.tensor([1.0, 2.0, 6.0])
     >>> noise = gradient_noise(lambda p, x: p["w"] * x, {"w": torch.tensor(0.5)}, batches)
-    >>> noise.trace_cov, noise.mean_sq_norm  # variance 7 of the slopes; 3^2 - 7/3
+    >>> noise.trace_cov, noise.mean_sq_norm  # variance 7 of the gradients; 3^2 - 7/3
     (tensor(7.), tensor(6.6667))
     """
     return gradient_noise_in({"": preconditioner}, objective, params, batches, blocks=blocks)[""]
@@ -87,34 +96,34 @@ def gradient_noise_in(
     params: Mapping[str, Tensor],
     batches: Any,
     *,
-    blocks: Mapping[str, Block] | None = None,
+    blocks: Mapping[str, ParamFilter] | None = None,
 ) -> dict[str, GradientNoise]:
-    """Return `gradient_noise` in several norms, each by name and preconditioner, from one pass over the batches."""
+    """Return `gradient_noise` in several norms (preconditioners by name), from one pass over the batches."""
     count = _count(batches)
     params = {name: value.detach() for name, value in params.items()}
     members = _members(params, blocks or {})
     parts: dict[str | None, list[slice]] = {block: _segments(params, names) for block, names in members.items()}
     parts[None] = _segments(params, params)  # the whole
-    weights = {norm: _weights(params, given) for norm, given in norms.items()}
+    weights = {norm: _weights(params, preconditioner) for norm, preconditioner in norms.items()}
     roots = {norm: None if weight is None else weight.sqrt() for norm, weight in weights.items()}
-    slope = torch.func.grad(_scalar(objective))
+    grad_of = torch.func.grad(_scalar(objective))
     mean = spread = torch.zeros_like(_flat(params))
     units: dict[tuple[str, str | None], Tensor] = {}
     for k in range(count):
-        gradient = _flat(slope(params, pytree.tree_map(lambda leaf, k=k: leaf[k], batches)))
-        # Welford's update, element by element: no difference of large sums when the noise is small beside the mean,
-        # and any diagonal norm can be taken at the end.
-        before = gradient - mean
-        mean = mean + before / (k + 1)
-        spread = spread + before * (gradient - mean)
+        gradient = _flat(grad_of(params, pytree.tree_map(lambda leaf, k=k: leaf[k], batches)))
+        # Welford's update, element by element: no cancellation of large sums when the noise is small relative to the
+        # mean, and any diagonal norm can be applied at the end.
+        deviation = gradient - mean
+        mean = mean + deviation / (k + 1)
+        spread = spread + deviation * (gradient - mean)
         for norm, root in roots.items():
-            seen = gradient if root is None else root * gradient
+            scaled = gradient if root is None else root * gradient
             for block, segments in parts.items():
-                part = _part(seen, segments)
+                part = _part(scaled, segments)
                 unit = part / torch.linalg.vector_norm(part)
                 units[norm, block] = units[norm, block] + unit if k else unit
 
-    def of(norm: str, block: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def estimates(norm: str, block: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         weight = weights[norm]
         deviations, squares = (x if weight is None else weight * x for x in (spread, mean.square()))
         trace = _part(deviations, parts[block]).sum() / (count - 1)
@@ -123,15 +132,17 @@ def gradient_noise_in(
         return trace, total - trace / count, total + trace * (1 - 1 / count), cosine
 
     return {
-        norm: GradientNoise(*of(norm, None), {block: GradientNoise(*of(norm, block)) for block in members})
+        norm: GradientNoise(
+            *estimates(norm, None), {block: GradientNoise(*estimates(norm, block)) for block in members}
+        )
         for norm in norms
     }
 
 
 def pooled_fraction(traces: Sums, second_moments: Sums) -> Sums:
-    """Return the noise fraction of events (last axis) taken together, the ratio of sums; arrays or tensors.
+    """Return the pooled noise fraction of events (last axis): the ratio of sums, of arrays or tensors.
 
-    Single fractions are biased and their |E g|^2 may be negative; sums are not, so pool first, divide then.
+    Fractions of single events are biased and their |E g|^2 may be negative, so sum first and divide afterwards.
 
     >>> float(pooled_fraction(np.array([1.0, 3.0]), np.array([2.0, 3.0])))
     0.8
@@ -150,7 +161,7 @@ def _count(batches: Any) -> int:
     return int(count)
 
 
-def _members(params: Mapping[str, Tensor], blocks: Mapping[str, Block]) -> dict[str, list[str]]:
+def _members(params: Mapping[str, Tensor], blocks: Mapping[str, ParamFilter]) -> dict[str, list[str]]:
     members: dict[str, list[str]] = {}
     for block, choice in blocks.items():
         if not callable(choice):
@@ -168,14 +179,14 @@ def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _segments(params: Mapping[str, Tensor], names: Collection[str]) -> list[slice]:
-    """Return where some parameters lie in the flat vector of all; neighbours share one slice."""
+    """Return the slices of the flat vector of all parameters that hold *names*; adjacent parameters share a slice."""
     segments: list[slice] = []
     start = 0
     for name, value in params.items():
         stop = start + value.numel()
         if name in names:
-            joins = bool(segments) and segments[-1].stop == start
-            segments.append(slice(segments.pop().start if joins else start, stop))
+            adjacent = bool(segments) and segments[-1].stop == start
+            segments.append(slice(segments.pop().start if adjacent else start, stop))
         start = stop
     return segments
 

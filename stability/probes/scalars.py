@@ -1,4 +1,4 @@
-"""How hard a loss pulls on its own scalars and on the encoders: gradients over independent batches of training size."""
+"""Gradients of the mean loss with respect to the loss's scalars and the encoders, over independent batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stability.probes import Measure, Params, Replica, in_towers, mean_over, pro
             "Size of the gradient on b",
             "|dL/db| of the mean loss over independent batches.",
             "nats",
-            scale="log",
+            transform="log",
             scalar="bias",
         ),
         Measure("log_scale_gradient", "Gradient on log t", "dL/d(log t) of the mean loss.", "nats", scalar="log_scale"),
@@ -30,25 +30,25 @@ from stability.probes import Measure, Params, Replica, in_towers, mean_over, pro
             "tower_gradient_size",
             "Size of the gradient on the encoders",
             "Euclidean norm of the gradient of the mean loss over all parameters of the encoders.",
-            scale="log",
+            transform="log",
         ),
     ),
 )
 def scalar_gradients(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
-    """Measure the gradients of the mean loss over *batches* batches: on the bias, on log t, and on the encoders.
+    """Measure the gradients of the mean loss over *batches* batches with respect to bias, log t and the encoders.
 
-    For SigLIP at b = 0 and embeddings in random directions, dL/db = B/2 - 1 at any t: B - 1 mismatching pairs a row
-    pull with 1/2 each, the matching one with -1/2. NaN for a scalar that the loss does not have; of one that is held
-    fixed it is the gradient that would be there.
+    For SigLIP at b = 0 and embeddings in random directions, dL/db = B/2 - 1 at any t: each of the B - 1 mismatching
+    pairs of a row contributes 1/2, the matching one -1/2. NaN for a scalar that the loss does not have; a frozen scalar
+    gets the gradient that it would have if it were trained.
     """
 
     def mean_loss(params: Params) -> Tensor:
         return mean_over(replica.batches, lambda batch: replica.objective(params, batch))
 
-    gradients = grad(mean_loss)(replica.params)
+    grads = grad(mean_loss)(replica.params)
     absent = torch.full_like(replica.learning_rate, torch.nan)
-    bias, log_scale = (gradients.get(f"loss.{name}", absent) for name in ("bias", "log_scale"))
-    squares = [value.pow(2).sum() for name, value in gradients.items() if in_towers(name)]
+    bias, log_scale = (grads.get(f"loss.{name}", absent) for name in ("bias", "log_scale"))
+    squares = [value.pow(2).sum() for name, value in grads.items() if in_towers(name)]
     return {
         "bias_gradient": bias,
         "bias_gradient_size": bias.abs(),

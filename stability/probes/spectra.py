@@ -1,4 +1,4 @@
-"""How curved the loss is: Hessian spectra of the training objective, and an independent check of them."""
+"""Hessian spectra of the training objective, and a cross-check of them against PyHessian."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from stability.curvature import Spectrum, adaptive_threshold, momentum_threshold, pyhessian_check, spectrum
+from stability.curvature import Spectrum, pyhessian_check, spectrum
 from stability.curvature.products import at_index
 from stability.probes import Measure, Replica, in_towers, probe
 
 
 def negative_curvature_share(nodes: Tensor, weights: Tensor) -> Tensor:
-    """Return the share of sum |lambda| that negative eigenvalues hold, (R,), from quadrature nodes and weights (R, k).
+    """Return the share of sum |lambda| due to negative eigenvalues, (R,), from quadrature nodes and weights (R, k).
 
-    Unlike the bare mass below zero it does not hang on the sign of the many eigenvalues next to zero.
+    Unlike the mass below zero, it does not depend on the sign of the many eigenvalues near zero.
 
     >>> negative_curvature_share(torch.tensor([[-1.0, 0.0, 3.0]]), torch.full((1, 3), 1 / 3))
     tensor([0.2500])
@@ -26,7 +26,7 @@ def negative_curvature_share(nodes: Tensor, weights: Tensor) -> Tensor:
 
 
 def in_scalars(name: str) -> bool:
-    """Tell whether a parameter is one of the loss's trained scalars."""
+    """Return whether a parameter is one of the loss's trained scalars."""
     return not in_towers(name)
 
 
@@ -36,25 +36,25 @@ def in_scalars(name: str) -> bool:
     holds=("batches",),
     least={"batches": 1, "steps": 1, "edge_steps": 1, "trace_probes": 1},
     measures=(
-        Measure("hessian_high", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
+        Measure("hessian_max_eigenvalue", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
         Measure(
-            "hessian_high_residual",
+            "hessian_max_eigenvalue_residual",
             "Residual of the top eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
-            error_of="hessian_high",
-            scale="log",
+            error_of="hessian_max_eigenvalue",
+            transform="log",
         ),
         Measure(
-            "hessian_low",
+            "hessian_min_eigenvalue",
             "Lowest Hessian eigenvalue",
             "Smallest eigenvalue (the most negative) over all parameters.",
         ),
         Measure(
-            "hessian_low_residual",
+            "hessian_min_eigenvalue_residual",
             "Residual of the lowest eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
-            error_of="hessian_low",
-            scale="log",
+            error_of="hessian_min_eigenvalue",
+            transform="log",
         ),
         Measure("hessian_trace", "Hessian trace", "Hutchinson estimate of the sum of all eigenvalues."),
         Measure(
@@ -62,7 +62,7 @@ def in_scalars(name: str) -> bool:
             "Standard error of the trace",
             "Over the Hutchinson probes.",
             error_of="hessian_trace",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "hessian_negative_share",
@@ -70,14 +70,16 @@ def in_scalars(name: str) -> bool:
             "Share of sum |lambda| that negative eigenvalues hold.",
             "share",
         ),
-        Measure("hessian_high_towers", "Top eigenvalue, towers", "Largest eigenvalue of the encoders' block."),
         Measure(
-            "hessian_high_scalars",
+            "hessian_max_eigenvalue_towers", "Top eigenvalue, towers", "Largest eigenvalue of the encoders' block."
+        ),
+        Measure(
+            "hessian_max_eigenvalue_scalars",
             "Top eigenvalue, scalars",
             "Largest eigenvalue of the block of the loss's scalars.",
         ),
         Measure(
-            "hessian_low_scalars",
+            "hessian_min_eigenvalue_scalars",
             "Lowest eigenvalue, scalars",
             "Smallest eigenvalue of the block of the loss's scalars.",
         ),
@@ -86,21 +88,21 @@ def in_scalars(name: str) -> bool:
             "Preconditioned sharpness",
             "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps, or "
             "1 under SGD.",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "preconditioned_sharpness_residual",
             "Residual of the preconditioned sharpness",
             "|H v - lambda v| of its Ritz pair, in the preconditioned problem.",
             error_of="preconditioned_sharpness",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "sharpness_ratio",
             "Sharpness / threshold",
             "Preconditioned sharpness over the adaptive edge of stability, (2 + 2 beta1) / ((1 - beta1) lr), under SGD "
             "sharpness over (2 + 2 momentum) / lr; only in a phase of constant rate.",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "hessian_nodes",
@@ -119,43 +121,47 @@ def in_scalars(name: str) -> bool:
 def curvature(
     replica: Replica, *, batches: int = 16, steps: int = 16, edge_steps: int = 10, trace_probes: int = 4
 ) -> dict[str, Tensor]:
-    """Measure both ends, trace and density of the Hessian of the mean loss over fixed batches, whole and by block.
+    """Measure extremes, trace and density of the Hessian of the mean loss over fixed batches, in total and by block.
 
-    The objective is the mean over *batches* fixed batches of the training size: a single batch overstates the top
-    eigenvalue. Lanczos with full reorthogonalisation (*steps* products) and *trace_probes* Hutchinson vectors, both
+    The objective is the mean over *batches* fixed batches of the training size: a single batch overestimates the top
+    eigenvalue. Lanczos with full reorthogonalization (*steps* products) and *trace_probes* Hutchinson vectors, both
     seeded. Raw eigenvalues scale with the loss; the sharpness ratio does not. Cohen et al. (2022), arXiv:2207.14484.
+
+    Args:
+        replica: the stacked replicas.
+        batches: batches of the objective.
+        steps: Lanczos steps for the whole Hessian.
+        edge_steps: Lanczos steps for the encoders' block, plain and preconditioned.
+        trace_probes: Hutchinson vectors for the whole Hessian.
     """
 
-    # An accelerator takes all batches in one graph, if its memory holds it.
-    chunk = 1 if replica.learning_rate.device.type == "cpu" else None
+    # On an accelerator all batches share one graph, as far as it fits in memory.
+    chunk_size = 1 if replica.learning_rate.device.type == "cpu" else None
 
-    def of(**how: Any) -> Spectrum:
-        return spectrum(replica.objective, replica.params, replicas=True, batches=replica.batches, chunk=chunk, **how)
+    def spectrum_of(**options: Any) -> Spectrum:
+        return spectrum(
+            replica.objective, replica.params, batched=True, batches=replica.batches, chunk_size=chunk_size, **options
+        )
 
-    whole = of(steps=steps, trace_probes=trace_probes)
-    towers = of(steps=edge_steps, trace_probes=1, block=in_towers)
+    whole = spectrum_of(steps=steps, trace_probes=trace_probes)
+    towers = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers)
     count = sum(map(in_scalars, replica.params))
-    scalars = of(steps=count, trace_probes=1, block=in_scalars) if count else None
-    adam = of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
-    edge = (
-        adaptive_threshold(1.0, replica.betas[0])
-        if replica.momentum is None
-        else momentum_threshold(1.0, replica.momentum)
-    )
-    threshold = edge / replica.learning_rate
+    scalars = spectrum_of(steps=count, trace_probes=1, block=in_scalars) if count else None
+    adam = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
+    threshold = replica.stability_threshold / replica.learning_rate
     sharpness = adam.eigenvalues_high[:, 0]
     absent = torch.full_like(sharpness, torch.nan)
     return {
-        "hessian_high": whole.eigenvalues_high[:, 0],
-        "hessian_high_residual": whole.residuals_high[:, 0],
-        "hessian_low": whole.eigenvalues_low[:, 0],
-        "hessian_low_residual": whole.residuals_low[:, 0],
+        "hessian_max_eigenvalue": whole.eigenvalues_high[:, 0],
+        "hessian_max_eigenvalue_residual": whole.residuals_high[:, 0],
+        "hessian_min_eigenvalue": whole.eigenvalues_low[:, 0],
+        "hessian_min_eigenvalue_residual": whole.residuals_low[:, 0],
         "hessian_trace": whole.trace,
         "hessian_trace_stderr": whole.trace_stderr,
         "hessian_negative_share": negative_curvature_share(whole.nodes.flatten(1), whole.weights.flatten(1)),
-        "hessian_high_towers": towers.eigenvalues_high[:, 0],
-        "hessian_high_scalars": scalars.eigenvalues_high[:, 0] if scalars else absent,
-        "hessian_low_scalars": scalars.eigenvalues_low[:, 0] if scalars else absent,
+        "hessian_max_eigenvalue_towers": towers.eigenvalues_high[:, 0],
+        "hessian_max_eigenvalue_scalars": scalars.eigenvalues_high[:, 0] if scalars else absent,
+        "hessian_min_eigenvalue_scalars": scalars.eigenvalues_low[:, 0] if scalars else absent,
         "preconditioned_sharpness": sharpness,
         "preconditioned_sharpness_residual": adam.residuals_high[:, 0],
         "sharpness_ratio": sharpness / threshold if replica.constant_rate else absent,
@@ -177,7 +183,7 @@ def curvature(
             "Its residual",
             "|H v - lambda v| of the Ritz pair.",
             error_of="crosscheck_high",
-            scale="log",
+            transform="log",
         ),
         Measure("crosscheck_trace", "Trace", "By this package's Hutchinson estimate, float64."),
         Measure(
@@ -185,7 +191,7 @@ def curvature(
             "Standard error of the trace",
             "Over the probes.",
             error_of="crosscheck_trace",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "pyhessian_high",
@@ -198,7 +204,7 @@ def curvature(
             "Standard error of PyHessian's trace",
             "Over its probes.",
             error_of="pyhessian_trace",
-            scale="log",
+            transform="log",
         ),
         Measure(
             "dense_high",
@@ -209,19 +215,19 @@ def curvature(
     ),
 )
 def cross_check(replica: Replica, *, batches: int = 1, trace_probes: int = 50) -> dict[str, Tensor]:
-    """Check top eigenvalue and trace against the PyHessian package, and the dense Hessian where the model is small.
+    """Compare top eigenvalue and trace with the PyHessian package and, for small models, with the dense Hessian.
 
-    All three see the same float64 objective: the mean loss over *batches* fixed batches. Yao et al. (2020),
+    All three use the same float64 objective: the mean loss over *batches* fixed batches. Yao et al. (2020),
     arXiv:1912.07145.
     """
     count = len(replica.learning_rate)
-    # It is computed on the CPU: all replicas are copied there at once.
+    # Computed on the CPU: copy all replicas at once.
     params, stacked = tree_map(Tensor.cpu, (replica.params, replica.batches))
     checks = [
         pyhessian_check(
-            replica.objective, at_index(params, place), batches=at_index(stacked, place), trace_probes=trace_probes
+            replica.objective, at_index(params, index), batches=at_index(stacked, index), trace_probes=trace_probes
         )
-        for place in range(count)
+        for index in range(count)
     ]
     columns = {
         "crosscheck_high": "high",

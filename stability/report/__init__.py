@@ -1,4 +1,4 @@
-"""Reports: one model of what a study found (report.json), rendered as a page (HTML) and as a paper (PDF)."""
+"""Reports: the results of a study as JSON data (report.json), rendered as HTML and PDF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stability.analysis import Findings, Results, findings_text
 from stability.registry import InputError
 from stability.report import style
 from stability.report.comparison import write_comparison
-from stability.report.figures import Drawn, draw, svg
+from stability.report.figures import ReportFigure, draw, svg
 from stability.report.html import page
 from stability.report.model import describe
 from stability.report.pdf import document, why_no_pdf
@@ -25,15 +25,14 @@ __all__ = ["FORMATS", "describe", "publish", "render", "why_no_pdf", "write_comp
 
 
 def write_report(run_dir: str | Path, formats: Collection[str] | None = None) -> dict[str, Path]:
-    """Return the paths of the files written to RUN_DIR/report, by kind: json, findings, and each of *formats*.
+    """Test the claims of a run directory, write the report to RUN_DIR/report and return the paths by kind.
 
-    None are all formats, without the PDF where `why_no_pdf` gives a reason.
-
-    Reads the run directory and tests its claims; nothing is run. Raises `InputError` if no run lies there.
+    Nothing is run. The kinds are "json", "findings" and each of *formats*; None means all formats, without the PDF if
+    `why_no_pdf` gives a reason. Raises `InputError` if the directory holds no run.
     """
-    results = analysis.read(run_dir)
+    results = analysis.load_results(run_dir)
     where = Path(run_dir)
-    return render(results, analysis.analyse(results), where / "report", formats, where / "landscape")
+    return render(results, analysis.analyze(results), where / "report", formats, where / "landscape")
 
 
 def render(
@@ -43,14 +42,21 @@ def render(
     formats: Collection[str] | None = None,
     grids: Path | None = None,
 ) -> dict[str, Path]:
-    """Return the paths of the files written to *out_dir*; equal input gives equal bytes.
+    """Write a report to *out_dir* and return the paths of its files by kind; equal input gives equal bytes.
 
-    *formats* None are all, without the PDF where `why_no_pdf` gives a reason; the page then says so, and an older PDF
-    in *out_dir*, which would contradict the page, is removed. *grids* is the folder that `stability landscape` wrote
-    to; what it holds of filter directions is drawn too.
+    Each file is replaced atomically.
 
-    Each file is replaced as a whole. Raises `InputError` for an unknown format, for a PDF asked for by name that cannot
-    be made, or a directory that cannot be written.
+    Args:
+        results: The results of the study.
+        findings: The findings of its analysis.
+        out_dir: The directory to write to.
+        formats: The formats to write. None means all, without the PDF if `why_no_pdf` gives a reason; then the page
+            states the reason, and an older PDF in *out_dir*, which would contradict the page, is removed.
+        grids: The output folder of `stability landscape`, whose filter directions are drawn too.
+
+    Raises:
+        InputError: For an unknown format, an explicitly requested PDF that cannot be made, or a directory that cannot
+            be written.
     """
     no_pdf = why_no_pdf()
     if unknown := sorted(set(formats or ()) - set(FORMATS)):
@@ -60,25 +66,25 @@ def render(
     chosen = formats if formats is not None else [name for name in FORMATS if name != "pdf" or not no_pdf]
     drawn = draw(results, findings, grids)
     report = describe(results, findings, drawn)
-    found = findings_text(findings)
+    text = findings_text(findings)
     files = {
         "json": ("report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"),
-        "findings": ("findings.json", found),
+        "findings": ("findings.json", text),
     }
-    written = {kind: (name, text.encode()) for kind, (name, text) in files.items()}
+    written = {kind: (name, content.encode()) for kind, (name, content) in files.items()}
     if "html" in chosen:
-        aside = no_pdf if formats is None else ""
-        themed = {one.id: svg(one.figure, one.id, label=one.alt, themed=True) for one in drawn}
-        written["html"] = ("index.html", page(report, themed, found, pdf="pdf" in chosen, no_pdf=aside).encode())
+        reason = no_pdf if formats is None else ""
+        themed = {item.id: svg(item.figure, item.id, label=item.alt, themed=True) for item in drawn}
+        written["html"] = ("index.html", page(report, themed, text, pdf="pdf" in chosen, no_pdf=reason).encode())
         written |= _picture(drawn)
     if "pdf" in chosen:
-        written["pdf"] = ("report.pdf", document(report, {one.id: svg(one.figure, one.id) for one in drawn}))
+        written["pdf"] = ("report.pdf", document(report, {item.id: svg(item.figure, item.id) for item in drawn}))
     return _write(out_dir, written, outdated=("report.pdf",) if formats is None and no_pdf else ())
 
 
-def _picture(drawn: Iterable[Drawn]) -> dict[str, tuple[str, bytes]]:
-    """Return the figure of the claims as a file of its own, on white, for a slide or a README."""
-    claims = next((one for one in drawn if one.section == "claims"), None)
+def _picture(drawn: Iterable[ReportFigure]) -> dict[str, tuple[str, bytes]]:
+    """Return the figure of the claims as a separate file with a white background, for a slide or a README."""
+    claims = next((item for item in drawn if item.section == "claims"), None)
     if claims is None:
         return {}
     markup = svg(claims.figure, claims.id, label=claims.alt)

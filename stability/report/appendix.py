@@ -1,4 +1,4 @@
-"""The sensitivity appendix as JSON data: each claim's checks beside its primary result."""
+"""The sensitivity appendix as JSON data: each claim's checks next to its primary result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Row:
 
 
 def appendix(findings: Findings) -> list[Json]:
-    """Return one entry a claim that was tested: its id, text, the sentence on its checks, and their table."""
+    """Return one entry per tested claim: its id, its text, and the sentence and table of its checks."""
     return [
         {
             "id": claim.id,
@@ -53,18 +53,18 @@ def _table(claim: Finding) -> Json:
 def _rows(claim: Finding) -> Iterable[_Row]:
     yield _Row("As decided", claim.effect, claim.interval, claim.p_value, claim.verdict)
     for check in claim.sensitivity.checks:
-        # Without one seed the note is of verdicts itself: which one, without which seed.
-        told = check.verdict and check.name != "leave-one-seed-out"
-        words = f"{check.verdict}: {check.note}" if told and check.note else check.note or check.verdict
+        # The note of leave-one-seed-out already names verdicts: which one, without which seed.
+        with_verdict = check.verdict and check.name != "leave-one-seed-out"
+        words = f"{check.verdict}: {check.note}" if with_verdict and check.note else check.note or check.verdict
         yield _Row(LABELS[check.name], check.effect, check.interval, check.p_value, words)
 
 
 def _cells(row: _Row, ratio: bool) -> list[dict[str, Any]]:
-    known = not math.isnan(row.interval[0])
+    has_interval = not math.isnan(row.interval[0])
     return [
         {"text": row.method, "value": row.method},
         _number(row.effect),
-        {"text": minus(between(row.interval, ratio)) if known else "–", "value": None},
+        {"text": minus(between(row.interval, ratio)) if has_interval else "–", "value": None},
         _number(row.p_value),
         {"text": row.words, "value": row.words},
     ]

@@ -1,4 +1,4 @@
-"""Why a verdict may say less than it seems to: cells that disagree, and sides too small for their margin to matter."""
+"""Doubts about a verdict: cells that disagree, effects smaller than their margin, and coarse time resolution."""
 
 from __future__ import annotations
 
@@ -9,85 +9,92 @@ from dataclasses import dataclass
 import numpy as np
 
 from stability import contrasts
-from stability.analysis import Finding, Findings, Results, times_to
-from stability.analysis.cells import Apart, apart, by_cell
-from stability.analysis.pairing import Asked, asked_of
+from stability.analysis import Finding, Findings, Results, steps_to_threshold
+from stability.analysis.cells import Heterogeneity, apart, by_cell
+from stability.analysis.pairing import ContrastInputs, contrast_inputs
 from stability.contrasts import contrast
 from stability.report.tables import effect_in_words
 from stability.stats.wording import number, percent
 from stability.study import Claim
 
-TITLES = {"turns": "Cells that go both ways", "differs": "An effect that differs between cells"}
+TITLES = {"turns": "Opposite signs between cells", "differs": "Heterogeneous effect between cells"}
 
 
 @dataclass(frozen=True)
 class Doubts:
-    """By a claim's id: how its cells disagree, and for an equality that had little to judge a title and a sentence."""
+    """Doubts about the verdicts of a study, by claim id.
 
-    apart: Mapping[str, Apart]
+    Attributes:
+        heterogeneity: How the effects in the claim's cells disagree.
+        idle: For an uninformative equality, a title and a sentence.
+    """
+
+    heterogeneity: Mapping[str, Heterogeneity]
     idle: Mapping[str, tuple[str, str]]
 
 
 def doubts(results: Results, findings: Findings) -> Doubts:
-    """Return what the numbers behind each tested claim say against its verdict."""
-    disagree: dict[str, Apart] = {}
+    """Return the doubts that the data raise about the verdict of each tested claim."""
+    heterogeneity: dict[str, Heterogeneity] = {}
     idle: dict[str, tuple[str, str]] = {}
     for claim, finding in zip(results.study.claims, findings.claims, strict=True):
         if finding.verdict == "not-testable":
             continue
-        asked = asked_of(results, claim, finding.confidence)
-        if how := apart(by_cell(results, claim, asked), finding.ratio, finding.margin):
-            disagree[claim.id] = how
-        if said := _idle(claim, finding, asked):
-            idle[claim.id] = said
-    return Doubts(disagree, idle)
+        inputs = contrast_inputs(results, claim, finding.confidence)
+        if disagreement := apart(by_cell(results, claim, inputs), finding.ratio, finding.margin):
+            heterogeneity[claim.id] = disagreement
+        if note := _idle(claim, finding, inputs):
+            idle[claim.id] = note
+    return Doubts(heterogeneity, idle)
 
 
-def doubtful(findings: Findings, found: Doubts) -> Iterator[tuple[str, str]]:
+def doubtful(findings: Findings, claim_doubts: Doubts) -> Iterator[tuple[str, str]]:
     """Yield a limitation for each doubt about a claim."""
     for finding in findings.claims:
-        if how := found.apart.get(finding.id):
+        if disagreement := claim_doubts.heterogeneity.get(finding.id):
             yield (
-                TITLES[how.how],
-                f"“{finding.text}”: {how.sentence} (intervals at 95% for all cells together). The effect given, "
-                f"{effect_in_words(finding.effect, finding.ratio)}, is the mean over the cells.",
+                TITLES[disagreement.how],
+                f"“{finding.text}”: {disagreement.sentence} (intervals at 95% for all cells together). The effect "
+                f"given, {effect_in_words(finding.effect, finding.ratio)}, is the mean over the cells.",
             )
-        if said := found.idle.get(finding.id):
-            yield said[0], f"“{finding.text}”: {said[1]}"
+        if note := claim_doubts.idle.get(finding.id):
+            yield note[0], f"“{finding.text}”: {note[1]}"
 
 
 def coarse(results: Results, findings: Findings) -> Iterator[tuple[str, str]]:
-    """Yield a limitation where steps to a threshold are known only to a share of themselves above the margin."""
+    """Yield a limitation per claim whose time to threshold has a resolution coarser than its margin."""
     for claim, finding in zip(results.study.claims, findings.claims, strict=True):
         if claim.threshold is None or finding.verdict == "not-testable":
             continue
         measured = results.steps.loc[results.steps[claim.measure].notna(), "step"].unique()
-        apart = int(np.diff(np.sort(measured)).min()) if len(measured) > 1 else 0
+        stride = int(np.diff(np.sort(measured)).min()) if len(measured) > 1 else 0
         arms = results.runs.loc[results.runs["arm"].isin(claim.compare), "run"]
-        times = times_to(results, claim.measure, claim.threshold)[arms]
+        times = steps_to_threshold(results, claim.measure, claim.threshold)[arms]
         typical = float(times.median())
-        if math.isfinite(typical) and apart > claim.margin * typical:
+        if math.isfinite(typical) and stride > claim.margin * typical:
             yield (
-                "Steps counted in strides",
-                f"“{claim.text}”: the measure was taken every {apart} steps and half of the runs were there by step "
-                f"{typical:g}, so that one run's time is known to {percent(apart / typical)} of itself; only a mean "
+                "Coarse time resolution",
+                f"“{claim.text}”: measured every {stride} steps, and half of the runs reached the threshold by step "
+                f"{typical:g}, so a single run's time has a resolution of {percent(stride / typical)}; only a mean "
                 f"over runs can be finer than the margin of {percent(claim.margin)}.",
             )
 
 
-def _idle(claim: Claim, finding: Finding, asked: Asked) -> tuple[str, str] | None:
-    """Return what is to be said where two sides are found equal that both lie closer to 0 than the margin."""
+def _idle(claim: Claim, finding: Finding, inputs: ContrastInputs) -> tuple[str, str] | None:
+    """Return a title and a sentence if both sides of an equality are closer to 0 than the margin."""
     equal = "supported" if finding.expect == "equal" else "equivalent"
     if finding.verdict != equal or finding.ratio or contrast[claim.contrast].traits["on"] == "times":
         return None
-    arms, supplied = asked
-    own, other = (contrasts.compare(claim.contrast, arm, np.zeros_like(arm), supplied=supplied).effect for arm in arms)
-    if not max(abs(own), abs(other)) < finding.margin:
+    arms, supplied = inputs
+    first, other = (
+        contrasts.compare(claim.contrast, arm, np.zeros_like(arm), supplied=supplied).effect for arm in arms
+    )
+    if not max(abs(first), abs(other)) < finding.margin:
         return None
     if all(np.all(arm[np.isfinite(arm)] == 0) for arm in arms):
-        return "Nothing happened", "Both sides are 0 in every run, and what never happens tells nothing apart."
+        return "Nothing happened", "Both sides are 0 in every run, so this equality is uninformative."
     return (
         "A margin wider than what it judges",
-        f"Both sides, {number(own)} and {number(other)}, are smaller than the margin of {number(finding.margin)}, so "
+        f"Both sides, {number(first)} and {number(other)}, are smaller than the margin of {number(finding.margin)}, so "
         "that a difference as large had little room to show.",
     )

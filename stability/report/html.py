@@ -1,4 +1,4 @@
-"""The report as one HTML file: no request leaves it, every string of the study is escaped, it reads on any screen."""
+"""The report as one self-contained HTML file: it makes no requests and escapes every string of the study."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from stability.report.style import theme_css
 TEMPLATES = Path(__file__).parent / "templates"
 
 PLAIN_CSV = 12_000
-"""Bytes of a figure's table beyond which the page carries it compressed (CSV in gzip)."""
+"""Characters of a figure's table above which the page embeds it compressed (CSV in gzip)."""
 
 LARGEST_CSV = 100_000
-"""Compressed bytes beyond which the page does not carry a table at all; report.json always does."""
+"""Compressed bytes above which the page does not embed a table; report.json always contains it."""
 
 
-def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, pdf: bool, no_pdf: str = "") -> str:
-    """Return the page of a report.
+def page(report: Mapping[str, Any], figures: Mapping[str, str], findings: str, *, pdf: bool, no_pdf: str = "") -> str:
+    """Return the HTML page of a report.
 
-    *figures* holds each figure's themed SVG with its label, *found* is the text of findings.json, *pdf* whether
-    report.pdf lies beside the page, and *no_pdf* the sentence that says why it does not.
+    Args:
+        report: The report as JSON data, from `describe`.
+        figures: Each figure's themed and labeled SVG, by id.
+        findings: The text of findings.json.
+        pdf: Whether report.pdf exists next to the page.
+        no_pdf: The sentence on why it does not.
     """
     shown = {
         figure["id"]: {"svg": Markup(figures[figure["id"]]), **_data(as_csv(figure["table"]))}
@@ -39,12 +43,12 @@ def page(report: Mapping[str, Any], figures: Mapping[str, str], found: str, *, p
         for figure in section["figures"]
     }
     template = environment().get_template("page.html")
-    return template.render(report=report, figures=shown, findings=_json_block(found), pdf=pdf, no_pdf=no_pdf)
+    return template.render(report=report, figures=shown, findings=_json_block(findings), pdf=pdf, no_pdf=no_pdf)
 
 
 def environment() -> Environment:
-    """Return the templates' environment; whatever a template is given is escaped."""
-    made = Environment(
+    """Return the environment of the templates, which escapes every value."""
+    templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -54,12 +58,12 @@ def environment() -> Environment:
     )
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    made.globals |= {
+    templates.globals |= {
         "style": Markup(theme_css() + _read("page.css")),
         "script": Markup(script),
         "script_hash": Markup(f"'sha256-{digest}'"),
     }
-    return made
+    return templates
 
 
 def as_csv(table: Mapping[str, Any]) -> str:
@@ -72,21 +76,21 @@ def as_csv(table: Mapping[str, Any]) -> str:
 
 
 def _data(text: str) -> dict[str, str | None]:
-    """Return a table as a link that the page itself holds, and how its file ends; None where it would be too long."""
+    """Return a table as a data URL, None if it would be too long, and the ending of its file name."""
     if len(text) <= PLAIN_CSV:
         return {"csv": f"data:text/csv;charset=utf-8,{quote(text, safe=' ,;:./+=()|*!')}", "ending": "csv"}
-    # Without a time of its own, equal tables give equal bytes.
+    # Without a time stamp, equal tables give equal bytes.
     packed = gzip.compress(text.encode(), mtime=0)
-    known = len(packed) <= LARGEST_CSV
+    fits = len(packed) <= LARGEST_CSV
     return {
-        "csv": f"data:application/gzip;base64,{base64.b64encode(packed).decode()}" if known else None,
+        "csv": f"data:application/gzip;base64,{base64.b64encode(packed).decode()}" if fits else None,
         "ending": "csv.gz",
     }
 
 
-def _json_block(found: str) -> Markup:
-    """Return JSON that may stand in a script element: nothing in it can end the element or start a comment."""
-    plain = json.dumps(json.loads(found), allow_nan=False)
+def _json_block(findings: str) -> Markup:
+    """Return JSON that is safe inside a script element: it cannot end the element or start a comment."""
+    plain = json.dumps(json.loads(findings), allow_nan=False)
     return Markup(plain.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 

@@ -1,4 +1,4 @@
-"""What weakens a study's answers, as its own data show it: each limitation is a title and a sentence or two."""
+"""The limitations of a study that its own data show, each with a title and one or two sentences."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from stability.analysis import CLEAR, Findings, Results, summarise
+from stability.analysis import MIN_CHANCE_RATIO, Findings, Results, summarize
 from stability.contrasts import contrast
 from stability.probes import probe
 from stability.report.doubts import Doubts, coarse, doubtful, doubts
 from stability.report.failures import failures
 from stability.report.tables import signs
 from stability.stats.wording import number, percent, seeds
+from stability.study import optimizer_of
 from stability.tuning import edges
 
 SATURATED = 0.95
-"""A bounded measure above this leaves too little room for a difference to show."""
+"""A bounded measure above this value is too close to its ceiling to show a difference."""
 
 FULL = 0.98
-"""A claim whose two sides both reach this share of their measure's ceiling compares what is left of a thing used up."""
+"""A claim is saturated if both of its sides exceed this share of their measure's ceiling."""
 
 CONVERGED = 0.05
 """An eigenvalue counts as converged if its residual is at most this share of it."""
 
 
-def limitations(results: Results, findings: Findings, found: Doubts | None = None) -> list[dict[str, str]]:
-    """Return the limitations of a study, those that touch the verdicts first; each has a title and a text.
+def limitations(results: Results, findings: Findings, claim_doubts: Doubts | None = None) -> list[dict[str, str]]:
+    """Return the limitations of a study as {title, text}, those that affect the verdicts first.
 
-    *found* is what `doubts` returns, made here unless given.
+    *claim_doubts* is the result of `doubts`, computed here if None.
     """
-    found = found or doubts(results, findings)
+    claim_doubts = claim_doubts or doubts(results, findings)
     sources = (
         _unfinished(results),
         _open_claims(findings),
         _fragile(findings),
-        doubtful(findings, found),
+        doubtful(findings, claim_doubts),
         _not_replicated(findings),
         _diverged(results),
         _left_out(results),
@@ -47,7 +48,7 @@ def limitations(results: Results, findings: Findings, found: Doubts | None = Non
         _full(results),
         _false_negatives(results),
         _slow_scalars(results),
-        _loose_eigenvalues(results),
+        _unconverged_eigenvalues(results),
         coarse(results, findings),
         _timed(results),
         _scope(results),
@@ -55,10 +56,10 @@ def limitations(results: Results, findings: Findings, found: Doubts | None = Non
     return [{"title": title, "text": signs(text)} for source in sources for title, text in source]
 
 
-Said = Iterator[tuple[str, str]]
+Limitations = Iterator[tuple[str, str]]
 
 
-def _unfinished(results: Results) -> Said:
+def _unfinished(results: Results) -> Limitations:
     counts = results.runs["status"].value_counts()
     for status, consequence in (
         ("planned", "Verdicts rest on the runs that are there, and may change."),
@@ -71,21 +72,21 @@ def _unfinished(results: Results) -> Said:
 
 
 def _reasons(results: Results) -> str:
-    """Return why runs failed, each reason with its runs."""
-    told = "; ".join(
-        f"{one['reason']} ({one['runs']} {'run' if one['runs'] == 1 else 'runs'}: {one['cells']})"
-        for one in failures(results)
+    """Return a sentence on why runs failed, each reason with its number of runs."""
+    reasons = "; ".join(
+        f"{failure['reason']} ({failure['runs']} {'run' if failure['runs'] == 1 else 'runs'}: {failure['cells']})"
+        for failure in failures(results)
     )
-    return f" Why: {told}." if told else ""
+    return f" Why: {reasons}." if reasons else ""
 
 
-def _not_replicated(findings: Findings) -> Said:
+def _not_replicated(findings: Findings) -> Limitations:
     for again in findings.replications:
         if again.missing:
             yield f"Replication {again.name} missing", f"{_capital(again.missing)}; it counts nowhere."
     for claim in findings.claims:
-        differ = {each.verdict for again in findings.replications for each in again.claims if each.id == claim.id}
-        if differ - {claim.verdict}:
+        verdicts = {other.verdict for again in findings.replications for other in again.claims if other.id == claim.id}
+        if verdicts - {claim.verdict}:
             here = _capital(claim.verdict.replace("-", " "))
             yield f"The claim {claim.id} elsewhere", f"{here} here. {findings.agreement(claim.id).clause}"
 
@@ -94,7 +95,7 @@ def _capital(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}"
 
 
-def _open_claims(findings: Findings) -> Said:
+def _open_claims(findings: Findings) -> Limitations:
     for claim in findings.claims:
         if claim.verdict == "inconclusive":
             advice = (
@@ -107,22 +108,20 @@ def _open_claims(findings: Findings) -> Said:
             yield "A claim that could not be tested", f"“{claim.text}”: {claim.reason}."
 
 
-def _fragile(findings: Findings) -> Said:
+def _fragile(findings: Findings) -> Limitations:
     for claim in findings.claims:
         if not claim.sensitivity.agrees:
-            yield "A verdict that hangs on its method or on a seed", f"“{claim.text}”: {claim.sensitivity.sentence}"
+            yield "Verdict depends on the method or on a single seed", f"“{claim.text}”: {claim.sensitivity.sentence}"
 
 
-def _diverged(results: Results) -> Said:
+def _diverged(results: Results) -> Limitations:
     runs = results.runs
     diverged = runs[runs["status"] == "diverged"]
     if not len(diverged):
         return
     total = runs.groupby(["arm", "batch_size"], sort=False).size()
     counted = diverged.groupby(["arm", "batch_size"], sort=False).size()
-    cells = ", ".join(
-        f"{arm} at batch {size}: {n} of {total.loc[(arm, size)]}" for (arm, size), n in _by_place(counted)
-    )
+    cells = ", ".join(f"{arm} at batch {size}: {n} of {total.loc[(arm, size)]}" for (arm, size), n in _by_cell(counted))
     yield (
         "Diverged runs",
         f"{len(diverged)} of {len(runs)} runs ended at or above the loss of embeddings that say nothing ({cells}). "
@@ -131,153 +130,160 @@ def _diverged(results: Results) -> Said:
     )
 
 
-def _left_out(results: Results) -> Said:
+def _left_out(results: Results) -> Limitations:
     for note in results.study.notes:
         yield "Samples left out or cut", note
 
 
-def _untuned(results: Results) -> Said:
+def _untuned(results: Results) -> Limitations:
     yield "Learning rates", results.study.untuned
 
 
-def _at_the_edge(results: Results) -> Said:
-    """Say where the search chose an end of what it tried, or had nothing to choose from."""
+def _at_the_edge(results: Results) -> Limitations:
+    """Yield a limitation if the search chose an end of a searched range, or if all of its runs diverged."""
     if results.tuning is None:
         return
-    found = edges(results.study, results.tuning)
-    if found:
-        said = "; ".join(f"{arm} at batch {size}, {words}" for arm, size, words in found)
+    at_edge = edges(results.study, results.tuning)
+    if at_edge:
+        cells = "; ".join(f"{arm} at batch {size}, {words}" for arm, size, words in at_edge)
         yield (
             "Tuned to the edge of the search",
-            f"The setting chosen lies at an end of what was tried: {said}. The best may lie beyond, and the arm be "
-            "shown below it.",
+            f"The setting chosen lies at an end of what was tried: {cells}. The optimum may lie outside the range, "
+            "so this arm may be under-tuned.",
         )
-    lost = results.tuning.tried.groupby(["arm", "batch_size"], sort=False)["score"].count()
-    for (arm, size), count in _by_place(lost):
+    finite = results.tuning.tried.groupby(["arm", "batch_size"], sort=False)["score"].count()
+    for (arm, size), count in _by_cell(finite):
         if not count:
             yield (
                 "A search without a choice",
-                f"Every tuning run of {arm} at batch {size} diverged, so the lowest rate was taken and means nothing.",
+                f"Every tuning run of {arm} at batch {size} diverged, so the lowest rate was used as a placeholder; it "
+                "is not a tuned value.",
             )
 
 
-def _bounded(results: Results) -> Said:
-    """Name the cells without noise in which a measure between chance and 1 has no room to fall, or none to rise."""
+def _bounded(results: Results) -> Limitations:
+    """Yield the noise-free cells in which a measure between chance and 1 is near chance or near its ceiling."""
     runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
     for name, measure in results.measures.items():
-        if measure.scale != "chance-log" or name not in results.steps or "image" in name:
+        if measure.transform != "log_above_chance" or name not in results.steps or "image" in name:
             continue
-        values, chance = summarise(results, name, "final"), summarise(results, measure.chance, "final")
+        values, chance = summarize(results, name, "final"), summarize(results, measure.chance, "final")
         table = runs.assign(value=values.reindex(runs["run"]).to_numpy(), chance=chance.reindex(runs["run"]).to_numpy())
         level = table.groupby(["arm", "batch_size"], sort=False)[["value", "chance"]].mean().dropna()
         label = measure.label
         inside = f"{label[:1].lower()}{label[1:]}"
-        if low := _places(level[level["value"] < CLEAR * level["chance"]]):
+        if low := _cells(level[level["value"] < MIN_CHANCE_RATIO * level["chance"]]):
             yield (
                 f"{label} near chance",
-                f"Without noise, {inside} ends below {CLEAR:g} times its chance level for {low}; little can be "
-                "lost there.",
+                f"Without noise, {inside} ends below {MIN_CHANCE_RATIO:g} times its chance level for {low}; little can "
+                "be lost there.",
             )
-        if high := _places(level[level["value"] > SATURATED]):
+        if high := _cells(level[level["value"] > SATURATED]):
             yield f"{label} near its ceiling", f"Without noise, {inside} ends above {percent(SATURATED)} for {high}."
 
 
-def _full(results: Results) -> Said:
-    """Name the claims of which both sides lie at the highest value that their measure can have."""
+def _full(results: Results) -> Limitations:
+    """Yield the claims whose two sides are both near the ceiling of their measure."""
     runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
     for claim in results.study.claims:
         traits, measure = contrast[claim.contrast].traits, results.measures[claim.measure]
-        if traits["on"] not in ("scale", "raw") or math.isinf(measure.ceiling):
+        if traits["on"] not in ("transform", "raw") or math.isinf(measure.ceiling):
             continue
         reduction = claim.reduction or traits["reduction"]
         sides = []
         for arm, name in zip(claim.compare, claim.measures, strict=True):
-            share = summarise(results, name, reduction) / results.measures[name].ceiling
+            share = summarize(results, name, reduction) / results.measures[name].ceiling
             of_arm = runs[runs["arm"] == arm]
             sides.append(share.reindex(of_arm["run"]).groupby(of_arm["batch_size"].to_numpy(), sort=False).mean())
         both = pd.concat(sides, axis=1)
         full = both[(both > FULL).all(axis=1)]
         if len(full):
             rows = zip(full.index, full.to_numpy().tolist(), strict=True)
-            places = ", ".join(
-                f"at batch {size} ({number(own)} and {number(other)} of it)" for size, (own, other) in rows
+            cells = ", ".join(
+                f"at batch {size} ({number(first)} and {number(second)} of it)" for size, (first, second) in rows
             )
             yield (
                 f"{measure.label} saturated",
                 f"“{claim.text}”: both sides lie above {percent(FULL)} of the highest value that there is, "
-                f"{measure.ceiling:g}, {places}. Whatever they differ in has no room to show there.",
+                f"{measure.ceiling:g}, {cells}. Both are at the ceiling, so a difference could not be detected.",
             )
 
 
-def _places(level: pd.DataFrame) -> str:
-    return ", ".join(f"{arm} at batch {size} ({number(value)})" for (arm, size), value in _by_place(level["value"]))
+def _cells(level: pd.DataFrame) -> str:
+    return ", ".join(f"{arm} at batch {size} ({number(value)})" for (arm, size), value in _by_cell(level["value"]))
 
 
-def _by_place(values: pd.Series) -> list[tuple[tuple[str, int], float]]:
-    """Return the values of a series indexed by arm and batch size."""
+def _by_cell(values: pd.Series) -> list[tuple[tuple[str, int], float]]:
+    """Return the items of a series indexed by arm and batch size."""
     return list(zip(values.index.to_list(), values.to_list(), strict=True))
 
 
-def _false_negatives(results: Results) -> Said:
-    if "duplicate_share" not in results.steps:
+def _false_negatives(results: Results) -> Limitations:
+    if "false_negative_fraction" not in results.steps:
         return
-    rows = results.steps[["run", "duplicate_share"]].dropna().merge(results.runs[["run", "batch_size"]], on="run")
-    share = rows.groupby("batch_size")["duplicate_share"].mean()
+    rows = (
+        results.steps[["run", "false_negative_fraction"]].dropna().merge(results.runs[["run", "batch_size"]], on="run")
+    )
+    share = rows.groupby("batch_size")["false_negative_fraction"].mean()
     share = share[share > 0]
     if not len(share):
         return
-    said = "; ".join(
+    shares = "; ".join(
         f"at batch {size}, {percent(value)} of the pairs ({number(value * (size - 1))} per image)"
         for size, value in zip(share.index.to_list(), share.to_list(), strict=True)
     )
     yield (
         "False negatives in the batch",
-        f"Several images share a caption, so some pairs that the losses push apart do match: {said}. Recall counts any "
-        "item with the same caption as right; the losses do not know of it.",
+        f"Several images share a caption, so some pairs that the losses push apart do match: {shares}. Recall counts "
+        "any item with the same caption as right; the losses do not know of it.",
     )
 
 
-def _slow_scalars(results: Results) -> Said:
-    """Say where a bias moved over half as far as its summed learning rates can carry it: it may not have arrived."""
+def _slow_scalars(results: Results) -> Limitations:
+    """Yield the arms whose bias moved more than half the sum of its learning rates: it may not have converged."""
     steps = results.steps
     if "bias" not in steps or not steps["bias"].notna().any():
         return
     rows = steps[["run", "step", "bias", "learning_rate"]].dropna().merge(results.runs[["run", "arm"]], on="run")
     by_run = rows.groupby(["arm", "run"], sort=False)
     reach = by_run["learning_rate"].sum()
-    reach = reach * [results.study.train_of(arm).scalar_lr for arm, _ in reach.index]
+    reach = reach * [results.study.train_of(arm).scalar_lr_multiplier for arm, _ in reach.index]
     table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last(), "reach": reach})
     for arm, part in table.groupby("arm", sort=False):
         start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
-        adam = results.study.train_of(str(arm)).optimizer == "adamw"
-        if adam and abs(end - start) > sum_of_rates / 2:
+        variant, _ = optimizer_of(results.study.train_of(str(arm)))
+        if variant.traits.get("bounded_step") and abs(end - start) > sum_of_rates / 2:
             yield (
                 f"How far the bias of {arm} could move",
-                f"It starts at {number(start)} and ends at {number(end)} on average. Adam moves a scalar by no more "
-                f"than about the sum of its learning rates, here {number(sum_of_rates)}: what lies further away was "
-                "out of reach, whether better or not.",
+                f"It starts at {number(start)} and ends at {number(end)} on average. The optimizer "
+                f"{variant.name} moves a scalar by no more than about the sum of its learning rates, here "
+                f"{number(sum_of_rates)}: what lies further away was out of reach, whether better or not.",
             )
 
 
-def _loose_eigenvalues(results: Results) -> Said:
-    pairs = (("hessian_high", "top"), ("hessian_low", "lowest"), ("preconditioned_sharpness", "preconditioned top"))
-    loose = []
+def _unconverged_eigenvalues(results: Results) -> Limitations:
+    pairs = (
+        ("hessian_max_eigenvalue", "top"),
+        ("hessian_min_eigenvalue", "lowest"),
+        ("preconditioned_sharpness", "preconditioned top"),
+    )
+    unconverged = []
     for name, word in pairs:
         if name not in results.steps:
             continue
         rows = results.steps[[name, f"{name}_residual"]].dropna()
         share = float(np.mean(rows[f"{name}_residual"] > CONVERGED * rows[name].abs())) if len(rows) else 0.0
         if share:
-            loose.append(f"{percent(share)} of the {word} eigenvalues")
-    if loose:
+            unconverged.append(f"{percent(share)} of the {word} eigenvalues")
+    if unconverged:
         yield (
             "Eigenvalues that did not converge",
             f"After the Lanczos steps given, the residual is above {percent(CONVERGED)} of the value for "
-            f"{', '.join(loose)}; read these as approximate.",
+            f"{', '.join(unconverged)}; read these as approximate.",
         )
 
 
-def _timed(results: Results) -> Said:
+def _timed(results: Results) -> Limitations:
     if any(probe[name].traits.get("timed") for name in results.study.probes):
         device = results.manifest["device"]
         yield (
@@ -287,9 +293,9 @@ def _timed(results: Results) -> Said:
         )
 
 
-def _scope(results: Results) -> Said:
+def _scope(results: Results) -> Limitations:
     study = results.study
-    named = (study.model.image, study.model.text, study.model.further)
+    named = (study.model.image, study.model.text, study.model.extra_modalities)
     towers = " and ".join(dict.fromkeys(tower.name for tower in named if tower))
     yield (
         "Scope",
@@ -299,8 +305,12 @@ def _scope(results: Results) -> Said:
 
 
 def _datasets(results: Results) -> str:
-    """Return on which data the verdicts rest, and on which they were asked again."""
+    """Return the dataset of the study and those of its replications in words."""
     name = results.study.data.name
     others = dict.fromkeys(again.study.data.name for again in results.replications if not again.missing)
-    further = [other for other in others if other != name]
-    return f"One dataset ({name}), and {' and '.join(further)} in replications" if further else f"One dataset ({name})"
+    other_names = [other for other in others if other != name]
+    return (
+        f"One dataset ({name}), and {' and '.join(other_names)} in replications"
+        if other_names
+        else f"One dataset ({name})"
+    )

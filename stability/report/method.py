@@ -1,7 +1,7 @@
-"""The method of a study in words: what was done to reach the verdicts, and only that.
+"""The method section of a report: the steps by which this study reached its verdicts, and no others.
 
-A paragraph may name formulas; each rendering has its own notation for them (templates/formulas.*), and `FORMULAS` says
-in words what each of them states.
+A paragraph may refer to formulas. Each rendering typesets them in its own notation (templates/formulas.*); `FORMULAS`
+is their plain-text form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.stats.wording import confidence_in_percent, number
-from stability.study import Claim, Train, search_of, settings_of
+from stability.study import Claim, Train, optimizer_of, search_of, settings_of
 
 FORMULAS = {
     "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
@@ -29,11 +29,11 @@ FORMULAS = {
     "sharpness": "λ_max(P^−½ H P^−½) / ((2 + 2β₁)/((1 − β₁)η)), P = √v̂ + ε",
     "margin": "m = (p − q)/2, b_rel = (p + q)/2",
 }
-"""What each formula states, in plain characters: the alternative text of the typeset one."""
+"""Each formula in plain characters: the alternative text of the typeset formula."""
 
 
 def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
-    """Return the method as paragraphs: each a title, a text and the formulas that follow it, as {id, alt}."""
+    """Return the method as paragraphs: each a title, a text, and the formulas after it as {id, alt}."""
     sources = (
         _pairing(results),
         _tuning(results),
@@ -49,19 +49,19 @@ def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
     ]
 
 
-Said = Iterator[tuple[str, ...]]
+Paragraphs = Iterator[tuple[str, ...]]
 
 
-def _pairing(results: Results) -> Said:
+def _pairing(results: Results) -> Paragraphs:
     train = results.study.train
     clipping = "Gradients are not clipped."
     if train.clip_quantile is not None:
         clipping = f"Gradients are clipped at the {train.clip_quantile:g} quantile of the run's own norms."
     elif train.clip_norm is not None:
         clipping = f"Gradients are clipped at a norm of {train.clip_norm:g}."
-    schedule = "constant" if train.schedule == "constant" else "following a cosine"
+    schedule = "constant" if train.lr_schedule == "constant" else "following a cosine"
     length = f"{train.steps:,} steps,"
-    if train.matched == "samples":
+    if train.budget == "samples":
         length = (
             f"{train.steps:,} steps at batch size {min(results.study.grid.batch_size)} and proportionally fewer at "
         )
@@ -69,12 +69,12 @@ def _pairing(results: Results) -> Said:
     yield (
         "Runs and pairing",
         "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
-        f"same batches and the same noise, so that arms can be compared within the seed.{_apart(results)} Training "
-        f"is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
-        f"then {schedule}; the loss's own scalars train at {train.scalar_lr:g} times that rate. {clipping}"
+        f"same batches and the same noise, so that arms can be compared within the seed.{_own_streams(results)} "
+        f"Training is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
+        f"then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that rate. {clipping}"
         f"{_parts(results)}{_recipes(results)}",
     )
-    if results.study.model.further:
+    if results.study.model.extra_modalities:
         yield (
             "More than two modalities",
             "Every modality has a tower of its own. The training loss is the mean of the two-modality loss over all "
@@ -84,39 +84,38 @@ def _pairing(results: Results) -> Said:
     yield (
         "Divergence",
         "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "
-        "of embeddings that say nothing. A divergence is a result with a step, not a missing value: bounded measures "
-        "take their chance level, times the whole budget.",
+        "of embeddings that say nothing. A diverged run is not treated as missing: its bounded "
+        "measures are set to chance level, and its time-to-threshold to the full step budget.",
     )
 
 
 def _optimizer(train: Train) -> str:
-    decay = f"weight decay {train.weight_decay:g} on weight matrices only"
-    if train.optimizer == "sgd":
-        return f"SGD (momentum {train.momentum:g}, {decay})"
-    return f"AdamW (β₁ = {train.betas[0]:g}, β₂ = {train.betas[1]:g}, {decay})"
+    variant, options = optimizer_of(train)
+    return f"{variant.traits['describe'](**options)}, weight decay {train.weight_decay:g} on weight matrices only"
 
 
 def _parts(results: Results) -> str:
-    """Return how numbers of pairs and multiples of a rate are set, where the grid has them."""
-    grid, said = results.study.grid, ""
-    if grid.pairs:
-        tuned = f" Rates were tuned on {max(grid.pairs):,}." if results.tuning else ""
-        said += (
-            f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.pairs))} training pairs: at one seed the "
-            f"same for all arms, the fewer a part of the more; noise strikes among them alone.{tuned}"
+    """Return sentences on the numbers of training pairs and the learning rate multipliers, if the grid has them."""
+    grid, text = results.study.grid, ""
+    if grid.train_pairs:
+        tuned = f" Rates were tuned on {max(grid.train_pairs):,}." if results.tuning else ""
+        text += (
+            f" Runs have {', '.join(f'{count:,}' for count in sorted(grid.train_pairs))} training pairs. For each seed "
+            "all arms use the same pairs; smaller training sets are subsets of larger ones, and noise is applied only "
+            f"within the set.{tuned}"
         )
-    if grid.lr_factors:
+    if grid.lr_multipliers:
         base = "the rate that tuning chose for the arm" if results.tuning else f"the rate {grid.lr[0]:g}"
-        said += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_factors)} times {base}."
-    return said
+        text += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_multipliers)} times {base}."
+    return text
 
 
 def _recipes(results: Results) -> str:
-    """Return what arms train with instead of what all others do."""
-    own = {name: arm.train.given for name, arm in results.study.arms.items() if arm.train}
+    """Return sentences on the arms whose training settings differ from those of the study."""
+    overrides = {name: arm.train.given for name, arm in results.study.arms.items() if arm.train}
     return "".join(
         f" The arm {name} trains with its own {', '.join(f'{key} = {_value(value)}' for key, value in keys.items())}."
-        for name, keys in own.items()
+        for name, keys in overrides.items()
         if keys
     )
 
@@ -125,12 +124,12 @@ def _value(value: Any) -> str:
     return f"({', '.join(f'{part:g}' for part in value)})" if isinstance(value, tuple) else f"{value}"
 
 
-def _tuning(results: Results) -> Said:
+def _tuning(results: Results) -> Paragraphs:
     study, tuning = results.study, results.tuning
     if tuning is None or study.tune is None:
         return
-    plan, settings = search_of(study), {arm: settings_of(study, arm) for arm in study.grid.loss}
-    count = len(settings[study.grid.loss[0]])
+    plan, settings = search_of(study), {arm: settings_of(study, arm) for arm in study.grid.arms}
+    count = len(settings[study.grid.arms[0]])
     rates = {len({setting.lr for setting in tried}) for tried in settings.values()}
     filled = (
         " An arm with fewer initial values or options to search tries more rates between the same two ends instead, so "
@@ -155,16 +154,17 @@ def _tuning(results: Results) -> Said:
     )
 
 
-def _apart(results: Results) -> str:
-    """Return which arms draw luck of their own, on purpose; in a study that compares losses, none does."""
+def _own_streams(results: Results) -> str:
+    """Return which arms use their own random streams; in a study that compares losses, none does."""
     study = results.study
-    apart = [name for name in study.grid.loss if study.arm(name).stream]
-    return f" Not so {' and '.join(apart)}: on purpose, these draw their own." if apart else ""
+    arms = [name for name in study.grid.arms if study.arm(name).rng_stream]
+    words = "uses its own" if len(arms) == 1 else "use their own"
+    return f" Exception: {' and '.join(arms)} deliberately {words} random streams." if arms else ""
 
 
-def _losses(results: Results) -> Said:
+def _losses(results: Results) -> Paragraphs:
     study = results.study
-    arms = {name: study.arm(name) for name in study.grid.loss}
+    arms = {name: study.arm(name) for name in study.grid.arms}
     for name in dict.fromkeys(arm.loss for arm in arms.values()):
         using = [f"{label}{_options(arm.options)}" for label, arm in arms.items() if arm.loss == name]
         summary = loss[name].summary.replace(" - ", " − ").replace(" x ", " × ")
@@ -175,11 +175,11 @@ def _losses(results: Results) -> Said:
 
 
 def _options(options: dict[str, Any]) -> str:
-    given = ", ".join(f"{key} = {value}" for key, value in options.items())
-    return f" ({given})" if given else ""
+    words = ", ".join(f"{key} = {value}" for key, value in options.items())
+    return f" ({words})" if words else ""
 
 
-def _inference(results: Results, findings: Findings) -> Said:
+def _inference(results: Results, findings: Findings) -> Paragraphs:
     if not findings.claims:
         return
     level = confidence_in_percent(findings.claims[0].confidence)
@@ -194,28 +194,30 @@ def _inference(results: Results, findings: Findings) -> Said:
         "From the mean and the standard deviation s of the n differences:",
         "interval",
     )
-    if any(len(results.study.grid.values(axis)) > 1 for axis in ("batch_size", "pairs", "corruption", "noise", "lr")):
+    if any(
+        len(results.study.grid.values(axis)) > 1 for axis in ("batch_size", "train_pairs", "corruption", "noise", "lr")
+    ):
         yield (
             "Cells",
             "Where a claim is a mean over several cells of the grid, its effect is also found in each, with intervals"
-            " at 95% for all of them together. It goes both ways where one cell lies above no difference and another "
-            "below, and differs where two intervals do not meet and the effects are further apart than the margin. No"
-            " verdict rests on that.",
+            " at 95% for all of them together. We report “opposite signs” if one cell's interval is entirely above no "
+            "difference (0, or a ratio of 1) and another's entirely below, and “heterogeneous” if two intervals do not "
+            "overlap and the effects differ by more than the margin. No verdict rests on that.",
         )
-    for claim, asked in zip(findings.claims, results.study.claims, strict=True):
+    for claim, definition in zip(findings.claims, results.study.claims, strict=True):
         expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
         measured = results.measures[claim.measure].label
-        if claim.against:
+        if claim.against_measure:
             expected = claim.expect
             measured += (
-                f", against {results.measures[claim.against].label} of the same runs of {claim.compare[0]}: the two "
-                "numbers of a run are subtracted, not those of two arms"
+                f", against {results.measures[claim.against_measure].label} of the same runs of {claim.compare[0]}: "
+                "the two numbers of a run are subtracted, not those of two arms"
             )
         yield (
             f"The claim {claim.id}",
-            f"Measure: {measured}{_read(results, asked)}; "
-            f"contrast {claim.contrast}{_along(asked)}, expected {expected}, margin {claim.margin:g}. "
-            f"{_tested(claim)}",
+            f"Measure: {measured}{_reading(results, definition)}; "
+            f"contrast {claim.contrast}{_along(definition)}, expected {expected}, margin {claim.margin:g}. "
+            f"{_test(claim)}",
         )
     if results.study.looks:
         yield (
@@ -237,40 +239,42 @@ def _inference(results: Results, findings: Findings) -> Said:
     )
 
 
-def _rankings(findings: Findings) -> Said:
+def _rankings(findings: Findings) -> Paragraphs:
     for ranked in findings.rankings:
         pairs, n = len(ranked.found.pairs), ranked.found.n
         yield (
             f"The ranking by {ranked.label}",
-            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.scale} scale "
-            f"within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals that "
-            f"hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a letter "
-            "exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
+            f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.transform} "
+            f"scale within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals "
+            f"that hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a "
+            "letter exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
         )
 
 
-def _trust(findings: Findings) -> Said:
+def _trust(findings: Findings) -> Paragraphs:
     if any(claim.sensitivity.checks for claim in findings.claims):
         yield (
             "Sensitivity",
             "Every tested claim is judged again: by flipping the signs of the seeds' differences (Hartigan's interval "
             "of subset means), by Wilcoxon's signed ranks (Hodges–Lehmann estimate), both of which assume symmetry and "
             "no shape; by a mixed model of all numbers of a run's cells, with variance components for the seed and for "
-            "the arm within it (REML, n − 1 degrees of freedom; a variance estimated as 0 makes it too sure), "
-            "where a run has several; and by the primary test without each seed in turn.",
+            "the arm within it (REML, n − 1 degrees of freedom; if a variance component is estimated as 0, the "
+            "interval is too narrow), where a run has several; and by the primary test without each seed in turn.",
         )
-    known = published()
-    if findings.claims and known and (found := summary(known, {claim.contrast for claim in findings.claims})):
+    record = published()
+    if findings.claims and record and (rates := summary(record, {claim.contrast for claim in findings.claims})):
         yield (
             "Error rates of these verdicts",
-            f"Measured for the contrasts of this study. {found} All settings are in docs/calibration.md of the source; "
+            f"Measured for the contrasts of this study. {rates} All settings are in docs/calibration.md of the source; "
             "the command stability calibrate measures them again.",
         )
 
 
-def _measures(results: Results, findings: Findings) -> Said:
+def _measures(results: Results, findings: Findings) -> Paragraphs:
     columns = set(results.steps.columns)
-    scales = {claim.measure for claim in findings.claims if results.measures[claim.measure].scale == "chance-log"}
+    scales = {
+        claim.measure for claim in findings.claims if results.measures[claim.measure].transform == "log_above_chance"
+    }
     if "gradient_noise_trace_towers" in columns:
         yield (
             "Gradient noise",
@@ -285,28 +289,29 @@ def _measures(results: Results, findings: Findings) -> Said:
             "Both losses at the same parameters",
             "The gradient noise of CLIP's loss and of SigLIP's is taken over the same batches at one checkpoint, "
             "whichever loss trained it, at the checkpoint's own t. Where it has no b, SigLIP's is the one that "
-            "minimises its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
+            "minimizes its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
             "training set, of which the batches that are measured are drawn.",
         )
-    if scales and any(contrast[claim.contrast].traits["on"] == "scale" for claim in findings.claims):
+    if scales and any(contrast[claim.contrast].traits["on"] == "transform" for claim in findings.claims):
         yield (
             "Bounded measures",
-            "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, or an arm that "
-            "starts low would lose less for that reason alone. Values below 1.1 times chance are taken as that.",
+            "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, because otherwise "
+            "an arm with low initial values would appear to lose less. Values below 1.1 × chance are set to 1.1 × "
+            "chance.",
             "chance",
         )
-    if any(claim.contrast == "time-to-threshold" for claim in findings.claims):
+    if any(claim.contrast == "time_to_threshold" for claim in findings.claims):
         yield (
             "Time to threshold",
             "T is the first evaluation at or beyond the threshold, N the steps of a run. A run that never gets there "
             "counts as one that took all N, which draws the ratio towards 1. Per seed s:",
             "time",
         )
-    if "hessian_high" in columns:
+    if "hessian_max_eigenvalue" in columns:
         yield (
             "Curvature",
             "The Hessian H belongs to the mean training loss over fixed batches. Its ends and density come from "
-            "Lanczos with full reorthogonalisation, its trace from Hutchinson's estimate, all seeded. Sharpness is "
+            "Lanczos with full reorthogonalization, its trace from Hutchinson's estimate, all seeded. Sharpness is "
             "taken as Adam sees it, over the towers, in units of the edge of stability at momentum β₁ and learning "
             "rate η (Cohen et al. 2022, arXiv:2207.14484):",
             "sharpness",
@@ -322,46 +327,50 @@ def _measures(results: Results, findings: Findings) -> Said:
     if "margin" in columns:
         yield (
             "Margin and relative bias",
-            "With p the least similar matching pair and q the most similar mismatch among held-out pairs (trimmed: the "
+            "p is the smallest similarity of a matching held-out pair, q the largest of a mismatched one (trimmed: the "
             "5% and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
             "margin",
         )
 
 
-READ = {
-    "late": "the mean over the last fifth of a run's steps",
+REDUCTIONS = {
+    "tail_mean": "the mean over the last fifth of a run's steps",
     "final": "the last value of a run",
     "first": "the first value of a run",
     "best": "the best value of a run",
-    "area": "the mean of a run after warm-up",
+    "mean_after_warmup": "the mean of a run after warm-up",
 }
-"""What a claim takes of a run, in words."""
+"""Each reduction of a run to one number, in words."""
 
-SCALES = {"log": "as a logarithm", "chance-log": "as a logarithm above chance", "of-chance": "as a share of chance"}
+SCALES = {
+    "log": "as a logarithm",
+    "log_above_chance": "as a logarithm above chance",
+    "relative_to_chance": "as a share of chance",
+}
 
 
-def _read(results: Results, claim: Claim) -> str:
-    """Return what a claim takes of a run and on which scale, in words."""
+def _reading(results: Results, claim: Claim) -> str:
+    """Return in words how a claim reduces a run to one number, and on which scale."""
     reduction, scale = reading_of(claim, results.measures[claim.measure])
     on = contrast[claim.contrast].traits["on"]
-    told = [READ.get(reduction, ""), SCALES.get(scale, "") if on == "scale" else ""]
-    return "".join(f", {words}" for words in told if words)
+    parts = [REDUCTIONS.get(reduction, ""), SCALES.get(scale, "") if on == "transform" else ""]
+    return "".join(f", {words}" for words in parts if words)
 
 
 def _along(claim: Claim) -> str:
-    over = f" over {AXIS_WORDS.get(claim.over, claim.over)}" if claim.over else ""
+    over = f" over {AXIS_WORDS.get(claim.axis, claim.axis)}" if claim.axis else ""
     return over if claim.threshold is None else f"{over} at {claim.threshold:g}"
 
 
-def _tested(claim: Finding) -> str:
-    """Return how a claim was tested; of one that was not, that it has no p-value, whatever numbers lay there."""
+def _test(claim: Finding) -> str:
+    """Return a sentence on the test of a claim. A claim that is not testable has no p-value, even if numbers exist."""
     if claim.verdict == "not-testable":
-        return "It could not be tested, so that there is no p-value to tell."
+        return "Not testable; no p-value."
     return f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}"
 
 
 def _sign_flip(claim: Finding) -> str:
-    """Return the check that assumes no shape of the differences, where there is one."""
+    """Return a sentence on the sign-flip test, which makes no distributional assumption; "" if there is none."""
     if not math.isfinite(claim.p_sign_flip):
         return ""
     return (

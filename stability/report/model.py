@@ -1,6 +1,6 @@
-"""The model of a report: everything that it says, as plain JSON data, before it looks like anything.
+"""The content of a report as plain JSON data, before rendering.
 
-No time, path or duration is in it, so that equal results give equal bytes; what was not measured is absent or null.
+It holds no time, path or duration, so equal results give equal bytes. Values that were not measured are absent or null.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from stability.analysis import Findings, Results, look_sentence
 from stability.report.appendix import appendix
 from stability.report.doubts import Doubts, doubts
 from stability.report.failures import failures
-from stability.report.figures import Drawn
+from stability.report.figures import ReportFigure
 from stability.report.limitations import limitations
 from stability.report.method import method
 from stability.report.replications import LEAD, TITLE, replications
@@ -32,10 +32,10 @@ from stability.stats.comparison import margin_region
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Study
 
-RATES = (("lr", "learning rates"), ("lr_factor", "multiples of the learning rate"))
+RATES = (("lr", "learning rates"), ("lr_multiplier", "multiples of the learning rate"))
 
 SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconclusive": "?", "not-testable": "–"}
-"""A mark for each verdict, so that no reader depends on its colour."""
+"""A mark for each verdict, so that no reader depends on its color."""
 
 SECTIONS = {
     "claims": ("The claims", "Each claim was written down, with its measure and margin, before any run."),
@@ -95,18 +95,18 @@ SECTIONS = {
 }
 
 
-def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Json:
-    """Return the report of a study as JSON data: what report.json holds and what both renderings show."""
+def describe(results: Results, findings: Findings, drawn: Sequence[ReportFigure]) -> Json:
+    """Return the report of a study as JSON data: the content of report.json and of both renderings."""
     study = results.study
-    found = findings.to_json()
-    agreed = found.get("agreement", {})
-    untuned = {claim["id"]: answer_of(claim) for claim in found.get("untuned", [])}
-    doubted = doubts(results, findings)
+    as_json = findings.to_json()
+    agreement = as_json.get("agreement", {})
+    untuned = {claim["id"]: answer_of(claim) for claim in as_json.get("untuned", [])}
+    claim_doubts = doubts(results, findings)
     answers = [
         answer_of(claim)
-        | {"untuned": untuned.get(claim["id"]), "agreement": agreed.get(claim["id"])}
-        | _doubts_of(claim, doubted)
-        for claim in sorted(found["claims"], key=lambda claim: not claim["primary"])
+        | {"untuned": untuned.get(claim["id"]), "agreement": agreement.get(claim["id"])}
+        | _doubts_of(claim, claim_doubts)
+        for claim in sorted(as_json["claims"], key=lambda claim: not claim["primary"])
     ]
     return {
         "schema": 1,
@@ -129,7 +129,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
         "cells": cell_table(results),
         "sensitivity": appendix(findings),
         "method": method(results, findings),
-        "limitations": limitations(results, findings, doubted),
+        "limitations": limitations(results, findings, claim_doubts),
         "failures": failures(results),
         "provenance": provenance_rows(results, findings),
         "command": findings.provenance["command"],
@@ -138,7 +138,7 @@ def describe(results: Results, findings: Findings, drawn: Sequence[Drawn]) -> Js
 
 
 def interim(results: Results) -> Json | None:
-    """Return what is missing of an unfinished run, in a sentence and as a table of the cells; None if it is whole."""
+    """Return the missing runs of an unfinished study as a sentence and a table of cells; None if no run is missing."""
     runs = results.runs
     missing = runs["status"] == "planned"
     if not missing.any():
@@ -150,11 +150,16 @@ def interim(results: Results) -> Json | None:
 
 
 def _facts(results: Results) -> str:
-    """Return one line on the size of the study: runs, arms, seeds and steps."""
+    """Return the size of the study in one line: runs, arms, seeds and steps."""
     study, runs = results.study, results.runs
     parts = [f"replication {study.replication}: {study.changes}"] if study.replication else []
     parts += [f"{len(runs):,} runs", f"{runs['arm'].nunique()} arms", f"{study.grid.seeds} seeds"]
-    for axis, word in (("batch_size", "batch sizes"), ("noise", "noise levels"), ("pairs", "numbers of pairs"), *RATES):
+    for axis, word in (
+        ("batch_size", "batch sizes"),
+        ("noise", "noise levels"),
+        ("train_pairs", "numbers of pairs"),
+        *RATES,
+    ):
         if (levels := runs[axis].nunique()) > 1:
             parts.append(f"{levels} {word}")
     if results.tuning:
@@ -163,7 +168,7 @@ def _facts(results: Results) -> str:
 
 
 def lengths_in_words(study: Study) -> str:
-    """Return how long the runs are: their steps, from the largest batch to the smallest where samples are matched."""
+    """Return the number of steps of the runs; a range from the largest to the smallest batch if samples are matched."""
     steps = sorted({study.lengths(size)[0] for size in study.grid.batch_size})
     if len(steps) == 1:
         return f"{steps[0]:,} steps each"
@@ -174,12 +179,12 @@ def lengths_in_words(study: Study) -> str:
 
 
 def answer_of(claim: Mapping[str, Any]) -> Json:
-    """Return one claim's answer, from its entry in findings.json: its numbers, and the words that show them."""
+    """Return one claim's answer from its entry in findings.json: its numbers and their text."""
     word = claim["verdict"].replace("-", " ")
     tested = claim["effect"] is not None and claim["verdict"] != "not-testable"
-    kept = ("id", "primary", "text", "source", "verdict", "sentence", "method", "assumptions", "seeds_to_settle")
+    copied_keys = ("id", "primary", "text", "source", "verdict", "sentence", "method", "assumptions", "seeds_to_settle")
     return {
-        **{key: claim[key] for key in kept},
+        **{key: claim[key] for key in copied_keys},
         "word": word,
         "shape": SHAPES[claim["verdict"]],
         "told": signs(claim["sentence"].removeprefix(f"{word.capitalize()}: ")),
@@ -193,36 +198,38 @@ def answer_of(claim: Mapping[str, Any]) -> Json:
     }
 
 
-def _doubts_of(claim: Mapping[str, Any], doubted: Doubts) -> Json:
-    """Return what stands below an answer: if the effect *turns* between cells, how *uneven* it is, if it is *idle*.
+def _doubts_of(claim: Mapping[str, Any], claim_doubts: Doubts) -> Json:
+    """Return the notes below an answer.
 
-    That an effect only differs between cells is said of the primary claim, and of the others among the limitations.
+    "turns" is whether the effect has opposite signs in two cells, "uneven" a sentence on the disagreement between
+    cells, and "idle" a sentence on an uninformative equality. An effect that only differs in size between cells is
+    noted here for the primary claim; for the others it is listed among the limitations.
     """
-    how, idle = doubted.apart.get(claim["id"]), doubted.idle.get(claim["id"])
-    turns = how is not None and how.how == "turns"
-    lead = "It goes both ways" if turns else "It differs between cells"
-    said = how if turns or claim["primary"] else None
+    heterogeneity, idle = claim_doubts.heterogeneity.get(claim["id"]), claim_doubts.idle.get(claim["id"])
+    turns = heterogeneity is not None and heterogeneity.how == "turns"
+    lead = "Opposite signs" if turns else "Heterogeneous"
+    shown = heterogeneity if turns or claim["primary"] else None
     return {
         "turns": turns,
-        "uneven": signs(f"{lead}: {said.sentence}. The effect above is the mean over the cells.") if said else None,
+        "uneven": signs(f"{lead}: {shown.sentence}. The effect above is the mean over the cells.") if shown else None,
         "idle": signs(idle[1]) if idle else None,
     }
 
 
 def _sides(claim: Mapping[str, Any]) -> str:
-    """Return what was compared with what: two arms, or two measures of one."""
-    if "against" not in claim:
+    """Return the two sides of a comparison in words: two arms, or two measures of one arm."""
+    if "against_measure" not in claim:
         return " against ".join(claim["compare"])
-    own, other = (claim[key].replace("_", " ") for key in ("measure", "against"))
-    return f"{own} against {other}, both of {claim['compare'][0]}"
+    first, other = (claim[key].replace("_", " ") for key in ("measure", "against_measure"))
+    return f"{first} against {other}, both of {claim['compare'][0]}"
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def _sections(drawn: Sequence[Drawn], told: Mapping[str, bool]) -> list[Json]:
-    """Return the sections that hold something, in reading order, with their figures; those *told* need none."""
-    present = {figure.section for figure in drawn} | {name for name, holds in told.items() if holds}
+def _sections(drawn: Sequence[ReportFigure], has_text: Mapping[str, bool]) -> list[Json]:
+    """Return the non-empty sections in reading order with their figures; *has_text* says which have other content."""
+    present = {figure.section for figure in drawn} | {name for name, has in has_text.items() if has}
     return [
         {
             "id": name,
@@ -257,19 +264,19 @@ def _tuning_seeds(results: Results) -> list[tuple[str, str]]:
 
 
 def provenance_rows(results: Results, findings: Findings) -> list[list[str]]:
-    """Return where the results come from, as pairs of label and value."""
-    found = findings.provenance
-    device, first = found["device"], results.study.grid.first_seed
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    counts = ", ".join(f"{found[word]} {word}" for word in ("planned", "finished", "diverged", "failed"))
+    """Return the provenance of the results as pairs of label and value."""
+    provenance = findings.provenance
+    device, first = provenance["device"], results.study.grid.first_seed
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    counts = ", ".join(f"{provenance[word]} {word}" for word in ("planned", "finished", "diverged", "failed"))
     pairs = [
         ("Study", f"{findings.study}, scale {findings.scale}"),
         ("Study hash", findings.study_hash),
         ("Runs", f"{counts} (diverged runs count as finished)"),
-        ("Seeds", f"{found['seeds']} ({first} to {first + found['seeds'] - 1}), shared by all arms"),
+        ("Seeds", f"{provenance['seeds']} ({first} to {first + provenance['seeds'] - 1}), shared by all arms"),
         *_tuning_seeds(results),
         ("Device", f"{device['type']}, {device['model']}"),
         ("Versions", versions),
-        ("Commit", found["git_commit"]),
+        ("Commit", provenance["git_commit"]),
     ]
     return [[label, str(value)] for label, value in pairs if value]

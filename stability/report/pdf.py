@@ -17,7 +17,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def why_no_pdf() -> str:
-    """Return in one sentence why no PDF can be made here and what changes that; nothing where one can be made."""
+    """Return a sentence on why no PDF can be made here, with the remedy; "" if one can be made."""
     try:
         import typst  # noqa: F401
     except ImportError as error:
@@ -28,24 +28,24 @@ def why_no_pdf() -> str:
 
 
 def document(report: Mapping[str, Any], figures: Mapping[str, str]) -> bytes:
-    """Return the PDF of a report; *figures* holds each figure's SVG.
+    """Return the PDF of a report, given each figure's SVG by id.
 
-    The template reads the report as data, so nothing in it is ever taken for markup. Raises `ImportError` where
+    The template reads the report as data, so none of its text is interpreted as markup. Raises `ImportError` if
     `why_no_pdf` gives a reason.
     """
     import typst
 
-    files: Any = {  # typst takes the files of a document by name; its type hints do not say so
+    files: Any = {  # typst accepts the files of a document by name, but its type hints do not cover that
         "main": (TEMPLATES / "report.typ").read_bytes(),
         "formulas.typ": (TEMPLATES / "formulas.typ").read_bytes(),
         "report.json": json.dumps(report, allow_nan=False).encode(),
         **{f"{name}.svg": svg.encode() for name, svg in figures.items()},
     }
-    made: bytes = typst.compile(
+    content: bytes = typst.compile(
         files,
         format="pdf",
         font_paths=[str(FONTS)],
         ignore_system_fonts=True,
         pdf_standards="ua-1",
     )
-    return made
+    return content

@@ -1,4 +1,4 @@
-"""Published reports: copies under reports/<study>/, and one page, the ledger, over them all."""
+"""Publication of reports: copies under reports/<study>/ and the ledger, one page that lists them all."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stability.study import shipped_studies
 
 FILES = ("index.html", "report.pdf", "findings.json", "report.json")
 PICTURE = "answer.svg"
-"""The figure of the claims, which a study without claims lacks."""
+"""The figure of the claims; absent for a study without claims."""
 
 
 def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports") -> Path:
-    """Return the path of the ledger of all published reports, after copying those of *run_dirs* beside it.
+    """Copy the reports of *run_dirs* to *reports_dir* and return the path of the ledger of all published reports.
 
-    A study's report replaces the one that it had. Raises `InputError` where a directory holds no report.
+    A study's report replaces its previous one. Raises `InputError` if a directory holds no report.
     """
     reports = Path(reports_dir)
     for run_dir in map(Path, run_dirs):
@@ -37,11 +37,11 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(f"{run_dir}: the study's name {name!r} cannot name a directory")
         _copy(source, reports / name)
-    found = entries(reports)
+    ledger = entries(reports)
     index = reports / "index.html"
-    told: dict[str, Any] = {"answer": answer(found), "coverage": coverage(found, shipped_studies()), "rule": RULE}
-    told["replicated"] = any(entry["agreement"] for entry in found)
-    text = environment().get_template("index.html").render(entries=found, **told)
+    context: dict[str, Any] = {"answer": answer(ledger), "coverage": coverage(ledger, shipped_studies()), "rule": RULE}
+    context["replicated"] = any(entry["agreement"] for entry in ledger)
+    text = environment().get_template("index.html").render(entries=ledger, **context)
     _write(index, text.encode())
     return index
 

@@ -1,4 +1,4 @@
-"""What a report says of a study's replications: a word for each claim, a table of its verdicts, what is missing."""
+"""The replications section of a report: a word for each claim, the table of all verdicts, and missing replications."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEAD = "The same claims asked again, at the same margins, of other data or seeds
 
 
 def replications(findings: Findings) -> Json | None:
-    """Return the places where the claims were asked again, a word for each claim, and every verdict; None without."""
+    """Return the replications, a word for each claim and the table of verdicts; None without replications."""
     if not findings.replications:
         return None
     claims = sorted(findings.claims, key=lambda claim: not claim.primary)
@@ -21,8 +21,8 @@ def replications(findings: Findings) -> Json | None:
         "lead": LEAD,
         "rule": RULE,
         "places": [
-            {"name": each.name, "changes": each.changes, "counts": _counts(each), "missing": each.missing or None}
-            for each in findings.replications
+            {"name": again.name, "changes": again.changes, "counts": _counts(again), "missing": again.missing or None}
+            for again in findings.replications
         ],
         "words": [{"text": claim.text, "word": findings.agreement(claim.id).word} for claim in claims],
         "table": {

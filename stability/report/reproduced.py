@@ -1,4 +1,4 @@
-"""Published figures beside ours as JSON data: a table for each, with what may be expected to agree."""
+"""Published numbers next to ours as JSON data: one table per source, with the quantities that should agree."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from stability.stats.wording import between, number
 
 
 def reproduced(findings: Findings) -> list[Json]:
-    """Return one entry a published table: what it is of, its source, the table, and what came of its order."""
+    """Return one entry per published table: its subject, source and numbers, and whether its order was reproduced."""
     return [
         {
-            "text": found.text,
-            "source": found.source,
-            "transfers": found.transfers,
-            "sentence": minus(found.sentence),
-            "heading": found.heading,
-            "table": _table(found),
+            "text": reproduction.text,
+            "source": reproduction.source,
+            "transfers": reproduction.transfers,
+            "sentence": minus(reproduction.sentence),
+            "heading": reproduction.heading,
+            "table": _table(reproduction),
         }
-        for found in findings.published
+        for reproduction in findings.published
     ]
 
 
-def _table(found: Reproduction) -> Json:
-    intervals = any(math.isfinite(row.interval[0]) for row in found.rows)
-    heads = [("Setting", None), ("Published", found.unit or None), ("Ours", found.unit or None)]
+def _table(reproduction: Reproduction) -> Json:
+    intervals = any(math.isfinite(row.interval[0]) for row in reproduction.rows)
+    heads = [("Setting", None), ("Published", reproduction.unit or None), ("Ours", reproduction.unit or None)]
     heads += [("95% interval", None), ("n", None)] if intervals else [("n", None)]
     rows = []
-    for row in found.rows:
-        known = math.isfinite(row.interval[0])
-        interval = {"text": minus(between(row.interval, False)) if known else "–", "value": None}
+    for row in reproduction.rows:
+        has_interval = math.isfinite(row.interval[0])
+        interval = {"text": minus(between(row.interval, False)) if has_interval else "–", "value": None}
         cells = [{"text": row.of, "value": row.of}, _number(row.published), _number(row.ours)]
         rows.append(
             [*cells, *([interval] if intervals else []), {"text": str(row.n) if row.n else "–", "value": row.n}]

@@ -1,4 +1,4 @@
-"""How every figure looks: one palette for light and dark pages, one colour, marker and dash per arm, one type size."""
+"""The style of all figures: palettes for light and dark pages, fonts, and one color, marker and dash per arm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib as mpl
 import seaborn as sns
 
 WIDTH = 6.8
-"""Width of every figure in inches: a page's text column, at which its type is 7 to 8 points."""
+"""Width of every figure in inches: the text column of a page, at which the type is 7 to 8 points."""
 
 LIGHT = {
     "ink": "#1f2328",
@@ -19,7 +19,7 @@ LIGHT = {
     "rule": "#d5d9de",
     "band": "#e4e8ec",
     "page": "#ffffff",
-    # Okabe and Ito (2008): told apart with any common colour blindness. Its yellow is too pale for lines on white.
+    # Okabe and Ito (2008): distinguishable with any common color blindness. Its yellow is too pale for lines on white.
     "arm-1": "#0072b2",
     "arm-2": "#d55e00",
     "arm-3": "#009e73",
@@ -27,7 +27,7 @@ LIGHT = {
     "arm-5": "#e69f00",
     "arm-6": "#56b4e9",
 }
-"""Colour of each role on a light page; figures are drawn in these."""
+"""Color of each role on a light page; figures are drawn with these."""
 
 DARK = {
     **LIGHT,
@@ -36,41 +36,41 @@ DARK = {
     "rule": "#3a4048",
     "band": "#2f353d",
     "page": "#15181c",
-    # The same hues, lifted so that thin lines keep their contrast.
+    # The same hues, lightened so that thin lines keep their contrast.
     "arm-1": "#3d9bdc",
     "arm-2": "#f07a28",
     "arm-3": "#1fb58a",
 }
-"""Colour of each role on a dark page."""
+"""Color of each role on a dark page."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 @dataclass(frozen=True)
-class Look:
-    """What tells an arm apart throughout a report, in colour, in grey and by touch."""
+class ArmStyle:
+    """The plot style of an arm, the same in all figures and distinguishable without color."""
 
-    colour: str
+    color: str
     marker: str
     dash: Any
 
 
-def looks(arms: Sequence[str]) -> dict[str, Look]:
-    """Return each arm's look, by its place in the study's list.
+def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
+    """Return each arm's style, by its index in *arms*.
 
-    >>> looks(["clip", "siglip"])["siglip"]
-    Look(colour='#d55e00', marker='s', dash=(0, (5, 1.5)))
+    >>> arm_styles(["clip", "siglip"])["siglip"]
+    ArmStyle(color='#d55e00', marker='s', dash=(0, (5, 1.5)))
     """
-    colours = [LIGHT[role] for role in LIGHT if role.startswith("arm")]
+    colors = [LIGHT[role] for role in LIGHT if role.startswith("arm")]
     return {
-        arm: Look(colours[i % len(colours)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
+        arm: ArmStyle(colors[i % len(colors)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
         for i, arm in enumerate(arms)
     }
 
 
 def rc() -> dict[str, Any]:
-    """Return the matplotlib settings under which figures are drawn and written."""
+    """Return the matplotlib settings for drawing and writing figures."""
     return {
         **sns.axes_style("ticks"),
         "font.family": ["sans-serif"],
@@ -112,7 +112,7 @@ def rc() -> dict[str, Any]:
         "lines.linewidth": 1.6,
         "lines.markersize": 4,
         "legend.frameon": False,
-        # Claims and names are shown as they were written: a dollar sign is a dollar sign.
+        # Claims and names are shown verbatim: a dollar sign does not start math.
         "text.parse_math": False,
         "axes.unicode_minus": True,
         "svg.fonttype": "none",
@@ -121,15 +121,15 @@ def rc() -> dict[str, Any]:
 
 
 def styled() -> AbstractContextManager[None]:
-    """Return a context in which figures are drawn and written in these looks."""
+    """Return a context that applies `rc` to drawing and writing figures."""
     settings: Any = rc()
     return mpl.rc_context(settings)
 
 
 def theme_css() -> str:
-    """Return the custom properties that colour a themed figure (see `figures.svg`) on light, dark and printed pages."""
+    """Return the CSS properties that color themed figures (see `figures.svg`) on light, dark and printed pages."""
 
     def block(palette: Mapping[str, str]) -> str:
-        return ":root{" + "".join(f"--figure-{role}:{colour};" for role, colour in palette.items()) + "}"
+        return ":root{" + "".join(f"--figure-{role}:{color};" for role, color in palette.items()) + "}"
 
     return f"{block(LIGHT)}\n@media screen and (prefers-color-scheme: dark){{{block(DARK)}}}\n"

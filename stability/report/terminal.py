@@ -1,4 +1,4 @@
-"""The verdicts in a terminal: a table of at most 80 columns, in plain ASCII where it is piped or cannot be shown."""
+"""The table of verdicts in a terminal: at most 80 columns wide, plain ASCII for pipes and non-Unicode terminals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rich.text import Text
 
 from stability.analysis import Findings, look_sentence
 
-WIDEST = 80
-"""Columns of the table, however wide the terminal: longer lines read worse."""
+MAX_WIDTH = 80
+"""Maximum width of the table in columns, even in a wider terminal: longer lines are harder to read."""
 
 MARKS = {
     "supported": ("✔", "+", "green"),
@@ -18,18 +18,18 @@ MARKS = {
     "inconclusive": ("?", "?", "yellow"),
     "not-testable": ("–", "-", "dim"),
 }
-"""Each verdict's mark, that mark in ASCII, and its colour."""
+"""Each verdict's mark, that mark in ASCII, and its color."""
 
 PLAIN = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "×": "x", "’": "'", "‘": "'", "“": '"', "”": '"', "→": "->", "\u00a0": " "}
 )
-"""Typographic signs of our sentences in ASCII; letters are left as they are."""
+"""ASCII for the typographic characters of our sentences; letters are unchanged."""
 
 
 def print_verdicts(console: Console, findings: Findings) -> None:
     """Print each claim with its verdict and sentence, the primary one first.
 
-    Colours are rich's: none where NO_COLOR is set or the output is no terminal.
+    Rich prints no colors if NO_COLOR is set or the output is not a terminal.
     """
     ascii_only = is_plain(console)
 
@@ -38,18 +38,18 @@ def print_verdicts(console: Console, findings: Findings) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
     for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
-        mark, in_ascii, colour = MARKS[finding.verdict]
+        mark, in_ascii, color = MARKS[finding.verdict]
         words = Text(plain(f"{finding.text}\n")).append(plain(finding.sentence), "dim")
         if findings.replications:
             words.append(plain(f"\nreplications: {findings.agreement(finding.id).clause}"), "dim")
-        if untuned := next((each for each in findings.untuned if each.id == finding.id), None):
+        if untuned := next((other for other in findings.untuned if other.id == finding.id), None):
             words.append(f"\nwithout tuning: {untuned.verdict} (secondary, decides nothing)", "dim")
-        table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", colour, no_wrap=True), words)
-    console.print(table, width=min(WIDEST, console.width))
-    if said := look_sentence(findings.looks):
-        console.print(plain(said), soft_wrap=True)
+        table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", color, no_wrap=True), words)
+    console.print(table, width=min(MAX_WIDTH, console.width))
+    if sentence := look_sentence(findings.looks):
+        console.print(plain(sentence), soft_wrap=True)
 
 
 def is_plain(console: Console) -> bool:
-    """Tell whether only ASCII may be printed: into a pipe or a file, or to a terminal without Unicode."""
+    """Return whether output must be ASCII: a pipe, a file, or a terminal without Unicode."""
     return not console.is_terminal or not console.encoding.lower().startswith("utf")

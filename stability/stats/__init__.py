@@ -1,4 +1,4 @@
-"""Statistics of paired comparisons: arrays aligned by seed in, frozen dataclasses out, one number a seed."""
+"""Statistics of paired comparisons: functions of arrays aligned by seed that return frozen dataclasses."""
 
 from stability.stats.comparison import Comparison, margin_region
 from stability.stats.divergences import divergence_difference

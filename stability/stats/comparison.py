@@ -1,4 +1,4 @@
-"""What every comparison of two arms returns, and the t interval over seeds that most of them use."""
+"""The result type of every comparison of two arms, and the t interval over seeds that most of them use."""
 
 from __future__ import annotations
 
@@ -15,28 +15,37 @@ from stability.stats.wording import Clause, between, confidence_in_percent, numb
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
-Outcome = Literal["tested", "constant", "too-few-pairs", "not-positive", "no-spread", "all-censored"]
+ComparisonStatus = Literal["tested", "constant", "too-few-pairs", "not-positive", "no-spread", "all-censored"]
 
-# A value beyond the first counts as infinite, because its square overflows; one within the second as 0.
+# Magnitudes above LARGEST count as infinite, because their square overflows; magnitudes below SMALLEST count as 0.
 LARGEST = 1e150
 SMALLEST = 1e-150
-# Numbers that agree to this many relative rounding errors are taken as equal.
+# Numbers whose relative difference is at most this are treated as equal.
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms compared over the same seeds: how large the effect is, how sure that is, and a sentence.
+    """The comparison of two arms over the same seeds: effect, intervals, p-value and a sentence.
 
-    `interval` is two-sided at `confidence` = 1 - alpha. `equivalence_interval` is the 1 - 2 alpha interval,
-    which lies inside a margin exactly when two one-sided tests at alpha (TOST) both reject. With `ratio`
-    the effect is a / b and two equal arms give 1; else it is a - b and they give 0. `per_seed` holds the
-    numbers that were tested, one a seed, and `sd` is their standard deviation, both on the scale of the
-    analysis (logs where `ratio`). `n` counts the pairs used, `left_out` those that had no finite value.
-
-    `outcome` names what the data allowed: "tested"; "constant" (the differences do not vary, and an exact
-    sign interval replaces the t interval); or why nothing could be tested, said in words by `problem`, when
-    the intervals are unbounded and the p-value is NaN.
+    Attributes:
+        effect: a / b if `ratio` (equal arms give 1), else a - b (equal arms give 0).
+        interval: Two-sided interval at `confidence`.
+        equivalence_interval: The 1 - 2 alpha interval. It lies inside a margin exactly when two one-sided tests at
+            alpha (TOST) both reject.
+        p_value: Two-sided p-value; NaN if nothing could be tested.
+        n: Number of seed pairs used.
+        method: The test or interval, by name.
+        assumptions: What the method assumes.
+        sentence: The result in plain words.
+        confidence: 1 - alpha.
+        ratio: Whether the effect is a ratio.
+        sd: Standard deviation of `per_seed`.
+        per_seed: The tested numbers, one per seed, on the scale of the analysis (logs if `ratio`).
+        left_out: Number of pairs without a finite value.
+        outcome: "tested"; "constant" (the differences do not vary, so an exact sign interval replaces the t interval);
+            otherwise the reason why nothing could be tested. The intervals are then unbounded.
+        problem: That reason in words; empty if a test was possible.
     """
 
     effect: float
@@ -52,7 +61,7 @@ class Comparison:
     sd: float = math.nan
     per_seed: tuple[float, ...] = ()
     left_out: int = 0
-    outcome: Outcome = "tested"
+    outcome: ComparisonStatus = "tested"
     problem: str = ""
 
     @property
@@ -68,7 +77,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Account:
-    """How a comparison is told: its method, what that assumes, the name of the effect and its clause."""
+    """The words of a comparison: its method, assumptions, the name of the effect and the clause that states it."""
 
     method: str
     assumptions: str
@@ -79,22 +88,22 @@ class Account:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An effect with its intervals on the scale of the analysis, before logs are turned back into ratios."""
+    """An effect with its intervals on the scale of the analysis (logs are not yet converted to ratios)."""
 
-    centre: float
+    center: float
     interval: Interval
     equivalence_interval: Interval
     p_value: float
     sd: float
-    outcome: Outcome = "tested"
+    outcome: ComparisonStatus = "tested"
 
 
 UNBOUNDED: Interval = (-math.inf, math.inf)
-# How a sentence says that its interval includes no difference.
+# The phrase of a sentence whose interval includes no difference.
 OPEN = "the direction is not settled"
 
 
-def told(
+def build_comparison(
     estimate: Estimate,
     account: Account,
     per_seed: Array,
@@ -102,10 +111,19 @@ def told(
     left_out: int = 0,
     note: str = "",
 ) -> Comparison:
-    """Return the comparison that an estimate makes, on the scale that is shown, with its sentence."""
-    shown = _exp if account.ratio else float
-    effect = shown(estimate.centre)
-    interval = (shown(estimate.interval[0]), shown(estimate.interval[1]))
+    """Return an estimate as a comparison on the displayed scale, with its sentence.
+
+    Args:
+        estimate: Effect and intervals on the scale of the analysis.
+        account: Words of the comparison.
+        per_seed: The tested numbers, one per seed.
+        confidence: 1 - alpha.
+        left_out: Number of pairs without a finite value.
+        note: Text appended to the sentence.
+    """
+    to_display = _exp if account.ratio else float
+    effect = to_display(estimate.center)
+    interval = (to_display(estimate.interval[0]), to_display(estimate.interval[1]))
     n = len(per_seed)
     sentence = (
         f"{account.clause(effect)} ({account.quantity} {number(effect)}, "
@@ -119,8 +137,8 @@ def told(
         effect=effect,
         interval=interval,
         equivalence_interval=(
-            shown(estimate.equivalence_interval[0]),
-            shown(estimate.equivalence_interval[1]),
+            to_display(estimate.equivalence_interval[0]),
+            to_display(estimate.equivalence_interval[1]),
         ),
         p_value=estimate.p_value,
         n=n,
@@ -137,7 +155,7 @@ def told(
 
 
 def untestable(
-    outcome: Outcome,
+    outcome: ComparisonStatus,
     problem: str,
     account: Account,
     confidence: float,
@@ -146,16 +164,23 @@ def untestable(
     n: int | None = None,
     left_out: int = 0,
 ) -> Comparison:
-    """Return the comparison of data that allow no test: a named outcome and unbounded intervals.
+    """Return the comparison of data that allow no test, with unbounded intervals.
 
-    *n* counts the pairs that were there, those of *per_seed* unless given.
+    Args:
+        outcome: Why no test is possible.
+        problem: The same in words.
+        account: Words of the comparison.
+        confidence: 1 - alpha.
+        per_seed: Numbers that exist, one per seed.
+        n: Number of pairs that exist; default ``len(per_seed)``.
+        left_out: Number of pairs without a finite value.
     """
     per_seed = np.empty(0) if per_seed is None else per_seed
     n = len(per_seed) if n is None else n
-    shown = _exp if account.ratio else float
-    unbounded = (shown(-math.inf), math.inf)
+    to_display = _exp if account.ratio else float
+    unbounded = (to_display(-math.inf), math.inf)
     return Comparison(
-        effect=shown(float(np.mean(per_seed))) if per_seed.size else math.nan,
+        effect=to_display(float(np.mean(per_seed))) if per_seed.size else math.nan,
         interval=unbounded,
         equivalence_interval=unbounded,
         p_value=math.nan,
@@ -173,10 +198,10 @@ def untestable(
 
 
 def compare_seeds(per_seed: Array, account: Account, confidence: float, resolution: float) -> Comparison:
-    """Return the paired t comparison of one number per seed, NaN where a seed has none.
+    """Return the paired t comparison of one number per seed, NaN for a seed without one.
 
-    *resolution* is the size of the values that the numbers were computed from: numbers that differ by its
-    rounding error alone are equal.
+    *resolution* is the magnitude of the values from which the numbers were computed: numbers that differ only by its
+    rounding error are equal.
     """
     check_confidence(confidence)
     used = per_seed[np.isfinite(per_seed)]
@@ -184,11 +209,11 @@ def compare_seeds(per_seed: Array, account: Account, confidence: float, resoluti
     if len(used) < 2:
         problem = f"{len(used)} usable pair{'s' if len(used) != 1 else ''}, and a test needs at least 2"
         return untestable("too-few-pairs", problem, account, confidence, per_seed=used, left_out=left_out)
-    return told(estimate_mean(used, confidence, resolution), account, used, confidence, left_out)
+    return build_comparison(estimate_mean(used, confidence, resolution), account, used, confidence, left_out)
 
 
 def estimate_mean(per_seed: Array, confidence: float, resolution: float) -> Estimate:
-    """Return the t estimate of the mean, or the sign estimate where the numbers are equal to rounding."""
+    """Return the t estimate of the mean, or the sign estimate if the numbers are equal up to rounding."""
     tolerance = max(ROUNDING * resolution, SMALLEST)
     if np.std(per_seed, ddof=1) <= tolerance:
         return sign_estimate(per_seed, confidence, tolerance)
@@ -198,37 +223,38 @@ def estimate_mean(per_seed: Array, confidence: float, resolution: float) -> Esti
 def t_estimate(per_seed: Array, confidence: float) -> Estimate:
     """Return mean +- t SD / sqrt(n) with n - 1 degrees of freedom, at 1 - alpha and at 1 - 2 alpha."""
     n, alpha = len(per_seed), 1 - confidence
-    centre, sd = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1))
+    center, sd = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1))
     error = sd / math.sqrt(n)
     wide, narrow = (float(stdtrit(n - 1, 1 - tail)) * error for tail in (alpha / 2, alpha))
-    p_value = 2 * float(stdtr(n - 1, -abs(centre) / error))
-    return Estimate(centre, (centre - wide, centre + wide), (centre - narrow, centre + narrow), p_value, sd)
+    p_value = 2 * float(stdtr(n - 1, -abs(center) / error))
+    return Estimate(center, (center - wide, center + wide), (center - narrow, center + narrow), p_value, sd)
 
 
 def sign_estimate(per_seed: Array, confidence: float, tolerance: float) -> Estimate:
-    """Return the exact sign interval of the median of differences that do not vary: one point, or everything.
+    """Return the exact sign interval of the median of constant differences: a single point, or unbounded.
 
-    All n values lie on one side of any other point with probability 2^(1-n) at most, so the point excludes
-    the rest as soon as 2^(1-n) <= alpha (n = 6 at 5%); a one-sided bound needs 2^-n <= alpha.
+    All n values lie on one side of any other point with probability at most 2^(1-n). The interval is therefore a point
+    if 2^(1-n) <= alpha (n = 6 at 5%); a one-sided bound needs 2^-n <= alpha.
     """
     n, alpha = len(per_seed), 1 - confidence
-    centre = float(np.median(per_seed))
-    centre = 0.0 if abs(centre) <= tolerance else centre
-    point = (centre, centre)
+    center = float(np.median(per_seed))
+    center = 0.0 if abs(center) <= tolerance else center
+    point = (center, center)
     return Estimate(
-        centre=centre,
+        center=center,
         interval=point if 2.0 ** (1 - n) <= alpha else UNBOUNDED,
         equivalence_interval=point if 2.0**-n <= alpha else UNBOUNDED,
-        p_value=1.0 if centre == 0 else 2.0 ** (1 - n),
+        p_value=1.0 if center == 0 else 2.0 ** (1 - n),
         sd=0.0,
         outcome="constant",
     )
 
 
 def paired_values(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    """Return two arms as (seeds, cells) arrays, NaN where a value is not finite; axis 0 aligns the seeds.
+    """Return two arms as (seeds, cells) arrays aligned by seed on axis 0, with NaN for values that are not finite.
 
-    Raises `InputError` when the shapes differ or there is no seed axis.
+    Raises:
+        InputError: The shapes differ or there is no seed axis.
     """
     left, right = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if left.shape != right.shape or left.ndim == 0:
@@ -246,7 +272,7 @@ def check_confidence(confidence: float) -> None:
 
 
 def margin_region(margin: float, ratio: bool) -> Interval:
-    """Return the effects that a margin m calls equal: [1 / (1 + m), 1 + m] of ratios, [-m, m] of differences.
+    """Return the range of effects that count as equal: [1 / (1 + m), 1 + m] for ratios, [-m, m] for differences.
 
     >>> margin_region(0.25, ratio=True), margin_region(0.25, ratio=False)
     ((0.8, 1.25), (-0.25, 0.25))
@@ -257,7 +283,7 @@ def margin_region(margin: float, ratio: bool) -> Interval:
 
 
 def size_of(*values: Array) -> float:
-    """Return the largest finite magnitude among the values, 0 where there is none."""
+    """Return the largest finite magnitude among the values, or 0 if there is none."""
     return max((float(np.nanmax(np.abs(v))) for v in values if np.isfinite(v).any()), default=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Intervals that assume symmetry about the effect, and no shape: by flipping signs, and by ranks."""
+"""Intervals that assume symmetry about the effect but no distribution: by sign flips and by ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stability.stats.comparison import UNBOUNDED, Array, Estimate, Interval, che
 from stability.stats.paired import sign_flip
 
 SUBSETS = 9999
-"""Means of random subsets that the interval of sign flips is read from, where all are too many."""
+"""Number of random subsets for the sign-flip interval if enumerating all of them is too expensive."""
 
 MOST_ENUMERATED = 13
 
@@ -16,9 +16,9 @@ MOST_ENUMERATED = 13
 def sign_flip_estimate(per_seed: Array, confidence: float, *, seed: int = 0) -> Estimate:
     """Return the mean of the differences with the interval that inverts its sign-flip test.
 
-    The means of the 2^n - 1 subsets of n differences, in order, cut the line into 2^n pieces, each of which holds the
-    centre of symmetry with the same probability 2^-n: Hartigan (1969), JASA 64:1303. Beyond n = 13, of that many
-    random subsets. Unbounded where even the outermost means promise less than *confidence* (n < 6 at 95%).
+    The sorted means of the 2^n - 1 subsets of n differences cut the line into 2^n pieces. Each piece contains the
+    center of symmetry with probability 2^-n: Hartigan (1969), JASA 64:1303. Above n = 13, `SUBSETS` random subsets are
+    used. The interval is unbounded if even the outermost means give less than *confidence* (n < 6 at 95%).
 
     >>> sign_flip_estimate(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), 0.95).interval
     (1.0, 6.0)
@@ -33,12 +33,12 @@ def sign_flip_estimate(per_seed: Array, confidence: float, *, seed: int = 0) -> 
 def rank_estimate(per_seed: Array, confidence: float) -> Estimate:
     """Return the Hodges-Lehmann estimate with the interval and p-value of Wilcoxon's signed-rank test, both exact.
 
-    The estimate is the median of the n (n + 1) / 2 averages of two differences (or of one with itself), the interval
-    lies between two of them: Hollander, Wolfe and Chicken (2014), Nonparametric Statistical Methods, 3.1 to 3.3. A
-    p-value is at most alpha exactly where the interval excludes 0; averages that are 0 count against both sides.
+    The estimate is the median of the n (n + 1) / 2 averages of two differences (or of one with itself). The interval
+    lies between two of these averages: Hollander, Wolfe and Chicken (2014), Nonparametric Statistical Methods, 3.1 to
+    3.3. The p-value is at most alpha exactly if the interval excludes 0; averages equal to 0 count for both sides.
 
-    >>> found = rank_estimate(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), 0.95)
-    >>> found.centre, found.interval, found.p_value
+    >>> result = rank_estimate(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), 0.95)
+    >>> result.center, result.interval, result.p_value
     (3.5, (1.0, 6.0), 0.03125)
     """
     check_confidence(confidence)
@@ -53,7 +53,7 @@ def rank_estimate(per_seed: Array, confidence: float) -> Estimate:
 
 
 def signed_rank_chances(n: int) -> Array:
-    """Return the chances of W = 0 ... n (n + 1) / 2, the sum of those ranks 1 to n whose sign comes up positive.
+    """Return the null probabilities of W = 0 ... n (n + 1) / 2, the sum of the ranks 1 to n with a positive sign.
 
     >>> signed_rank_chances(2).tolist()
     [0.25, 0.25, 0.25, 0.25]
@@ -69,7 +69,7 @@ def signed_rank_chances(n: int) -> Array:
 
 def _tails(confidence: float) -> tuple[float, float]:
     """Return the one-sided error of the interval, and of the equivalence interval at twice the error."""
-    # A bound that rounding lifts above an attainable level by an ulp would lose that level.
+    # Rounding could lift an attainable level an ulp above alpha and so lose it.
     alpha = (1 - confidence) * (1 + 1e-12)
     return alpha / 2, alpha
 
@@ -89,5 +89,5 @@ def _outer(ordered: Array, pieces: int, tail: float) -> Interval:
 
 
 def _cut(ordered: Array, count: int) -> Interval:
-    """Return the values that *count* - 1 others lie beyond on either side; everything where *count* is 0."""
+    """Return the *count*-th value from either end; unbounded if *count* is 0."""
     return (float(ordered[count - 1]), float(ordered[-count])) if count else UNBOUNDED

@@ -1,4 +1,4 @@
-"""Does one arm diverge less often? Paired yes-or-no outcomes, in one cell or in several cells a seed."""
+"""Difference of divergence rates: paired binary outcomes, in one cell or several cells per seed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from stability.stats.comparison import (
     Comparison,
     Estimate,
     Interval,
+    build_comparison,
     check_confidence,
     paired_values,
-    told,
     untestable,
 )
 from stability.stats.wording import Clause, Names
@@ -33,25 +33,29 @@ def divergence_difference(
     names: Names = ("a", "b"),
     measure: str = "diverged",
 ) -> Comparison:
-    """Return the difference of the shares of runs that diverged, a - b, for arms that are paired by seed.
-
-    *a* and *b* are booleans (or 0, 1 and NaN for unknown), (seeds,) or (seeds, cells...).
+    """Return the difference a - b of the shares of diverged runs, for arms paired by seed.
 
     One cell: McNemar's exact test; the interval is the hull of Tango's score interval (1998, Stat. Med.
     17:891) and the exact conditional one (the Clopper-Pearson interval of the share of discordant pairs,
     times the rate of discordance), so that interval and exact test never disagree.
 
-    Several cells: each seed gives its share of diverged cells, and a t interval is taken over the seeds'
-    differences. Their standard deviation includes two pseudo-seeds, one each way, of the size of a typical
-    difference and of one cell at least, so that outcomes that hardly vary do not look certain; Bonett and
+    Several cells: each seed gives its share of diverged cells, and a t interval is computed over the seeds'
+    differences. Their standard deviation includes two pseudo-seeds of opposite sign. Their size is a typical
+    difference, but at least one cell, so that outcomes that hardly vary do not appear certain; Bonett and
     Price (2012), J. Educ. Behav. Stat. 37:479, add the same two observations to a single cell.
 
-    *measure* is the verb of the sentence.
+    Args:
+        a: Whether each run of the first arm diverged: booleans (or 0, 1 and NaN for unknown), (seeds,) or
+            (seeds, cells...).
+        b: The same for the second arm.
+        confidence: 1 - alpha.
+        names: Names of the two arms in the sentence.
+        measure: Verb of the sentence.
     """
     check_confidence(confidence)
     left, right = paired_values(a, b)
-    known = [side[np.isfinite(side)] for side in (left, right)]
-    if not all(np.isin(values, (0.0, 1.0)).all() for values in known):
+    finite_values = [side[np.isfinite(side)] for side in (left, right)]
+    if not all(np.isin(values, (0.0, 1.0)).all() for values in finite_values):
         raise InputError("outcomes that are not yes or no; allowed: booleans, or 0, 1 and NaN")
     used = np.isfinite(left + right).all(axis=1)
     left_out = int((~used).sum())
@@ -64,9 +68,9 @@ def divergence_difference(
     if n < 2:
         problem = f"{n} usable pair{'s' if n != 1 else ''}, and a test needs at least 2"
         return untestable("too-few-pairs", problem, account, confidence, per_seed=per_seed, left_out=left_out)
-    of_shares = _shares(per_seed, cells, confidence)
-    estimate = _mcnemar(left[:, 0], right[:, 0], confidence, of_shares.sd) if cells == 1 else of_shares
-    return told(estimate, account, per_seed, confidence, left_out)
+    t_estimate = _shares(per_seed, cells, confidence)
+    estimate = _mcnemar(left[:, 0], right[:, 0], confidence, t_estimate.sd) if cells == 1 else t_estimate
+    return build_comparison(estimate, account, per_seed, confidence, left_out)
 
 
 def _clause(names: Names, measure: str, count_a: int, count_b: int, runs: int) -> Clause:
@@ -76,14 +80,14 @@ def _clause(names: Names, measure: str, count_a: int, count_b: int, runs: int) -
 def _shares(per_seed: Array, cells: int, confidence: float) -> Estimate:
     n, alpha = len(per_seed), 1 - confidence
     typical = max(1 / cells, float(np.sqrt(np.mean(per_seed**2))))
-    centre, sd = float(per_seed.mean()), float(np.std([*per_seed, typical, -typical], ddof=1))
+    center, sd = float(per_seed.mean()), float(np.std([*per_seed, typical, -typical], ddof=1))
     error = sd / math.sqrt(n)
     wide, narrow = (float(stdtrit(n - 1, 1 - tail)) * error for tail in (alpha / 2, alpha))
     return Estimate(
-        centre=centre,
-        interval=(max(-1.0, centre - wide), min(1.0, centre + wide)),
-        equivalence_interval=(max(-1.0, centre - narrow), min(1.0, centre + narrow)),
-        p_value=2 * float(stdtr(n - 1, -abs(centre) / error)),
+        center=center,
+        interval=(max(-1.0, center - wide), min(1.0, center + wide)),
+        equivalence_interval=(max(-1.0, center - narrow), min(1.0, center + narrow)),
+        p_value=2 * float(stdtr(n - 1, -abs(center) / error)),
         sd=sd,
     )
 
@@ -115,7 +119,7 @@ def _tango(only_a: int, only_b: int, n: int, one_sided: float) -> Interval:
     def beyond(bound: float) -> Callable[[float], float]:
         return lambda difference: _score(only_a, only_b, n, difference) - bound
 
-    # The statistic falls from +infinity at -1 to -infinity at 1; at either end itself it is 0 / 0.
+    # The statistic falls from +infinity at -1 to -infinity at 1; at -1 and at 1 it is 0 / 0.
     edge = 1 - 1e-12
     low = -1.0 if estimate <= -edge else float(brentq(beyond(z), -edge, estimate))
     high = 1.0 if estimate >= edge else float(brentq(beyond(-z), estimate, edge))
@@ -123,7 +127,7 @@ def _tango(only_a: int, only_b: int, n: int, one_sided: float) -> Interval:
 
 
 def _score(only_a: int, only_b: int, n: int, difference: float) -> float:
-    """Return (b - c - n d) / sqrt(n (2 q + d (1 - d))), q the likeliest share of b-only pairs given d."""
+    """Return (b - c - n d) / sqrt(n (2 q + d (1 - d))), q the maximum likelihood share of b-only pairs given d."""
     linear = (2 * n - only_a + only_b) * difference - only_a - only_b
     constant = -only_b * difference * (1 - difference)
     q = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)

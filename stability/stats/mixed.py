@@ -1,4 +1,4 @@
-"""The same effect by a mixed model with variance components: every number of a run's cells at once, seeds as groups."""
+"""The effect of an arm by a mixed model with variance components, fitted to all cells at once with seeds as groups."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from stability.stats.comparison import Array, Estimate
 Fit = Literal["fitted", "boundary", "not-converged", "not-applicable"]
 
 NEGLIGIBLE = 1e-6
-"""A variance component below this share of the response's variance lies on its boundary, 0."""
+"""A variance component below this share of the response's variance counts as 0, its boundary."""
 
 
 @dataclass(frozen=True)
 class MixedModel:
-    """An estimate (None where there is none), how the fit went, and why where it did not go well."""
+    """An estimate (or None), the status of the fit, and the reason if it is not "fitted"."""
 
     fit: Fit
     estimate: Estimate | None = None
@@ -31,11 +31,11 @@ def mixed_model(a: Array, b: Array, *, confidence: float, levels: Array | None =
     """Return the effect of the arm, or with *levels* its effect on the slope over them, by a mixed model (REML).
 
     *a* and *b* are (seeds, levels, cells) and finite. Fixed effects: one for each level and cell, the arm, and with
-    *levels* the arm times the level. Random ones: the seed, the arm within the seed, and with *levels* the slope of
+    *levels* the arm times the level. Random effects: the seed, the arm within the seed, and with *levels* the slope of
     the arm within the seed. Intervals and p-value are Student's with n - 1 degrees of freedom, n the number of seeds.
 
-    Fits: "fitted"; "boundary", a variance came out as 0, so the interval is likely too narrow; "not-converged";
-    "not-applicable", a seed has one number an arm, which leaves nothing to tell the components apart.
+    The fit is one of: "fitted"; "boundary", a variance was estimated as 0, so the interval is likely too narrow;
+    "not-converged"; "not-applicable", a seed has one number per arm, so the components cannot be identified.
     """
     seeds, per_run = len(a), a[0].size if len(a) else 0
     if per_run < 2 or seeds < 3:
@@ -51,27 +51,27 @@ def mixed_model(a: Array, b: Array, *, confidence: float, levels: Array | None =
     random = {"seed": np.ones((2 * per_run, 1)), "arm": arms}
     if levels is not None:
         random["slope"] = arms * x[:, None]
-    result, said = _fit(response.reshape(-1) / size, np.stack(fixed, axis=1), random, seeds)
-    place = 0 if levels is None else 1
-    if result is None or not math.isfinite(error := float(result.bse[place]) * size) or error <= 0:
-        return MixedModel("not-converged", reason=said or "no standard error could be had")
-    estimate = _student(float(result.params[place]) * size, error, seeds, confidence)
+    result, messages = _fit(response.reshape(-1) / size, np.stack(fixed, axis=1), random, seeds)
+    index = 0 if levels is None else 1
+    if result is None or not math.isfinite(error := float(result.bse[index]) * size) or error <= 0:
+        return MixedModel("not-converged", reason=messages or "no standard error could be computed")
+    estimate = _student(float(result.params[index]) * size, error, seeds, confidence)
     if not result.converged:
-        return MixedModel("not-converged", estimate, said or "the optimiser stopped before a maximum")
+        return MixedModel("not-converged", estimate, messages or "the optimizer stopped before a maximum")
     if (np.asarray(result.vcomp) < NEGLIGIBLE).any():
         return MixedModel("boundary", estimate, "a variance component was estimated as 0")
     return MixedModel("fitted", estimate)
 
 
 def _fit(response: Array, fixed: Array, random: dict[str, Array], seeds: int) -> tuple[Any, str]:
-    """Return statsmodels' fit and what it warned of, or None and why it failed."""
-    # Importing statsmodels changes the warning filters of the whole process; this puts them back.
+    """Return statsmodels' fit and its warnings, or None and why it failed."""
+    # Importing statsmodels changes the warning filters of the whole process; this restores them.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
 
         names = list(random)
-        columns = [[[f"{name}{place}" for place in range(random[name].shape[1])]] * seeds for name in names]
+        columns = [[[f"{name}{index}" for index in range(random[name].shape[1])]] * seeds for name in names]
         spec = VCSpec(names, columns, [[random[name]] * seeds for name in names])
         groups = np.repeat(np.arange(seeds), len(random["seed"]))
         model = MixedLM(response, np.tile(fixed, (seeds, 1)), groups, exog_vc=spec)
@@ -79,16 +79,16 @@ def _fit(response: Array, fixed: Array, random: dict[str, Array], seeds: int) ->
             result = model.fit(reml=True, method=["lbfgs", "powell"])
         except (np.linalg.LinAlgError, ValueError) as error:
             return None, f"the fit failed: {error}"
-    return result, "; ".join(dict.fromkeys(str(each.message).split("\n")[0] for each in caught))
+    return result, "; ".join(dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught))
 
 
-def _student(centre: float, error: float, seeds: int, confidence: float) -> Estimate:
+def _student(center: float, error: float, seeds: int, confidence: float) -> Estimate:
     df, alpha = seeds - 1, 1 - confidence
     wide, narrow = (float(stdtrit(df, 1 - tail)) * error for tail in (alpha / 2, alpha))
     return Estimate(
-        centre=centre,
-        interval=(centre - wide, centre + wide),
-        equivalence_interval=(centre - narrow, centre + narrow),
-        p_value=2 * float(stdtr(df, -abs(centre) / error)),
+        center=center,
+        interval=(center - wide, center + wide),
+        equivalence_interval=(center - narrow, center + narrow),
+        p_value=2 * float(stdtr(df, -abs(center) / error)),
         sd=error * math.sqrt(seeds),
     )

@@ -1,4 +1,4 @@
-"""Many claims: Bonferroni within a study, Benjamini-Hochberg over the primary claims of all studies."""
+"""Corrections for multiple claims: Bonferroni in a study, Benjamini-Hochberg over primary claims of all studies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATSMODELS_NAMES = {"bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
 def adjust(p_values: ArrayLike, method: Literal["bonferroni", "benjamini-hochberg"] = "bonferroni") -> Array:
     """Return p-values adjusted for the number of claims; NaN (nothing could be tested) counts as 1.
 
-    The family keeps its size, so a claim that could not be tested never makes the others look better.
+    The size of the family does not shrink, so an untestable claim never lowers the p-values of the others.
 
     >>> adjust([0.01, 0.04, float("nan")]).tolist()
     [0.03, 0.12, 1.0]
@@ -30,7 +30,7 @@ def adjust(p_values: ArrayLike, method: Literal["bonferroni", "benjamini-hochber
         raise InputError(f"p-values {raw.tolist()}; allowed: one list of numbers from 0 to 1, or NaN")
     if not raw.size:
         return raw
-    # Importing statsmodels changes the warning filters of the whole process; this puts them back.
+    # Importing statsmodels changes the warning filters of the whole process; this restores them.
     with warnings.catch_warnings():
         from statsmodels.stats.multitest import multipletests
     return np.asarray(multipletests(raw, method=STATSMODELS_NAMES[method])[1], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Paired comparisons that reduce each run to one number and take a t interval over the seeds' differences."""
+"""Paired comparisons of one number per run, with a t interval over the seeds' differences."""
 
 from __future__ import annotations
 
@@ -38,19 +38,25 @@ def paired_difference(
 ) -> Comparison:
     """Return the mean difference a - b over seeds with its paired t interval.
 
-    *a* and *b* are (seeds,) or (seeds, cells...), aligned by seed; cells are averaged first, so that n
-    counts seeds. With *log* the values are logarithms, and the effect is shown as the ratio exp(mean
-    difference).
+    Cells are averaged first, so n counts seeds.
 
-    >>> found = paired_difference([3, 5, 5, 5], [2, 3, 3, 2], names=("siglip", "clip"), measure="margin")
-    >>> found.sentence
+    Args:
+        a: Values of the first arm, (seeds,) or (seeds, cells...), aligned by seed with *b*.
+        b: Values of the second arm, same shape.
+        confidence: 1 - alpha.
+        log: The values are logarithms; the effect is reported as the ratio exp(mean difference).
+        names: Names of the two arms in the sentence.
+        measure: Name of the measure in the sentence.
+
+    >>> result = paired_difference([3, 5, 5, 5], [2, 3, 3, 2], names=("siglip", "clip"), measure="margin")
+    >>> result.sentence
     "siglip's margin is 2 higher than clip's (difference 2, 95% CI 0.701 to 3.3, n = 4 seeds)."
     """
     left, right = paired_values(a, b)
-    clause = wording.of_ratio(names, measure) if log else wording.of_difference(names, measure)
+    clause = wording.ratio_clause(names, measure) if log else wording.difference_clause(names, measure)
     quantity = "ratio" if log else "difference"
     account = Account("paired t over seeds", INDEPENDENT, quantity, clause, ratio=log)
-    # A log is exact to the rounding of 1, however near 0 it lies.
+    # A log is exact up to the rounding error of 1, however close to 0 it is.
     resolution = max(size_of(left, right), 1.0 if log else 0.0)
     return compare_seeds((left - right).mean(axis=1), account, confidence, resolution)
 
@@ -65,24 +71,24 @@ def log_ratio(
 ) -> Comparison:
     """Return the ratio a / b of a positive quantity: mean log ratio over seeds with its paired t interval.
 
-    *a* and *b* are (seeds,) or (seeds, cells...), raw and positive. A value at or below 0 has no logarithm,
-    and leaving its seed out would bias the ratio, so the comparison is then "not-positive".
+    *a* and *b* are (seeds,) or (seeds, cells...), raw and positive. A value at or below 0 has no logarithm, and
+    dropping its seed would bias the ratio, so the outcome is then "not-positive".
     """
     left, right = paired_values(a, b)
     bad = int(np.any((left <= 0) | (right <= 0), axis=1).sum())
     if bad:
         check_confidence(confidence)
         account = Account(
-            "paired t over seeds' log ratios", INDEPENDENT, "ratio", wording.of_ratio(names, measure), True
+            "paired t over seeds' log ratios", INDEPENDENT, "ratio", wording.ratio_clause(names, measure), True
         )
         problem = f"{bad} of {wording.seeds(len(left))} with a value at or below 0, which has no log ratio"
         return untestable("not-positive", problem, account, confidence, n=len(left) - bad)
-    found = paired_difference(
+    result = paired_difference(
         np.log(left), np.log(right), confidence=confidence, log=True, names=names, measure=measure
     )
-    if found.outcome == "constant":
-        return found
-    return dataclasses.replace(found, method="paired t over seeds' log ratios")
+    if result.outcome == "constant":
+        return result
+    return dataclasses.replace(result, method="paired t over seeds' log ratios")
 
 
 def slope_difference(
@@ -97,10 +103,19 @@ def slope_difference(
 ) -> Comparison:
     """Return the difference of slopes over *levels*: a least-squares slope per seed, then paired t.
 
-    *a* and *b* are (seeds, levels) or (seeds, levels, cells...); cells are averaged. The effect is in units
-    of the measure per unit of level, which *per* names in the sentence.
+    The effect is in units of the measure per unit of level.
 
-    Raises `InputError` unless *levels* are finite, match axis 1 and hold two different values.
+    Args:
+        a: Values of the first arm, (seeds, levels) or (seeds, levels, cells...); cells are averaged.
+        b: Values of the second arm, same shape.
+        levels: Values of the axis, (levels,).
+        confidence: 1 - alpha.
+        names: Names of the two arms in the sentence.
+        measure: Name of the measure in the sentence.
+        per: Unit of level in the sentence.
+
+    Raises:
+        InputError: *levels* are not finite, do not match axis 1 or have fewer than two different values.
     """
     x = np.asarray(levels, dtype=np.float64)
     shape = np.shape(a)
@@ -109,13 +124,13 @@ def slope_difference(
     if not np.isfinite(x).all() or np.ptp(x) == 0:
         raise InputError(f"levels {x.tolist()}; allowed: finite numbers, at least two of them different")
     left, right = (_mean_over_cells(values, len(x)) for values in paired_values(a, b))
-    centred = x - x.mean()
-    weights = centred / (centred @ centred)
+    centered = x - x.mean()
+    weights = centered / (centered @ centered)
     account = Account(
         "paired t over seeds' slopes",
         INDEPENDENT + "; a straight line sums up each run",
         "difference of slopes",
-        wording.of_difference(*wording.of_each("slope of {}" + per, names, measure)),
+        wording.difference_clause(*wording.of_each("slope of {}" + per, names, measure)),
         ratio=False,
     )
     resolution = size_of(left, right) * float(np.abs(weights).sum())
@@ -133,35 +148,42 @@ def time_ratio(
 ) -> Comparison:
     """Return the ratio a / b of times to an event: paired t over seeds of log(min(T, budget)).
 
-    *a* and *b* are positive times, (seeds,) or (seeds, cells...); infinity or anything beyond the budget
-    means that the event did not happen, and counts as the budget, which pulls the ratio towards 1. NaN is a
-    missing time.
+    Args:
+        a: Positive times of the first arm, (seeds,) or (seeds, cells...). Infinity or a time above the budget means
+            that the event did not happen; it counts as the budget, which biases the ratio toward 1. NaN is missing.
+        b: Times of the second arm, same shape.
+        budget: Largest observable time.
+        confidence: 1 - alpha.
+        names: Names of the two arms in the sentence.
+        measure: Name of the event in the sentence.
     """
     check_confidence(confidence)
     if not (0 < budget < math.inf):
         raise InputError(f"budget {budget!r}; allowed: a finite number above 0")
     times = [np.asarray(values, dtype=np.float64) for values in (a, b)]
     left, right = paired_values(*(np.minimum(t, budget) for t in times))
-    clause = wording.of_time(names, measure)
+    clause = wording.time_clause(names, measure)
     assumptions = INDEPENDENT + "; a run that never got there counts as one that took the whole budget"
     account = Account("paired t over seeds' log censored times", assumptions, "ratio of steps", clause, ratio=True)
-    early = int(np.any((left <= 0) | (right <= 0), axis=1).sum())
-    if early:
-        problem = f"{early} of {wording.seeds(len(left))} reached {measure} at time 0, before anything happened"
-        return untestable("not-positive", problem, account, confidence, n=len(left) - early)
+    at_zero = int(np.any((left <= 0) | (right <= 0), axis=1).sum())
+    if at_zero:
+        problem = f"{at_zero} of {wording.seeds(len(left))} reached {measure} at time 0, before anything happened"
+        return untestable("not-positive", problem, account, confidence, n=len(left) - at_zero)
     used = np.isfinite(left + right).all(axis=1)
     if used.any() and (left[used] >= budget).all() and (right[used] >= budget).all():
         limit = wording.number(budget)
         problem = f"neither {names[0]} nor {names[1]} reached {measure} within the budget of {limit}"
         return untestable("all-censored", problem, account, confidence, per_seed=np.zeros(int(used.sum())))
     per_seed = (np.log(left) - np.log(right)).mean(axis=1)
-    found = compare_seeds(per_seed, account, confidence, max(1.0, abs(math.log(budget))))
-    late = [int((side[used] >= budget).sum()) for side in (left, right)]
-    if not found.testable or not any(late):
-        return found
+    result = compare_seeds(per_seed, account, confidence, max(1.0, abs(math.log(budget))))
+    n_censored = [int((side[used] >= budget).sum()) for side in (left, right)]
+    if not result.testable or not any(n_censored):
+        return result
     runs = left[used].size
-    censored = f"; {names[0]} never got there in {late[0]} of {runs} runs and {names[1]} in {late[1]} of {runs}."
-    return dataclasses.replace(found, sentence=found.sentence.removesuffix(".") + censored)
+    censored = (
+        f"; {names[0]} never got there in {n_censored[0]} of {runs} runs and {names[1]} in {n_censored[1]} of {runs}."
+    )
+    return dataclasses.replace(result, sentence=result.sentence.removesuffix(".") + censored)
 
 
 def equivalence(
@@ -177,28 +199,29 @@ def equivalence(
     """Return the paired difference with the p-value of two one-sided tests (TOST): small if equivalent.
 
     The null hypothesis is a difference of at least *margin*: outside [-m, m], or with *log* (values are
-    logarithms) a ratio outside [1 / (1 + m), 1 + m]. Arms are equivalent at alpha = 1 - confidence when
+    logarithms) a ratio outside [1 / (1 + m), 1 + m]. Arms are equivalent at alpha = 1 - confidence if
     `equivalence_interval` lies inside. Schuirmann (1987), J. Pharmacokinet. Biopharm. 15:657.
+    The other arguments are those of `paired_difference`.
     """
     low, high = margin_region(margin, ratio=log)
-    found = paired_difference(a, b, confidence=confidence, log=log, names=names, measure=measure)
-    if not found.testable:
-        return found
-    inside = low < found.effect < high
-    if found.outcome == "constant":
-        p_value = 2.0**-found.n if inside else 1.0
+    result = paired_difference(a, b, confidence=confidence, log=log, names=names, measure=measure)
+    if not result.testable:
+        return result
+    inside = low < result.effect < high
+    if result.outcome == "constant":
+        p_value = 2.0**-result.n if inside else 1.0
     else:
         bounds = (math.log(low), math.log(high)) if log else (low, high)
-        p_value = _tost(np.array(found.per_seed), *bounds)
-    return dataclasses.replace(found, p_value=p_value, method="two one-sided paired t tests (TOST)")
+        p_value = _tost(np.array(result.per_seed), *bounds)
+    return dataclasses.replace(result, p_value=p_value, method="two one-sided paired t tests (TOST)")
 
 
 def sign_flip(per_seed: ArrayLike, *, resamples: int = 9999, seed: int = 0) -> float:
     """Return the two-sided p-value of the sign-flip test of the mean difference.
 
-    *per_seed* are the differences, one a seed (`Comparison.per_seed`). Exact while 2^n <= *resamples* (n <=
-    13), drawn at random beyond. It assumes differences symmetric about 0 instead of a normal mean, and
-    cannot reach .05 below n = 6. NaN with fewer than 2 differences.
+    *per_seed* are the differences, one per seed (`Comparison.per_seed`). Exact if 2^n <= *resamples* (n <= 13), else
+    from random sign flips. The test assumes differences symmetric about 0 instead of a normal mean, and cannot reach
+    .05 below n = 6. NaN with fewer than 2 differences.
 
     >>> sign_flip([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     0.03125
@@ -226,7 +249,7 @@ def _mean_over_cells(values: Array, levels: int) -> Array:
 
 
 def _tost(per_seed: Array, low: float, high: float) -> float:
-    # Importing statsmodels changes the warning filters of the whole process; this puts them back.
+    # Importing statsmodels changes the warning filters of the whole process; this restores them.
     with warnings.catch_warnings():
         from statsmodels.stats.weightstats import DescrStatsW
     return float(DescrStatsW(per_seed).ttost_mean(low, high)[0])

@@ -1,4 +1,4 @@
-"""How many seeds: power of paired t and equivalence tests, registered looks, seeds that settle a claim."""
+"""Sample size planning: power of paired t and equivalence tests, registered looks, seeds that settle a claim."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_SEEDS = 1_000_000
 
 
 def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -> float:
-    """Return the chance that the two-sided paired t test finds a true mean difference *effect* with n seeds.
+    """Return the power of the two-sided paired t test for a true mean difference *effect* with n seeds.
 
     1 - F(t; n - 1, d sqrt(n)) + F(-t; n - 1, d sqrt(n)), F the noncentral t distribution, d = effect / sd
     in standard deviations of the paired differences.
@@ -28,10 +28,10 @@ def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -
         return 0.0
     shift = _in_sds(effect, sd) * math.sqrt(n)
     critical = float(stdtrit(n - 1, 1 - (1 - confidence) / 2))
-    # So far out the tail is 1 to the last bit, and the series for it no longer converges.
+    # Here the power is 1 to the last bit, and the series for the tail no longer converges.
     if shift > 30 + 2 * critical:
         return 1.0
-    # The wrong tail is below the normal's beyond its mean, and so far out scipy returns NaN for it.
+    # The opposite tail is negligible here (below that of the normal), and scipy returns NaN for it.
     wrong = float(nctdtr(n - 1, shift, -critical)) if shift < 6 else 0.0
     return float(1 - nctdtr(n - 1, shift, critical)) + wrong
 
@@ -39,9 +39,9 @@ def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -
 def equivalence_power(
     n: int, margin: float, sd: float = 1.0, *, effect: float = 0.0, confidence: float = 0.95
 ) -> float:
-    """Return the chance that TOST with n seeds puts a true difference *effect* within [-margin, margin].
+    """Return the power of TOST with n seeds to place a true difference *effect* within [-margin, margin].
 
-    Given the sample SD s the test passes when |mean| < margin - t s / sqrt(n); this averages that
+    Given the sample SD s, the test rejects if |mean| < margin - t s / sqrt(n). This function averages that
     probability over the chi-square distribution of s, at 500 equally likely values.
     """
     check_confidence(confidence)
@@ -57,7 +57,7 @@ def equivalence_power(
 
 
 def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
-    """Return the fewest seeds whose power to find *effect* reaches *target*.
+    """Return the smallest number of seeds whose power to detect *effect* reaches *target*.
 
     >>> [seeds_needed(d, confidence=c) for d in (1.0, 1.5) for c in (0.95, 0.99)]
     [10, 16, 6, 9]
@@ -69,7 +69,7 @@ def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, ta
 
 
 def seeds_for_equivalence(margin: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
-    """Return the fewest seeds whose power to show two equal arms equivalent within *margin* reaches *target*.
+    """Return the smallest number of seeds whose power to show equivalence of equal arms reaches *target*.
 
     >>> seeds_for_equivalence(1.0), seeds_for_equivalence(0.5), seeds_for_equivalence(0.5, confidence=0.99)
     (11, 36, 55)
@@ -83,32 +83,41 @@ def seeds_for_equivalence(margin: float, sd: float = 1.0, *, confidence: float =
 def seeds_to_settle(
     sd: float, n: int, *, margin: float, ratio: bool = False, confidence: float = 0.95, target: float = 0.8
 ) -> int | None:
-    """Return the seeds that settle a claim: enough to find a difference of the margin, and to show equality.
+    """Return the seeds that settle a claim: enough to detect a difference of the margin, and to show equality.
 
-    The standard deviation *sd* of n paired differences (of log ratios where *ratio*) is itself uncertain,
-    so its upper 80% bound sd sqrt((n - 1) / chi2_{0.2, n-1}) is used; the observed effect never is, since
-    plans made from it are underpowered half of the time. None where no SD is known, or where it exceeds
-    the margin a hundredfold.
+    The observed effect is not used, since plans based on it are underpowered half of the time.
+
+    Args:
+        sd: Standard deviation of the paired differences (of log ratios if *ratio*). It is itself uncertain, so its
+            upper 80% bound sd sqrt((n - 1) / chi2_{0.2, n-1}) is used.
+        n: Number of pairs that *sd* was estimated from.
+        margin: Smallest effect that matters.
+        ratio: Whether the effect is a ratio.
+        confidence: 1 - alpha.
+        target: Power to reach.
+
+    Returns:
+        The number of seeds, or None if the SD is unknown or its bound exceeds the margin a hundredfold.
     """
     check_confidence(confidence)
     high = margin_region(margin, ratio)[1]
     if n < 2 or not math.isfinite(sd):
         return None
-    # Below this many seeds even differences that are all equal settle nothing (exact sign interval).
+    # With fewer seeds even constant differences settle nothing (exact sign interval).
     fewest = math.ceil(1 - math.log2(1 - confidence))
     if sd == 0:
         return fewest
-    # chdtri inverts the upper tail: 80% of it lies above the 0.2 quantile.
+    # chdtri inverts the upper tail: 80% of the distribution lies above the 0.2 quantile.
     bound = sd * math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
     width = math.log(high) if ratio else high
     if bound > 100 * width:
         return None
-    found = seeds_needed(width, bound, confidence=confidence, target=target)
-    return max(found, seeds_for_equivalence(width, bound, confidence=confidence, target=target))
+    to_detect = seeds_needed(width, bound, confidence=confidence, target=target)
+    return max(to_detect, seeds_for_equivalence(width, bound, confidence=confidence, target=target))
 
 
 def looks(at: Sequence[int] = (5, 10, 20), *, alpha: float = 0.05) -> dict[int, float]:
-    """Return the alpha spent at each registered look: equal shares, which together err at alpha at most.
+    """Return the alpha spent at each registered look: equal shares, whose total error is at most alpha.
 
     >>> {n: round(share, 4) for n, share in looks().items()}
     {5: 0.0167, 10: 0.0167, 20: 0.0167}
@@ -127,7 +136,7 @@ def _in_sds(effect: float, sd: float) -> float:
 
 
 def _fewest(power_at: Callable[[int], float], target: float, guess: float) -> int:
-    """Return the fewest seeds whose power reaches *target*, searched outwards from a guess near it."""
+    """Return the smallest number of seeds whose power reaches *target*, searched outward from *guess*."""
     if not guess < MOST_SEEDS:
         raise InputError(f"a power of {target} needs more than {MOST_SEEDS:,} seeds; declare a larger effect or margin")
     low = high = max(2, round(guess))
@@ -143,7 +152,7 @@ def _fewest(power_at: Callable[[int], float], target: float, guess: float) -> in
 
 
 def _normal_guess(effect: float, sd: float, one_sided: float, miss: float) -> float:
-    """Return ((z_(1 - one_sided) + z_(1 - miss)) sd / effect)^2, the number of seeds were the SD known."""
+    """Return ((z_(1 - one_sided) + z_(1 - miss)) sd / effect)^2, the number of seeds for a known SD."""
     size = _in_sds(effect, sd)
     return ((float(ndtri(one_sided)) + float(ndtri(miss))) / size) ** 2 if size else math.inf
 

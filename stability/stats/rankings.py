@@ -1,4 +1,4 @@
-"""Many arms put in order, with intervals for all pairs at once and letters for those that cannot be told apart."""
+"""Rankings of arms, with simultaneous intervals for all pairs and letters that group indistinguishable arms."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ from stability.stats.comparison import ROUNDING, Array, Interval, check_confiden
 
 @dataclass(frozen=True)
 class Place:
-    """One arm in a ranking: its mean over seeds, its *letters* (arms that share one cannot be told apart), and how far
-    it is from the first arm, with the simultaneous interval of that difference."""
+    """One arm in a ranking.
+
+    Attributes:
+        name: Name of the arm.
+        mean: Mean over seeds.
+        letters: Group letters; arms that share a letter do not differ significantly.
+        behind: Difference from the first arm.
+        interval: Simultaneous interval of that difference.
+    """
 
     name: str
     mean: float
@@ -31,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms of a ranking, the better first: mean difference first - second, and its simultaneous interval."""
+    """Two arms of a ranking, better first: mean difference first - second, and its simultaneous interval."""
 
     names: tuple[str, str]
     difference: float
@@ -39,13 +46,22 @@ class Pair:
 
     @property
     def apart(self) -> bool:
-        """Whether the interval excludes no difference."""
+        """Return whether the interval excludes 0."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Arms from best to worst, all their pairs, and the *n* seeds used; *problem* says why there are none."""
+    """Arms from best to worst, with all their pairs.
+
+    Attributes:
+        places: The arms, best first.
+        pairs: All pairs of arms.
+        confidence: Simultaneous confidence of all intervals.
+        n: Number of seeds used.
+        left_out: Number of seeds that lack a value.
+        problem: Why there is no ranking; empty if there is one.
+    """
 
     places: tuple[Place, ...]
     pairs: tuple[Pair, ...]
@@ -62,18 +78,20 @@ def ranking(
     better: Literal["higher", "lower"] = "higher",
     confidence: float = 0.95,
 ) -> Ranking:
-    """Return the order of arms from *values* (seeds, arms), with paired t intervals for all differences at once.
+    """Return the arms of *values* (seeds, arms) in order, with simultaneous paired t intervals of all differences.
 
-    Each of the K = k (k - 1) / 2 intervals has confidence 1 - alpha / K (Bonferroni), from its own pair's differences
-    over the seeds, so that all of them hold at *confidence* whatever the arms share. Two sharper ways fail where losses
-    are compared: Tukey's studentized range takes all arms to vary equally (a wrong pair in 15% of 400 simulations of 12
-    equal arms of unequal spread, 10 seeds), and the largest t over sign flips errs with few seeds (in 11% at 5 seeds),
-    for intervals that are 3% shorter at 10 to 20 seeds. Seeds with a value missing are left out for all arms.
+    Each of the K = k (k - 1) / 2 intervals has confidence 1 - alpha / K (Bonferroni) and uses only its own pair's
+    differences over the seeds, so all of them hold at *confidence* whatever the correlation between arms. Two sharper
+    methods fail when losses are compared. Tukey's studentized range assumes equal variances (a wrong pair in 15% of 400
+    simulations of 12 equal arms of unequal spread, 10 seeds). The largest t over sign flips is too liberal with few
+    seeds (a wrong pair in 11% at 5 seeds), and its intervals are only 3% shorter at 10 to 20 seeds. Seeds with a
+    missing value are left out for all arms.
 
-    Raises `InputError` for another shape, or fewer than two arms.
+    Raises:
+        InputError: *values* have another shape, or there are fewer than two arms.
 
-    >>> found = ranking([[1.0, 3.0, 1.1], [1.2, 3.1, 1.1], [0.9, 3.2, 1.0], [1.0, 3.0, 0.9]], ["a", "b", "c"])
-    >>> [(place.name, place.letters) for place in found.places]
+    >>> result = ranking([[1.0, 3.0, 1.1], [1.2, 3.1, 1.1], [0.9, 3.2, 1.0], [1.0, 3.0, 0.9]], ["a", "b", "c"])
+    >>> [(place.name, place.letters) for place in result.places]
     [('b', 'a'), ('c', 'b'), ('a', 'b')]
     """
     check_confidence(confidence)
@@ -87,18 +105,18 @@ def ranking(
     if n < 2:
         return Ranking((), (), confidence, n, left_out, f"{n} of {len(table)} seeds have a value for every arm")
     sign = -1.0 if better == "higher" else 1.0
-    # Equal means keep the order in which the arms were named.
+    # Arms with equal means keep the order of *names*.
     order = np.argsort(sign * used.mean(axis=0), kind="stable").tolist()
-    ordered, sorted_names = used[:, order], [names[place] for place in order]
-    couples = list(itertools.combinations(range(len(names)), 2))
-    alpha = (1 - confidence) / len(couples)
-    intervals = {(i, j): _interval(ordered[:, i] - ordered[:, j], alpha) for i, j in couples}
+    ordered, sorted_names = used[:, order], [names[index] for index in order]
+    index_pairs = list(itertools.combinations(range(len(names)), 2))
+    alpha = (1 - confidence) / len(index_pairs)
+    intervals = {(i, j): _interval(ordered[:, i] - ordered[:, j], alpha) for i, j in index_pairs}
     means = ordered.mean(axis=0).tolist()
     pairs = {
         (i, j): Pair((sorted_names[i], sorted_names[j]), means[i] - means[j], interval)
         for (i, j), interval in intervals.items()
     }
-    letters = letters_of(len(names), {place for place, pair in pairs.items() if pair.apart})
+    letters = letters_of(len(names), {index for index, pair in pairs.items() if pair.apart})
     places = tuple(
         Place(name, means[j], letters[j], means[j] - means[0], _mirrored(intervals[0, j]) if j else (0.0, 0.0))
         for j, name in enumerate(sorted_names)
@@ -107,39 +125,39 @@ def ranking(
 
 
 def _interval(differences: Array, alpha: float) -> Interval:
-    """Return the paired t interval; of differences that do not vary, the exact one of their sign."""
-    n, centre, spread = len(differences), float(differences.mean()), float(differences.std(ddof=1))
+    """Return the paired t interval, or the exact sign interval for constant differences."""
+    n, center, spread = len(differences), float(differences.mean()), float(differences.std(ddof=1))
     if spread <= ROUNDING * max(1.0, float(np.abs(differences).max())):
-        return (centre, centre) if 2.0 ** (1 - n) <= alpha else (-math.inf, math.inf)
+        return (center, center) if 2.0 ** (1 - n) <= alpha else (-math.inf, math.inf)
     half = float(stdtrit(n - 1, 1 - alpha / 2)) * spread / math.sqrt(n)
-    return centre - half, centre + half
+    return center - half, center + half
 
 
 def _mirrored(interval: Interval) -> Interval:
     return -interval[1], -interval[0]
 
 
-def letters_of(count: int, apart: Collection[tuple[int, int]]) -> tuple[str, ...]:
-    """Return the letters of *count* ordered arms: two share one exactly if they are not *apart*, pairs (i, j), i < j.
+def letters_of(count: int, different: Collection[tuple[int, int]]) -> tuple[str, ...]:
+    """Return letters of *count* ordered arms; two share one exactly if their pair (i, j), i < j, is not *different*.
 
-    Insert and absorb: every pair that is apart splits each group that holds both, and groups inside others go. Piepho
-    (2004), J. Comput. Graph. Stat. 13:456.
+    Insert and absorb: every pair in *different* splits each group that contains both arms, and groups that are subsets
+    of others are removed. Piepho (2004), J. Comput. Graph. Stat. 13:456.
 
     >>> letters_of(4, {(0, 2), (0, 3), (1, 3)})
     ('a', 'ab', 'bc', 'c')
     """
     groups = [frozenset(range(count))]
-    for i, j in sorted(apart):
+    for i, j in sorted(different):
         split: list[frozenset[int]] = []
         for group in groups:
             split += [group - {i}, group - {j}] if i in group and j in group else [group]
         distinct = list(dict.fromkeys(split))
         groups = [group for group in distinct if not any(group < other for other in distinct)]
     groups.sort(key=sorted)
-    return tuple("".join(_letter(place) for place, group in enumerate(groups) if arm in group) for arm in range(count))
+    return tuple("".join(_letter(index) for index, group in enumerate(groups) if arm in group) for arm in range(count))
 
 
-def _letter(place: int) -> str:
-    """Return a, b, ... z, then a1, b1 and so on."""
-    turn, letter = divmod(place, len(string.ascii_lowercase))
+def _letter(index: int) -> str:
+    """Return the letter of a group by its index: a, b, ... z, then a1, b1 and so on."""
+    turn, letter = divmod(index, len(string.ascii_lowercase))
     return string.ascii_lowercase[letter] + (str(turn) if turn else "")

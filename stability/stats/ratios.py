@@ -1,4 +1,4 @@
-"""A ratio of sums over independent events, such as a pooled noise fraction, with its interval."""
+"""The interval of a ratio of sums over independent events, such as a pooled noise fraction."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ def fraction_interval(
 ) -> tuple[float, float, float]:
     """Return the pooled noise fraction of independent events and its interval (fraction, low, high).
 
-    sum(traces) / sum(second_moments), both (n,), one entry an event (a call of `stability.gradient_noise`).
-    Delete-one jackknife of the ratio of sums with Student quantiles of n - 1 degrees of freedom (Efron and
-    Stein 1981); NaN ends for a single event. The interval is for one run: across runs, the unit is the run.
-    Raises `InputError` unless both are equally long rows.
+    The estimate is sum(traces) / sum(second_moments), both (n,), one entry per event (a call of
+    `stability.gradient_noise`). The interval is the delete-one jackknife of the ratio of sums with Student quantiles of
+    n - 1 degrees of freedom (Efron and Stein 1981); its bounds are NaN for a single event. It holds for one run: across
+    runs, the unit is the run.
+
+    Raises:
+        InputError: *traces* and *second_moments* are not of the same length.
 
     >>> fraction_interval([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
     (0.5, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""Spikes in a logged series: sudden rises that heal, counted by a rule without units and by two published ones."""
+"""Spikes in a logged series, counted by a scale-free rule and by two published rules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import ArrayLike
 from stability.registry import InputError
 
 WINDOW = 100
-"""Steps that a value is compared with: those just before it."""
+"""Number of preceding steps that a value is compared with."""
 
 THRESHOLD = 8.0
-"""Robust standard deviations above the running median that make a spike."""
+"""A spike lies this many robust standard deviations above the running median."""
 
 MERGE = 10
-"""Exceedances at most this many steps apart are one spike (as Wortsman et al. 2023 count)."""
+"""Exceedances at most this many steps apart count as one spike (as in Wortsman et al. 2023)."""
 
 _TO_SD = 1.4826  # of a median absolute deviation, for a normal series
 _RESOLUTION = 1e-5  # of the running median: less than this is rounding of a series stored in single precision
@@ -24,32 +24,38 @@ _RESOLUTION = 1e-5  # of the running median: less than this is rounding of a ser
 
 @dataclass(frozen=True)
 class Spikes:
-    """Where a series spikes: the first step of each spike, and how many steps were looked at."""
+    """The first step of each spike of a series, and the number of steps that were tested."""
 
     steps: tuple[int, ...]
     counted: int
 
     @property
     def rate(self) -> float:
-        """Return the spikes per 1,000 steps looked at; NaN if there were none."""
+        """Return the spikes per 1,000 tested steps; NaN if no step was tested."""
         return 1000 * len(self.steps) / self.counted if self.counted else float("nan")
 
 
 def spikes(
     series: ArrayLike, *, start: int = 0, window: int = WINDOW, threshold: float = THRESHOLD, merge: int = MERGE
 ) -> Spikes:
-    """Return the spikes of a *series* (steps,) from step *start* on: values far above those just before.
+    """Return the spikes of a *series* (steps,) from step *start* on: values far above the preceding ones.
 
     x_s is a spike if x_s - m > threshold * 1.4826 MAD, with m the median and MAD the median absolute deviation of the
-    *window* values before it, none of them before *start* (the end of warm-up). Multiplying the series by a constant
-    or adding one to it changes nothing, so losses of different scale can be compared; give the logarithm of
-    quantities that vary by factors, such as norms. Exceedances at most *merge* steps apart are one spike, so a jump
-    to a new level is one as well. Steps with a non-finite value are not looked at.
-
+    *window* values before it. The result does not change if the series is multiplied by a constant or shifted, so
+    losses of different scale can be compared; pass the logarithm of quantities that vary by factors, such as norms.
     Simulated at the defaults over 40,000 steps of independent noise around a constant, per 1,000 steps: normal 0.0,
-    Student t with 4 degrees of freedom 0.5, lognormal (sd 1 of the log) 16. So compare rates across runs; do not
-    read one as a number of accidents. The rule needs long runs (5,000 steps or more) to see rare events. Raises
-    `InputError` for a series that is not a row or a window below 10.
+    Student t with 4 degrees of freedom 0.5, lognormal (sd 1 of the log) 16. So compare rates between runs; a single
+    rate is not a number of incidents. The rule needs long runs (5,000 steps or more) to detect rare events.
+
+    Args:
+        series: One value per step, (steps,). Steps with a non-finite value are not tested.
+        start: First step used, at the end of warm-up.
+        window: Number of preceding values that each value is compared with.
+        threshold: Robust standard deviations above the median that make a spike.
+        merge: Exceedances at most this many steps apart count as one spike; so does a jump to a new level.
+
+    Raises:
+        InputError: *series* is not one-dimensional, or *window* is below 10.
 
     >>> calm = np.exp(-np.arange(400) / 100)
     >>> spikes(calm).steps, spikes(calm + 5 * (np.arange(400) == 250)).steps
@@ -76,9 +82,10 @@ def loss_spikes_by_deviation(
 ) -> Spikes:
     """Return loss spikes as Wortsman et al. (2023) count them: above a running mean by 3.2 running deviations.
 
-    The first 1,000 steps are left out and spikes within 10 steps are one. Their text, arXiv:2304.13013, leaves the
-    running window open: here it is the *window* values before. One large spike inflates the deviation and hides the
-    next, and normal noise exceeds 3.2 deviations about once in 1,000 steps: for comparison, not for verdicts.
+    The first 1,000 steps are left out, and spikes within 10 steps count as one. Their text, arXiv:2304.13013, does not
+    specify the running window; here it is the preceding *window* values. One large spike inflates the deviation and
+    hides the next, and normal noise exceeds 3.2 deviations about once in 1,000 steps. Use this for comparison with
+    published rates, not for verdicts.
     """
     values = _row(loss)
     first = max(start, window)
@@ -91,11 +98,11 @@ def loss_spikes_by_deviation(
 
 
 def loss_spikes_by_height(loss: ArrayLike, *, height: float = 0.1, window: int = 201, start: int = 0) -> Spikes:
-    """Return the steps whose loss lies more than 0.1 nats above a 201-step rolling median, each counted.
+    """Return the steps whose loss lies more than 0.1 nats above a 201-step rolling median, without merging.
 
-    The operational rule of the Qwen3.8-Next report (arXiv:2608.30320), which gives the rate per 10,000 steps. The
-    median is of the *window* steps that end with the step itself. It depends on the scale of the loss, so it cannot
-    compare losses: for comparison with published rates only.
+    This is the operational rule of the Qwen3.8-Next report (arXiv:2608.30320), which gives the rate per 10,000 steps.
+    The median is that of the *window* steps that end with the step itself. The rule depends on the scale of the loss,
+    so it cannot compare losses. Use it only for comparison with published rates.
     """
     values = _row(loss)
     first = start + window - 1
@@ -108,11 +115,11 @@ def loss_spikes_by_height(loss: ArrayLike, *, height: float = 0.1, window: int =
 
 
 def update_spikes_by_level(rms: ArrayLike, *, level: float = 2.3, start: int = 1000, merge: int = MERGE) -> Spikes:
-    """Return where the RMS of g / sqrt(v) of one weight matrix reaches 2.3, the sign of a second moment out of date.
+    """Return where the RMS of g / sqrt(v) of one weight matrix reaches 2.3, which indicates an outdated second moment.
 
-    RMS_t = sqrt(mean(g_t^2 / max(v_t, eps^2))) with Adam's bias-corrected v; 1 where v is right. Wortsman et al.
-    (2023), arXiv:2304.13013. The level means something else at another beta2, and on trained scalars it is passed
-    almost always: give weight matrices, and compare at equal beta2.
+    RMS_t = sqrt(mean(g_t^2 / max(v_t, eps^2))) with Adam's bias-corrected v; it is 1 if v is accurate. Wortsman et al.
+    (2023), arXiv:2304.13013. The meaning of the level depends on beta2, and trained scalars exceed it almost always:
+    pass weight matrices, and compare at equal beta2.
     """
     values = _row(rms)[start:]
     seen = np.isfinite(values)
@@ -127,6 +134,6 @@ def _row(series: ArrayLike) -> np.ndarray:
 
 
 def _merged(steps: np.ndarray, merge: int) -> tuple[int, ...]:
-    """Return the first of each run of *steps* in which neighbours are at most *merge* apart."""
+    """Return the first of each group of *steps* whose neighbors differ by at most *merge*."""
     first = np.diff(steps, prepend=-merge - 1) > merge
     return tuple(int(step) for step in steps[first])

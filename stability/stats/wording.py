@@ -1,4 +1,4 @@
-"""The plain words of a comparison: numbers, percentages and the clause that says which arm is higher."""
+"""The words of a comparison: numbers, percentages and the clause that states which arm is higher."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 Names = tuple[str, str]
-"""The names of two arms; the second may be `another` measure of the first arm instead."""
+"""The names of two arms; the second may be another measure of the first arm (see `own_measure`)."""
 
 Clause = Callable[[float], str]
 
@@ -14,7 +14,7 @@ ITS = "its "
 
 
 def number(x: float) -> str:
-    """Return *x* with three significant digits, and no exponent where a reader can do without.
+    """Return *x* with three significant digits, without an exponent where possible.
 
     >>> number(0.88123), number(-12345.6), number(2e-7), number(float("inf"))
     ('0.881', '-12,346', '2e-07', 'infinity')
@@ -34,7 +34,7 @@ def percent(share: float) -> str:
 
 
 def confidence_in_percent(confidence: float) -> str:
-    """Return a confidence level, exact enough for one that was divided among claims.
+    """Return a confidence level in percent, with enough digits for one that is shared among claims.
 
     >>> confidence_in_percent(0.95), confidence_in_percent(1 - 0.05 / 3)
     ('95%', '98.33%')
@@ -48,7 +48,7 @@ def seeds(n: int) -> str:
 
 
 def between(interval: tuple[float, float], ratio: bool) -> str:
-    """Return an interval as ``"lo to hi"``, or ``"unbounded"`` when it excludes nothing."""
+    """Return an interval as ``"lo to hi"``, or ``"unbounded"`` if it excludes nothing."""
     lo, hi = interval
     if hi == math.inf and lo == (0.0 if ratio else -math.inf):
         return "unbounded"
@@ -64,70 +64,70 @@ def relative(factor: float, more: str, less: str) -> str:
     return f"{percent(abs(factor - 1))} {more if factor > 1 else less} than"
 
 
-def another(measure: str) -> str:
-    """Return the name of a second side that is no arm but another measure of the first one: *"its ..."*."""
+def own_measure(measure: str) -> str:
+    """Return the name of a second side that is another measure of the first arm: *"its ..."*."""
     return ITS + measure
 
 
 def of_each(form: str, names: Names, measure: str) -> tuple[Names, str]:
-    """Return names and measure where what is compared is made of the measure, such as ``"slope of {}"``.
+    """Return names and measure of a quantity derived from the measure, such as ``"slope of {}"``.
 
     >>> of_each("slope of {}", ("siglip", "clip"), "recall")
     (('siglip', 'clip'), 'slope of recall')
-    >>> of_each("slope of {}", ("clip", another("accuracy")), "recall")
+    >>> of_each("slope of {}", ("clip", own_measure("accuracy")), "recall")
     (('clip', 'its slope of accuracy'), 'slope of recall')
     """
     a, b = names
-    return (a, another(form.format(b.removeprefix(ITS))) if b.startswith(ITS) else b), form.format(measure)
+    return (a, own_measure(form.format(b.removeprefix(ITS))) if b.startswith(ITS) else b), form.format(measure)
 
 
-def _theirs(name: str) -> str:
+def _possessive(name: str) -> str:
     return name if name.startswith(ITS) else f"{name}'s"
 
 
-def of_ratio(names: Names, measure: str) -> Clause:
+def ratio_clause(names: Names, measure: str) -> Clause:
     """Return the clause for a ratio of levels: *"siglip's gradient noise is 12% lower than clip's"*."""
-    a, theirs = names[0], _theirs(names[1])
+    a, possessive = names[0], _possessive(names[1])
 
     def clause(ratio: float) -> str:
         if ratio == 1:
-            return f"{a}'s {measure} equals {theirs}"
+            return f"{a}'s {measure} equals {possessive}"
         if ratio >= 2:
-            return f"{a}'s {measure} is {number(ratio)} times {theirs}"
-        return f"{a}'s {measure} is {relative(ratio, 'higher', 'lower')} {theirs}"
+            return f"{a}'s {measure} is {number(ratio)} times {possessive}"
+        return f"{a}'s {measure} is {relative(ratio, 'higher', 'lower')} {possessive}"
 
     return clause
 
 
-def of_difference(names: Names, measure: str) -> Clause:
+def difference_clause(names: Names, measure: str) -> Clause:
     """Return the clause for a difference of levels: *"siglip's recall is 0.12 higher than clip's"*."""
-    a, theirs = names[0], _theirs(names[1])
+    a, possessive = names[0], _possessive(names[1])
 
     def clause(difference: float) -> str:
         if difference == 0:
-            return f"{a}'s {measure} equals {theirs}"
+            return f"{a}'s {measure} equals {possessive}"
         word = "higher" if difference > 0 else "lower"
-        return f"{a}'s {measure} is {number(abs(difference))} {word} than {theirs}"
+        return f"{a}'s {measure} is {number(abs(difference))} {word} than {possessive}"
 
     return clause
 
 
-def of_spread(names: Names, measure: str) -> Clause:
+def spread_clause(names: Names, measure: str) -> Clause:
     """Return the clause for a ratio of spreads: *"siglip's recall varies 33% less across seeds than ..."*."""
-    a, theirs = names[0], _theirs(names[1])
+    a, possessive = names[0], _possessive(names[1])
 
     def clause(ratio: float) -> str:
         if ratio == 1:
-            return f"{a}'s {measure} varies across seeds as much as {theirs}"
+            return f"{a}'s {measure} varies across seeds as much as {possessive}"
         if ratio >= 2:
-            return f"{a}'s {measure} varies {number(ratio)} times as much across seeds as {theirs}"
+            return f"{a}'s {measure} varies {number(ratio)} times as much across seeds as {possessive}"
         word = "more" if ratio > 1 else "less"
-        return f"{a}'s {measure} varies {percent(abs(ratio - 1))} {word} across seeds than {theirs}"
+        return f"{a}'s {measure} varies {percent(abs(ratio - 1))} {word} across seeds than {possessive}"
 
     return clause
 
 
-def of_time(names: Names, measure: str) -> Clause:
+def time_clause(names: Names, measure: str) -> Clause:
     """Return the clause for a ratio of steps: *"siglip takes 25% fewer steps than clip to reach the threshold"*."""
     a, b = names
 

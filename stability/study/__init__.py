@@ -1,4 +1,4 @@
-"""A study: one TOML file, validated into frozen data. Nothing in it can run code."""
+"""Studies: TOML files that are parsed and validated into frozen data. Nothing in a file can run code."""
 
 from stability.study.comparing import command_of, with_loss
 from stability.study.reading import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
@@ -6,6 +6,7 @@ from stability.study.schema import (
     DEFAULT_SCALE,
     DOUBLING,
     LATE,
+    OPTIMIZER_OPTIONS,
     SCALES,
     Arm,
     ArmTrain,
@@ -19,6 +20,8 @@ from stability.study.schema import (
     Tune,
     digest,
     modalities,
+    optimizer_of,
+    optimizer_options,
 )
 from stability.study.searching import FIRST_TUNING_SEED, Setting, search_of, settings_of, tuning_measure
 from stability.study.template import kinds, parse_options, study_path, write_study
@@ -28,6 +31,7 @@ __all__ = [
     "DOUBLING",
     "FIRST_TUNING_SEED",
     "LATE",
+    "OPTIMIZER_OPTIONS",
     "SCALES",
     "Arm",
     "ArmTrain",
@@ -46,6 +50,8 @@ __all__ = [
     "kinds",
     "load_study",
     "modalities",
+    "optimizer_of",
+    "optimizer_options",
     "parse_options",
     "parse_study",
     "search_of",

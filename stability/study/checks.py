@@ -1,4 +1,4 @@
-"""What the types of a study cannot say: names that exist, claims that its runs can decide, batches that fit."""
+"""Validation of a study beyond its types: known names, claims that its runs can decide, batch sizes that fit."""
 
 from __future__ import annotations
 
@@ -8,56 +8,68 @@ from typing import Any
 
 import torch
 
-from stability.check import admit
+from stability.check import validate_loss
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
 from stability.encoders import Modality, encoder, reads
-from stability.encoders.soundness import refuse_unsound
+from stability.encoders.soundness import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
+from stability.optimizers import optimizer
 from stability.probes import Measure, probe
 from stability.registry import InputError, Variant, nearest
 from stability.study.coverage import check_coverage, check_first, check_window
 from stability.study.published import check_published
-from stability.study.schema import OVER, Arm, Claim, Ranking, Schedule, Study, Train, modalities
+from stability.study.schema import (
+    CLAIM_AXES,
+    OPTIMIZER_OPTIONS,
+    Arm,
+    Claim,
+    Ranking,
+    Schedule,
+    Study,
+    Train,
+    modalities,
+    optimizer_options,
+)
 from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.within import check_against
 
 
 def check(study: Study, locate: Locate) -> None:
-    """Raise `InputError` with one sentence on the first thing in *study* that cannot be run or decided."""
+    """Raise `InputError` with one sentence on the first part of *study* that cannot be run or decided."""
     pairs = _check_data(study, locate)
     _check_towers(study, pairs, locate)
     _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
     for name, schedule in study.probes.items():
         _check_probe(study, name, schedule, pairs, locate)
-    for place, claim in enumerate(study.claims):
-        _check_claim(study, claim, lambda *keys, place=place: locate("claims", place, *keys))
+    for index, claim in enumerate(study.claims):
+        _check_claim(study, claim, lambda *keys, index=index: locate("claims", index, *keys))
     _check_ids(study, locate)
-    for place, ranking in enumerate(study.rankings):
-        _check_ranking(study, ranking, lambda *keys, place=place: locate("rankings", place, *keys))
-    for place, published in enumerate(study.published):
-        check_published(study, published, lambda *keys, place=place: locate("published", place, *keys))
+    for index, ranking in enumerate(study.rankings):
+        _check_ranking(study, ranking, lambda *keys, index=index: locate("rankings", index, *keys))
+    for index, published in enumerate(study.published):
+        check_published(study, published, lambda *keys, index=index: locate("published", index, *keys))
     if study.tune:
         check_tuning(study, study.tune, locate)
 
 
-def check_replication(study: Study, again: Study, where: str) -> None:
-    """Raise `InputError` if the replication *again* is *study*, or shares runs with it: they would count twice."""
-    place = f"{where}: replications.{again.replication}"
-    whose = f"replications.{study.replication}" if study.replication else "the study"
-    if again.hash == study.hash:
-        raise InputError(f"{place}: is {whose} itself; allowed: other data, or other seeds by grid.first_seed")
-    one, other = study.canonical(), again.canonical()
-    alike = all(one.get(key) == other.get(key) for key in ("data", "model", "train", "arms"))
-    axes = ("loss", "batch_size", "pairs", "corruption", "noise")
-    alike = alike and all({*study.grid.values(axis)} & {*again.grid.values(axis)} for axis in axes)
-    shared = {*_seeds(study)} & {*_seeds(again)}
-    if alike and shared:
+def check_replication(study: Study, replication: Study, where: str) -> None:
+    """Raise `InputError` if *replication* equals *study* or shares runs with it, which would then count twice."""
+    location = f"{where}: replications.{replication.replication}"
+    owner = f"replications.{study.replication}" if study.replication else "the study"
+    if replication.hash == study.hash:
+        raise InputError(f"{location}: is {owner} itself; allowed: other data, or other seeds by grid.first_seed")
+    canonical, other_canonical = study.canonical(), replication.canonical()
+    same_setup = all(canonical.get(key) == other_canonical.get(key) for key in ("data", "model", "train", "arms"))
+    axes = ("arms", "batch_size", "train_pairs", "corruption", "noise")
+    same_setup = same_setup and all({*study.grid.values(axis)} & {*replication.grid.values(axis)} for axis in axes)
+    shared = {*_seeds(study)} & {*_seeds(replication)}
+    if same_setup and shared:
         raise InputError(
-            f"{place}: has the runs of {whose} at {len(shared)} of its {again.grid.seeds} seeds; allowed: other data, "
-            f"or grid.first_seed from {study.grid.first_seed + study.grid.seeds} on"
+            f"{location}: has the runs of {owner} at {len(shared)} of its {replication.grid.seeds} seeds; "
+            f"allowed: other data, or grid.first_seed from {study.grid.first_seed + study.grid.seeds} on"
         )
 
 
@@ -75,46 +87,50 @@ def _check_data(study: Study, locate: Locate) -> Pairs:
 
 
 def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
-    if study.model.further is None and pairs.further:
-        raise InputError(f"{locate('model', 'further')}: required by the third modality of the data, but missing")
-    if study.model.further is not None and not pairs.further:
-        raise InputError(f"{locate('model', 'further')}: {study.data.name!r} as given has two modalities; leave it out")
+    if study.model.extra_modalities is None and pairs.extra_modalities:
+        raise InputError(
+            f"{locate('model', 'extra_modalities')}: required by the third modality of the data, but missing"
+        )
+    if study.model.extra_modalities is not None and not pairs.extra_modalities:
+        raise InputError(
+            f"{locate('model', 'extra_modalities')}: {study.data.name!r} as given has two modalities; leave it out"
+        )
     for name, modality in modalities(pairs).items():
-        side, tower = name if name in ("image", "text") else "further", study.model.tower(name)
+        side, tower = name if name in ("image", "text") else "extra_modalities", study.model.tower(name)
         where = locate("model", side)
         if tower.name not in encoder:
             hint = nearest(tower.name, encoder)
             raise InputError(
                 f"{where}: unknown encoder {tower.name!r}{hint}; the file of one of your own is named by --encoder"
             )
-        found = encoder[tower.name]
-        found.check_options(tower.options, where)
-        fitting = [name for name, variant in encoder.items() if reads(variant) in (side, "any")]
-        if tower.name not in fitting:
-            what = f"{side}s" if side == name else "further modalities"
-            raise InputError(f"{where}: encoder {tower.name!r} does not read {what} (known: {', '.join(fitting)})")
+        variant = encoder[tower.name]
+        variant.check_options(tower.options, where)
+        compatible = [name for name, variant in encoder.items() if reads(variant) in (side, "any")]
+        if tower.name not in compatible:
+            inputs = f"{side}s" if side == name else "further modalities"
+            raise InputError(f"{where}: encoder {tower.name!r} does not read {inputs} (known: {', '.join(compatible)})")
         try:
-            _build(found, modality, study.model.embed_dim, tower.options)
+            _build(variant, modality, study.model.embed_dim, tower.options)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
 
 
-def _build(found: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> None:
-    """Build a tower once, so that options that do not fit show; a stranger's is tried on a few samples too."""
-    if "source" not in found.traits:
-        found(modality, embed_dim, **options)
+def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> None:
+    """Build a tower once to validate its options; a user-defined tower is also run on a few samples."""
+    if "source" not in variant.traits:
+        variant(modality, embed_dim, **options)
         return
     try:
         with torch.random.fork_rng(devices=[]):
-            tower = found(modality, embed_dim, **options)
+            tower = variant(modality, embed_dim, **options)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"encoder {found.name!r} cannot be built: {type(error).__name__}: {error}") from error
+        raise InputError(f"encoder {variant.name!r} cannot be built: {type(error).__name__}: {error}") from error
     try:
-        refuse_unsound(tower, modality, embed_dim)
+        check_tower(tower, modality, embed_dim)
     except InputError as error:
-        raise InputError(f"encoder {found.name!r}: {error}") from error
+        raise InputError(f"encoder {variant.name!r}: {error}") from error
 
 
 def _check_grid(study: Study, available: int, locate: Locate) -> None:
@@ -122,24 +138,24 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
         if isinstance(values, tuple) and len(set(values)) < len(values):
             raise InputError(f"{locate('grid', key)}: got {list(values)}; allowed: values that differ")
     for name, arm in study.arms.items():
-        if name not in study.grid.loss:
-            hint = nearest(name, study.grid.loss)
-            raise InputError(f"{locate('arms', name)}: an arm that grid.loss does not list{hint}")
+        if name not in study.grid.arms:
+            hint = nearest(name, study.grid.arms)
+            raise InputError(f"{locate('arms', name)}: an arm that grid.arms does not list{hint}")
         _check_arm(name, arm, locate)
-    for place, name in enumerate(study.grid.loss):
+    for index, name in enumerate(study.grid.arms):
         if name not in study.arms and name not in loss:
             hint = nearest(name, {*loss, *study.arms})
-            raise InputError(f"{locate('grid', 'loss', place)}: unknown loss {name!r}{hint}")
-        chosen = loss[study.arm(name).loss]
-        if "package" in chosen.traits:
-            _admit(chosen)
-        if study.model.further and "state" in reserved_of(chosen):
+            raise InputError(f"{locate('grid', 'arms', index)}: unknown loss {name!r}{hint}")
+        variant = loss[study.arm(name).loss]
+        if "package" in variant.traits:
+            _check_packaged_loss(variant)
+        if study.model.extra_modalities and "state" in reserved_of(variant):
             raise InputError(
-                f"{locate('grid', 'loss', place)}: {name!r} keeps running estimates of two modalities, and these data "
+                f"{locate('grid', 'arms', index)}: {name!r} keeps running estimates of two modalities, and these data "
                 "have more; allowed: losses without state"
             )
-    for place, name in enumerate(study.grid.corruption):
-        corruption.get_or_explain(name, locate("grid", "corruption", place))
+    for index, name in enumerate(study.grid.corruption):
+        corruption.get_or_explain(name, locate("grid", "corruption", index))
     _check_sizes(study, available, locate)
     if _seeds(study).stop > FIRST_TUNING_SEED:
         where, most = locate("grid", "seeds"), FIRST_TUNING_SEED - study.grid.first_seed
@@ -147,43 +163,43 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
             f"{where}: got {study.grid.seeds}; allowed: at most {max(0, most)} (seeds from {FIRST_TUNING_SEED:,} on "
             "are those of searches)"
         )
-    if study.grid.lr_factors and len(study.grid.lr) != 1:
+    if study.grid.lr_multipliers and len(study.grid.lr) != 1:
         where = locate("grid", "lr")
-        raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_factors: the one rate they multiply")
+        raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_multipliers: the one rate they multiply")
 
 
 def _check_sizes(study: Study, available: int, locate: Locate) -> None:
     largest = max(study.grid.batch_size)
-    for place, count in enumerate(study.grid.pairs):
+    for index, count in enumerate(study.grid.train_pairs):
         if not largest <= count <= available:
-            where, data = locate("grid", "pairs", place), study.data.name
+            where, data = locate("grid", "train_pairs", index), study.data.name
             raise InputError(
                 f"{where}: got {count}; allowed: from {largest}, the largest batch size, to {available}, the training "
                 f"pairs of {data!r}"
             )
-    for place, size in enumerate(study.grid.batch_size):
+    for index, size in enumerate(study.grid.batch_size):
         if size > available:
-            where, data = locate("grid", "batch_size", place), study.data.name
+            where, data = locate("grid", "batch_size", index), study.data.name
             raise InputError(f"{where}: got {size}; allowed: at most {available}, the training pairs of {data!r}")
 
 
-def _admit(packaged: Variant) -> None:
+def _check_packaged_loss(packaged: Variant) -> None:
     try:
-        admit(packaged)
+        validate_loss(packaged)
     except InputError as error:
         raise InputError(f"package {packaged.traits['package']}: {error}") from error
 
 
 def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
-    found = loss.get_or_explain(arm.loss, locate("arms", name, "loss"))
+    variant = loss.get_or_explain(arm.loss, locate("arms", name, "loss"))
     if name in loss and name != arm.loss:
         raise InputError(
             f"{locate('arms', name)}: {name!r} is the name of another loss; give the arm a name of its own"
         )
-    declared = scalars_of(found)
-    offered = {key: parameter for key, parameter in found.options.items() if key not in RESERVED}
+    declared = scalars_of(variant)
+    parameters = {key: parameter for key, parameter in variant.options.items() if key not in RESERVED}
     options = {key: value for key, value in arm.options.items() if key not in declared}
-    replace(found, options=offered).check_options(options, locate("arms", name))
+    replace(variant, options=parameters).check_options(options, locate("arms", name))
     for key in arm.options.keys() & declared.keys():
         try:
             Scalar.read(arm.options[key], declared[key])
@@ -196,7 +212,7 @@ def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, loca
     probe.get_or_explain(name, where).check_options(schedule.options, where)
     if forks := probe[name].traits.get("forks"):
         _check_forks(study, name, schedule, forks, where)
-    for axis in ("noise", "batch_size", "pairs"):
+    for axis in ("noise", "batch_size", "train_pairs"):
         grid = getattr(study.grid, axis)
         for value in getattr(schedule, axis) or ():
             if value not in grid:
@@ -207,142 +223,149 @@ def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, loca
 
 
 def _check_held_out_batches(study: Study, schedule: Schedule, pairs: Pairs, where: str) -> None:
-    """A probe that fits on one batch what it measures on another must have pairs that training never sees."""
-    data, held = study.data.name, pairs.held_out
-    if torch.isin(held, pairs.train).any():
-        raise InputError(f"{where}: needs held-out pairs, and {data!r} has none apart from those trained on")
+    """Raise `InputError` if there are too few held-out pairs for a probe that uses batches of them."""
+    name, held_out = study.data.name, pairs.held_out
+    if torch.isin(held_out, pairs.train).any():
+        raise InputError(f"{where}: needs held-out pairs, and {name!r} has none apart from those trained on")
     largest = max(schedule.batch_size or study.grid.batch_size)
-    if largest > len(held):
+    if largest > len(held_out):
         raise InputError(
-            f"{where}: needs batches of {largest} held-out pairs, and {data!r} holds {len(held)} out; allowed: a "
-            "larger share of data.held_out, or smaller batches (the probe's batch_size)"
+            f"{where}: needs batches of {largest} held-out pairs, and {name!r} has {len(held_out)} held-out "
+            "pairs; allowed: a larger share of data.held_out, or smaller batches (the probe's batch_size)"
         )
 
 
 def _check_forks(study: Study, name: str, schedule: Schedule, option: str, where: str) -> None:
-    for key, given in (("every", schedule.every), ("at", schedule.at)):
-        if given:
+    for key, value in (("every", schedule.every), ("at", schedule.at)):
+        if value:
             raise InputError(f"{where}.{key}: {name!r} measures where it forks the runs; give {option!r} instead")
-    given = schedule.options.get(option, probe[name].options[option].default)
-    if isinstance(given, list) and (not given or len({*given}) < len(given)):
-        raise InputError(f"{where}.{option}: got {given}; allowed: a step, or steps that differ")
+    value = schedule.options.get(option, probe[name].options[option].default)
+    if isinstance(value, list) and (not value or len({*value}) < len(value)):
+        raise InputError(f"{where}.{option}: got {value}; allowed: a step, or steps that differ")
     steps = min(study.lengths(size)[0] for size in study.grid.batch_size)
-    late = [step for step in study.due(name) if step > steps]
-    if late:
-        whose = "the study" if steps == study.train.steps else f"a run at batch size {max(study.grid.batch_size)}"
-        raise InputError(f"{where}.{option}: got {max(late)}; allowed: 0 to {steps}, the steps of {whose}")
+    after_end = [step for step in study.due(name) if step > steps]
+    if after_end:
+        run_words = "the study" if steps == study.train.steps else f"a run at batch size {max(study.grid.batch_size)}"
+        raise InputError(f"{where}.{option}: got {max(after_end)}; allowed: 0 to {steps}, the steps of {run_words}")
 
 
 def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
     _check_recipe(train, locate, "train")
     for name, arm in study.arms.items():
-        recipe, given = study.train_of(name), arm.train.given if arm.train else {}
+        recipe, overrides = study.train_of(name), arm.train.given if arm.train else {}
         _check_recipe(recipe, locate, "arms", name, "train")
-        if recipe.optimizer == "sgd" and (adams := given.keys() & {"betas", "eps"}):
-            where = locate("arms", name, "train", min(adams))
-            raise InputError(f"{where}: is AdamW's; allowed with the optimizer 'adamw' only")
+        if unused := (overrides.keys() & {*OPTIMIZER_OPTIONS}) - {*optimizer_options(recipe.optimizer)}:
+            _refuse_option(recipe, locate("arms", name, "train", min(unused)), min(unused))
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
-    if (fewest := min(study.lengths(size) for size in study.grid.batch_size))[1] >= fewest[0]:
+    if (shortest := min(study.lengths(size) for size in study.grid.batch_size))[1] >= shortest[0]:
         where, size = locate("train", "steps"), max(study.grid.batch_size)
         raise InputError(
-            f"{where}: got {train.steps}, which is {fewest[0]} at batch size {size}; allowed: more of them"
+            f"{where}: got {train.steps}, which is {shortest[0]} at batch size {size}; allowed: more than train.warmup "
+            f"steps at batch size {size}"
         )
 
 
 def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
     if train.clip_norm is not None and train.clip_quantile is not None:
         raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
-    if train.momentum and train.optimizer != "sgd":
-        raise InputError(
-            f"{locate(*table, 'momentum')}: got {train.momentum:g}; allowed with the optimizer 'sgd' only "
-            "(AdamW's is betas[0])"
-        )
+    optimizer.get_or_explain(train.optimizer, locate(*table, "optimizer"))
+    for key in OPTIMIZER_OPTIONS:
+        differs = getattr(train, key) != Train.model_fields[key].default
+        # Betas and eps of the study may serve those arms that take them.
+        if key == "momentum" and differs and key not in optimizer_options(train.optimizer):
+            _refuse_option(train, locate(*table, key), key)
+
+
+def _refuse_option(train: Train, where: str, key: str) -> None:
+    users = ", ".join(repr(name) for name in optimizer if key in optimizer_options(name))
+    raise InputError(f"{where}: the optimizer {train.optimizer!r} takes no {key}; allowed with {users} only")
 
 
 def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
-    known = {name: measure for name, measure in study.measures.items() if not measure.listed}
-    named = {"measure": claim.measure} | ({"against": claim.against} if claim.against else {})
+    measures = {name: measure for name, measure in study.measures.items() if not measure.listed}
+    named = {"measure": claim.measure} | ({"against_measure": claim.against_measure} if claim.against_measure else {})
     for key, name in named.items():
-        if name not in known:
-            raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, known)}")
-    found = contrast.get_or_explain(claim.contrast, locate("contrast"))
-    if claim.against:
-        check_against(claim, found, known, locate)
+        if name not in measures:
+            raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, measures)}")
+    variant = contrast.get_or_explain(claim.contrast, locate("contrast"))
+    if claim.against_measure:
+        check_against(claim, variant, measures, locate)
     elif claim.compare[0] == claim.compare[1]:
         raise InputError(
             f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ, or one arm and two "
-            "measures (against)"
+            "measures (against_measure)"
         )
     for key, name in named.items():
-        _check_scale(claim.scale, name, known, locate)
-        if claim.reduction and known[name].spikes:
+        _check_scale(claim.transform, name, measures, locate)
+        if claim.reduction and measures[name].spikes:
             raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
         check_coverage(study, name, key, locate)
         check_first(study, name, claim.reduction, locate)
-        check_window(study, name, claim.reduction or found.traits["reduction"], locate)
+        check_window(study, name, claim.reduction or variant.traits["reduction"], locate)
     for side, name in enumerate(claim.compare):
-        if name not in study.grid.loss:
-            hint = nearest(name, study.grid.loss)
-            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.loss{hint}")
-        if lacking := {known[each].scalar for each in named.values()} - {"", *scalars_of(loss[study.arm(name).loss])}:
-            where = locate("compare", side)
-            raise InputError(f"{where}: {name!r} has no {min(lacking)}, of which {claim.measure!r} tells")
-    asked = "better" in found.options or claim.reduction == "best" or found.traits["on"] == "times"
+        if name not in study.grid.arms:
+            hint = nearest(name, study.grid.arms)
+            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
+        arm_loss = study.arm(name).loss
+        if missing := {measures[key].scalar for key in named.values()} - {"", *scalars_of(loss[arm_loss])}:
+            where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
+            raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
+    needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits["on"] == "times"
     for key, name in named.items():
-        if asked and not known[name].better:
-            hint = nearest(name, [other for other, measure in known.items() if measure.better])
+        if needs_direction and not measures[name].better:
+            hint = nearest(name, [other for other, measure in measures.items() if measure.better])
             raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
-    _check_needs(study, claim, found, locate)
+    _check_needs(study, claim, variant, locate)
 
 
 def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
-    known = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
-    if ranking.measure not in known:
-        where, hint = locate("measure"), nearest(ranking.measure, known)
+    measures = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
+    if ranking.measure not in measures:
+        where, hint = locate("measure"), nearest(ranking.measure, measures)
         raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
-    _check_scale(ranking.scale, ranking.measure, known, locate)
+    _check_scale(ranking.transform, ranking.measure, measures, locate)
     check_coverage(study, ranking.measure, "measure", locate)
     check_first(study, ranking.measure, ranking.reduction, locate)
     if study.rankings.count(ranking) > 1:
         raise InputError(f"{locate('measure')}: {ranking.measure!r} is ranked twice in the same way")
     arms = study.ranked(ranking)
-    for place, name in enumerate(arms):
-        if name not in study.grid.loss:
-            raise InputError(f"{locate('losses', place)}: {name!r} is not in grid.loss{nearest(name, study.grid.loss)}")
+    for index, name in enumerate(arms):
+        if name not in study.grid.arms:
+            raise InputError(f"{locate('losses', index)}: {name!r} is not in grid.arms{nearest(name, study.grid.arms)}")
     if len({*arms}) < max(2, len(arms)):
         raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
 
 
-def _check_scale(scale: str | None, asked: str, known: Mapping[str, Measure], locate: Locate) -> None:
-    if scale == "chance-log" and not known[asked].chance:
-        bounded = ", ".join(name for name, measure in known.items() if measure.chance)
-        raise InputError(f"{locate('scale')}: {asked!r} has no chance level (measures that have: {bounded})")
-    if scale == "of-chance" and asked != "loss":
-        raise InputError(f"{locate('scale')}: {asked!r} is no loss with a chance level; allowed: of 'loss' only")
+def _check_scale(scale: str | None, name: str, measures: Mapping[str, Measure], locate: Locate) -> None:
+    if scale == "log_above_chance" and not measures[name].chance:
+        bounded = ", ".join(key for key, measure in measures.items() if measure.chance)
+        raise InputError(f"{locate('transform')}: {name!r} has no chance level (measures that have: {bounded})")
+    if scale == "relative_to_chance" and name != "loss":
+        raise InputError(f"{locate('transform')}: scale {scale!r} is only valid for measure 'loss'")
 
 
-def _check_needs(study: Study, claim: Claim, found: Variant, locate: Locate) -> None:
-    for need in found.traits["needs"]:
+def _check_needs(study: Study, claim: Claim, variant: Variant, locate: Locate) -> None:
+    for need in variant.traits["needs"]:
         if getattr(claim, need) in ("", None):
             raise InputError(f"{locate(need)}: required by contrast {claim.contrast!r}, but missing")
-    for given in ("over", "threshold"):
-        if given not in found.traits["needs"] and getattr(claim, given) not in ("", None):
-            raise InputError(f"{locate(given)}: contrast {claim.contrast!r} takes no {given}")
-    if claim.over and claim.over not in OVER:
-        raise InputError(f"{locate('over')}: unknown axis {claim.over!r}{nearest(claim.over, OVER)}")
-    if "over" in found.traits["needs"] and len(study.grid.values(claim.over)) < 2:
-        key = "lr_factors" if study.grid.column(claim.over) == "lr_factor" else claim.over
-        raise InputError(f"{locate('over')}: grid.{key} has one value; allowed: two or more")
+    for key in ("axis", "threshold"):
+        if key not in variant.traits["needs"] and getattr(claim, key) not in ("", None):
+            raise InputError(f"{locate(key)}: contrast {claim.contrast!r} takes no {key}")
+    if claim.axis and claim.axis not in CLAIM_AXES:
+        raise InputError(f"{locate('axis')}: unknown axis {claim.axis!r}{nearest(claim.axis, CLAIM_AXES)}")
+    if "axis" in variant.traits["needs"] and len(study.grid.values(claim.axis)) < 2:
+        key = "lr_multipliers" if study.grid.column(claim.axis) == "lr_multiplier" else claim.axis
+        raise InputError(f"{locate('axis')}: grid.{key} has one value; allowed: two or more")
 
 
 def _check_ids(study: Study, locate: Locate) -> None:
     ids = [claim.id for claim in study.claims]
-    for place, name in enumerate(ids):
-        if name in ids[:place]:
-            raise InputError(f"{locate('claims', place, 'id')}: {name!r} is taken by an earlier claim; ids are unique")
+    for index, name in enumerate(ids):
+        if name in ids[:index]:
+            raise InputError(f"{locate('claims', index, 'id')}: {name!r} is taken by an earlier claim; ids are unique")
     primary = sum(claim.primary for claim in study.claims)
     if study.claims and primary != 1:
         raise InputError(f"{locate('claims')}: {primary} claims are primary; allowed: exactly one")

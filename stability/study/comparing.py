@@ -1,4 +1,4 @@
-"""A study with another loss in it: the same question asked of a newcomer, against losses that are known."""
+"""Derived studies: the same claims about a new loss, compared with known losses."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from stability.study.schema import Study, Tune
 from stability.study.searching import settable
 
 DERIVED = "# Derived by: "
-"""Before the command, in the first line of a derived study."""
+"""Prefix of the command in the first line of a derived study."""
 
 
 def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
     """Return the TOML of *study* with *newcomer* compared to each of *against*, and to nothing else.
 
-    Every claim of the study is asked of the newcomer against each of them, once per measure and contrast; the primary
-    claim stays primary against the first. Replications are left out. Raises `InputError` for a name that is no loss and
-    no arm of the study.
+    Every claim of the study is repeated for the newcomer against each of them, once per measure and contrast; the
+    primary claim stays primary against the first. Replications are left out.
+
+    Raises:
+        InputError: A name is neither a loss nor an arm of the study.
     """
     plain = {key: value for key, value in tomllib.loads(study.text).items() if key != "replications"}
     for scale in plain.get("scales", {}).values():
@@ -36,10 +38,10 @@ def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
         raise InputError(f"--against: {newcomer!r} is the loss itself; allowed: other losses")
     plain["title"] = f"{newcomer} against {' and '.join(against)}: {plain['title']}"
     plain["question"] = f"Is {newcomer} more stable than {' and '.join(against)}?"
-    plain["grid"]["loss"] = [newcomer, *against]
+    plain["grid"]["arms"] = [newcomer, *against]
     plain["arms"] = {name: arm for name, arm in arms.items() if name in against}
     if "tune" in plain:
-        losses = [plain["arms"].get(name, {}).get("loss", name) for name in plain["grid"]["loss"]]
+        losses = [plain["arms"].get(name, {}).get("loss", name) for name in plain["grid"]["arms"]]
         kept = {*Tune.model_fields, *(key for name in losses for key in settable(loss[name]))}
         plain["tune"] = {key: value for key, value in plain["tune"].items() if key in kept}
     plain["claims"] = _claims(study, plain.get("claims", []), newcomer, against)
@@ -55,40 +57,42 @@ def command_of(study: Study) -> str:
 
 def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, against: Sequence[str]) -> list[Any]:
     measures = study.measures
-    asked: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    by_key: dict[tuple[str, ...], Mapping[str, Any]] = {}
     for claim in sorted(claims, key=lambda claim: not claim.get("primary", False)):
-        key = (claim["measure"], claim["contrast"], claim.get("over", ""), claim.get("against", ""))
-        asked.setdefault(key, claim)
-    made: list[dict[str, Any]] = []
-    for claim in asked.values():
+        key = (claim["measure"], claim["contrast"], claim.get("axis", ""), claim.get("against_measure", ""))
+        by_key.setdefault(key, claim)
+    derived: list[dict[str, Any]] = []
+    for claim in by_key.values():
         label = measures[claim["measure"]].label
-        if "against" in claim:
-            # Two measures of one arm's runs: asked of the newcomer, and of nobody else.
-            other = measures[claim["against"]].label
+        if "against_measure" in claim:
+            # Two measures of one arm's runs: the claim is about the newcomer alone.
+            other = measures[claim["against_measure"]].label
             text = _sentence(claim, label, newcomer, f"its {other}")
-            made.append(_asked(claim, f"{claim['id']}-{newcomer}", text, (newcomer, newcomer), not made))
+            derived.append(_derived_claim(claim, f"{claim['id']}-{newcomer}", text, (newcomer, newcomer), not derived))
             continue
         for other in against:
             text = _sentence(claim, label, newcomer, f"under {other}")
-            made.append(_asked(claim, f"{claim['id']}-{other}", text, (newcomer, other), not made))
-    return made
+            derived.append(_derived_claim(claim, f"{claim['id']}-{other}", text, (newcomer, other), not derived))
+    return derived
 
 
 def _sentence(claim: Mapping[str, Any], label: str, newcomer: str, other: str) -> str:
-    """Return the claim in words: what its contrast says of its measure, of the newcomer and of the *other*."""
+    """Return the claim in words, from the phrase of its contrast, its measure and the two sides."""
     expected = claim["expect"]
     says = contrast[claim["contrast"]].traits.get("says", {}).get(expected, f"has {expected} {claim['contrast']}")
-    phrase = says.format(over=claim.get("over", "").replace("_", " "), threshold=claim.get("threshold", ""))
+    phrase = says.format(axis=claim.get("axis", "").replace("_", " "), threshold=claim.get("threshold", ""))
     return f"{label} {phrase} under {newcomer} {'as' if expected == 'equal' else 'than'} {other}"
 
 
-def _asked(claim: Mapping[str, Any], name: str, text: str, compare: Sequence[str], primary: bool) -> dict[str, Any]:
+def _derived_claim(
+    claim: Mapping[str, Any], name: str, text: str, compare: Sequence[str], primary: bool
+) -> dict[str, Any]:
     kept = {key: value for key, value in claim.items() if key not in ("source", "primary")}
     return kept | {"id": name, "text": text, "compare": [*compare]} | ({"primary": True} if primary else {})
 
 
 def toml(plain: Mapping[str, Any]) -> str:
-    """Return plain data as TOML: a key a line, tables inline below the first level.
+    """Return plain data as TOML: one key per line, tables inline below the first level.
 
     >>> print(toml({"title": "x", "grid": {"noise": [0.0, 0.2]}, "claims": [{"id": "a"}]}))
     title = "x"
@@ -121,7 +125,7 @@ def _key(key: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""Tables of a study file that replace parts of it: one scale's, then one replication's. Plain data in and out."""
+"""Overrides of a study file by one scale and then by one replication, on plain data."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ Plain = dict[str, Any]
 Paths = set[tuple[str | int, ...]]
 
 FIXED = ("title", "question", "source", "claims", "rankings", "scales", "replications")
-"""What a replication may not replace: it asks the study's own question, claims and margins again."""
+"""Keys that a replication may not override: it repeats the study's question, claims and margins."""
 
 
 def at_scale(plain: Plain, scale: str, where: str) -> tuple[Plain, Paths]:
     """Return the plain data with one scale's overrides merged in, and the paths that they set."""
     scales = _tables(plain, "scales", "smoke", where)
-    for known in scales:
-        if known not in SCALES:
-            raise InputError(f"{where}: scales.{known}: unknown scale {known!r}{nearest(known, SCALES)}")
+    for name in scales:
+        if name not in SCALES:
+            raise InputError(f"{where}: scales.{name}: unknown scale {name!r}{nearest(name, SCALES)}")
     if scale not in SCALES:
         raise InputError(f"unknown scale {scale!r}{nearest(scale, SCALES)}")
     if scale not in scales and scale != DEFAULT_SCALE:
         raise InputError(f"{where}: the study has no scale {scale!r}{nearest(scale, {*scales, DEFAULT_SCALE})}")
-    asked, known = (table.get("replications", {}) for table in (scales.get(scale, {}), plain))
-    if isinstance(asked, dict) and isinstance(known, dict):
-        for name in asked.keys() - known.keys():
-            place = f"{where}: scales.{scale}.replications.{name}"
-            raise InputError(f"{place}: the study has no replication {name!r}{nearest(name, known)}")
+    overrides, replications = (table.get("replications", {}) for table in (scales.get(scale, {}), plain))
+    if isinstance(overrides, dict) and isinstance(replications, dict):
+        for name in overrides.keys() - replications.keys():
+            location = f"{where}: scales.{scale}.replications.{name}"
+            raise InputError(f"{location}: the study has no replication {name!r}{nearest(name, replications)}")
     rest = {key: value for key, value in plain.items() if key != "scales"}
     return overridden(rest, scales.get(scale, {}))
 
@@ -38,7 +38,8 @@ def at_scale(plain: Plain, scale: str, where: str) -> tuple[Plain, Paths]:
 def replication_tables(plain: Plain, where: str) -> dict[str, Plain]:
     """Return the tables of overrides of a study's replications, by name.
 
-    Raises `InputError` for one that replaces what makes it the same question.
+    Raises:
+        InputError: A table overrides a key in `FIXED`.
     """
     tables = _tables(plain, "replications", "digits", where)
     for name, table in tables.items():
@@ -56,8 +57,8 @@ def _tables(plain: Plain, key: str, example: str, where: str) -> dict[str, Plain
         raise InputError(f"{where}: {key}: got {shortened(tables)}; allowed: tables of overrides, as [{key}.{example}]")
     for name, value in tables.items():
         if not isinstance(value, dict):
-            place = f"{where}: {key}.{name}"
-            raise InputError(f"{place}: got {shortened(value)}; allowed: a table of overrides, as [{key}.{example}]")
+            location = f"{where}: {key}.{name}"
+            raise InputError(f"{location}: got {shortened(value)}; allowed: a table of overrides, as [{key}.{example}]")
     return tables
 
 
@@ -71,9 +72,9 @@ def overridden(plain: Plain, override: Plain) -> tuple[Plain, Paths]:
     """
     changed: Paths = set()
 
-    def merge(base: Any, given: Plain, path: tuple[str | int, ...]) -> Plain:
-        merged = _kept(base, given, path) if isinstance(base, dict) else {}
-        for key, value in given.items():
+    def merge(base: Any, override: Plain, path: tuple[str | int, ...]) -> Plain:
+        merged = _kept(base, override, path) if isinstance(base, dict) else {}
+        for key, value in override.items():
             changed.add((*path, key))
             merged[key] = merge(merged.get(key), value, (*path, key)) if isinstance(value, dict) else value
         return merged
@@ -81,10 +82,10 @@ def overridden(plain: Plain, override: Plain) -> tuple[Plain, Paths]:
     return merge(plain, override, ()), changed
 
 
-def _kept(base: Plain, given: Plain, path: tuple[str | int, ...]) -> Plain:
-    """Return what stays of a table: of a dataset or tower that another one replaces, nothing that was its option."""
+def _kept(base: Plain, override: Plain, path: tuple[str | int, ...]) -> Plain:
+    """Return the keys of a table to keep: a replaced dataset or tower loses its options."""
     variant = path == ("data",) or (len(path) == 2 and path[0] == "model")
-    if not variant or given.get("name", base.get("name")) == base.get("name"):
+    if not variant or override.get("name", base.get("name")) == base.get("name"):
         return dict(base)
     return {key: value for key, value in base.items() if path == ("data",) and key in Data.model_fields}
 

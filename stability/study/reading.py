@@ -1,4 +1,4 @@
-"""From a TOML file to a valid study, or to one sentence that says what is wrong. Nothing in a file can run code."""
+"""Parsing and validation of study files; errors are one sentence. Nothing in a file can run code."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from stability.registry import InputError, nearest, shortened
+from stability.registry import FORMER_NAMES, InputError, nearest, shortened
 from stability.study.checks import check, check_replication
+from stability.study.naming import with_canonical_names
 from stability.study.overriding import at_scale, in_words, overridden, replication_tables
 from stability.study.schema import DEFAULT_SCALE, NAME_PATTERN, Study
 from stability.study.searching import Locate
 
 HIDDEN = ("name", "scale", "text", "looks", "replication", "changes")
-"""Fields of a study that no file sets."""
+"""Fields of a study that a file cannot set."""
 
 
 def shipped_studies() -> dict[str, Path]:
     """Return the studies that ship with the package, by name."""
     shipped = Path(str(resources.files("stability"))) / "studies"
-    beside = Path(__file__).resolve().parents[2] / "studies"
-    return _by_name(shipped if shipped.is_dir() else beside)
+    checkout = Path(__file__).resolve().parents[2] / "studies"
+    return _by_name(shipped if shipped.is_dir() else checkout)
 
 
 def study_files() -> dict[str, Path]:
@@ -53,9 +54,10 @@ def find_study(name_or_path: str | Path) -> Path:
 
 
 def load_study(name_or_path: str | Path, scale: str | None = None) -> Study:
-    """Return the study of that file or name at one scale, validated.
+    """Return the validated study of a file or name at one scale.
 
-    Raises `InputError` with one sentence: file, key, value, what is allowed, and the nearest name.
+    Raises:
+        InputError: The study is invalid. The sentence names file, key, value, what is allowed, and the nearest name.
     """
     path = find_study(name_or_path)
     try:
@@ -66,15 +68,24 @@ def load_study(name_or_path: str | Path, scale: str | None = None) -> Study:
 
 
 def parse_study(text: str, where: str, name: str, scale: str | None = None, replication: str = "") -> Study:
-    """Return the study that TOML *text* describes at one *scale*, or the *replication* of it that bears that name.
+    """Return the study that TOML *text* describes, or one of its replications.
 
-    *where* names the file in errors. Each replication is validated with the study, as the study that it is.
+    Args:
+        text: The TOML.
+        where: Name of the file in errors.
+        name: Name of the study.
+        scale: Scale whose overrides are applied.
+        replication: Name of the replication to return instead of the study.
+
+    Raises:
+        InputError: The study or one of its replications is invalid.
     """
     try:
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where}: not valid TOML: {error}") from error
     scale = scale or DEFAULT_SCALE
+    plain = with_canonical_names(plain)
     plain, changed = at_scale(plain, scale, where)
     tables = replication_tables(plain, where)
     plain.pop("replications", None)
@@ -83,30 +94,30 @@ def parse_study(text: str, where: str, name: str, scale: str | None = None, repl
         prefix = f"scales.{scale}." if keys in changed else ""
         return f"{where}: {prefix}{_dotted(keys)}" if keys else where
 
-    def again(key: str) -> Study:
+    def replication_of(key: str) -> Study:
         return _replication(plain, key, tables[key], where).model_copy(update=identity)
 
     identity = {"name": name, "scale": scale, "text": text}
     if replication:
         if replication not in tables:
             raise InputError(f"{where}: unknown replication {replication!r}{nearest(replication, tables)}")
-        return again(replication)
+        return replication_of(replication)
     study = _valid(plain, locate).model_copy(update=identity)
-    replications = tuple(again(key) for key in tables)
-    for place, each in enumerate(replications):
-        for before in (study, *replications[:place]):
-            check_replication(before, each, where)
+    replications = tuple(replication_of(key) for key in tables)
+    for index, current in enumerate(replications):
+        for earlier in (study, *replications[:index]):
+            check_replication(earlier, current, where)
     return study.model_copy(update={"replications": replications})
 
 
 def _replication(plain: dict[str, Any], name: str, table: dict[str, Any], where: str) -> Study:
-    """Return the study that *plain* is with the overrides of one replication, validated."""
+    """Return the validated study *plain* with the overrides of one replication."""
     merged, changed = overridden(plain, table)
 
     def locate(*keys: str | int) -> str:
-        place = f"{where}: replications.{name}"
+        location = f"{where}: replications.{name}"
         names = tuple(key for key in keys if not isinstance(key, int))
-        return f"{place}{'.' if names in changed else ': '}{_dotted(keys)}" if keys else place
+        return f"{location}{'.' if names in changed else ': '}{_dotted(keys)}" if keys else location
 
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"{where}: replications: got {name!r}; allowed: a name of letters, digits, spaces and . _ + -")
@@ -120,7 +131,7 @@ def _valid(plain: dict[str, Any], locate: Locate) -> Study:
         if key in plain:
             raise InputError(f"{locate()}: unknown key '{key}'{nearest(key, _keys(Study))}")
     try:
-        # Strict JSON mode takes arrays as tuples and nothing else as anything else.
+        # Strict JSON mode reads arrays as tuples and makes no other conversion.
         study = Study.model_validate_json(json.dumps(plain, default=str))
     except ValidationError as error:
         raise InputError(_sentence(error, locate)) from error
@@ -129,9 +140,10 @@ def _valid(plain: dict[str, Any], locate: Locate) -> Study:
 
 
 def with_looks(study: Study, looks: Sequence[int], seeds: int) -> Study:
-    """Return *study* at one of its registered *looks*, with so many *seeds*.
+    """Return *study* at one of its registered *looks*, with this number of *seeds*.
 
-    Raises `InputError` where a claim's probe reads too few seeds for the last look.
+    Raises:
+        InputError: A claim's probe measures too few seeds for the last look.
     """
 
     def at(count: int) -> Study:
@@ -152,7 +164,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _model_at(keys: Sequence[str | int]) -> type[BaseModel]:
-    """Return the model that holds the value at this place of a study."""
+    """Return the model that contains the value at this path of a study."""
     model: type[BaseModel] = Study
     for key in keys[:-1]:
         if key not in model.model_fields:
@@ -166,39 +178,40 @@ def _model_at(keys: Sequence[str | int]) -> type[BaseModel]:
 
 
 def _sentence(error: ValidationError, locate: Locate) -> str:
-    """Return one complaint as one sentence: an unknown key before all else, since a typo explains a missing one."""
+    """Return one validation error as a sentence; unknown keys come first, since a typo explains a missing key."""
     complaints = error.errors(include_url=False)
-    first = next((each for each in complaints if each["type"] == "extra_forbidden"), complaints[0])
+    first = next((complaint for complaint in complaints if complaint["type"] == "extra_forbidden"), complaints[0])
     keys, kind = first["loc"], first["type"]
-    place = locate(*keys)
+    location = locate(*keys)
     if kind == "extra_forbidden":
-        known = _keys(_model_at(keys)) + ["scales"] * (len(keys) == 1)
-        return f"{place}: unknown key{nearest(str(keys[-1]), known)}"
+        valid_keys = _keys(_model_at(keys)) + ["scales"] * (len(keys) == 1)
+        return f"{location}: unknown key{nearest(str(keys[-1]), valid_keys)}"
     if kind == "tuple_type" and isinstance(first["input"], dict):
-        return f"{place}: got one table; allowed: a list of tables, each under [[{keys[-1]}]]"
+        return f"{location}: got one table; allowed: a list of tables, each under [[{keys[-1]}]]"
     if kind in ("missing", "too_long") and isinstance(first["input"], list | tuple):
         items, listed = list(first["input"]), keys[:-1] if kind == "missing" else keys
         return f"{locate(*listed)}: got {shortened(items)}; allowed: a list of two values"
     if kind == "missing":
-        odd = [key for key in first["input"] if key not in _model_at(keys).model_fields]
-        beside = f" (given, but not known here: {', '.join(odd)})" if odd else ""
-        return f"{place}: required, but missing{beside}"
+        unknown_keys = [key for key in first["input"] if key not in _model_at(keys).model_fields]
+        unknown_note = f" (given, but not known here: {', '.join(unknown_keys)})" if unknown_keys else ""
+        return f"{location}: required, but missing{unknown_note}"
     if kind == "float_type" and isinstance(first["input"], dict):
         dotted = f"{keys[-1]}.{next(iter(first['input']), 0)}"
-        return f'{place}: got a table; allowed: a number, its key in quotes where it holds a dot, as "{dotted}"'
-    table, many = "a table", "a list"
-    plain = {
-        "dict_type": table,
-        "model_type": table,
-        "model_attributes_type": table,
-        "list_type": many,
-        "tuple_type": many,
+        return f'{location}: got a table; allowed: a number, its key in quotes where it holds a dot, as "{dotted}"'
+    a_table, a_list = "a table", "a list"
+    kinds = {
+        "dict_type": a_table,
+        "model_type": a_table,
+        "model_attributes_type": a_table,
+        "list_type": a_list,
+        "tuple_type": a_list,
         "string_type": "a text, in quotes",
         "too_short": "at least one value",
         "string_too_short": "a text that is not empty",
         "string_pattern_mismatch": "a name of letters, digits, spaces and . _ + -",
     }
-    said = first["msg"][:1].lower() + first["msg"][1:]
-    return (
-        f"{place}: got {shortened(first['input'])}; allowed: {plain.get(kind, said.removeprefix('input should be '))}"
-    )
+    got = shortened(first["input"])
+    expected = (first["msg"][:1].lower() + first["msg"][1:]).removeprefix("input should be ")
+    if kind == "literal_error" and (new_name := FORMER_NAMES.get(first["input"])) and f"'{new_name}'" in expected:
+        return f"{location}: got {got}; did you mean {new_name!r}? (allowed: {expected})"
+    return f"{location}: got {got}; allowed: {kinds.get(kind, expected)}"

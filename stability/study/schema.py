@@ -1,4 +1,4 @@
-"""What a study is: frozen data, and the digest of what decides its results."""
+"""The schema of a study as frozen data, and the digest of everything that decides its results."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor
 
 from stability.datasets import Pairs, dataset, declared_offers
 from stability.encoders import Modality, encoder
+from stability.optimizers import optimizer
 from stability.probes import Measure, measures_of, probe
-from stability.registry import InputError, Registry
+from stability.registry import InputError, Registry, Variant
 
 SCALES = ("smoke", "small", "full")
 DEFAULT_SCALE = "small"
-OVER = ("batch_size", "pairs", "noise", "lr")
+CLAIM_AXES = ("batch_size", "train_pairs", "noise", "lr")
 
 LATE = 0.2
-"""The late window: this last share of a run's steps."""
+"""The late window: the last share of a run's steps."""
 
-DOUBLING = ("batch_size", "pairs", "lr")
-"""The axes on which a step is a factor: slopes over them are per doubling. Noise, which starts at 0, is linear."""
+DOUBLING = ("batch_size", "train_pairs", "lr")
+"""Axes with multiplicative steps: slopes over them are per doubling. Noise, which starts at 0, is linear."""
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -34,7 +35,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 Options = tuple[tuple[str, Any], ...]
-"""Options of a loss and initial values of its scalars, by name, as pairs that can be hashed."""
+"""Options of a loss and initial values of its scalars, by name, as hashable pairs."""
 
 
 class _Frozen(BaseModel):
@@ -51,128 +52,175 @@ class _Open(_Frozen):
 
 
 class Named(_Open):
-    """A variant by name, with the options given for it."""
+    """A variant by name, with its options."""
 
     name: Name
 
 
-Tower = Annotated[Named, BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)]
+Tower = Annotated[Named, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
 """A variant given by its bare name, or as a table with options."""
 
 
 class Data(Named):
-    """The dataset, and whether corruption is drawn once for the data (``fixed``) or anew each step (``fresh``)."""
+    """The dataset, and whether corruption is drawn once for the data ("fixed") or at every step ("fresh")."""
 
     corruption: Literal["fixed", "fresh"] = "fixed"
 
 
 class Model(_Frozen):
-    """The towers and the dimension that they share; *further* is built for each modality beyond image and text."""
+    """The towers.
+
+    Attributes:
+        image: Tower of the images.
+        text: Tower of the texts.
+        extra_modalities: Tower built for each further modality.
+        embed_dim: Shared embedding dimension.
+    """
 
     image: Tower
     text: Tower
-    further: Tower | None = None
+    extra_modalities: Tower | None = None
     embed_dim: Positive = 32
 
     def tower(self, modality: str) -> Named:
         """Return the tower that reads a modality: image, text, or a further one."""
         towers = {"image": self.image, "text": self.text}
-        found = towers.get(modality, self.further)
-        if found is None:
-            raise InputError(f"model.further: required by the modality {modality!r} of the data, but missing")
-        return found
-
-
-Optimizer = Literal["adamw", "sgd"]
+        tower = towers.get(modality, self.extra_modalities)
+        if tower is None:
+            raise InputError(f"model.extra_modalities: required by the modality {modality!r} of the data, but missing")
+        return tower
 
 
 class Train(_Frozen):
-    """How every run is trained: its optimizer with decay on weight matrices, warm-up, then constant or cosine.
+    """How every run is trained.
 
-    AdamW reads *betas* and *eps*, its decay is decoupled; SGD reads *momentum*, its decay is part of the gradient.
-    What is *matched* between batch sizes is the number of steps, or that of the samples seen: then *steps* and *warmup*
-    are those of the smallest batch, and larger ones take proportionally fewer.
+    Attributes:
+        steps: Number of steps.
+        budget: What is equal between batch sizes: the steps, or the samples seen. With "samples", *steps* and *warmup*
+            apply to the smallest batch size, and larger ones take proportionally fewer.
+        warmup: Steps of linear warm-up.
+        lr_schedule: Learning rate schedule after warm-up.
+        optimizer: AdamW with decoupled decay, or SGD with decay as part of the gradient.
+        momentum: Momentum of SGD.
+        betas: Betas of AdamW.
+        eps: Epsilon of AdamW.
+        weight_decay: Decay of weight matrices.
+        scalar_lr_multiplier: Multiplies the learning rate of the losses' scalars.
+        clip_quantile: Clip gradients at this quantile of past norms.
+        clip_norm: Clip gradients at this norm.
     """
 
     steps: Positive
-    matched: Literal["steps", "samples"] = "steps"
+    budget: Literal["steps", "samples"] = "steps"
     warmup: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    optimizer: Optimizer = "adamw"
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Name = "adamw"
     momentum: Beta = 0.0
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    scalar_lr: Rate = 1.0
+    scalar_lr_multiplier: Rate = 1.0
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
 
 
-class ArmTrain(_Frozen):
-    """What an arm trains with instead of the study's own ``[train]``; a key that is not given is not changed."""
+OPTIMIZER_OPTIONS = ("betas", "eps", "momentum")
+"""Keys of ``[train]`` that some optimizers take."""
 
-    schedule: Literal["constant", "cosine"] | None = None
-    optimizer: Optimizer | None = None
+
+def optimizer_of(train: Train) -> tuple[Variant, dict[str, Any]]:
+    """Return the optimizer of a ``[train]`` table and its options."""
+    variant = optimizer[train.optimizer]
+    return variant, {name: getattr(train, name) for name in variant.options}
+
+
+def optimizer_options(name: str) -> tuple[str, ...]:
+    """Return the keys that an optimizer takes; none for one that does not exist, which is refused elsewhere."""
+    return tuple(optimizer[name].options) if name in optimizer else ()
+
+
+class ArmTrain(_Frozen):
+    """Overrides of ``[train]`` for one arm; keys that are not given keep the study's value."""
+
+    lr_schedule: Literal["constant", "cosine"] | None = None
+    optimizer: Name | None = None
     momentum: Beta | None = None
     betas: tuple[Beta, Beta] | None = None
     eps: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    scalar_lr: Rate | None = None
+    scalar_lr_multiplier: Rate | None = None
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
 
     @property
     def given(self) -> dict[str, Any]:
-        """Return what is overridden, by name."""
+        """Return the overridden keys and their values."""
         return self.model_dump(exclude_none=True)
 
 
 class Grid(_Frozen):
     """The axes that are crossed: every combination is a run.
 
-    *pairs* are numbers of training pairs: parts of the training split, drawn per seed and nested, the same for all
-    losses; none given: all pairs. *lr_factors* multiply the one rate that there is, the tuned or that of *lr*. Seeds
-    count from *first_seed*, those of a search from as much later.
+    Attributes:
+        arms: Names of losses or of tables ``[arms.NAME]``.
+        batch_size: Batch sizes.
+        train_pairs: Numbers of training pairs: nested subsets of the training split, drawn per seed and the same for
+            all losses. Empty: all pairs.
+        corruption: Corruptions.
+        noise: Shares of corrupted pairs.
+        lr: Learning rates.
+        lr_multipliers: Multipliers of the single rate, tuned or in *lr*.
+        seeds: Number of seeds.
+        first_seed: First seed; seeds of a search are offset by the same amount.
     """
 
-    loss: Annotated[tuple[Name, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Name, ...], Field(min_length=1)]
     batch_size: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
-    pairs: tuple[Positive, ...] = ()
+    train_pairs: tuple[Positive, ...] = ()
     corruption: Annotated[tuple[Name, ...], Field(min_length=1)] = ("mismatch",)
     noise: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0,)
     lr: Annotated[tuple[Rate, ...], Field(min_length=1)]
-    lr_factors: tuple[Rate, ...] = ()
+    lr_multipliers: tuple[Rate, ...] = ()
     seeds: Positive
     first_seed: Annotated[int, Field(ge=0)] = 0
 
     def values(self, axis: str) -> tuple[Any, ...]:
-        """Return the values of an axis that a claim may go over: of the rate its multiples, where the grid has them."""
-        found: tuple[Any, ...] = getattr(self, "lr_factors" if self.column(axis) == "lr_factor" else axis)
-        return found or (0,)
+        """Return the values of an axis of a claim; for the rate its multipliers, if the grid has them."""
+        values: tuple[Any, ...] = getattr(self, "lr_multipliers" if self.column(axis) == "lr_multiplier" else axis)
+        return values or (0,)
 
     def column(self, axis: str) -> str:
-        """Return the name that run tables have for an axis that a claim may go over."""
-        return "lr_factor" if axis == "lr" and self.lr_factors else axis
+        """Return the column of an axis of a claim in run tables."""
+        return "lr_multiplier" if axis == "lr" and self.lr_multipliers else axis
 
 
 class Arm(_Open):
-    """A loss under a name of its own, with options or initial values of its scalars that differ from the default.
+    """A named arm: a loss with non-default options or initial values of its scalars.
 
-    *train* replaces keys of the study's ``[train]`` for this arm alone: one loss at two values of beta2, say.
+    Arms share initial weights, batches and noise at each seed, so that they can be paired.
 
-    Arms share weights, batches and noise at a seed, so that they can be paired. One that names a *stream* draws its
-    own: two arms of one loss then differ by luck alone, which is how the verdicts themselves are tested.
+    Attributes:
+        loss: Name of the loss.
+        rng_stream: Name of a separate random stream. Two arms of one loss then differ only by randomness, which is how
+            the verdicts themselves are tested.
+        train: Overrides of ``[train]`` for this arm, for example one loss at two values of beta2.
     """
 
     loss: Name
-    stream: str = ""
+    rng_stream: str = ""
     train: ArmTrain | None = None
 
 
 class Schedule(_Open):
-    """When and on which runs a probe measures: every so many steps, or at shares of the run; always at the end.
+    """When and on which runs a probe measures; it always measures at the end.
 
-    *seeds* keeps the first so many seeds; *noise*, *batch_size* and *pairs* keep the runs with these values.
+    Attributes:
+        every: Measure every so many steps.
+        at: Measure at these shares of the run.
+        seeds: Measure only the first so many seeds.
+        noise: Measure only runs with these noise levels.
+        batch_size: Measure only runs with these batch sizes.
+        train_pairs: Measure only runs with these numbers of training pairs.
     """
 
     every: Positive | None = None
@@ -180,7 +228,7 @@ class Schedule(_Open):
     seeds: Positive | None = None
     noise: tuple[Share, ...] | None = None
     batch_size: tuple[Positive, ...] | None = None
-    pairs: tuple[Positive, ...] | None = None
+    train_pairs: tuple[Positive, ...] | None = None
 
     def steps(self, total: int) -> frozenset[int]:
         """Return the steps at which to measure, before the update; *total* means after the last."""
@@ -188,18 +236,30 @@ class Schedule(_Open):
         return frozenset({*regular, *(round(share * total) for share in self.at), total})
 
 
-Reduction = Literal["first", "final", "best", "area", "late"]
-"""How the steps of a run become one number: see `results.summarise`."""
+Reduction = Literal["first", "final", "best", "mean_after_warmup", "tail_mean"]
+"""How the steps of a run are reduced to one number: see `results.summarize`."""
 
 
 class Claim(_Frozen):
-    """One sentence that can turn out false, with all that decides it, written before any run.
+    """One falsifiable statement with everything that decides it, written before any run.
 
-    Two arms are compared by one *measure*; with *against*, another measure, one arm (named twice) is compared with
-    itself: what each of its runs has of the one and of the other.
-
-    *scale* replaces the measure's own; ``of-chance`` is the training loss divided by its chance level, at most 1, which
-    is what a diverged run has: free of the loss's scale.
+    Attributes:
+        id: Unique identifier.
+        text: The statement.
+        source: Where it comes from.
+        primary: Whether it decides the study's verdict.
+        measure: Name of the measure.
+        contrast: Name of the contrast.
+        compare: The two arms.
+        expect: Expected direction.
+        margin: Smallest effect that matters.
+        axis: Axis of a contrast over levels.
+        reduction: Overrides the contrast's reduction.
+        transform: Overrides the measure's transform. "relative_to_chance" is the training loss divided by its chance
+            level, at most 1 (the value of a diverged run), and is free of the loss's scale.
+        threshold: Threshold of a time to threshold.
+        against_measure: Second measure: one arm (listed twice in *compare*) is compared between the two measures,
+            paired by run.
     """
 
     id: Name
@@ -211,37 +271,50 @@ class Claim(_Frozen):
     compare: tuple[Name, Name]
     expect: Literal["higher", "lower", "equal"]
     margin: Annotated[float, Field(gt=0)]
-    over: str = ""
+    axis: str = ""
     reduction: Reduction | None = None
-    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
+    transform: Literal["linear", "log", "log_above_chance", "relative_to_chance"] | None = None
     threshold: float | None = None
-    against: str = ""
+    against_measure: str = ""
 
     @property
     def measures(self) -> tuple[str, str]:
-        """Return the measures of both sides, which differ only where one is held against another."""
-        return self.measure, self.against or self.measure
+        """Return the measures of both sides; they differ only if `against_measure` is set."""
+        return self.measure, self.against_measure or self.measure
 
 
 class Ranking(_Frozen):
-    """A measure by which losses are put in order, all pairs compared at once: a table and a figure, no verdict.
+    """A ranking of losses by one measure with all pairs compared simultaneously; it gives no verdict.
 
-    *losses* are arms of the grid, all of them unless named; *reduction* and *scale* as a claim's.
+    Attributes:
+        measure: Name of the measure.
+        losses: Arms of the grid.
+        reduction: As in a claim.
+        transform: As in a claim.
     """
 
     measure: Name
     losses: Literal["all"] | tuple[Name, ...] = "all"
     reduction: Reduction | None = None
-    scale: Literal["linear", "log", "chance-log", "of-chance"] | None = None
+    transform: Literal["linear", "log", "log_above_chance", "relative_to_chance"] | None = None
 
 
 class Published(_Frozen):
-    """Figures that a paper reports, which stand beside ours in the report: a table, no verdict.
+    """Figures that a paper reports, shown next to ours in the report; they give no verdict.
 
-    *values* are the published figures by arm. With *over* and *compare* they are differences, first arm minus second,
-    by the value of that axis, which need not be values of our grid. *statistic* is what they are over the seeds: a
-    mean, or a standard deviation between them. *factor* turns our measure into the published one, *unit* is theirs;
-    *transfers* says what may be expected to agree here, and what not.
+    Attributes:
+        text: What the figures show.
+        source: The paper.
+        transfers: What is expected to agree here, and what is not.
+        measure: Our measure.
+        values: The published figures by arm. With *axis* and *compare* they are differences, first arm minus second, by
+            value of that axis, which need not be a value of our grid.
+        statistic: Statistic over the seeds: mean or standard deviation.
+        reduction: As in a claim.
+        factor: Converts our measure to the published unit.
+        unit: The published unit.
+        compare: The two arms of a difference.
+        axis: The axis of a difference.
     """
 
     text: Text
@@ -250,20 +323,25 @@ class Published(_Frozen):
     measure: Name
     values: dict[str, float]
     statistic: Literal["mean", "sd"] = "mean"
-    reduction: Reduction = "late"
+    reduction: Reduction = "tail_mean"
     factor: float = 1.0
     unit: str = ""
     compare: tuple[Name, Name] | None = None
-    over: str = ""
+    axis: str = ""
 
 
 class Tune(_Open):
-    """What is searched for each loss and batch size before the test runs, on seeds that the test never uses.
+    """The hyperparameter search for each loss and batch size before the test runs, on seeds that the test never uses.
 
-    *lr* are the rates to try; every key that is not a field is a scalar (its initial value) or an option of a loss,
-    with the values to try. *steps* is the length of a tuning run if not that of the test's; *measure* is what a good
-    setting has more (or less) of; *noise* the level to tune at, the lowest of the grid if not given. With *untuned* the
-    test is run at ``grid.lr`` and the losses' defaults as well.
+    Every key that is not a field names a scalar (its initial value) or an option of a loss, with the values to try.
+
+    Attributes:
+        lr: Learning rates to try.
+        seeds: Number of seeds of the search.
+        steps: Steps of a tuning run; default those of the test.
+        measure: Measure to optimize, in its better direction.
+        noise: Noise level to tune at; default the lowest of the grid.
+        untuned: Also run the test at ``grid.lr`` and the losses' defaults.
     """
 
     lr: Annotated[tuple[Rate, ...], Field(min_length=1)]
@@ -275,7 +353,7 @@ class Tune(_Open):
 
 
 class Study(_Frozen):
-    """A question, the runs that answer it, and the claims that they decide."""
+    """A study: a question, the runs that answer it, and the claims that they decide."""
 
     title: Text
     question: Text
@@ -292,15 +370,15 @@ class Study(_Frozen):
     tune: Tune | None = None
 
     looks: tuple[int, ...] = ()
-    """Numbers of seeds after which the claims are tested, registered before the first step; none: once, at the end."""
+    """Numbers of seeds at which the claims are tested, registered before the first step; empty: once, at the end."""
     name: Annotated[str, Field(exclude=True)] = ""
     scale: Annotated[str, Field(exclude=True)] = DEFAULT_SCALE
     text: Annotated[str, Field(exclude=True)] = ""
 
     replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
-    """The same claims asked of other data or seeds: no part of the hash of this study, whose runs they leave alone."""
+    """The same claims on other data or seeds; not part of this study's hash, and they do not affect its runs."""
     replication: Annotated[str, Field(exclude=True)] = ""
-    """The name under which another study lists this one as its replication, and *changes* what it changes there."""
+    """Name of this replication in the original study; *changes* lists its overrides. Empty for an original study."""
     changes: Annotated[str, Field(exclude=True)] = ""
 
     @property
@@ -324,13 +402,13 @@ class Study(_Frozen):
 
     @property
     def encoder_sources(self) -> dict[str, str]:
-        """Return the digests of the sources of the encoders that are the user's own, by name."""
-        towers = (self.model.image, self.model.text, self.model.further)
+        """Return the digests of the source code of user-defined encoders, by name."""
+        towers = (self.model.image, self.model.text, self.model.extra_modalities)
         named = sorted({tower.name for tower in towers if tower is not None})
         return {name: encoder[name].traits["source"] for name in named if "source" in encoder[name].traits}
 
     def _data(self) -> dict[str, Any]:
-        """Return what decides the data: for those from disk their content, wherever it lies and however it was read."""
+        """Return what determines the data; for data from disk their content, regardless of path and reading options."""
         plain: dict[str, Any] = self.data.model_dump(mode="json", exclude_defaults=True)
         if dataset[self.data.name].traits.get("on_disk"):
             kept = {key: value for key, value in plain.items() if key in Data.model_fields}
@@ -338,44 +416,47 @@ class Study(_Frozen):
         return _without_defaults(dataset, self.data.name, plain)
 
     def arm(self, name: str, settings: Options = ()) -> Arm:
-        """Return the arm of that name, with *settings* on top; a bare loss name is an arm without options."""
+        """Return the arm of that name with *settings* applied; a loss name is an arm without options."""
         arm = self.arms.get(name) or Arm(loss=name)
         return arm.model_copy(update=dict(settings)) if settings else arm
 
     def ranked(self, ranking: Ranking) -> tuple[str, ...]:
-        """Return the arms that a ranking puts in order."""
-        return self.grid.loss if ranking.losses == "all" else ranking.losses
+        """Return the arms of a ranking."""
+        return self.grid.arms if ranking.losses == "all" else ranking.losses
 
     def train_of(self, arm: str) -> Train:
-        """Return how the runs of an arm are trained: ``[train]``, with what the arm sets instead."""
-        own = self.arm(arm).train
-        if own is None:
+        """Return how the runs of an arm are trained: ``[train]`` with the arm's overrides."""
+        arm_train = self.arm(arm).train
+        if arm_train is None:
             return self.train
-        train = self.train.model_copy(update=own.given)
-        if train.optimizer == "adamw" and own.momentum is None:
+        train = self.train.model_copy(update=arm_train.given)
+        # The study's momentum is that of its own optimizer: an arm with another that takes none has none.
+        if arm_train.momentum is None and "momentum" not in optimizer_options(train.optimizer):
             train = train.model_copy(update={"momentum": 0.0})
-        # Clipping by a norm and by a quantile exclude each other: an arm's own way replaces the study's.
-        if own.clip_norm is not None or own.clip_quantile is not None:
-            train = train.model_copy(update={"clip_norm": own.clip_norm, "clip_quantile": own.clip_quantile})
+        # Clipping by norm and by quantile are mutually exclusive, so an arm that sets one replaces the study's choice.
+        if arm_train.clip_norm is not None or arm_train.clip_quantile is not None:
+            train = train.model_copy(
+                update={"clip_norm": arm_train.clip_norm, "clip_quantile": arm_train.clip_quantile}
+            )
         return train
 
     def lengths(self, batch_size: int) -> tuple[int, int]:
-        """Return the steps and the warm-up steps of the runs of a batch size."""
-        if self.train.matched == "steps":
+        """Return the total and warm-up steps of the runs at a batch size."""
+        if self.train.budget == "steps":
             return self.train.steps, self.train.warmup
         share = min(self.grid.batch_size) / batch_size
         return max(1, round(self.train.steps * share)), round(self.train.warmup * share)
 
     def trained_as(self, arm: str, batch_size: int) -> Study:
-        """Return the study whose ``[train]`` is that of the runs of an arm at a batch size."""
+        """Return the study with the ``[train]`` that the runs of an arm at a batch size have."""
         steps, warmup = self.lengths(batch_size)
-        own = {"steps": steps, "warmup": warmup, "matched": "steps"}
-        train = self.train_of(arm).model_copy(update=own)
+        overrides = {"steps": steps, "warmup": warmup, "budget": "steps"}
+        train = self.train_of(arm).model_copy(update=overrides)
         return self if train == self.train else self.model_copy(update={"train": train})
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """Return the measures that the study's runs make on its data, by name."""
+        """Return the measures that the study's probes produce on its data, by name."""
         return measures_of(self.probes, declared_offers(self.data.name, self.data.options))
 
     def pairs(self) -> Pairs:
@@ -391,7 +472,7 @@ class Study(_Frozen):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return a sentence on each thing that was left out of the data or cut; data made here have none."""
+        """Return a sentence on each thing that was left out of the data or truncated; synthetic data have none."""
         return self.pairs().notes if dataset[self.data.name].traits.get("on_disk") else ()
 
     @property
@@ -404,8 +485,8 @@ class Study(_Frozen):
                 f"by {self.tune.seeds} {'seed' if self.tune.seeds == 1 else 'seeds'} at one level of noise; what the "
                 "search did not vary is the same for every loss."
             )
-        if self.grid.lr_factors:
-            shown = ", ".join(f"{factor:g}" for factor in self.grid.lr_factors)
+        if self.grid.lr_multipliers:
+            shown = ", ".join(f"{factor:g}" for factor in self.grid.lr_multipliers)
             return f"No learning rate was chosen per loss: every arm was trained at {shown} times {rates[0]:g}."
         if len(rates) > 1:
             shown = ", ".join(f"{rate:g}" for rate in rates)
@@ -418,12 +499,12 @@ class Study(_Frozen):
         )
 
     def due(self, name: str) -> frozenset[int]:
-        """Return the steps at which a probe measures: those of its schedule, or those at which it forks the runs."""
+        """Return the steps at which a probe measures: those of its schedule, or those at which it forks runs."""
         forks = probe[name].traits.get("forks")
         if not forks:
             return self.probes[name].steps(self.train.steps)
-        given = self.probes[name].options.get(forks, probe[name].options[forks].default)
-        return frozenset(given if isinstance(given, list) else [given])
+        steps = self.probes[name].options.get(forks, probe[name].options[forks].default)
+        return frozenset(steps if isinstance(steps, list) else [steps])
 
     @property
     def primary(self) -> Claim | None:
@@ -432,7 +513,7 @@ class Study(_Frozen):
 
 
 def modalities(pairs: Pairs) -> dict[str, Modality]:
-    """Return what each tower for these data reads, by the name of its modality: image, text, modality-3 and on."""
+    """Return the input of each tower for these data, by modality: image, text, modality-3 and so on."""
 
     def read(name: str, samples: Tensor) -> Modality:
         ids = len(pairs.vocabulary) if name == "text" else pairs.image_vocabulary
@@ -442,7 +523,7 @@ def modalities(pairs: Pairs) -> dict[str, Modality]:
 
 
 def digest(plain: Any) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of plain data, whatever the order of its keys.
+    """Return 16 hexadecimal digits of the SHA-256 of plain data, independent of the order of its keys.
 
     >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     True
@@ -451,6 +532,6 @@ def digest(plain: Any) -> str:
 
 
 def _without_defaults(registry: Registry, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a variant that do not just spell out its signature's default."""
-    known = registry[name].options
-    return {key: value for key, value in options.items() if key not in known or value != known[key].default}
+    """Return the options of a variant that differ from the defaults of its signature."""
+    parameters = registry[name].options
+    return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}

@@ -1,4 +1,4 @@
-"""A commented study for data of one's own, valid at once: something to edit, not a blank page."""
+"""The template of a commented, valid study for the user's own data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stability.study.reading import parse_study
 from stability.study.schema import SCALES
 
 MOST_HELD_OUT = 4000
-"""Held-out pairs beyond which retrieval, which compares each with each, starts to cost more than training."""
+"""Number of held-out pairs above which retrieval, which is quadratic, costs more than training."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What one kind of device carries in minutes."""
+    """The size of a study that one kind of device trains in minutes."""
 
     batch_sizes: tuple[int, ...]
     steps: int
@@ -43,7 +43,7 @@ question = "Is {other} more stable than {first} on {name}?"
 
 [data]
 {data}
-corruption = "fixed"            # noise is drawn once, for the data: a model can memorise it
+corruption = "fixed"            # noise is drawn once, for the data: a model can memorize it
 
 [model]                         # `stability list encoders` names others
 image = {image}
@@ -53,13 +53,13 @@ embed_dim = {width}
 [train]
 steps = {steps}
 warmup = {warmup}
-schedule = "constant"           # sharpness has a threshold only at a constant rate
+lr_schedule = "constant"           # sharpness has a threshold only at a constant rate
 betas = [0.9, 0.95]
 weight_decay = 1e-4
-scalar_lr = 10.0                # Adam moves a scalar by at most the sum of the rates: let t and b arrive
+scalar_lr_multiplier = 10.0                # Adam moves a scalar by at most the sum of the rates: let t and b arrive
 
 [grid]                          # every combination is a run
-loss = {losses}
+arms = {losses}
 batch_size = {batch_sizes}         # at most {available} pairs to train on
 corruption = ["mismatch"]
 noise = [0.0, 0.2, 0.4]         # share of the training pairs whose text is another's
@@ -69,7 +69,7 @@ seeds = {seeds}
 [probes.retrieval]
 every = {often}
 
-[probes.gradient-noise]
+[probes.gradient_noise]
 every = {seldom}
 at = [0.85, 0.9, 0.95]          # more of them in the late window, which the claim is about
 batches = 8
@@ -77,7 +77,7 @@ batches = 8
 [probes.geometry]
 every = {seldom}
 
-[probes.curvature]              # dear: at the end, the first seeds without noise, small batches
+[probes.curvature]              # expensive: at the end, the first seeds without noise, small batches
 seeds = {curved}
 noise = [0.0]
 batch_size = [{smallest}]
@@ -89,8 +89,8 @@ grid.batch_size = [{smallest}]
 train.steps = 20
 train.warmup = 5
 probes.retrieval.every = 10
-probes.gradient-noise.every = 10
-probes.gradient-noise.batches = 2
+probes.gradient_noise.every = 10
+probes.gradient_noise.batches = 2
 probes.geometry.every = 10
 probes.curvature.batches = 2
 probes.curvature.steps = 6
@@ -116,7 +116,7 @@ id = "noise-slope-{other}"
 text = "{other}'s recall falls more slowly than {first}'s as texts are mismatched"
 measure = "recall_at_1"
 contrast = "slope"
-over = "noise"
+axis = "noise"
 compare = ["{other}", "{first}"]
 expect = "higher"
 margin = 0.25
@@ -128,23 +128,25 @@ def kinds() -> tuple[str, ...]:
     return tuple(sorted(name for name, variant in dataset.items() if variant.traits.get("on_disk")))
 
 
-def parse_options(kind: str, given: Sequence[str]) -> dict[str, Any]:
-    """Return options of a dataset from texts ``KEY=VALUE``, each of the type of the option's default.
+def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return options of a dataset from texts ``KEY=VALUE``, converted to the type of each option's default.
 
     >>> parse_options("folder", ["image_size=16", "captions=a.csv"])
     {'image_size': 16, 'captions': 'a.csv'}
     """
     variant = dataset[kind]
     options: dict[str, Any] = {}
-    for each in given:
-        key, equals, value = each.partition("=")
+    for text in texts:
+        key, equals, value = text.partition("=")
         if not equals or key not in variant.options:
-            raise InputError(f"--option: {each!r} is no KEY=VALUE of dataset {kind!r}{nearest(key, variant.options)}")
-        wanted = type(variant.options[key].default)
+            raise InputError(
+                f"--data-option: {text!r} is no KEY=VALUE of dataset {kind!r}{nearest(key, variant.options)}"
+            )
+        option_type = type(variant.options[key].default)
         try:
-            options[key] = wanted(value)
+            options[key] = option_type(value)
         except ValueError as error:
-            raise InputError(f"--option: {key}: got {value!r}; allowed: {KINDS[wanted]}") from error
+            raise InputError(f"--data-option: {key}: got {value!r}; allowed: {KINDS[option_type]}") from error
     return options
 
 
@@ -162,9 +164,15 @@ def study_path(name: str) -> Path:
 def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequence[str], device: str) -> Path:
     """Write a study of the user's data, checked at every scale, and return its path; no file is ever overwritten.
 
-    *kind* is a dataset that reads from disk, *options* its options; the first of *losses* is what the others are
-    compared with; *device* (cpu or cuda) decides how large the grid is. Raises `InputError` for what cannot be read,
-    an unknown name, fewer than two losses, or a file that is there.
+    Args:
+        name: Name of the study, or a path that ends in .toml.
+        kind: A dataset that reads from disk.
+        options: Options of the dataset.
+        losses: Losses to compare; the first is the reference.
+        device: cpu or cuda; determines the size of the grid.
+
+    Raises:
+        InputError: The data cannot be read, a name is unknown, there are fewer than two losses, or the file exists.
     """
     path = study_path(name)
     if kind not in kinds():
@@ -179,7 +187,7 @@ def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequen
     except InputError as error:
         raise InputError(_as_typed(kind, str(error))) from error
     if len(pairs.held_out) > MOST_HELD_OUT and "held_out" not in options:
-        # A round share: it is written into a file that people read.
+        # A round number, since it is written into the study file.
         share = float(f"{MOST_HELD_OUT / len(pairs.image):.1g}")
         options = {**options, "held_out": share}
         pairs = dataset[kind](**options)
@@ -196,12 +204,12 @@ def write_study(name: str, kind: str, options: Mapping[str, Any], losses: Sequen
 
 
 def _as_typed(kind: str, sentence: str) -> str:
-    """Return what is wrong with options of data, with each as it is typed on the command line beside its key.
+    """Return an error about data options, with the command line form of each option after its key.
 
     >>> _as_typed("folder", "captions: a holds 0 tables (none); name one by data.captions")
-    'captions: a holds 0 tables (none); name one by data.captions (--option captions=FILE)'
+    'captions: a holds 0 tables (none); name one by data.captions (--data-option captions=FILE)'
     >>> _as_typed("folder", "length: got 0; allowed: 1 or more")
-    'length: got 0; allowed: 1 or more (--option length=VALUE)'
+    'length: got 0; allowed: 1 or more (--data-option length=VALUE)'
     >>> _as_typed("folder", "path: x: there is no such file or folder")
     'path: x: there is no such file or folder (--path)'
     """
@@ -210,15 +218,15 @@ def _as_typed(kind: str, sentence: str) -> str:
     def typed(key: str) -> str:
         values = {"path": "", "captions": "FILE", "classes": "FILE", "cache": "FOLDER"}
         value = values.get(key, "COLUMN" if key.endswith("_column") else "VALUE")
-        return f"(--option {key}={value})" if value else "(--path)"
+        return f"(--data-option {key}={value})" if value else "(--path)"
 
-    def beside(found: re.Match[str]) -> str:
-        return f"{found[0]} {typed(found[1])}" if found[1] in known else found[0]
+    def with_option(match: re.Match[str]) -> str:
+        return f"{match[0]} {typed(match[1])}" if match[1] in known else match[0]
 
-    said = re.sub(r"\bdata\.(\w+)\b(?: = [\w.]*\w)?", beside, sentence)
+    annotated = re.sub(r"\bdata\.(\w+)\b(?: = [\w.]*\w)?", with_option, sentence)
     head = re.match(r"(\w+)(?:: | = )", sentence)
-    at_fault = head is not None and said == sentence and head[1] in known
-    return f"{said} {typed(head[1])}" if head is not None and at_fault else said
+    at_fault = head is not None and annotated == sentence and head[1] in known
+    return f"{annotated} {typed(head[1])}" if head is not None and at_fault else annotated
 
 
 def study_text(
@@ -228,8 +236,8 @@ def study_text(
     batch_sizes = _batch_sizes(size, len(pairs.train))
     first, *others = losses
     claims = [
-        CLAIMS.format(other=other, first=first, primary="\nprimary = true" if place == 0 else "")
-        for place, other in enumerate(others)
+        CLAIMS.format(other=other, first=first, primary="\nprimary = true" if index == 0 else "")
+        for index, other in enumerate(others)
     ]
     return TEMPLATE.format(
         title=f"{', '.join(others)} against {first} on {name}",
@@ -256,7 +264,7 @@ def study_text(
 
 
 def _batch_sizes(size: Size, available: int) -> list[int]:
-    """Return those batch sizes that leave at least four batches in an epoch, else the largest power of two that does.
+    """Return the batch sizes with at least four batches in an epoch, else the largest power of two with as many.
 
     >>> _batch_sizes(SIZES["cpu"], 1000), _batch_sizes(SIZES["cpu"], 300), _batch_sizes(SIZES["cpu"], 50)
     ([32, 128], [32], [8])
@@ -270,15 +278,15 @@ def _image_tower(pairs: Pairs, size: Size) -> str:
         return f'{{ name = "mlp", width = {2 * size.width}, depth = 1 }}'
     side = pairs.image.shape[-1]
     patch = max(extent for extent in range(1, side + 1) if side % extent == 0 and (side // extent >= 4 or extent == 1))
-    return f'{{ name = "patch-transformer", patch = {patch}, width = {size.width}, heads = 2 }}'
+    return f'{{ name = "patch_transformer", patch = {patch}, width = {size.width}, heads = 2 }}'
 
 
 def _text_tower(pairs: Pairs, size: Size) -> str:
     if pairs.text.is_floating_point():
         return f'{{ name = "mlp", width = {2 * size.width}, depth = 1 }}'
-    return f'{{ name = "token-transformer", width = {size.width}, heads = 2 }}'
+    return f'{{ name = "token_transformer", width = {size.width}, heads = 2 }}'
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML, whose strings are JSON's but for surrogates and the delete character."""
+    """Return a value as TOML; its strings equal JSON's except for surrogates and the delete character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""A claim that holds two measures of the same runs against each other: which two can be compared."""
+"""Validation of claims that compare two measures of the same runs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from stability.study.schema import Claim
 from stability.study.searching import Locate
 
 
-def check_against(claim: Claim, found: Variant, known: Mapping[str, Measure], locate: Locate) -> None:
-    """Raise `InputError` unless the claim's measure and the one that it is held against can be compared.
+def check_against(claim: Claim, variant: Variant, measures: Mapping[str, Measure], locate: Locate) -> None:
+    """Raise `InputError` unless the claim's two measures can be compared.
 
-    They are two measures of one arm's runs in one unit, on one scale, by a contrast of numbers that runs have.
+    They must be different measures of one arm in the same unit and on the same scale, and the contrast must compare
+    values of runs.
     """
-    where, own, other = locate("against"), known[claim.measure], known[claim.against]
+    where, first, second = locate("against_measure"), measures[claim.measure], measures[claim.against_measure]
     if claim.compare[0] != claim.compare[1]:
         raise InputError(
-            f"{locate('compare')}: got {list(claim.compare)}; allowed with against, which compares two measures of the "
-            "same runs: one arm, twice"
+            f"{locate('compare')}: got {list(claim.compare)}; allowed with against_measure, which compares two "
+            "measures of the same runs: one arm, twice"
         )
-    if own.name == other.name:
-        raise InputError(f"{where}: {other.name!r} is the claim's own measure; allowed: another one")
-    if found.traits["on"] not in ("scale", "raw"):
+    if first.name == second.name:
+        raise InputError(f"{where}: {second.name!r} is the claim's own measure; allowed: another one")
+    if variant.traits["on"] not in ("transform", "raw"):
         raise InputError(f"{where}: contrast {claim.contrast!r} compares arms, not measures; leave it out")
-    if own.unit != other.unit:
-        units = " and ".join(measure.unit or "no unit" for measure in (own, other))
-        raise InputError(f"{where}: {own.name!r} and {other.name!r} are in {units}; allowed: measures of one unit")
-    if found.traits["on"] == "scale" and not claim.scale and own.scale != other.scale:
+    if first.unit != second.unit:
+        units = " and ".join(measure.unit or "no unit" for measure in (first, second))
+        raise InputError(f"{where}: {first.name!r} and {second.name!r} are in {units}; allowed: measures of one unit")
+    if variant.traits["on"] == "transform" and not claim.transform and first.transform != second.transform:
         raise InputError(
-            f"{where}: {own.name!r} is on the scale {own.scale} and {other.name!r} on {other.scale}; give the claim a "
-            "scale for both"
+            f"{where}: {first.name!r} is on the scale {first.transform} and {second.name!r} on {second.transform}; "
+            "give the claim a transform for both"
         )
-    if "better" in found.options and own.better != other.better:
-        raise InputError(f"{where}: {own.name!r} and {other.name!r} are not good in the same direction")
+    if "better" in variant.options and first.better != second.better:
+        raise InputError(f"{where}: {first.name!r} and {second.name!r} are not good in the same direction")

@@ -1,4 +1,4 @@
-"""Training: one group of runs, as one population with a leading replica axis, measured by probes on the way."""
+"""Training of one group of runs as a population with a leading replica axis, with probes run at scheduled steps."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Towers, run forward for all replicas at once: what each supported type of layer does with an axis of replicas.
+"""Forward passes of towers for all replicas at once: one function per supported layer type.
 
-Under vmap every operation passes several layers of torch before it computes, which for a small tower takes longer than
-the arithmetic. Here an operation is one call for all replicas; autograd goes back. A tower with a layer that is not
-supported runs under vmap.
+Under vmap every operation has a dispatch overhead, which for a small tower exceeds the arithmetic. Here each operation
+is one call for all replicas, and autograd computes the backward pass. A tower with an unsupported layer runs under
+vmap.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stability.devices import is_aligned
-from stability.encoders.transformers import Attention, Block, Patches, Transformer
+from stability.encoders.transformers import Attention, Patches, Transformer, TransformerBlock
 from stability.probes import Params
 
 Forward = Callable[[Params, Tensor], Tensor]
-"""From a tower's parameters (R, ...), by name, and samples (R, B, ...) to embeddings (R, B, D)."""
+"""Maps a tower's parameters (R, ...), by name, and samples (R, B, ...) to embeddings (R, B, D)."""
 
 ParamTree = dict[str, Any]
-"""A module's parameters (R, ...) by name, those of a submodule as a tree of their own under its name."""
+"""A module's parameters (R, ...) by name; a submodule's parameters are a nested tree under its name."""
 
 LayerForward = Callable[[Any, ParamTree, Tensor], Tensor]
 
 LAYERS: dict[type[nn.Module], LayerForward] = {}
-"""The forward pass of each supported type of module. A subclass is not supported: it may compute anything."""
+"""The forward pass of each supported module type. Subclasses are not supported, since they may compute anything."""
 
 
 def batched_forward(tower: nn.Module) -> Forward | None:
-    """Return the tower's forward pass for all replicas at once, or None where a part of it is not supported.
+    """Return the tower's forward pass for all replicas at once, or None if a part of it is not supported.
 
-    A tower that uses a module or a parameter twice is not supported: it has one name for it, and two places.
+    A tower that uses a module or a parameter twice is not supported, since its parameters are listed under one name.
     """
     if type(tower) not in LAYERS or not all(_is_supported(module) for module in tower.modules()):
         return None
@@ -49,7 +49,7 @@ def _is_supported(module: nn.Module) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Return whether calling the module runs something in addition to its own ``forward``."""
+    """Return whether calling the module runs hooks in addition to its ``forward``."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -65,7 +65,7 @@ def _tree(params: Params) -> ParamTree:
 
 
 def _submodule(module: nn.Module, name: str, params: ParamTree, x: Tensor) -> Tensor:
-    # Not `getattr`, which torch looks up in several dictionaries.
+    # `getattr` would be slower: torch searches several dictionaries.
     submodule = module._modules[name]
     assert submodule is not None
     return LAYERS[type(submodule)](submodule, params.get(name, {}), x)
@@ -82,7 +82,7 @@ def layer(*types: type[nn.Module]) -> Callable[[LayerForward], LayerForward]:
 
 
 def _per_replica(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply *function* replica by replica, to copies that begin a cache line; so do the gradients on the way back."""
+    """Apply *function* replica by replica on cache-line-aligned copies; the backward pass also aligns gradients."""
     outputs = []
     for parts in zip(*(x.split(1) for x in inputs), strict=True):
         output = function(*(part.clone() for part in parts))
@@ -93,7 +93,7 @@ def _per_replica(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def _bmm(left: Tensor, right: Tensor) -> Tensor:
-    """Return the matrix products of all replicas; a replica's bits do not depend on its position."""
+    """Return the matrix products of all replicas, with bits that do not depend on a replica's position."""
     rows, inner, columns = left.shape[1], left.shape[2], right.shape[2]
     if is_aligned(left.device, rows * inner, inner * columns, rows * columns):
         return torch.bmm(left, right)
@@ -102,7 +102,7 @@ def _bmm(left: Tensor, right: Tensor) -> Tensor:
 
 @layer(nn.Sequential)
 def _sequential(module: nn.Sequential, params: ParamTree, x: Tensor) -> Tensor:
-    # Not `named_children`, which lists a layer that is used twice only once.
+    # `named_children` would list a layer that is used twice only once.
     for name in module._modules:
         x = _submodule(module, name, params, x)
     return x
@@ -112,7 +112,7 @@ def _sequential(module: nn.Sequential, params: ParamTree, x: Tensor) -> Tensor:
 def _linear(module: nn.Linear, params: ParamTree, x: Tensor) -> Tensor:
     product = _bmm(x.flatten(1, -2), params["weight"].mT)
     if "bias" in params:
-        # Not `baddbmm`: for small matrices it sums in another order than the product alone, which vmap takes.
+        # `baddbmm` would sum small matrices in a different order than the plain product that vmap uses.
         product.add_(params["bias"][:, None])
     return product.view(*x.shape[:-1], -1)
 
@@ -123,7 +123,7 @@ def _layer_norm(module: nn.LayerNorm, params: ParamTree, x: Tensor) -> Tensor:
     normalized = F.layer_norm(x, shape, None, None, module.eps)
     if "weight" not in params:
         return normalized
-    # One axis for samples and positions: each replica's own scale broadcasts over it.
+    # Collapse to (R, samples x positions, features) so that each replica's scale broadcasts.
     size = torch.Size(shape).numel()
     rows, weight = normalized.reshape(len(x), -1, size), params["weight"].reshape(len(x), 1, size)
     if "bias" not in params:
@@ -134,7 +134,7 @@ def _layer_norm(module: nn.LayerNorm, params: ParamTree, x: Tensor) -> Tensor:
 @layer(nn.Embedding)
 def _embedding(module: nn.Embedding, params: ParamTree, x: Tensor) -> Tensor:
     weight, ids = params["weight"], x.flatten(1).long()
-    # `gather` refuses a token beyond the vocabulary, and a negative one.
+    # `gather` raises for token ids that are negative or beyond the vocabulary.
     rows = weight.gather(1, ids[..., None].expand(-1, -1, weight.shape[-1]))
     if module.padding_idx is not None:
         rows = torch.where((ids == module.padding_idx)[..., None], rows.detach(), rows)
@@ -143,13 +143,13 @@ def _embedding(module: nn.Embedding, params: ParamTree, x: Tensor) -> Tensor:
 
 @layer(nn.Flatten)
 def _flatten(module: nn.Flatten, params: ParamTree, x: Tensor) -> Tensor:
-    # Axes counted from the front move by one, since the replicas' axis comes first.
+    # Non-negative axes move by one, since the replica axis comes first.
     return x.flatten(*(axis + 1 if axis >= 0 else axis for axis in (module.start_dim, module.end_dim)))
 
 
 @layer(nn.Identity, nn.ReLU, nn.LeakyReLU, nn.GELU)
 def _elementwise(module: nn.Module, params: ParamTree, x: Tensor) -> Tensor:
-    # A layer that works in place gets a copy: neither a batch nor what another layer keeps belongs to it.
+    # An in-place layer gets a copy, so that it changes neither the batch nor another layer's saved tensors.
     result: Tensor = module(x.clone() if getattr(module, "inplace", False) else x)
     return result
 
@@ -170,8 +170,8 @@ def _transformer(module: Transformer, params: ParamTree, x: Tensor) -> Tensor:
     return _submodule(module, "project", params, _submodule(module, "norm", params, x).mean(-2))
 
 
-@layer(Block)
-def _block(module: Block, params: ParamTree, x: Tensor) -> Tensor:
+@layer(TransformerBlock)
+def _block(module: TransformerBlock, params: ParamTree, x: Tensor) -> Tensor:
     x = x + _submodule(module, "attention", params, _submodule(module, "attention_norm", params, x))
     hidden = F.gelu(_submodule(module, "expand", params, _submodule(module, "mlp_norm", params, x)))
     return x + _submodule(module, "contract", params, hidden)
@@ -181,10 +181,10 @@ def _block(module: Block, params: ParamTree, x: Tensor) -> Tensor:
 def _attention(module: Attention, params: ParamTree, x: Tensor) -> Tensor:
     def attend(x: Tensor) -> Tensor:
         replicas, batch, length, width = x.shape
-        # Every head of every sample is a matrix: (3, R B heads, T, width of a head).
+        # One matrix for each head of each sample: (3, R B heads, T, width of a head).
         split = x.view(replicas * batch, length, 3, module.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = split.reshape(3, replicas * batch * module.heads, length, -1)
-        # With ``beta=0`` only the shape of the first argument matters.
+        # With ``beta=0`` only the first argument's shape matters.
         scale = (width // 3 // module.heads) ** -0.5
         logits = torch.baddbmm(x.new_empty(1, 1, 1), query, key.mT, beta=0, alpha=scale)
         mixed = torch.bmm(logits.softmax(-1), value).view(-1, module.heads, length, value.shape[-1])

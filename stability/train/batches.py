@@ -1,4 +1,4 @@
-"""The batches of a population: indices drawn on the CPU a block of steps ahead, moved to the device in one copy."""
+"""Batch indices of a population, drawn on the CPU a block of steps ahead and moved to the device in one copy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stability.devices import to_device
 from stability.streams import stream
 
 STEPS_AHEAD = 50
-"""Steps of a block."""
+"""Number of steps in a block."""
 
 
 def epochs(seed: int | str, available: int, batch_size: int, use: str = "batches") -> Iterator[Tensor]:
-    """Yield the indices of the batches of one epoch after the other, (batches, B), for ever.
+    """Yield the batch indices of one epoch after another, (batches, B), without end.
 
-    Each epoch is a new permutation of the pairs, its last part batch dropped. The stream depends on the seed and its
-    *use* alone, so all losses and noise levels see the same batches.
+    Each epoch is a new permutation of the pairs; an incomplete last batch is dropped. The stream depends only on the
+    seed and its *use*, so all losses and noise levels see the same batches.
     """
     generator = stream(seed, use)
     while True:
@@ -27,7 +27,7 @@ def epochs(seed: int | str, available: int, batch_size: int, use: str = "batches
 
 
 def batch_indices(seed: int | str, available: int, batch_size: int, use: str = "batches") -> Iterator[Tensor]:
-    """Yield the indices (B,) of one batch after the other, for ever; see `epochs`."""
+    """Yield the indices (B,) of one batch after another, without end; see `epochs`."""
     for epoch in epochs(seed, available, batch_size, use):
         yield from epoch
 
@@ -48,10 +48,10 @@ def index_blocks(
 
 
 class BatchStream:
-    """The batches of R replicas, step by step; replicas of one seed read the same.
+    """Yields the batch indices of R replicas step by step; replicas with the same seed get the same batches.
 
-    A block of steps is drawn while the one before it is used, a few seeds at each step: otherwise all seeds would draw
-    the permutations of a new epoch at once, and a step would wait for a thousand of them.
+    The next block of steps is drawn while the current one is used, for a few seeds at each step. Otherwise all seeds
+    would permute a new epoch at the same step, which would wait for a thousand permutations.
     """
 
     def __init__(
@@ -60,33 +60,33 @@ class BatchStream:
         distinct = list(dict.fromkeys(seeds))
         self._blocks = [index_blocks(seed, available, batch_size, use) for seed in distinct]
         self._column = torch.tensor([distinct.index(seed) for seed in seeds])
-        self._column_there = self._column.to(device)
+        self._column_on_device = self._column.to(device)
         self._shape = (STEPS_AHEAD, len(distinct), batch_size)
         self._device = device
-        self._coming, self._drawn = torch.empty(self._shape, dtype=torch.int64), 0
-        self._here = self._there = self._coming
+        self._next, self._drawn = torch.empty(self._shape, dtype=torch.int64), 0
+        self._on_host = self._on_device = self._next
         self._step = STEPS_AHEAD
 
     def advance(self) -> None:
-        """Go on to the next step."""
+        """Advance to the next step."""
         if self._step == STEPS_AHEAD:
             self._draw(len(self._blocks))
-            self._here, self._there = self._coming, to_device(self._coming, self._device)
-            self._coming, self._drawn = torch.empty(self._shape, dtype=torch.int64), 0
+            self._on_host, self._on_device = self._next, to_device(self._next, self._device)
+            self._next, self._drawn = torch.empty(self._shape, dtype=torch.int64), 0
             self._step = 0
         self._step += 1
         self._draw(-(-len(self._blocks) * self._step // STEPS_AHEAD))
 
     def _draw(self, seeds: int) -> None:
-        """Draw what is missing of the coming block for the first *seeds* seeds."""
+        """Draw the next block for the first *seeds* seeds, as far as it is missing."""
         for column in range(self._drawn, seeds):
-            self._coming[:, column] = next(self._blocks[column])
+            self._next[:, column] = next(self._blocks[column])
         self._drawn = max(self._drawn, seeds)
 
     def index(self) -> Tensor:
         """Return the indices (R, B) of this step, on the device."""
-        return self._there[self._step - 1].index_select(0, self._column_there)
+        return self._on_device[self._step - 1].index_select(0, self._column_on_device)
 
     def host_index(self) -> Tensor:
         """Return the indices (R, B) of this step, on the CPU."""
-        return self._here[self._step - 1].index_select(0, self._column)
+        return self._on_host[self._step - 1].index_select(0, self._column)

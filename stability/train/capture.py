@@ -1,4 +1,4 @@
-"""A step as a CUDA graph: recorded once, then replayed with one launch in place of a hundred."""
+"""A training step as a CUDA graph: captured once, then replayed with one launch instead of a hundred."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Inputs = dict[str, Tensor]
 Step = Callable[[Inputs], Tensor]
 
 EAGER_STEPS = 3
-"""Steps taken before the recording, on a stream of their own: libraries allocate their workspaces in them."""
+"""Steps run on a side stream before the capture, in which libraries allocate their workspaces."""
 
 
 class CapturedStep:
-    """A step on the device that is recorded at its fourth call and replayed from then on.
+    """A step on the device that is captured as a CUDA graph at its fourth call and replayed from then on.
 
-    What the step reads must lie in tensors that it finds again: the inputs are copied into tensors kept for them, and
-    everything else is updated in place. Where it cannot be recorded (a loss of one's own that reads a number on the
-    host, say) steps go on one operation after the other, and *note* says why.
+    The step must read its inputs from the same memory at every call, so inputs are copied into static tensors and
+    everything else is updated in place. If the step cannot be captured (for example, a custom loss reads a number on
+    the host), its operations are launched one by one, and *note* holds the reason.
     """
 
     def __init__(self, step: Step) -> None:
@@ -32,11 +32,11 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
-        """Whether the step has been recorded."""
+        """Whether the step has been captured."""
         return self._graph is not None
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        """Take a step and return its result, which the next step does not overwrite."""
+        """Run a step and return its result, which the next step does not overwrite."""
         if self._graph is None and not self.note and self._calls >= EAGER_STEPS:
             self._capture(inputs)
         self._calls += 1
@@ -59,15 +59,15 @@ class CapturedStep:
         return result
 
     def _capture(self, inputs: Inputs) -> None:
-        kept = {name: value.clone() for name, value in inputs.items()}
+        static_inputs = {name: value.clone() for name, value in inputs.items()}
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                result = self._step(kept)
+                result = self._step(static_inputs)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             self.note = (
                 f"the step cannot be recorded as a CUDA graph, so its operations are launched one by one: {reason}"
             )
             return
-        self._graph, self._inputs, self._result = graph, kept, result
+        self._graph, self._inputs, self._result = graph, static_inputs, result

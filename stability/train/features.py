@@ -1,6 +1,6 @@
-"""Features of locked towers: computed once over the training pairs, so that every step reads rows of a table.
+"""Features of frozen towers, computed once over the training pairs so that every step reads rows of a table.
 
-Zhai et al. (2022), LiT, arXiv:2111.07991: a tower that is not trained gives a sample the same features at every step.
+Zhai et al. (2022), LiT, arXiv:2111.07991: a frozen tower maps a sample to the same features at every step.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from stability.datasets.cache import prepared
 from stability.devices import to_device
 from stability.probes import Params
 from stability.study import Study
-from stability.train.cuts import Cut
-from stability.train.feed import Feed
-from stability.train.population import Blueprint, within
+from stability.train.cuts import FrozenSplit
+from stability.train.feed import PopulationData
+from stability.train.population import ModelSpec, subtree
 
 CHUNK = 256
-"""Samples that go through a tower at once."""
+"""Number of samples in one forward pass of a tower."""
 
 IN_MEMORY = 2**26
-"""Bytes of features of one replica that are kept in memory; more are mapped from a file."""
+"""Maximal bytes of one replica's features kept in memory; larger tables are memory-mapped from a file."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a locked tower says of all training pairs: *table* (S, n, ...), and which of the S each replica reads, (R,).
+    """The outputs of a frozen tower for all training pairs. Replicas with equal weights and samples share an entry.
 
-    Replicas with equal weights and equal samples share their features.
+    Attributes:
+        table: the S distinct sets of features, (S, n, ...).
+        owner: which of them each replica reads, (R,).
     """
 
     table: Tensor
@@ -46,70 +48,82 @@ class Features:
 
     @property
     def on_host(self) -> bool:
-        """Whether the table lies on the CPU: always where that trains, and where it is mapped from a file."""
+        """Whether the table is on the CPU: always when training on the CPU, and when it is memory-mapped."""
         return self.table.device.type == "cpu"
 
     def rows(self, index: Tensor) -> Tensor:
-        """Return the features (R, ..., B, *shape) of pairs; the *index* (R, ..., B) is on the table's device."""
+        """Return the features (R, ..., B, *shape) of pairs; *index* (R, ..., B) is on the table's device."""
         first = self.owner * self.table.shape[1]
         rows = index + first.view(-1, *(1,) * (index.dim() - 1))
         return self.table.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
-def bytes_kept(cut: Cut, available: int) -> int:
-    """Return the bytes of memory that the features of so many pairs take for one replica: none if they are mapped."""
-    needed = cut.bytes * available
+def bytes_kept(split: FrozenSplit, available: int) -> int:
+    """Return the bytes of memory for one replica's features of *available* pairs: 0 if they are memory-mapped."""
+    needed = split.bytes * available
     return needed if needed <= IN_MEMORY else 0
 
 
-def kept_features(study: Study, plan: Blueprint, theta: Tensor, feed: Feed, pairs: Pairs) -> dict[str, Features]:
-    """Return the features of each modality whose tower can be cut, for replicas with the parameters *theta* (R, P).
+def kept_features(
+    study: Study, spec: ModelSpec, theta: Tensor, feed: PopulationData, pairs: Pairs
+) -> dict[str, Features]:
+    """Return the features of each modality whose tower can be split, for replicas with the parameters *theta* (R, P).
 
-    None where pairs are corrupted anew at every step (``data.corruption = "fresh"``): then no sample stays as it is.
+    Empty if pairs are corrupted anew at every step (``data.corruption = "fresh"``), since then samples change.
     """
-    params = plan.layout.unflatten(theta)
+    params = spec.layout.unflatten(theta)
     cache = str(study.data.options.get("cache", ""))
     kept = {}
-    for modality, cut in plan.cuts.items() if not feed.fresh else ():
-        samples, shared = feed.side(modality)
-        known = f"{pairs.fingerprint} {modality}" if pairs.fingerprint else ""
-        own = within(f"{modality}.", params)
-        kept[modality] = features_of(cut, own, samples, shared=shared, cache=cache, known=known)
+    for modality, split in spec.splits.items() if not feed.fresh else ():
+        samples, shared = feed.samples_of(modality)
+        samples_digest = f"{pairs.fingerprint} {modality}" if pairs.fingerprint else ""
+        tower_params = subtree(f"{modality}.", params)
+        kept[modality] = features_of(
+            split, tower_params, samples, shared=shared, cache=cache, samples_digest=samples_digest
+        )
     return kept
 
 
 def features_of(
-    cut: Cut, params: Params, samples: Tensor, *, shared: bool, cache: str = "", known: str = ""
+    split: FrozenSplit, params: Params, samples: Tensor, *, shared: bool, cache: str = "", samples_digest: str = ""
 ) -> Features:
-    """Return the features of the training samples: (n, ...) of all replicas (*shared*), or (R, n, ...), of each.
+    """Return the features of the training samples.
 
-    *params* are the tower's, (R, ...), by its own names. A row of the table is a function of one replica's weights and
-    samples alone, whoever trains beside it: the values of a step without a table up to rounding, since there all
-    replicas are multiplied at once. Beyond `IN_MEMORY` the table lies in the folder *cache*, with a checksum, as
-    prepared data do, and all groups with these weights and samples find it there; *known* is a digest of shared samples
-    if there is one, which saves reading them all.
+    A row of the table depends only on one replica's weights and samples, not on the other replicas. It equals the
+    values of a step without a table up to rounding, since there all replicas are multiplied at once.
 
-    Raises `InputError` if the cache cannot be written.
+    Args:
+        split: the split tower.
+        params: the tower's parameters (R, ...), by their names in the tower.
+        samples: the training samples, (n, ...) if *shared*, else (R, n, ...).
+        shared: whether all replicas share the samples.
+        cache: folder of tables larger than `IN_MEMORY`, stored with a checksum like prepared data; all groups with
+            the same weights and samples read the same table.
+        samples_digest: a digest of shared samples, if known; it saves reading all of them.
+
+    Raises:
+        InputError: if the cache cannot be written.
     """
-    replicas = len(params[cut.names[0]])
-    weights = [{name: params[name][place] for name in cut.names} for place in range(replicas)]
+    replicas = len(params[split.names[0]])
+    weights = [{name: params[name][replica] for name in split.names} for replica in range(replicas)]
     sources = [samples] * replicas if shared else list(samples)
     keys = [
-        (digest(own.values()), "" if shared else digest([source])) for own, source in zip(weights, sources, strict=True)
+        (digest(tensors.values()), "" if shared else digest([source]))
+        for tensors, source in zip(weights, sources, strict=True)
     ]
     number = {key: row for row, key in enumerate(dict.fromkeys(keys))}
     owner = torch.tensor([number[key] for key in keys])
-    distinct = [(weights[place], sources[place]) for place in map(keys.index, number)]
-    shape = (len(distinct), len(sources[0]), *cut.shape)
-    device = params[cut.names[0]].device
+    distinct = [(weights[replica], sources[replica]) for replica in map(keys.index, number)]
+    shape = (len(distinct), len(sources[0]), *split.shape)
+    device = params[split.names[0]].device
 
     def fill(table: Tensor) -> None:
-        for row, (own, source) in enumerate(distinct):
+        for row, (tensors, source) in enumerate(distinct):
             for start in range(0, len(source), CHUNK):
                 chunk = to_device(source[start : start + CHUNK], device)
-                table[row, start : start + CHUNK] = cut.features(own, chunk)
+                table[row, start : start + CHUNK] = split.features(tensors, chunk)
 
-    if bytes_kept(cut, len(sources[0])):
+    if bytes_kept(split, len(sources[0])):
         table = torch.empty(shape, dtype=torch.float32, device=device)
         fill(table)
         return Features(table, owner.to(device))
@@ -121,16 +135,16 @@ def features_of(
         return {}
 
     if shared:
-        known = known or digest([samples])
-    # Weights do not tell what a tower computes with them; what it makes of the first samples does.
-    tried = digest(cut.features(own, to_device(source[:CHUNK], device)) for own, source in distinct)
-    key = {"kind": "features", "keys": list(number), "samples": known, "shape": shape, "tried": tried}
+        samples_digest = samples_digest or digest([samples])
+    # Weights alone do not identify the function, so its outputs on the first chunk are hashed as well.
+    outputs = digest(split.features(tensors, to_device(source[:CHUNK], device)) for tensors, source in distinct)
+    key = {"kind": "features", "keys": list(number), "samples": samples_digest, "shape": shape, "tried": outputs}
     return Features(prepared(key, cache, build).array("features"), owner)
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Return 32 hexadecimal digits that tell tensors apart by their bits."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return a hash of the bits of tensors, as 32 hexadecimal digits."""
+    result = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        result.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return result.hexdigest()

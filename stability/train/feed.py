@@ -1,4 +1,4 @@
-"""What the replicas of a population read: their corrupted training pairs and the batches drawn from them."""
+"""The training data of a population: each replica's corrupted training pairs and the batches drawn from them."""
 
 from __future__ import annotations
 
@@ -17,37 +17,46 @@ from stability.streams import stream
 
 
 def independent_indices(seed: int | str, use: str, count: int, available: int, batch_size: int) -> Tensor:
-    """Return (count, B) indices of batches drawn independently of each other, without repetition inside a batch."""
+    """Return the indices (count, B) of independent batches, each drawn without replacement."""
     generator = stream(seed, use)
     return torch.stack([torch.randperm(available, generator=generator)[:batch_size] for _ in range(count)])
 
 
-def part_of(seed: int | str, available: int, count: int) -> Tensor:
-    """Return (count,) sorted indices of the training pairs that a seed is left with; a smaller part lies in a larger.
+def subset_indices(seed: int | str, available: int, count: int) -> Tensor:
+    """Return the sorted indices (count,) of the training pairs of a seed; smaller sets are subsets of larger ones.
 
-    The stream depends on the seed alone, so all losses and noise levels have the same pairs.
+    The stream depends only on the seed, so all losses and noise levels use the same pairs.
     """
-    return torch.randperm(available, generator=stream(seed, "pairs"))[:count].sort().values
+    return torch.randperm(available, generator=stream(seed, "train_pairs"))[:count].sort().values
 
 
 @dataclass(frozen=True)
-class Feed:
-    """The training pairs of R replicas: image and text (R, n, ...), or (n, ...) where all replicas share them.
+class PopulationData:
+    """The training pairs of R replicas.
 
-    Further modalities, by name, are never corrupted: they stay with the image where a mismatch moves the text. They are
-    shared like *caption* (n,), unless each replica has a *part* of the pairs: then both have a replica axis.
-
-    With *fixed* corruption the pairs are corrupted already; with *fresh* corruption `batch` does it, each time anew.
-
-    The pairs lie on the *device*, unless they are *on_host*: then a batch is gathered, and corrupted, on the CPU, and
-    moved while the device computes. That is so with fresh corruption, whose numbers are drawn on the CPU, and for data
-    that would fill the device's memory.
+    Attributes:
+        runs: the run of each replica.
+        image: (R, n, ...), or (n, ...) if *shared_image*.
+        text: (R, n, ...), or (n, ...) if *shared_text*.
+        extra_modalities: further samples by name, (n, ...), or (R, n, ...) if *part*. They are never corrupted: a
+            mismatch moves the text, and they stay with the image.
+        caption: caption ids (n,), or (R, n) if *part*.
+        images: the range of image values, from which noise is drawn.
+        texts: the range of text values, from which noise is drawn.
+        shared_image: whether all replicas share the images.
+        shared_text: whether all replicas share the texts.
+        fresh: whether `batch` corrupts pairs anew each time; otherwise they are already corrupted.
+        device: where batches are needed.
+        on_host: whether the pairs are on the CPU, where batches are gathered, corrupted, and copied while the device
+            computes. True for fresh corruption, whose random numbers are drawn on the CPU, and for data too large for
+            the device's memory.
+        part: whether each replica trains on a subset of the pairs.
     """
 
     runs: Sequence[Run]
     image: Tensor
     text: Tensor
-    further: Mapping[str, Tensor]
+    extra_modalities: Mapping[str, Tensor]
     caption: Tensor
     images: Values
     texts: Values
@@ -68,37 +77,43 @@ class Feed:
         """The batch size that all replicas share."""
         return self.runs[0].batch_size
 
-    def select(self, replicas: list[int]) -> Feed:
-        """Return the feed of some of the replicas, by their indices."""
+    def select(self, replicas: list[int]) -> PopulationData:
+        """Return the data of some of the replicas, by their indices."""
         rows = to_device(torch.tensor(replicas), self.image.device)
         return replace(
             self,
             runs=[self.runs[replica] for replica in replicas],
             image=self.image if self.shared_image else self.image.index_select(0, rows),
             text=self.text if self.shared_text else self.text.index_select(0, rows),
-            further={name: x.index_select(0, rows) if self.part else x for name, x in self.further.items()},
+            extra_modalities={
+                name: x.index_select(0, rows) if self.part else x for name, x in self.extra_modalities.items()
+            },
             caption=self.caption[replicas] if self.part else self.caption,
         )
 
     def generators(self, use: str) -> tuple[torch.Generator, ...]:
-        """Return each replica's random stream for the fresh corruption of one *use*."""
-        return tuple(stream(run.luck, f"corruption/{run.corruption}/{use}") for run in self.runs)
+        """Return each replica's random stream of fresh corruption for one *use*."""
+        return tuple(stream(run.rng_seed, f"corruption/{run.corruption}/{use}") for run in self.runs)
 
-    def side(self, modality: str) -> tuple[Tensor, bool]:
+    def samples_of(self, modality: str) -> tuple[Tensor, bool]:
         """Return the samples of one modality, and whether all replicas share them."""
-        sides = {"image": (self.image, self.shared_image), "text": (self.text, self.shared_text)}
-        return sides[modality] if modality in sides else (self.further[modality], not self.part)
+        samples = {"image": (self.image, self.shared_image), "text": (self.text, self.shared_text)}
+        return samples[modality] if modality in samples else (self.extra_modalities[modality], not self.part)
 
     def batch(self, index: Tensor, generators: Sequence[torch.Generator], without: Collection[str] = ()) -> Batch:
-        """Return the pairs at *index* (R, ..., B): the samples of each modality, and the index itself, on the device.
+        """Return the pairs at an index, on the device: the samples of each modality, and the index itself.
 
-        Modalities that are not needed, *without*, are left out; under fresh corruption all are needed. The index may
-        lie on the CPU, and must where the pairs are *on_host*.
+        Args:
+            index: (R, ..., B), on any device; on the CPU if the pairs are *on_host*.
+            generators: each replica's stream of fresh corruption.
+            without: modalities to leave out; none under fresh corruption.
         """
         if not self.on_host:
             index = to_device(index, self.device)
         batch = {
-            name: _gather(*self.side(name), index) for name in ("image", "text", *self.further) if name not in without
+            name: _gather(*self.samples_of(name), index)
+            for name in ("image", "text", *self.extra_modalities)
+            if name not in without
         }
         if self.fresh:
             batch["image"], batch["text"] = self._corrupt(batch["image"], batch["text"], index, generators)
@@ -117,80 +132,85 @@ class Feed:
                 one_text,
                 images=self.images,
                 texts=self.texts,
-                caption=(self.caption[owner] if self.part else self.caption)[place],
+                caption=(self.caption[owner] if self.part else self.caption)[rows],
                 level=self.runs[owner].noise,
                 generator=generators[owner],
             )
-            for owner, one_image, one_text, place in zip(owners, *flat, strict=True)
+            for owner, one_image, one_text, rows in zip(owners, *flat, strict=True)
         ]
         return tuple(torch.stack(part).unflatten(0, lead) for part in zip(*noisy, strict=True))
 
 
 def _gather(values: Tensor, shared: bool, index: Tensor) -> Tensor:
-    """Return the samples at *index* (R, ..., B) of values (n, ...), or (R, n, ...) where replicas do not share them."""
+    """Return the samples at *index* (R, ..., B) of values (n, ...), or (R, n, ...) if replicas do not share them."""
     if not shared:
         first = torch.arange(len(index), device=index.device) * values.shape[1]
         index = index + first.view(-1, *(1,) * (index.dim() - 1))
         values = values.flatten(0, 1)
-    # Whole samples are copied: several times faster than indexing, which takes number by number.
+    # `index_select` copies whole samples, several times faster than indexing, which copies number by number.
     return values.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 HOST_SHARE = 0.25
-"""Share of a GPU's memory that training pairs may take; where they would take more, they stay on the host."""
+"""Maximal share of a GPU's memory for training pairs; larger data stay on the host."""
 
 
-def fills(device: torch.device, sides: Sequence[Tensor]) -> bool:
-    """Return whether *sides* of the data would take more than their share of the memory of a GPU."""
+def exceeds_share(device: torch.device, tensors: Sequence[Tensor]) -> bool:
+    """Return whether the data would take more than `HOST_SHARE` of a GPU's memory; False on other devices."""
     if device.type != "cuda":
         return False
     total = torch.cuda.get_device_properties(device).total_memory
-    return sum(side.numel() * side.element_size() for side in sides) > HOST_SHARE * total
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > HOST_SHARE * total
 
 
-def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> Feed:
-    """Return the feed of these runs for *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
+def population_data(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> PopulationData:
+    """Return the training data of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
     image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
     clean = [(image, text, caption)] * len(runs)
-    part = bool(runs[0].pairs)
-    kept = [part_of(run.luck, len(pairs.train), run.pairs) for run in runs] if part else []
+    part = bool(runs[0].train_pairs)
+    kept = [subset_indices(run.rng_seed, len(pairs.train), run.train_pairs) for run in runs] if part else []
     if part:
-        clean = [(image[places], text[places], caption[places]) for places in kept]
-        caption = torch.stack([own for *_, own in clean])
+        clean = [(image[index], text[index], caption[index]) for index in kept]
+        caption = torch.stack([subset for *_, subset in clean])
     images = Values.of(image, pairs.image_vocabulary, blank=False)
     texts = Values.of(text, len(pairs.vocabulary), blank=pairs.vocabulary[:1] == ("",))
-    further = {f"modality-{place}": rows(samples, pairs.train) for place, samples in enumerate(pairs.further, start=3)}
-    noisy = [(own_image, own_text) for own_image, own_text, _ in clean]
+    extra_modalities = {
+        f"modality-{number}": rows(samples, pairs.train)
+        for number, samples in enumerate(pairs.extra_modalities, start=3)
+    }
+    noisy = [(run_image, run_text) for run_image, run_text, _ in clean]
     if kind == "fixed":
         noisy = [
             corrupt(
                 run.corruption,
-                own_image,
-                own_text,
+                run_image,
+                run_text,
                 images=images,
                 texts=texts,
-                caption=own_caption,
+                caption=run_caption,
                 level=run.noise,
-                generator=stream(run.luck, f"corruption/{run.corruption}"),
+                generator=stream(run.rng_seed, f"corruption/{run.corruption}"),
             )
-            # At level 0 nothing is struck: the side stays the tensor that all share, maybe mapped from disk.
+            # At level 0 nothing is corrupted: keep the shared tensor, which may be memory-mapped from disk.
             if run.noise
-            else (own_image, own_text)
-            for run, (own_image, own_text, own_caption) in zip(runs, clean, strict=True)
+            else (run_image, run_text)
+            for run, (run_image, run_text, run_caption) in zip(runs, clean, strict=True)
         ]
     shared_image = all(pair[0] is image for pair in noisy)
     shared_text = all(pair[1] is text for pair in noisy)
     images_read = image if shared_image else torch.stack([pair[0] for pair in noisy])
     texts_read = text if shared_text else torch.stack([pair[1] for pair in noisy])
     if part:
-        further = {name: torch.stack([samples[places] for places in kept]) for name, samples in further.items()}
-    on_host = kind == "fresh" or fills(device, [images_read, texts_read, *further.values()])
+        extra_modalities = {
+            name: torch.stack([samples[index] for index in kept]) for name, samples in extra_modalities.items()
+        }
+    on_host = kind == "fresh" or exceeds_share(device, [images_read, texts_read, *extra_modalities.values()])
     where = torch.device("cpu") if on_host else device
-    return Feed(
+    return PopulationData(
         runs=runs,
         image=images_read.to(where),
         text=texts_read.to(where),
-        further={name: samples.to(where) for name, samples in further.items()},
+        extra_modalities={name: samples.to(where) for name, samples in extra_modalities.items()},
         caption=caption,
         images=images,
         texts=texts,
@@ -203,18 +223,19 @@ def feed_of(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) 
     )
 
 
-def held_out_feed(
-    feed: Feed, image: Tensor, text: Tensor, further: Sequence[Tensor], caption: Tensor, use: str
-) -> Feed:
-    """Return the feed of held-out pairs for the runs of *feed*, corrupted as their training pairs are.
+def held_out_data(
+    feed: PopulationData, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
+) -> PopulationData:
+    """Return held-out pairs for the runs of *feed*, corrupted like their training pairs.
 
-    With *fresh* corruption each batch is, with *fixed* the pairs are once, by each run's stream for this *use*.
+    With *fresh* corruption each batch is corrupted; with *fixed* corruption the pairs are corrupted once, by each run's
+    stream for this *use*.
     """
     clean = replace(
         feed,
         image=image,
         text=text,
-        further={f"modality-{number}": samples for number, samples in enumerate(further, start=3)},
+        extra_modalities={f"modality-{number}": samples for number, samples in enumerate(extra_modalities, start=3)},
         caption=caption.cpu(),
         shared_image=True,
         shared_text=True,
@@ -228,7 +249,7 @@ def held_out_feed(
         clean,
         image=image.cpu(),
         text=text.cpu(),
-        further={name: samples.cpu() for name, samples in clean.further.items()},
+        extra_modalities={name: samples.cpu() for name, samples in clean.extra_modalities.items()},
         on_host=True,
     )
     if feed.fresh:
@@ -239,29 +260,29 @@ def held_out_feed(
 
 
 def uniform_numbers(runs: Sequence[Run], generators: Mapping[int | str, torch.Generator], lead: torch.Size) -> Tensor:
-    """Return numbers in [0, 1) for losses that draw, (R, *lead, B, B): the same for replicas of one seed."""
+    """Return random numbers in [0, 1) for losses, (R, *lead, B, B): the same for replicas with the same seed."""
     size = runs[0].batch_size
     by_seed = {seed: torch.rand(*lead, size, size, generator=generator) for seed, generator in generators.items()}
-    return torch.stack([by_seed[run.luck] for run in runs])
+    return torch.stack([by_seed[run.rng_seed] for run in runs])
 
 
-def identity(text: Tensor, salt: Tensor) -> Tensor:
-    """Return a 64-bit fingerprint (..., B) of each text (..., B, T): equal texts have equal fingerprints.
+def text_fingerprints(text: Tensor, multipliers: Tensor) -> Tensor:
+    """Return a 64-bit hash (..., B) of each text (..., B, T): equal texts have equal hashes.
 
-    *salt* (T,) are random odd 64-bit numbers; arithmetic wraps around. Reals are fingerprinted by their bits.
+    *multipliers* (T,) are random odd 64-bit integers; arithmetic wraps around. Floats are hashed by their bits.
     """
     bits = text if text.dtype == torch.int64 else text.contiguous().view(torch.int32).long()
-    return ((bits + 1) * salt).sum(-1)
+    return ((bits + 1) * multipliers).sum(-1)
 
 
-def duplicate_share(fingerprint: Tensor) -> Tensor:
-    """Return the share of off-diagonal pairs of a batch (..., B) whose fingerprints are equal: its false negatives.
+def false_negative_fraction(fingerprint: Tensor) -> Tensor:
+    """Return the fraction of off-diagonal pairs of a batch (..., B) with equal fingerprints: its false negatives.
 
-    >>> duplicate_share(torch.tensor([5, 7, 5, 5]))
+    >>> false_negative_fraction(torch.tensor([5, 7, 5, 5]))
     tensor(0.5000)
     """
     size = fingerprint.shape[-1]
-    # Sorted, an element's equals lie together: no B x B comparison.
+    # Equal elements are adjacent after sorting, so no B x B comparison is needed.
     ordered = fingerprint.sort(-1).values
     last, first = (torch.searchsorted(ordered, ordered, right=right) for right in (True, False))
     same = (last - first).sum(-1) - size

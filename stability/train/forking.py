@@ -1,4 +1,4 @@
-"""Forks: copies of a population's replicas that train on apart, alike in everything but the order of their data."""
+"""Forks: copies of a population's replicas that continue training and differ only in the order of their data."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from stability.devices import to_device
 from stability.grid import Run
 from stability.probes import probe
 from stability.study import Study
-from stability.train.probing import places_of
+from stability.train.probing import probed_indices
 
 if TYPE_CHECKING:
     from stability.train.trainer import Population
 
 CHILDREN = 2
-"""Copies of a replica that a probe compares at the end of training."""
+"""Number of copies of a replica that a probe compares at the end of training."""
 
 
 def forked(population: Population, replicas: Sequence[int]) -> Population:
-    """Return a copy of some replicas, by index: parameters, optimizer, clipping, state and streams as they are.
+    """Return a copy of some replicas, by index, with their parameters, optimizer, clipping, state and random streams.
 
-    Nothing that a step changes is shared with the original.
+    The copy shares nothing with the original that a step changes.
     """
     rows = to_device(torch.tensor(replicas), population.theta.device)
     runs = [population.runs[replica] for replica in replicas]
@@ -41,20 +41,20 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
         clipper=population.clipper.select(rows),
         alive=population.alive[rows],
         generators=[population.generators[replica].clone_state() for replica in replicas],
-        loss_generators={run.luck: population.loss_generators[run.luck].clone_state() for run in runs},
+        loss_generators={run.rng_seed: population.loss_generators[run.rng_seed].clone_state() for run in runs},
         features={name: kept.select(rows) for name, kept in population.features.items()},
         state={name: value[rows] for name, value in population.state.items()},
     )
 
 
-def order_of(step: int, child: int) -> str:
-    """Return the name of the random stream of the batches of a child that parts at *step*."""
+def fork_stream(step: int, child: int) -> str:
+    """Return the name of the random stream for the batches of a child that branches at *step*."""
     return f"batches/fork/{step}/{child}"
 
 
 def child_steps(study: Study, name: str, runs: Sequence[Run]) -> float:
-    """Return the steps, in units of one step of all *runs*, that the children of a probe train; 0 if it has none."""
+    """Return the number of steps that a probe's children train, in steps of all *runs*; 0 if it has no children."""
     if not probe[name].traits.get("forks"):
         return 0.0
-    share = len(places_of(study, name, runs)) / len(runs)
+    share = len(probed_indices(study, name, runs)) / len(runs)
     return share * CHILDREN * sum(study.train.steps - step for step in study.due(name))

@@ -1,4 +1,4 @@
-"""One group trained to its end, its measurements written on the way."""
+"""Training of one group to the end, with measurements written as it proceeds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from stability.datasets import Pairs
 from stability.grid import Group
 from stability.store import GroupLog, group_log, write_parameters
 from stability.study import Study
-from stability.train.probing import Reading
+from stability.train.probing import ProbeResult
 from stability.train.trainer import Trainer
 
 LOG_EVERY = 50
-"""Steps between two writes of the log; measures stay on the device until then."""
+"""Number of steps between two writes of the log; until then measures stay on the device."""
 
 
 def train_group(
@@ -31,56 +31,56 @@ def train_group(
 ) -> tuple[str, ...]:
     """Train all runs of *group* and write their measurements.
 
-    The row of step s holds what was measured before update s; the row of the last step + 1 holds the probes after
-    the end.
+    The row of step s holds the measurements before update s; the row after the last step holds the probes at the end
+    of training.
 
     Args:
-        study: the study as the group trains it.
+        study: the study with the settings of this group's arm and batch size.
         group: runs of one arm and batch size.
         pairs: the study's data.
-        path: where the measurements are written.
-        device: where the group trains.
-        progress: is called with the steps done.
-        params_path: where the parameters after the last step are written, if anywhere.
+        path: file for the measurements.
+        device: the device to train on.
+        progress: called with each step.
+        params_path: file for the parameters after the last step, or None.
 
     Returns:
-        What the user should know of how it went, a sentence each.
+        Notes for the user on how the group was trained, one sentence each.
     """
     trainer = Trainer(study, group, pairs, device)
     due = {name: study.due(name) for name in study.probes}
     with group_log(path, [run.id for run in group.runs], study.measures) as log:
         pending: list[Tensor] = []
         for step in range(study.train.steps + 1):
-            readings = [trainer.read(name) for name, steps in due.items() if step in steps]
-            if readings or len(pending) == LOG_EVERY:
+            results = [trainer.read(name) for name, steps in due.items() if step in steps]
+            if results or len(pending) == LOG_EVERY:
                 _write(log, step, trainer.measures, pending, [])
                 pending = []
             if step < study.train.steps:
                 pending.append(trainer.advance())
-            if readings:
-                _write(log, step + 1, trainer.measures, pending, readings, rows=1)
+            if results:
+                _write(log, step + 1, trainer.measures, pending, results, rows=1)
                 pending = []
             progress(step)
         _write(log, study.train.steps, trainer.measures, pending, [])
         if params_path is not None:
             final = trainer.population.theta[: len(group.runs)]
-            write_parameters(params_path, log.runs, trainer.population.plan.layout.unflatten(final))
+            write_parameters(params_path, log.runs, trainer.population.spec.layout.unflatten(final))
         log.finish()
     return trainer.notes
 
 
 def _write(
-    log: GroupLog, end: int, names: tuple[str, ...], pending: list[Tensor], readings: list[Reading], rows: int = 0
+    log: GroupLog, end: int, names: tuple[str, ...], pending: list[Tensor], results: list[ProbeResult], rows: int = 0
 ) -> None:
-    """Write the rows of the steps before *end*: the steps' measures, and the readings of the (then single) step.
+    """Write the rows of the steps before *end*.
 
     Args:
-        log: where rows are written.
+        log: the log.
         end: the step after the last row.
-        names: of the measures of a step.
+        names: names of the measures of a step.
         pending: the measures (M, R) of each step.
-        readings: what probes measured at the one step.
-        rows: the number of rows; 0: as many as steps are pending.
+        results: probe results; then there is a single row.
+        rows: number of rows; 0: one for each pending step.
     """
     rows = rows or len(pending)
     if not rows:
@@ -89,9 +89,9 @@ def _write(
     columns: dict[str, object] = {}
     if pending:
         columns |= dict(zip(names, torch.stack(pending, 1)[:, :, :width].cpu().numpy(), strict=True))
-    for reading in readings:
-        kept = [replica for replica in reading.replicas if replica < width]
-        for name, values in reading.values.items():
+    for result in results:
+        kept = [replica for replica in result.replicas if replica < width]
+        for name, values in result.values.items():
             if values.dim() > 1:
                 lists: list[list[float] | None] = [None] * width
                 for replica, row in zip(kept, values.cpu().tolist(), strict=False):

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from stability.devices import is_accelerator
-from stability.optimizers import optimizer
-from stability.registry import Variant
-from stability.study import Train
+from stability.study import Train, optimizer_of
 
 
 @dataclass
@@ -22,7 +20,7 @@ class OptimizerState:
     Attributes:
         buffers: by name, each (R, P).
         count: steps taken, 0-d float32 on the device, where the step's kernels read it.
-        steps: the same number, for the host.
+        steps: the same number on the host.
     """
 
     buffers: dict[str, Tensor]
@@ -42,46 +40,40 @@ class OptimizerState:
         )
 
 
-def variant_of(train: Train) -> tuple[Variant, dict[str, object]]:
-    """Return the study's optimizer and its options."""
-    variant = optimizer[train.optimizer]
-    return variant, {name: getattr(train, name) for name in variant.options}
-
-
 def initial_state(train: Train, theta: Tensor) -> OptimizerState:
     """Return the state of the study's optimizer before the first step."""
-    variant, _ = variant_of(train)
+    variant, _ = optimizer_of(train)
     return OptimizerState.zeros_like(theta, variant.traits["buffers"])
 
 
 def preconditioner(state: OptimizerState, train: Train) -> Tensor:
     """Return the positive diagonal (R, P) by which the optimizer divides a step: Adam's sqrt(v_hat) + eps, SGD's 1."""
-    variant, options = variant_of(train)
+    variant, options = optimizer_of(train)
     diagonal: Tensor = variant.traits["preconditioner"](state.buffers, state.steps, **options)
     return diagonal
 
 
-def lr_factor(train: Train, step: int) -> float:
+def lr_schedule_factor(train: Train, step: int) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
 
-    >>> short = Train(steps=8, warmup=4, schedule="cosine")
-    >>> [round(lr_factor(short, step), 3) for step in range(8)]
+    >>> short = Train(steps=8, warmup=4, lr_schedule="cosine")
+    >>> [round(lr_schedule_factor(short, step), 3) for step in range(8)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
     if step < train.warmup:
         return (step + 1) / train.warmup
-    if train.schedule == "constant":
+    if train.lr_schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """The learning rate of every replica at every step, on the device before the first step.
+    """The learning rate of every replica at every step, precomputed on the device.
 
     Attributes:
         table: rates (steps, distinct rates).
-        column: which of these each replica has, (R,).
+        column: the column of each replica, (R,).
     """
 
     table: Tensor
@@ -91,14 +83,14 @@ class LearningRates:
     def of(cls, train: Train, lrs: Sequence[float], device: torch.device) -> LearningRates:
         """Return the rates of replicas with these base rates."""
         distinct = list(dict.fromkeys(lrs))
-        factors = [lr_factor(train, step) for step in range(train.steps)]
+        factors = [lr_schedule_factor(train, step) for step in range(train.steps)]
         # Products in float64, rounded once.
         table = torch.tensor(factors, dtype=torch.float64)[:, None] * torch.tensor(distinct, dtype=torch.float64)
         column = torch.tensor([distinct.index(lr) for lr in lrs])
         return cls(table.float().to(device), column.to(device))
 
     def at(self, step: int) -> Tensor:
-        """Return the rates (R,) at *step*; after the last step, its rates."""
+        """Return the rates (R,) at *step*; those of the last step from then on."""
         return self.table[min(step, len(self.table) - 1)].index_select(0, self.column)
 
     def select(self, rows: Tensor) -> LearningRates:
@@ -108,11 +100,11 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class ParamGroups:
-    """What parameters differ in beyond their replica, as rows over P.
+    """Per-parameter settings that all replicas share, as rows over P.
 
     Attributes:
-        decay: weight decay of the first parameters, (D,); those behind them have none.
-        lr_multiplier: factors on the learning rate, (P,); None where all are 1.
+        decay: weight decay of the first D parameters, (D,); the others have none.
+        lr_multiplier: factors on the learning rate, (P,); None if all are 1.
     """
 
     decay: Tensor
@@ -120,7 +112,7 @@ class ParamGroups:
 
     @classmethod
     def of(cls, parameters: Sequence[tuple[int, float, float]], theta: Tensor) -> ParamGroups:
-        """Return the rows for *theta*, whose parameters lie in order with their (size, decay, lr multiplier)."""
+        """Return the rows for *theta* from the (size, decay, lr multiplier) of each parameter, in memory order."""
 
         def row(values: Iterable[tuple[int, float]], padding: float) -> Tensor:
             parts = torch.cat([theta.new_full((size,), value) for size, value in values])
@@ -138,7 +130,7 @@ def update_norm(update: Tensor) -> dict[str, Tensor]:
 
 
 CHUNK_FLOATS = 2**20
-"""Parameters that are updated at a time on a CPU: few enough for its cache, enough to be worth the calls."""
+"""Parameters updated per call on a CPU: they fit its cache and still amortize the call overhead."""
 
 
 def apply_update_(
@@ -152,25 +144,25 @@ def apply_update_(
     measure: Callable[[Tensor], dict[str, Tensor]] = update_norm,
     dead: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Take one step of the study's optimizer, in place; about ten operations whatever the replicas and their rates.
+    """Apply one step of the study's optimizer in place, with about ten operations for all replicas.
 
-    All is elementwise, so that a replica's bits do not depend on its neighbors. On a CPU a few replicas at a time are
-    updated and measured while they are in the cache.
+    All operations are elementwise, so a replica's bits do not depend on the other replicas. On a CPU, chunks of
+    replicas that fit its cache are updated and measured one after another.
 
     Args:
         theta: parameters (R, P), updated.
-        grad: their gradients; overwritten where the optimizer adds the decay to them.
+        grad: gradients (R, P); overwritten if the optimizer adds the weight decay to them.
         state: the optimizer's state, updated.
         rates: learning rates (R,).
-        groups: decay and factors on the rate.
-        train: the study's settings.
+        groups: weight decay and learning rate factors.
+        train: the study's training settings.
         measure: maps the update (r, P) of r replicas to measures by name, each (r,).
-        dead: replicas (R,) that keep their parameters.
+        dead: mask (R,) of replicas that keep their parameters.
 
     Returns:
         The measures, each (R,).
     """
-    variant, options = variant_of(train)
+    variant, options = optimizer_of(train)
     state.count += 1
     state.steps += 1
     replicas, width = theta.shape
@@ -180,19 +172,19 @@ def apply_update_(
     measures: list[Mapping[str, Tensor]] = []
     for number in range(chunks):
         rows = slice(number * replicas // chunks, (number + 1) * replicas // chunks)
-        here, own_grad = theta[rows], grad[rows]
+        params, grads = theta[rows], grad[rows]
         if decaying and variant.traits["decay"] == "in_grad":
-            own_grad[:, :decaying].addcmul_(here[:, :decaying], groups.decay)
+            grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
         buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
-        update: Tensor = variant(own_grad, buffers, state.count, **options)
+        update: Tensor = variant(grads, buffers, state.count, **options)
         if decaying and variant.traits["decay"] == "decoupled":
-            update[:, :decaying].addcmul_(here[:, :decaying], groups.decay, value=-1)
+            update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
         update.mul_(rates[rows, None])
         if groups.lr_multiplier is not None:
             update.mul_(groups.lr_multiplier)
         if dead is not None:
             update.masked_fill_(dead[rows, None], 0.0)
-        here += update
+        params += update
         measures.append(measure(update))
     if len(measures) == 1:
         return dict(measures[0])
@@ -201,13 +193,13 @@ def apply_update_(
 
 @dataclass
 class GradClipper:
-    """Clipping of each replica's gradient norm: off, at a quantile of its own recent norms, or at an absolute norm.
+    """Clips each replica's gradient norm: not at all, at a quantile of its recent norms, or at an absolute norm.
 
     Attributes:
-        quantile: of the norms of the last *window* steps, or None.
-        norm: the absolute bound, or None.
-        recent: norms (R, window), by step modulo the window.
-        seen: steps whose norms were noted, 0-d int64 on the device.
+        quantile: quantile of the norms of the last *window* steps, or None.
+        norm: absolute bound, or None.
+        recent: recent norms (R, window), indexed by step modulo the window.
+        seen: number of steps recorded, 0-d int64 on the device.
     """
 
     quantile: float | None
@@ -217,18 +209,18 @@ class GradClipper:
 
     @classmethod
     def of(cls, train: Train, replicas: int, device: torch.device, window: int = 100) -> GradClipper:
-        """Return the clipping that a study specifies."""
+        """Return the clipper that a study specifies."""
         seen = torch.zeros((), dtype=torch.int64, device=device)
         return cls(train.clip_quantile, train.clip_norm, torch.zeros(replicas, window, device=device), seen)
 
     def select(self, rows: Tensor) -> GradClipper:
-        """Return a copy of the clipping of some replicas, by their indices."""
+        """Return a copy of the clipper for some replicas, by their indices."""
         return GradClipper(self.quantile, self.norm, self.recent[rows], self.seen.clone())
 
     def __call__(self, grad: Tensor, norm: Tensor) -> Tensor:
-        """Clip the gradient (R, P) of this *norm* (R,) in place, and return whether each replica was clipped, (R,).
+        """Clip the gradient (R, P) with norms *norm* (R,) in place; return 1 for clipped replicas, else 0, (R,).
 
-        A quantile needs history: it clips from the window's end on, against the norms before this step.
+        A quantile is taken over the norms of the window before this step, so nothing is clipped until it is full.
         """
         if self.quantile is None and self.norm is None:
             return torch.zeros_like(norm)

@@ -1,4 +1,4 @@
-"""One run trained again by its seed: its parameters without a checkpoint, its objective, proof that it is the same."""
+"""Replay of a run from its seed: its parameters at any step without a checkpoint, checked against stored measures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stability.probes import Batch, HeldOut, Params, probe
 from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
 from stability.study import Study
-from stability.train.population import Blueprint
+from stability.train.population import ModelSpec
 from stability.train.probing import probe_batches
 from stability.train.trainer import Population, Trainer
 
@@ -26,11 +26,17 @@ CUDA_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A run at one step, before the update: all that a landscape or a spectrum needs of it.
+    """A run at one step, before the update, with everything that a landscape or a spectrum needs.
 
-    *params* are the towers' and the loss's (``image.*``, ``text.*``, ``loss.*``), *path* the same at the steps that
-    were asked for; *batches* are M fixed batches of the run's training data (M, B, ...), those of the probe
-    ``curvature``.
+    Attributes:
+        study: the study.
+        run: the run.
+        step: the step.
+        params: parameters of towers and loss (``image.*``, ``text.*``, ``loss.*``).
+        path: the parameters at the earlier steps to keep.
+        spec: what all replicas of the group share.
+        batches: M fixed batches of the run's training data (M, B, ...), those of the probe ``curvature``.
+        held_out: the held-out pairs.
     """
 
     study: Study
@@ -38,23 +44,23 @@ class Replay:
     step: int
     params: Params
     path: Mapping[int, Params]
-    plan: Blueprint
+    spec: ModelSpec
     batches: Batch
     held_out: HeldOut
 
     @property
     def trained(self) -> frozenset[str]:
-        """The names of the parameters that training moves."""
-        return frozenset(self.params) - self.plan.fixed
+        """The names of the trained parameters."""
+        return frozenset(self.params) - self.spec.frozen
 
     def objective(self, params: Params, batch: Batch) -> Tensor:
         """Return the training loss of *params* on one batch."""
-        return self.plan.objective(params, batch)
+        return self.spec.objective(params, batch)
 
     def recall_error(self, params: Params) -> Tensor:
         """Return 1 - recall@1 among held-out pairs, the mean of both directions: an error rate in [0, 1]."""
-        image = self.plan.embed_image(params, self.held_out.image)
-        text = self.plan.embed_text(params, self.held_out.text)
+        image = self.spec.embed_image(params, self.held_out.image)
+        text = self.spec.embed_text(params, self.held_out.text)
         return recall_error(image, text, self.held_out.caption)
 
 
@@ -71,38 +77,49 @@ def replay(
     device: torch.device | None = None,
     progress: Callable[[int], None] = lambda step: None,
 ) -> Replay:
-    """Train *group* again up to *step* (None: to the end) and return one of its runs there.
+    """Train *group* again up to a step and return one of its runs at that step.
 
-    The whole group trains, so that every sum has the order that it had. *keep* names earlier steps at which parameters
-    are kept as well. Against *stored*, the rows of the run's group file, every measure of every step is compared: bit
-    for bit on a CPU, the loss to `CUDA_TOLERANCE` on a GPU. *saved* are the run's final parameters, if at hand: then
-    nothing is trained, unless *keep* or a loss that carries a state makes it necessary. *device*: None is the CPU.
+    The whole group is trained, so that every sum has its original order.
 
-    Raises `InputError` if a measure differs, for a run that the group does not hold, or a step that the study does not
-    reach.
+    Args:
+        study: the study.
+        group: the group of the run.
+        run: the run.
+        pairs: the study's data; None: load them.
+        step: the step to stop at, before its update; None: the end of training.
+        keep: earlier steps at which parameters are kept as well.
+        stored: the rows of the run's group file. Every measure of every step is compared with them: bit for bit on a
+            CPU, only the loss and to `CUDA_TOLERANCE` on a GPU.
+        saved: the run's final parameters, if available. Then nothing is trained, unless *keep* or a loss with a state
+            requires it.
+        device: the device; None: the CPU.
+        progress: called with each step.
+
+    Raises:
+        InputError: if a measure differs, the group does not hold the run, or the study does not reach the step.
     """
     last = study.train.steps if step is None else step
-    for asked in (last, *keep):
-        if not 0 <= asked <= last <= study.train.steps:
-            raise InputError(f"step is {asked}; allowed: 0 to {study.train.steps}, the steps of the study")
-    ids = [each.id for each in group.runs]
+    for requested in (last, *keep):
+        if not 0 <= requested <= last <= study.train.steps:
+            raise InputError(f"step is {requested}; allowed: 0 to {study.train.steps}, the steps of the study")
+    ids = [member.id for member in group.runs]
     if run.id not in ids:
         raise InputError(f"group {group.id}: holds no run {run.id!r}{nearest(run.id, ids)}")
-    place = ids.index(run.id)
+    index = ids.index(run.id)
     device = device or torch.device("cpu")
     trainer = Trainer(study, group, pairs or study.pairs(), device)
     population = trainer.population
-    if saved is not None and not keep and "state" not in population.plan.loss.reserved:
+    if saved is not None and not keep and "state" not in population.spec.loss.reserved:
         with torch.no_grad():
-            population.theta[place] = population.plan.layout.flatten(saved).to(device)
+            population.theta[index] = population.spec.layout.flatten(saved).to(device)
         population.step = last
     path: dict[int, Params] = {}
     logged: list[dict[str, Tensor]] = []
     for now in range(population.step, last + 1):
         if now in keep:
-            path[now] = _params(population, place)
+            path[now] = _params(population, index)
         if now < last:
-            logged.append({name: values[place] for name, values in trainer.step().items()})
+            logged.append({name: values[index] for name, values in trainer.step().items()})
         progress(now)
     if stored is not None:
         _compare(run, logged, stored, device)
@@ -110,23 +127,23 @@ def replay(
         study=study,
         run=run,
         step=last,
-        params=_params(population, place),
+        params=_params(population, index),
         path=path,
-        plan=population.plan,
-        batches=_fixed_batches(study, population, place),
+        spec=population.spec,
+        batches=_fixed_batches(study, population, index),
         held_out=population.held,
     )
 
 
-def _params(population: Population, place: int) -> Params:
-    return population.plan.layout.apart(population.theta[place].detach().clone())
+def _params(population: Population, index: int) -> Params:
+    return population.spec.layout.unflatten_contiguous(population.theta[index].detach().clone())
 
 
-def _fixed_batches(study: Study, population: Population, place: int) -> Batch:
-    """Return the batches (M, B, ...) of the probe ``curvature``, as many as the study gives it."""
-    when, variant = study.probes.get("curvature"), probe["curvature"]
-    count = (when.options if when else {}).get("batches", variant.options["batches"].default)
-    stacked = probe_batches("curvature", count, population.plan, population.feed, population.snapshot(), [place])
+def _fixed_batches(study: Study, population: Population, index: int) -> Batch:
+    """Return the batches (M, B, ...) of the probe ``curvature``, in the number that the study sets."""
+    schedule, variant = study.probes.get("curvature"), probe["curvature"]
+    count = (schedule.options if schedule else {}).get("batches", variant.options["batches"].default)
+    stacked = probe_batches("curvature", count, population.spec, population.feed, population.snapshot(), [index])
     return {name: _first(value) for name, value in stacked.items()}
 
 
@@ -135,7 +152,7 @@ def _first(value: Any) -> Any:
 
 
 def _compare(run: Run, logged: list[dict[str, Tensor]], stored: pd.DataFrame, device: torch.device) -> None:
-    """Raise `InputError` at the first step at which a measure of the training itself is not as it was stored."""
+    """Raise `InputError` at the first step at which a measure of training differs from the stored one."""
     rows = stored[stored["run"] == run.id].set_index("step")
     for name in logged[0] if logged else ():
         ours = torch.stack([measures[name] for measures in logged]).cpu().float()

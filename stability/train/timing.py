@@ -1,4 +1,4 @@
-"""What a group will take, told from a few real steps and readings of its probes."""
+"""Estimates of a group's run time from a few real steps and probe runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from stability.train.forking import CHILDREN, child_steps
 from stability.train.trainer import Trainer
 
 REPEATED = 3.0
-"""Seconds: a reading that took less is timed again, since the first one may have loaded what it needs."""
+"""Seconds: a probe run that took less is timed again, since the first run may include one-time loading."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a group: to get ready, of all its steps, of all readings of its probes with the children they fork.
+    """The estimated run time of a group, in seconds.
 
-    *loading* is what first readings took longer than later ones: a process pays it once, whatever groups it trains.
+    Attributes:
+        ready: set-up and warm-up.
+        steps: all training steps.
+        probes: all probe runs, including the children they fork.
+        loading: extra time of first probe runs, spent once per process for all groups it trains.
     """
 
     ready: float
@@ -33,17 +37,24 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """All of the group's own."""
+        """Total without *loading*."""
         return self.ready + self.steps + self.probes
 
 
 def time_group(
     study: Study, group: Group, pairs: Pairs, device: torch.device, steps: int, with_probes: bool = True
 ) -> Timing:
-    """Return the seconds that *group* will take, from a few real steps (their median) and readings of its probes.
+    """Estimate the seconds that *group* will take, from a few real steps (their median) and probe runs.
 
-    Without probes (*with_probes*) these count as none. Children of forked runs are not trained here: their steps take
-    what those of their parents take.
+    Children of forked runs are not trained here: their steps take as long as those of their parents.
+
+    Args:
+        study: the study.
+        group: the group.
+        pairs: the study's data.
+        device: the device to train on.
+        steps: the number of steps to time.
+        with_probes: whether to time probes; if not, they count as 0 seconds.
     """
     cold = _cold(study, group, pairs, device, study.probes if with_probes else ())
     start = time.perf_counter()
@@ -51,21 +62,21 @@ def time_group(
     for _ in range(trainer.warmup_steps):
         trainer.advance()
     ready = time.perf_counter() - start
-    each = sorted(_seconds(trainer.advance, device) for _ in range(steps))[steps // 2]
+    step_seconds = sorted(_seconds(trainer.advance, device) for _ in range(steps))[steps // 2]
     children = [trainer.population.theta] * CHILDREN
     probes = loading = 0.0
-    for name, reading in cold.items():
-        if reading < REPEATED:
+    for name, seconds in cold.items():
+        if seconds < REPEATED:
             first = _seconds(partial(trainer.read, name, children), device)
-            loading += max(0.0, reading - first)
-            reading = _seconds(partial(trainer.read, name, children), device)
-            probes += first - reading
-        probes += reading * len(study.due(name)) + each * child_steps(study, name, group.runs)
-    return Timing(ready, each * study.train.steps, probes, loading)
+            loading += max(0.0, seconds - first)
+            seconds = _seconds(partial(trainer.read, name, children), device)
+            probes += first - seconds
+        probes += seconds * len(study.due(name)) + step_seconds * child_steps(study, name, group.runs)
+    return Timing(ready, step_seconds * study.train.steps, probes, loading)
 
 
 def _cold(study: Study, group: Group, pairs: Pairs, device: torch.device, names: Iterable[str]) -> dict[str, float]:
-    """Return the seconds of the first readings there are, by probe, after a step: both load what they need, once."""
+    """Return the seconds of each probe's first run in this process, after one step; both include one-time loading."""
     trainer = Trainer(study, group, pairs, device)
     trainer.advance()
     children = [trainer.population.theta] * CHILDREN

@@ -1,11 +1,11 @@
-"""The figures of a report: one function from results to drawn figures, and from a figure to SVG markup."""
+"""The figures of a report: `draw` makes them from results, `svg` converts a figure to markup."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from stability.analysis import Findings, Results
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import GEOMETRY, embedding_geometry
 from stability.report.figures.levels import along_axes, claimed, convergence, decline, sharpness
@@ -32,28 +32,28 @@ SECTIONS = (
     "landscape",
     "geometry",
 )
-"""The sections of a report that hold figures, in reading order."""
+"""The sections of a report that contain figures, in reading order."""
 
 
-def draw(results: Results, findings: Findings, grids: Path | None = None) -> tuple[Drawn, ...]:
-    """Return the figures of a study in reading order, leaving out what it has not measured.
+def draw(results: Results, findings: Findings, grids: Path | None = None) -> tuple[ReportFigure, ...]:
+    """Return the figures of a study in reading order, without those of measures that it did not take.
 
-    *grids* is the folder in which `stability landscape` left what it looked at, if it did.
+    *grids* is the output folder of `stability landscape`, if it was run.
     """
-    first, again = forest_plot(results, findings), replication_plot(results, findings)
-    followed = list(over_training(results))
-    shown = {figure.id for figure in followed}
+    forest, replicated = forest_plot(results, findings), replication_plot(results, findings)
+    trajectories = list(over_training(results))
+    shown = {figure.id for figure in trajectories}
     elsewhere = {plot.measure for plot in PLOTS if plot.id in shown} | {
         "filter_sharpness",
         "sharpness_ratio",
         *GEOMETRY,
     }
     drawn = [
-        *([first] if first else []),
-        *([again] if again else []),
-        *ranking_plots(findings, results.study.grid.loss),
+        *([forest] if forest else []),
+        *([replicated] if replicated else []),
+        *ranking_plots(findings, results.study.grid.arms),
         *tuning_curves(results),
-        *followed,
+        *trajectories,
         *along_axes(results),
         *claimed(results, elsewhere),
         *decline(results),
@@ -67,4 +67,4 @@ def draw(results: Results, findings: Findings, grids: Path | None = None) -> tup
     return tuple(sorted(drawn, key=lambda figure: SECTIONS.index(figure.section)))
 
 
-__all__ = ["SECTIONS", "Drawn", "draw", "svg"]
+__all__ = ["SECTIONS", "ReportFigure", "draw", "svg"]

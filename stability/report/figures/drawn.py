@@ -1,4 +1,4 @@
-"""What a drawn figure brings with it: where it belongs, what it says in words, and the numbers behind it."""
+"""A figure of a report with its section, texts and data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """One figure of a report. *alt* says what it shows, with numbers; *table* holds the data behind it."""
+class ReportFigure:
+    """One figure of a report.
+
+    Attributes:
+        id: The figure's name, unique in the report.
+        section: The section it belongs to, one of `SECTIONS`.
+        title: The heading above it.
+        caption: The text below it.
+        alt: The alternative text, with numbers.
+        figure: The drawn figure.
+        table: The data shown.
+    """
 
     id: str
     section: str

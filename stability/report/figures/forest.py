@@ -1,4 +1,4 @@
-"""The claims at a glance: every effect with its intervals, against no difference and the margin."""
+"""The forest plot of the claims: every effect with its intervals, the line of no difference and the margin."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from stability.analysis import Finding, Findings, Results
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.report.figures import panels
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
 from stability.study import DOUBLING, Claim, Study
 
 ROW = 0.62
-"""Inches that a claim takes."""
+"""Height of a claim's row in inches."""
 
 LETTERS = 102
-"""How many letters of a claim and of what came out stand in one line."""
+"""Maximum number of characters of a claim and its annotation in one line."""
 
 LETTERS_AN_INCH = 14
-"""How many letters of a figure's words stand beside each other."""
+"""Approximate number of characters per inch of text."""
 
 VERDICTS = {"supported": "o", "contradicted": "X", "equivalent": "s", "inconclusive": "D", "not-testable": ""}
-"""The marker of each verdict; hollow where the claim is open."""
+"""The marker of each verdict; drawn hollow if inconclusive."""
 
 
-def forest_plot(results: Results, findings: Findings) -> Drawn | None:
-    """Return the forest plot of all claims, or nothing for a study without claims."""
+def forest_plot(results: Results, findings: Findings) -> ReportFigure | None:
+    """Return the forest plot of all claims; None for a study without claims."""
     claims = sorted(findings.claims, key=lambda claim: not claim.primary)
     if not claims:
         return None
     quantities = {claim.id: quantity_of(claim, results.study, results.measures) for claim in claims}
     confidence = confidence_in_percent(claims[0].confidence)
     inner = confidence_in_percent(2 * claims[0].confidence - 1)
-    return Drawn(
+    return ReportFigure(
         id="forest",
         section="claims",
         title="Effects, intervals and margins",
@@ -60,10 +60,10 @@ def forest_plot(results: Results, findings: Findings) -> Drawn | None:
 
 def _words(claim: Finding) -> str:
     region = between(margin_region(claim.margin, claim.ratio), claim.ratio)
-    sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against) if claim.against else claim.compare
+    sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against_measure) if claim.against_measure else claim.compare
     what = f"{'ratio' if claim.ratio else 'difference'} {' to '.join(sides)}"
     if not testable(claim):
-        return f"{claim.id}: {untold(claim)}."
+        return f"{claim.id}: {verdict_only(claim)}."
     return (
         f"{claim.id}: {claim.verdict}, {what} {number(claim.effect)}, interval {between(claim.interval, claim.ratio)}, "
         f"margin {region}."
@@ -89,17 +89,17 @@ def _table(claims: Sequence[Finding]) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     numbers = [name for name in table.columns if table[name].dtype.kind == "f"]
-    # What is not finite is not known; readers of the data get an empty field.
+    # Values that are not finite become empty fields in the data.
     return table.assign(**{name: table[name].where(table[name].map(math.isfinite)) for name in numbers})
 
 
 def testable(claim: Finding) -> bool:
-    """Tell whether a claim has an effect and an interval that can be drawn."""
+    """Return whether a claim has a finite effect and interval, which can be drawn."""
     return claim.verdict != "not-testable" and all(map(math.isfinite, (claim.effect, *claim.interval)))
 
 
 def kinds_of(claims: Sequence[Finding]) -> list[list[Finding]]:
-    """Return the claims in panels of one scale: all ratios together, differences by contrast and measure."""
+    """Group the claims by scale, one panel each: all ratios together, differences by contrast and measure."""
     kinds: dict[Any, list[Finding]] = {}
     for claim in claims:
         kinds.setdefault("ratio" if claim.ratio else (claim.contrast, *claim.measures), []).append(claim)
@@ -107,9 +107,9 @@ def kinds_of(claims: Sequence[Finding]) -> list[list[Finding]]:
 
 
 def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> Figure:
-    """Return one row per claim, in panels of one scale each, the claim's words above its interval.
+    """Return a figure with one row per claim, in panels of one scale each, the claim's text above its interval.
 
-    *quantities* says by claim id what a difference is a difference of.
+    *quantities* is the quantity whose difference a claim tests, in words, by claim id.
     """
     kinds = kinds_of(claims)
     foot, top = 0.55, 0.05
@@ -126,7 +126,7 @@ def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> F
 
 
 def shared_quantity(kind: Sequence[Finding], quantities: Mapping[str, str]) -> str:
-    """Return what the differences of a panel are differences of; of several pairs of arms, not of which."""
+    """Return the quantity of a panel's differences in words; it names no arms if the panel has several pairs."""
     if kind[0].ratio:
         return ""
     quantity = quantities[kind[0].id]
@@ -137,12 +137,12 @@ def shared_quantity(kind: Sequence[Finding], quantities: Mapping[str, str]) -> s
 def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     axes.set_ylim(len(claims), 0)
     frame(axes, claims, quantity)
-    for place, claim in enumerate(claims):
-        _row(axes, place, claim)
+    for index, claim in enumerate(claims):
+        _row(axes, index, claim)
 
 
 def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
-    """Give a panel the scale that holds all of *claims*, and name its two directions."""
+    """Set a panel's x axis to a range that holds all of *claims*, and label its two directions."""
     ratio = claims[0].ratio
     low, high = _span(claims)
     if ratio:
@@ -155,119 +155,121 @@ def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     axes.grid(visible=False)
     pairs = {claim.compare for claim in claims}
     a, b = next(iter(pairs)) if len(pairs) == 1 else ("the first arm", "the second arm")
-    if any(claim.against for claim in claims):
+    if any(claim.against_measure for claim in claims):
         a, b = "the first", "the second"
     quantity = f"{a} / {b}" if ratio else quantity
     directions = (f"← {a} lower", f"{a} higher →")
     if len(quantity.join(directions)) + 4 > LETTERS_AN_INCH * axes.get_position().width * WIDTH:
         directions = ("← lower", "higher →")
-    for end, side, words, colour in (
+    for x, side, words, color in (
         (0.0, "left", directions[0], "muted"),
         (0.5, "center", quantity, "ink"),
         (1.0, "right", directions[1], "muted"),
     ):
         axes.annotate(
             words,
-            (end, 0),
+            (x, 0),
             (0, -23),
             xycoords="axes fraction",
             textcoords="offset points",
             ha=side,
             va="center",
-            color=LIGHT[colour],
+            color=LIGHT[color],
             annotation_clip=False,
         )
 
 
 def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure]) -> str:
-    """Return what a difference is a difference of, in words."""
+    """Return the quantity whose difference a claim tests, in words."""
     claim = next(claim for claim in study.claims if claim.id == finding.id)
-    own, other = (_scaled(finding, claim, measures[name]) for name in finding.measures)
-    unit = "per doubling of" if finding.contrast == "slope" and claim.over in DOUBLING else "over"
-    over = f"{finding.contrast} {unit} {claim.over.replace('_', ' ')} of " if claim.over else ""
-    if finding.against:
-        return f"{finding.compare[0]}: {over}{own} − {other}"
-    return f"{' − '.join(finding.compare)}: {over}{own}"
+    first, other = (_scaled(finding, claim, measures[name]) for name in finding.measures)
+    unit = "per doubling of" if finding.contrast == "slope" and claim.axis in DOUBLING else "over"
+    along = f"{finding.contrast} {unit} {claim.axis.replace('_', ' ')} of " if claim.axis else ""
+    if finding.against_measure:
+        return f"{finding.compare[0]}: {along}{first} − {other}"
+    return f"{' − '.join(finding.compare)}: {along}{first}"
 
 
 def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
-    """Return a measure as its claim takes it, in words."""
+    """Return a measure on its claim's scale, in words."""
     label = measure.label[:1].lower() + measure.label[1:]
     scales = {
-        "chance-log": f"log {label} above chance",
+        "log_above_chance": f"log {label} above chance",
         "log": f"log {label}",
         "linear": label,
-        "of-chance": f"{label} / chance",
+        "relative_to_chance": f"{label} / chance",
     }
     if finding.contrast == "divergence":
         return "share of diverged runs"
-    return scales[claim.scale or measure.scale] if contrast[claim.contrast].traits["on"] == "scale" else label
+    return (
+        scales[claim.transform or measure.transform] if contrast[claim.contrast].traits["on"] == "transform" else label
+    )
 
 
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:
-    """Return an axis range that holds every margin twice and every interval."""
+    """Return an axis range that holds every interval and twice every margin."""
     ratio = claims[0].ratio
-    ends = [end for claim in claims if testable(claim) for end in (*claim.interval, claim.effect)]
+    values = [value for claim in claims if testable(claim) for value in (*claim.interval, claim.effect)]
     for claim in claims:
         low, high = margin_region(claim.margin, ratio)
-        ends += [low**2, high**2] if ratio else [2 * low, 2 * high]
+        values += [low**2, high**2] if ratio else [2 * low, 2 * high]
     if not ratio:
-        room = 0.04 * (max(ends) - min(ends))
-        return min(ends) - room, max(ends) + room
-    positive = [end for end in ends if end > 0]
-    room = (max(positive) / min(positive)) ** 0.04
-    return min(positive) / room, max(positive) * room
+        padding = 0.04 * (max(values) - min(values))
+        return min(values) - padding, max(values) + padding
+    positive = [value for value in values if value > 0]
+    padding = (max(positive) / min(positive)) ** 0.04
+    return min(positive) / padding, max(positive) * padding
 
 
-def _row(axes: Axes, place: int, claim: Finding) -> None:
-    line = place + 0.68
+def _row(axes: Axes, index: int, claim: Finding) -> None:
+    y = index + 0.68
     band = margin_region(claim.margin, claim.ratio)
-    axes.fill_betweenx([place + 0.44, place + 0.92], *band, color=LIGHT["band"], linewidth=0, zorder=0)
+    axes.fill_betweenx([index + 0.44, index + 0.92], *band, color=LIGHT["band"], linewidth=0, zorder=0)
     nothing = 1.0 if claim.ratio else 0.0
-    axes.plot([nothing, nothing], [place + 0.42, place + 0.94], color=LIGHT["muted"], linewidth=0.8, zorder=1)
+    axes.plot([nothing, nothing], [index + 0.42, index + 0.94], color=LIGHT["muted"], linewidth=0.8, zorder=1)
     text = "".join(letter if letter.isprintable() else " " for letter in claim.text)
     axes.text(
         0,
-        place + 0.22,
-        textwrap.shorten(text, LETTERS - len(told(claim)), placeholder=" …"),
+        index + 0.22,
+        textwrap.shorten(text, LETTERS - len(annotation(claim)), placeholder=" …"),
         transform=axes.get_yaxis_transform(),
         va="center",
         fontweight="bold" if claim.primary else "normal",
     )
-    mark(axes, line, claim)
-    axes.text(1, place + 0.22, told(claim), transform=axes.get_yaxis_transform(), ha="right", va="center")
+    mark(axes, y, claim)
+    axes.text(1, index + 0.22, annotation(claim), transform=axes.get_yaxis_transform(), ha="right", va="center")
 
 
-def told(claim: Finding) -> str:
-    """Return a claim's verdict, effect and interval as they stand beside its mark."""
+def annotation(claim: Finding) -> str:
+    """Return a claim's verdict, effect and interval, the text at the right of its row."""
     if not testable(claim):
-        return untold(claim)
+        return verdict_only(claim)
     interval = between(claim.interval, False).replace(" to ", ", ")
     return f"{claim.verdict}: {number(claim.effect)} [{interval}]".replace("-", "−")
 
 
-def untold(claim: Finding) -> str:
-    """Return the verdict of a claim that has no interval to draw, in words."""
-    open_end = "" if claim.verdict == "not-testable" else ", interval unbounded"
-    return f"{claim.verdict.replace('-', ' ')}{open_end}"
+def verdict_only(claim: Finding) -> str:
+    """Return the verdict in words of a claim without an interval to draw."""
+    suffix = "" if claim.verdict == "not-testable" else ", interval unbounded"
+    return f"{claim.verdict.replace('-', ' ')}{suffix}"
 
 
-def mark(axes: Axes, line: float, claim: Finding, size: float = 9) -> None:
-    """Draw a claim's intervals and the mark of its verdict; nothing if it could not be tested."""
+def mark(axes: Axes, y: float, claim: Finding, size: float = 9) -> None:
+    """Draw a claim's intervals and verdict marker at height *y*; nothing if it could not be tested."""
     if not testable(claim):
         return
-    colour = LIGHT["ink"]
-    axes.plot(claim.interval, [line, line], color=colour, linewidth=1)
+    color = LIGHT["ink"]
+    axes.plot(claim.interval, [y, y], color=color, linewidth=1)
     if all(map(math.isfinite, claim.equivalence_interval)):
-        axes.plot(claim.equivalence_interval, [line, line], color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot(claim.equivalence_interval, [y, y], color=color, linewidth=3, solid_capstyle="butt")
     hollow = claim.verdict == "inconclusive"
     axes.plot(
         claim.effect,
-        line,
+        y,
         VERDICTS[claim.verdict],
         markersize=size - 2 if hollow else size,
-        markerfacecolor=LIGHT["page"] if hollow else colour,
-        markeredgecolor=colour if hollow else LIGHT["page"],
+        markerfacecolor=LIGHT["page"] if hollow else color,
+        markeredgecolor=color if hollow else LIGHT["page"],
         markeredgewidth=1.2,
         zorder=4,
     )

@@ -1,4 +1,4 @@
-"""Where the embeddings lie: margin, relative bias and modality gap, each on its own scale."""
+"""The figure of the embedding geometry: margin, relative bias and modality gap, each on its own scale."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import AXES, Results, summarise
+from stability.analysis import AXES, Results, summarize
 from stability.report.figures import levels, panels, tables
-from stability.report.figures.drawn import Drawn
-from stability.report.style import Look, styled
+from stability.report.figures.drawn import ReportFigure
+from stability.report.style import ArmStyle, styled
 
 GEOMETRY = {
     "margin_trimmed": "trimmed margin",
@@ -20,56 +20,66 @@ GEOMETRY = {
 }
 
 
-def embedding_geometry(results: Results) -> Iterator[Drawn]:
-    """Yield the geometry of the embeddings, a row per quantity: final against noise, or over training without noise."""
+def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
+    """Yield the geometry of the embeddings: final values against noise, or over training if the noise is constant."""
     names = [name for name in GEOMETRY if name in results.steps and results.steps[name].notna().any()]
     if not names:
         return
     noisy = len(results.study.grid.noise) > 1
     x = "noise" if noisy else "step"
     long = pd.concat([_quantity(results, name, noisy) for name in names], ignore_index=True)
-    known = levels.known_looks(results, long)
+    styles = levels.styles_in(results, long)
     middle = pd.concat(
         [tables.across_seeds(part).assign(measure=name) for name, part in long.groupby("measure", sort=False)]
     )
     last = middle[(middle["noise"] == middle["noise"].min()) & (middle["step"] == middle["step"].max())]
     words = "; ".join(
-        f"{GEOMETRY[name]}: {tables.in_words(last[last['measure'] == name], list(known), 'median')}" for name in names
+        f"{GEOMETRY[name]}: {tables.in_words(last[last['measure'] == name], list(styles), 'median')}" for name in names
     )
-    where = "Final geometry" if noisy else "Geometry"
+    subject = "Final geometry" if noisy else "Geometry"
     across = "against the share of corrupted pairs" if noisy else "over training"
     columns = ["measure", *[name for name in middle if name != "measure" and (name != "step" or not noisy)]]
-    yield Drawn(
+    yield ReportFigure(
         id="geometry",
         section="geometry",
         title=f"Geometry of the embeddings {across}",
-        caption=f"{where} of held-out embeddings {across}. Margin: half the distance from the 5% quantile of "
+        caption=f"{subject} of held-out embeddings {across}. Margin: half the distance from the 5% quantile of "
         "matching pairs' similarities to the 95% quantile of mismatched ones (above 0: told apart). Relative bias: "
         "their midpoint. Modality gap: distance between the mean image and the mean text embedding. Thin: one seed; "
         "bold: the median of the seeds.",
         alt=f"Geometry at the end, median over seeds at noise {last['noise'].min():g}. {words}.",
-        figure=geometry_figure(long, middle, known, x, float(results.study.train.steps)),
+        figure=geometry_figure(long, middle, styles, x, float(results.study.train.steps)),
         table=tables.shown(middle[columns]),
     )
 
 
 def _quantity(results: Results, name: str, final: bool) -> pd.DataFrame:
     if final:
-        return levels.per_run(results, summarise(results, name, "final")).assign(measure=name, step=0)
+        return levels.per_run(results, summarize(results, name, "final")).assign(measure=name, step=0)
     return tables.of_steps(results, results.steps[name]).assign(measure=name)
 
 
-def geometry_figure(long: pd.DataFrame, middle: pd.DataFrame, looks: Mapping[str, Look], x: str, last: float) -> Figure:
-    """Return a figure of several quantities against *x*: a row each on its own scale, a column per batch size."""
+def geometry_figure(
+    long: pd.DataFrame, middle: pd.DataFrame, styles: Mapping[str, ArmStyle], x: str, last: float
+) -> Figure:
+    """Return a figure of several quantities against *x*: one row each with its own scale, one column per batch size.
+
+    Args:
+        long: One row per run and x value.
+        middle: Their medians over seeds.
+        styles: The plot style of each arm.
+        x: The column of the x axis, "noise" or "step".
+        last: The last training step.
+    """
     sizes = {size: f"B = {size}" for size in sorted(long["batch_size"].unique())}
-    sheet = panels.sheet(dict.fromkeys(long["measure"], ""), sizes, looks, height=1.15, share_y="row")
+    sheet = panels.sheet(dict.fromkeys(long["measure"], ""), sizes, styles, height=1.15, share_y="row")
     others = [axis for axis in AXES if axis not in ("noise", "batch_size")]
     with styled():
         for key, lines in panels.grouped(long, "measure", "batch_size", *others):
-            panels.thin_lines(sheet.axes[key[:2]], lines.sort_values(x), x, looks)
+            panels.thin_lines(sheet.axes[key[:2]], lines.sort_values(x), x, styles)
         for key, lines in panels.grouped(middle, "measure", "batch_size", "arm", *others):
             line = lines.sort_values(x)
-            panels.bold_line(sheet.axes[key[:2]], line[x], line["median"], looks[key[2]])
+            panels.bold_line(sheet.axes[key[:2]], line[x], line["median"], styles[key[2]])
         for (name, size), axes in sheet.axes.items():
             axes.yaxis.set_major_locator(MaxNLocator(3))
             if x == "noise":

@@ -1,4 +1,4 @@
-"""One number a run, against the axes of the grid: decline under noise, time to a threshold, sharpness."""
+"""Figures of one number per run against the axes of the grid, such as recall under noise or time to a threshold."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from stability.analysis import AXES, Results, on_scale, summarise, times_to
+from stability.analysis import AXES, Results, steps_to_threshold, summarize, transformed
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
-from stability.report.style import Look, looks, styled
+from stability.report.figures.drawn import ReportFigure
+from stability.report.style import ArmStyle, arm_styles, styled
 from stability.stats.wording import percent
 
 
 def per_run(results: Results, values: pd.Series) -> pd.DataFrame:
-    """Return one row per run (cell, seed, run, value) of a series indexed by run, without runs that have none."""
+    """Return one row per run (cell, seed, run, value) of a series indexed by run, without non-finite values."""
     table = results.runs[["run", *panels.CELL, "seed"]].copy()
     table["value"] = values.reindex(table["run"]).to_numpy(dtype=float)
     finite: pd.DataFrame = table[np.isfinite(table["value"])]
@@ -31,29 +31,29 @@ def medians(table: pd.DataFrame) -> pd.DataFrame:
     return tables.across_seeds(table.assign(step=0)).drop(columns="step")
 
 
-def known_looks(results: Results, table: pd.DataFrame) -> dict[str, Look]:
-    """Return the looks of the arms that a table holds, in the study's order."""
+def styles_in(results: Results, table: pd.DataFrame) -> dict[str, ArmStyle]:
+    """Return the plot styles of the arms in a table, in the study's order."""
     present = set(table["arm"])
-    return {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in present}
+    return {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in present}
 
 
 # --- decline under noise ---------------------------------------------------------------------------------------------
 
 
-def decline(results: Results) -> Iterator[Drawn]:
-    """Yield final recall against the noise level, if the study has several."""
+def decline(results: Results) -> Iterator[ReportFigure]:
+    """Yield recall against the noise level, if the study has several noise levels."""
     name = "recall_at_1"
     if len(results.study.grid.noise) < 2 or name not in results.steps or name not in results.measures:
         return
     reduction = next(
-        (claim.reduction for claim in results.study.claims if claim.over == "noise" and claim.reduction), "late"
+        (claim.reduction for claim in results.study.claims if claim.axis == "noise" and claim.reduction), "tail_mean"
     )
-    above = np.exp(on_scale(results, name, summarise(results, name, reduction), "chance-log"))
+    above = np.exp(transformed(results, name, summarize(results, name, reduction), "log_above_chance"))
     table = per_run(results, above)
     if not len(table):
         return
-    known, middle = known_looks(results, table), medians(table)
-    yield Drawn(
+    styles, middle = styles_in(results, table), medians(table)
+    yield ReportFigure(
         id="noise-decline",
         section="noise",
         title="Retrieval as pairs are corrupted",
@@ -61,56 +61,63 @@ def decline(results: Results) -> Iterator[Drawn]:
         "the share of corrupted pairs, on a logarithmic axis: parallel lines lose the same proportion. Thin: one seed; "
         "bold: the median of the seeds.",
         alt=f"Recall@1 above chance against the noise level. Median over seeds: "
-        f"{tables.in_words(middle, list(known), 'median', most=18)}.",
-        figure=level_figure(table, middle, known, "noise", "recall@1 above chance", "log"),
+        f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
+        figure=level_figure(table, middle, styles, "noise", "recall@1 above chance", "log"),
         table=tables.shown(middle),
     )
 
 
 _REDUCTIONS = {
     "first": "at its first measured step",
-    "late": "mean over the last fifth of its steps",
+    "tail_mean": "mean over the last fifth of its steps",
     "final": "at its last measured step",
     "best": "at its best",
-    "area": "mean after warm-up",
+    "mean_after_warmup": "mean after warm-up",
 }
 
 
 def level_figure(
     table: pd.DataFrame,
     middle: pd.DataFrame,
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     axis: str,
     label: str,
     scale: str,
     level: float | None = None,
 ) -> Figure:
-    """Return a figure of values against an axis of the grid, a panel per batch size, all seeds thin, medians bold.
+    """Return a figure of values against an axis of the grid: thin lines per seed, bold medians, a panel per batch size.
 
-    A *level* to hold them against is dotted.
+    Args:
+        table: One row per run, with its value.
+        middle: The medians over seeds, one row per cell.
+        styles: The plot style of each arm.
+        axis: The axis of the grid on the x axis.
+        label: The label of the y axis.
+        scale: The scale of the y axis, "log" or "linear".
+        level: A reference level, drawn as a dotted line.
     """
-    others = [name for name in ("pairs", "lr", "lr_factor", "corruption", "noise") if name != axis]
+    others = [name for name in ("train_pairs", "lr", "lr_multiplier", "corruption", "noise") if name != axis]
     others = [name for name in others if table[name].nunique() > 1]
     rows = {
-        key: ", ".join(panels.SHORT[name].format(part) for name, part in zip(others, key, strict=True))
+        key: ", ".join(panels.SHORT[name].format(value) for name, value in zip(others, key, strict=True))
         for key in (table[others].drop_duplicates().itertuples(index=False, name=None) if others else [()])
     }
-    sized = axis != "batch_size"
-    sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())} if sized else {0: ""}
-    table, middle = (part.assign(panel=part["batch_size"] if sized else 0) for part in (table, middle))
-    if len(sizes) == 1 and len(rows) in range(2, panels.ABREAST + 1):
-        turned = panels.sheet(sizes, rows, looks, height=1.9)
-        axes_at = {(row, size): axes for (size, row), axes in turned.axes.items()}
-        sheet = panels.Sheet(turned.figure, axes_at, looks)
+    by_size = axis != "batch_size"
+    sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())} if by_size else {0: ""}
+    table, middle = (frame.assign(panel=frame["batch_size"] if by_size else 0) for frame in (table, middle))
+    if len(sizes) == 1 and len(rows) in range(2, panels.MAX_COLUMNS + 1):
+        transposed = panels.sheet(sizes, rows, styles, height=1.9)
+        axes_at = {(row, size): axes for (size, row), axes in transposed.axes.items()}
+        sheet = panels.Sheet(transposed.figure, axes_at, styles)
     else:
-        sheet = panels.sheet(rows, sizes, looks, height=1.9)
-    by = ["panel", *others]
+        sheet = panels.sheet(rows, sizes, styles, height=1.9)
+    group_columns = ["panel", *others]
     with styled():
-        for key, lines in panels.grouped(table, *by):
-            panels.thin_lines(sheet.axes[key[1:], key[0]], lines.sort_values(axis), axis, looks)
-        for key, lines in panels.grouped(middle, *by, "arm"):
+        for key, lines in panels.grouped(table, *group_columns):
+            panels.thin_lines(sheet.axes[key[1:], key[0]], lines.sort_values(axis), axis, styles)
+        for key, lines in panels.grouped(middle, *group_columns, "arm"):
             line = lines.sort_values(axis)
-            panels.bold_line(sheet.axes[key[1:-1], key[0]], line[axis], line["median"], looks[key[-1]])
+            panels.bold_line(sheet.axes[key[1:-1], key[0]], line[axis], line["median"], styles[key[-1]])
         for axes in sheet.axes.values():
             if axis in LOGARITHMIC:
                 axes.set_xscale("log")
@@ -127,91 +134,93 @@ AXIS_NAMES = {
     "noise": "noise: share of corrupted pairs",
     "step": "training step",
     "batch_size": "batch size",
-    "pairs": "training pairs",
+    "train_pairs": "training pairs",
     "lr": "learning rate",
-    "lr_factor": "multiple of the learning rate",
+    "lr_multiplier": "multiple of the learning rate",
 }
 
-LOGARITHMIC = ("batch_size", "pairs", "lr", "lr_factor")
-"""The axes on which a step is a factor."""
+LOGARITHMIC = ("batch_size", "train_pairs", "lr", "lr_multiplier")
+"""The axes of the grid that are drawn on a logarithmic scale."""
 
 
 # --- along other axes ------------------------------------------------------------------------------------------------
 
 
-def along_axes(results: Results) -> Iterator[Drawn]:
-    """Yield each measure that a claim follows over batch size, number of pairs or learning rate, against it."""
+def along_axes(results: Results) -> Iterator[ReportFigure]:
+    """Yield each measure whose claim runs over batch size, number of pairs or learning rate, against that axis."""
     grid = results.study.grid
-    asked = [claim for claim in results.study.claims if grid.column(claim.over) in LOGARITHMIC]
+    claims = [claim for claim in results.study.claims if grid.column(claim.axis) in LOGARITHMIC]
     shown = {
-        (name, grid.column(claim.over)): claim.reduction or "late"
-        for claim in reversed(asked)
+        (name, grid.column(claim.axis)): claim.reduction or "tail_mean"
+        for claim in reversed(claims)
         for name in reversed(claim.measures)
     }
-    for place, ((name, axis), reduction) in enumerate(reversed(shown.items())):
+    for index, ((name, axis), reduction) in enumerate(reversed(shown.items()), start=1):
         measure = results.measures[name]
-        values, label = summarise(results, name, reduction), measure.label[:1].lower() + measure.label[1:]
+        values, label = summarize(results, name, reduction), measure.label[:1].lower() + measure.label[1:]
         if measure.chance:
-            values, label = np.exp(on_scale(results, name, values, "chance-log")), f"{label} above chance"
+            values, label = np.exp(transformed(results, name, values, "log_above_chance")), f"{label} above chance"
         table = per_run(results, values)
         if not len(table):
             continue
-        known, middle = known_looks(results, table), medians(table)
-        scale = "linear" if measure.scale == "linear" else "log"
-        yield Drawn(
-            id=f"along-{place + 1}",
+        styles, middle = styles_in(results, table), medians(table)
+        scale = "linear" if measure.transform == "linear" else "log"
+        yield ReportFigure(
+            id=f"along-{index}",
             section="learning",
             title=f"{measure.label} over the {AXIS_NAMES[axis]}",
             caption=f"{label[:1].upper() + label[1:]} of each run "
             f"({_REDUCTIONS[reduction]}) against the {AXIS_NAMES[axis]}, whose axis is logarithmic. Thin: one seed; "
             "bold: the median of the seeds.",
             alt=f"{label[:1].upper() + label[1:]} against the {AXIS_NAMES[axis]}. Median over seeds: "
-            f"{tables.in_words(middle, list(known), 'median', most=18)}.",
-            figure=level_figure(table, middle, known, axis, label, scale),
+            f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
+            figure=level_figure(table, middle, styles, axis, label, scale),
             table=tables.shown(middle),
         )
 
 
-# --- what claims compare, where nothing else shows it ---------------------------------------------------------------
+# --- other measures of claims ----------------------------------------------------------------------------------------
 
 
-def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[Drawn]:
-    """Yield each run's value of the measures whose level or spread a claim compares, but those shown *elsewhere*."""
-    asked = [claim for claim in results.study.claims if not claim.over and claim.threshold is None]
-    shown = {name: claim.reduction or "late" for claim in reversed(asked) for name in reversed(claim.measures)}
+def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigure]:
+    """Yield each run's value of the measures whose level or spread a claim compares, except those shown *elsewhere*."""
+    claims = [claim for claim in results.study.claims if not claim.axis and claim.threshold is None]
+    shown = {name: claim.reduction or "tail_mean" for claim in reversed(claims) for name in reversed(claim.measures)}
     for name, reduction in reversed(shown.items()):
         measure = results.measures.get(name)
         if measure is None or name in elsewhere:
             continue
         if any(column not in results.steps for column in measure.pooled or (measure.spikes or name,)):
             continue
-        table = per_run(results, summarise(results, name, reduction))
+        table = per_run(results, summarize(results, name, reduction))
         if table["value"].nunique() < 2:
             continue
-        known, middle = known_looks(results, table), medians(table)
-        label = _within(measure.label[:1].lower() + measure.label[1:], measure.unit)
-        scale = "log" if measure.scale == "log" and table["value"].min() > 0 else "linear"
-        varied = [axis for axis in ("batch_size", "pairs", "lr_factor", "lr", "noise") if table[axis].nunique() > 2]
+        styles, middle = styles_in(results, table), medians(table)
+        label = _wrapped(measure.label[:1].lower() + measure.label[1:], measure.unit)
+        scale = "log" if measure.transform == "log" and table["value"].min() > 0 else "linear"
+        varied = [
+            axis for axis in ("batch_size", "train_pairs", "lr_multiplier", "lr", "noise") if table[axis].nunique() > 2
+        ]
         if varied:
-            figure = level_figure(table, middle, known, varied[0], label, scale)
-            told = "Thin: one seed; bold: the median of the seeds."
+            figure = level_figure(table, middle, styles, varied[0], label, scale)
+            legend = "Thin: one seed; bold: the median of the seeds."
         else:
-            figure = strip_figure(table, middle, known, label, level=None, scale=scale)
-            told = "Each mark is one seed, the bar their median."
-        yield Drawn(
+            figure = strip_figure(table, middle, styles, label, level=None, scale=scale)
+            legend = "Each mark is one seed, the bar their median."
+        yield ReportFigure(
             id=f"values-{name.replace('_', '-')}",
             section="values",
             title=measure.label,
-            caption=f"{measure.text}{'' if measure.spikes else f' Of each run: {_REDUCTIONS[reduction]}.'} {told}",
+            caption=f"{measure.text}{'' if measure.spikes else f' Of each run: {_REDUCTIONS[reduction]}.'} {legend}",
             alt=f"{measure.label} of each run. Median over seeds: "
-            f"{tables.in_words(middle, list(known), 'median', most=18)}.",
+            f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
             figure=figure,
             table=tables.shown(middle),
         )
 
 
-def _within(label: str, unit: str) -> str:
-    """Return a measure's name and unit in two lines up a panel's side, or what of them fits; the title has the rest."""
+def _wrapped(label: str, unit: str) -> str:
+    """Return a measure's name and unit in at most two lines for a y axis; only the unit if they do not fit."""
     whole = f"{label} ({unit})" if unit else label
     lines = textwrap.wrap(whole, 24)
     return "\n".join(lines) if len(lines) <= 2 else unit or "value"
@@ -220,37 +229,37 @@ def _within(label: str, unit: str) -> str:
 # --- time to a threshold ---------------------------------------------------------------------------------------------
 
 
-def convergence(results: Results) -> Iterator[Drawn]:
-    """Yield, per threshold that a claim names, the share of seeds that reached it over the steps."""
-    named = {(claim.measure, claim.threshold) for claim in results.study.claims if claim.threshold is not None}
-    for place, (name, threshold) in enumerate(sorted(named)):
+def convergence(results: Results) -> Iterator[ReportFigure]:
+    """Yield the share of seeds that reached the threshold over the steps, for each threshold of a claim."""
+    thresholds = {(claim.measure, claim.threshold) for claim in results.study.claims if claim.threshold is not None}
+    for index, (name, threshold) in enumerate(sorted(thresholds), start=1):
         if name not in results.steps:
             continue
-        yield _reached(results, name, threshold, f"time-{place + 1}")
+        yield _reached(results, name, threshold, f"time-{index}")
 
 
-def _reached(results: Results, name: str, threshold: float, id: str) -> Drawn:  # noqa: A002
+def _reached(results: Results, name: str, threshold: float, id: str) -> ReportFigure:  # noqa: A002
     runs = results.runs[results.runs["status"].isin(["finished", "diverged"])]
-    times = times_to(results, name, threshold).reindex(runs["run"]).to_numpy(dtype=float)
+    times = steps_to_threshold(results, name, threshold).reindex(runs["run"]).to_numpy(dtype=float)
     times = np.where(runs["status"] == "diverged", math.inf, times)
     table = runs[["run", *panels.CELL, "seed"]].assign(step=times)
-    known = known_looks(results, table)
+    styles = styles_in(results, table)
     shares = share_reached(table)
     label = results.measures[name].label
-    return Drawn(
+    return ReportFigure(
         id=id,
         section="convergence",
         title=f"{label} of {threshold:g}: share of seeds there",
         caption=f"Share of the seeds that have reached a {label[:1].lower() + label[1:]} of {threshold:g}, at the "
         "first measured step with it. A run that diverged counts as never there.",
-        alt=f"Steps of the share of seeds that reached {label} {threshold:g}. {_in_words(shares, list(known))}",
-        figure=reached_figure(shares, known, float(results.study.train.steps)),
+        alt=f"Steps of the share of seeds that reached {label} {threshold:g}. {_in_words(shares, list(styles))}",
+        figure=reached_figure(shares, styles, float(results.study.train.steps)),
         table=tables.shown(shares),
     )
 
 
 def _in_words(shares: pd.DataFrame, arms: Sequence[str]) -> str:
-    """Return when half of the seeds were there in each cell, and what share was there in the end."""
+    """Return in words the step by which half of the seeds reached the threshold in each cell, and the final share."""
     last = shares.groupby(panels.CELL, sort=False).tail(1)
     half = shares[shares["share"] >= 0.5].groupby(panels.CELL, sort=False).head(1)
     end = "all of them" if last["share"].min() == 1 else tables.in_words(last, arms, "share", percent)
@@ -262,38 +271,38 @@ def _in_words(shares: pd.DataFrame, arms: Sequence[str]) -> str:
 
 
 def share_reached(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of seeds that are there from each step on, starting with none at step 0, per cell."""
+    """Return per cell the share of seeds that reached the threshold by each step, starting with 0 at step 0."""
     rows = []
     for key, cell in table.groupby(panels.CELL, sort=False):
         steps = np.sort(cell["step"].to_numpy())
-        named = dict(zip(panels.CELL, key, strict=True))
-        rows.append({**named, "step": 0.0, "share": 0.0})
+        labels = dict(zip(panels.CELL, key, strict=True))
+        rows.append({**labels, "step": 0.0, "share": 0.0})
         rows += [
-            {**named, "step": float(step), "share": float((steps <= step).mean())}
+            {**labels, "step": float(step), "share": float((steps <= step).mean())}
             for step in np.unique(steps[np.isfinite(steps)])
         ]
     return pd.DataFrame(rows)
 
 
-def reached_figure(shares: pd.DataFrame, looks: Mapping[str, Look], last: float) -> Figure:
-    """Return a figure of rising steps from 0 to the share that got there, a panel per batch size and noise level."""
-    sheet = panels.faceted(shares, looks)
+def reached_figure(shares: pd.DataFrame, styles: Mapping[str, ArmStyle], last: float) -> Figure:
+    """Return a figure of the share of seeds over steps as step functions, a panel per batch size and noise level."""
+    sheet = panels.faceted(shares, styles)
     with styled():
         for axes, lines in panels.by_panel(sheet, shares):
-            for place, (arm, look) in enumerate(looks.items()):
+            for index, (arm, style) in enumerate(styles.items()):
                 line = lines[lines["arm"] == arm]
                 if not len(line):
                     continue
                 x, y = [*line["step"], last], [*line["share"], line["share"].iloc[-1]]
-                # Equal shares would hide one another, so each arm stands a hair beside the last.
-                lift = 0.012 * (place - (len(looks) - 1) / 2)
+                # Equal shares would hide one another, so each arm is shifted slightly.
+                shift = 0.012 * (index - (len(styles) - 1) / 2)
                 axes.plot(
                     x,
-                    np.array(y) + lift,
+                    np.array(y) + shift,
                     drawstyle="steps-post",
-                    color=look.colour,
-                    linestyle=look.dash,
-                    marker=look.marker,
+                    color=style.color,
+                    linestyle=style.dash,
+                    marker=style.marker,
                     markevery=slice(1, None),
                     markersize=3.5,
                     markeredgewidth=0,
@@ -311,32 +320,34 @@ def reached_figure(shares: pd.DataFrame, looks: Mapping[str, Look], last: float)
 # --- sharpness at the end --------------------------------------------------------------------------------------------
 
 
-def sharpness(results: Results) -> Iterator[Drawn]:
-    """Yield the preconditioned sharpness against its threshold, where it was measured at one step only."""
+def sharpness(results: Results) -> Iterator[ReportFigure]:
+    """Yield the preconditioned sharpness over its threshold, if it was measured at only one step per run."""
     name = "sharpness_ratio"
     if name not in results.steps:
         return
     measured = tables.of_steps(results, results.steps[name])
     if not len(measured) or measured.groupby("run", sort=False)["step"].size().max() > 1:
         return
-    table = per_run(results, summarise(results, name, "final"))
-    known, middle = known_looks(results, table), medians(table)
-    label, told = "sharpness / threshold", "Each mark is one seed, the bar their median."
-    if len(middle[list(AXES)].drop_duplicates()) <= panels.MANY:
-        figure = strip_figure(table, middle, known, label)
+    table = per_run(results, summarize(results, name, "final"))
+    styles, middle = styles_in(results, table), medians(table)
+    label, legend = "sharpness / threshold", "Each mark is one seed, the bar their median."
+    if len(middle[list(AXES)].drop_duplicates()) <= panels.MAX_READABLE_PANELS:
+        figure = strip_figure(table, middle, styles, label)
     else:
-        axis = next(axis for axis in ("noise", "pairs", "lr_factor", "lr", "batch_size") if table[axis].nunique() > 1)
-        figure = level_figure(table, middle, known, axis, label, "log", level=1.0)
-        told = "Thin: one seed; bold: the median of the seeds."
-    yield Drawn(
+        axis = next(
+            axis for axis in ("noise", "train_pairs", "lr_multiplier", "lr", "batch_size") if table[axis].nunique() > 1
+        )
+        figure = level_figure(table, middle, styles, axis, label, "log", level=1.0)
+        legend = "Thin: one seed; bold: the median of the seeds."
+    yield ReportFigure(
         id="sharpness",
         section="curvature",
         title="Sharpness against the edge of stability",
         caption="Largest eigenvalue of the encoders' Hessian as Adam's preconditioner sees it, over the threshold "
         "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1), at the end of training. "
-        f"{told}",
+        f"{legend}",
         alt="Preconditioned sharpness over its threshold, at the end. Median over seeds: "
-        f"{tables.in_words(middle, list(known), 'median')}. 1 is the edge of stability.",
+        f"{tables.in_words(middle, list(styles), 'median')}. 1 is the edge of stability.",
         figure=figure,
         table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
     )
@@ -345,14 +356,20 @@ def sharpness(results: Results) -> Iterator[Drawn]:
 def strip_figure(
     table: pd.DataFrame,
     middle: pd.DataFrame,
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     label: str,
     level: float | None = 1.0,
     scale: str = "log",
 ) -> Figure:
-    """Return a figure with one mark a seed and a bar at the median: cells side by side, arms within each.
+    """Return a figure with one mark per seed and a bar at the median: cells side by side, arms within each.
 
-    A *level* to hold them against is dotted. The axis is logarithmic, or linear from 0.
+    Args:
+        table: One row per run, with its value.
+        middle: The medians over seeds, one row per cell.
+        styles: The plot style of each arm.
+        label: The label of the y axis.
+        level: A reference level, drawn as a dotted line.
+        scale: The scale of the y axis: "log", or "linear", which starts at 0 if no value is negative.
     """
     rows, columns = panels.facets(table)
     seeds, middles = (dict(panels.grouped(part, *panels.ROW, *panels.COLUMN)) for part in (table, middle))
@@ -362,21 +379,23 @@ def strip_figure(
         for column, second in columns.items()
         if (*row, *column) in seeds
     }
-    sheet = panels.sheet({0: ""}, {0: ""}, looks, height=1.7)
-    axes, room = sheet.axes[0, 0], 0.8 / len(looks)
+    sheet = panels.sheet({0: ""}, {0: ""}, styles, height=1.7)
+    axes, slot_width = sheet.axes[0, 0], 0.8 / len(styles)
     with styled():
-        for place, cell in enumerate(cells):
+        for index, cell in enumerate(cells):
             marks, bars = seeds[cell], middles[cell]
-            for slot, (arm, look) in enumerate(looks.items()):
-                centre = place + (slot - (len(looks) - 1) / 2) * room
+            for slot, (arm, style) in enumerate(styles.items()):
+                center = index + (slot - (len(styles) - 1) / 2) * slot_width
                 values = marks.loc[marks["arm"] == arm].sort_values("seed")["value"]
-                spread = np.linspace(-0.25, 0.25, len(values)) * room if len(values) > 1 else np.zeros(len(values))
+                spread = (
+                    np.linspace(-0.25, 0.25, len(values)) * slot_width if len(values) > 1 else np.zeros(len(values))
+                )
                 axes.plot(
-                    centre + spread, values, look.marker, color=look.colour, markersize=4, markeredgewidth=0, alpha=0.8
+                    center + spread, values, style.marker, color=style.color, markersize=4, markeredgewidth=0, alpha=0.8
                 )
                 for median in bars.loc[bars["arm"] == arm, "median"]:
-                    ends = (centre - 0.36 * room, centre + 0.36 * room)
-                    axes.plot(ends, (median, median), color=look.colour, linewidth=1.6)
+                    bar = (center - 0.36 * slot_width, center + 0.36 * slot_width)
+                    axes.plot(bar, (median, median), color=style.color, linewidth=1.6)
         if level is not None:
             panels.reference(axes, level)
         axes.set_xlim(-0.6, len(cells) - 0.4)

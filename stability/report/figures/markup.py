@@ -1,4 +1,4 @@
-"""A figure as SVG markup that can live in a page beside others: small, scalable, recoloured, the same each time."""
+"""Conversion of a figure to SVG markup for a page with other figures: compact, scalable, recolorable, reproducible."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ HREF = "{http://www.w3.org/1999/xlink}href"
 GEOMETRY = ("d", "x", "y", "width", "height", "points")
 
 LONG = 120
-"""Characters from which a line counts as long."""
+"""Length of a path in characters from which its coordinates are rounded more coarsely."""
 
 ElementTree.register_namespace("", SVG)
 
 
 def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", themed: bool = False) -> str:
-    """Return a figure as one ``<svg role="img" viewBox=...>`` element without size, every id starting with *prefix*.
+    """Return a figure as one ``<svg role="img" viewBox=...>`` element without a size; equal figures give equal bytes.
 
-    *label* becomes its aria-label. *dark* draws it for a dark page; *themed* leaves the choice to the page, whose
-    `style.theme_css` defines the colours, and takes its font. Equal figures give equal bytes.
+    Args:
+        figure: The figure.
+        prefix: The start of every id in the markup.
+        dark: Use the colors of a dark page.
+        label: The aria-label of the element.
+        themed: Leave colors and font to the page, whose colors `style.theme_css` defines.
     """
-    root = ElementTree.fromstring(_written(figure))
+    root = ElementTree.fromstring(_savefig(figure))
     for element in root.findall(f"{{{SVG}}}metadata"):
         root.remove(element)
-    # Matplotlib styles "*", which would reach beyond the figure into the page.
+    # Matplotlib's style sheet selects "*", which would apply to the whole page.
     for parent in root.findall(f"{{{SVG}}}defs"):
         if parent.find(f"{{{SVG}}}style") is not None:
             root.remove(parent)
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     _rename(root, prefix)
-    recolour = _recolour(dark, themed)
+    recolor = _recolor(dark, themed)
     for element in root.iter():
         element.tail = None
         if element.tag != f"{{{SVG}}}text":
@@ -47,7 +51,7 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
             if name in element.attrib:
                 element.set(name, _shortened(name, element.attrib[name]))
         if "style" in element.attrib:
-            element.set("style", recolour(element.attrib["style"].replace(": ", ":").replace("; ", ";")))
+            element.set("style", recolor(element.attrib["style"].replace(": ", ":").replace("; ", ";")))
         if element.get("transform", "").startswith("rotate(-0 "):
             del element.attrib["transform"]
     _flatten(root)
@@ -57,17 +61,17 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _written(figure: Figure) -> str:
+def _savefig(figure: Figure) -> str:
     file = io.StringIO()
     with style.styled(), warnings.catch_warnings():
-        # Text is written as text: the reader's font has the glyphs that the measuring font lacks.
+        # Text stays text, so the reader's font supplies the glyphs that the measuring font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 def _flatten(parent: ElementTree.Element) -> None:
-    """Replace groups that say nothing by what they hold, and drop what is invisible."""
+    """Replace groups without attributes by their children, and drop invisible elements."""
     kept: list[ElementTree.Element] = []
     for child in list(parent):
         _flatten(child)
@@ -79,7 +83,7 @@ def _flatten(parent: ElementTree.Element) -> None:
 
 
 def _classify(root: ElementTree.Element, prefix: str) -> None:
-    """Say each style once, as a class, instead of on every element."""
+    """Declare each style once, as a class, instead of on every element."""
     classes: dict[str, str] = {}
     for element in root.iter():
         if declared := element.attrib.pop("style", None):
@@ -90,8 +94,8 @@ def _classify(root: ElementTree.Element, prefix: str) -> None:
 
 
 def _rename(root: ElementTree.Element, prefix: str) -> None:
-    """Number the ids that something refers to, in order, and drop the rest."""
-    used = {found for element in root.iter() for value in element.attrib.values() for found in _references(value)}
+    """Number the ids that are referenced, in order, and drop the others."""
+    used = {name for element in root.iter() for value in element.attrib.values() for name in _references(value)}
     names: dict[str, str] = {}
     for element in root.iter():
         name = element.attrib.pop("id", None)
@@ -110,59 +114,59 @@ def _references(value: str) -> list[str]:
 
 
 def _shortened(name: str, geometry: str) -> str:
-    """Return geometry rounded: small shapes, as markers, to two digits; long lines to one, point from point."""
+    """Round geometry: short shapes such as markers to two decimals, long ones to one, paths with relative points."""
     if len(geometry) < LONG:
         return _rounded(geometry, 2)
     return relative_path(geometry) if name == "d" and not set("CQAHVST") & set(geometry) else _rounded(geometry, 1)
 
 
 def relative_path(path: str) -> str:
-    """Return a path of straight lines with each point relative to the one before, to a tenth, without drift.
+    """Return a path of straight lines with relative points, rounded to a tenth without accumulated error.
 
     >>> relative_path("M 10.04 20 L 12.51 19.52 L 12.53 19.49 L 13 20 z M 1 1 L 2 1.26")
     'M10 20l2.5-.5 .5.5zM1 1l1 .3'
     """
-    parts, here = [""], (0, 0)
+    parts, position = [""], (0, 0)
     for command, x, y in re.findall(r"([MLz])\s*(?:(-?[\d.]+(?:e-?\d+)?)\s+(-?[\d.]+(?:e-?\d+)?))?", path):
         if command == "z":
             parts.append("z")
             continue
-        there = round(10 * float(x)), round(10 * float(y))
+        target = round(10 * float(x)), round(10 * float(y))
         if command == "M":
-            parts.append("M" + pair_of_tenths(*there))
-        elif there != here:
+            parts.append("M" + pair_of_tenths(*target))
+        elif target != position:
             joined = " " if parts[-1][0] in "l " else "l"
-            parts.append(joined + pair_of_tenths(there[0] - here[0], there[1] - here[1]))
-        here = there
+            parts.append(joined + pair_of_tenths(target[0] - position[0], target[1] - position[1]))
+        position = target
     return "".join(parts).replace(" -", "-")
 
 
 def pair_of_tenths(x: int, y: int) -> str:
-    """Return two numbers given in tenths, with no more characters than their reader needs."""
+    """Return two numbers, given in tenths, in as few characters as SVG permits."""
     first, second = (f"{n / 10:g}".replace("0.", ".") if abs(n) < 10 else f"{n / 10:g}" for n in (x, y))
     joined = second.startswith("-") or (second.startswith(".") and "." in first)
     return first + second if joined else f"{first} {second}"
 
 
 def _rounded(geometry: str, digits: int) -> str:
-    """Return coordinates to so many digits after the point, with no more white space than they need.
+    """Return coordinates rounded to *digits* decimals, with minimal white space.
 
     >>> _rounded("M 10.123456 20.5 \\nL 3.999 1e-05 \\n", 1)
     'M10.1 20.5L4 0'
     """
-    short = re.sub(r"-?\d+\.?\d*(e[-+]?\d+)?", lambda found: f"{round(float(found[0]), digits) + 0.0:g}", geometry)
+    short = re.sub(r"-?\d+\.?\d*(e[-+]?\d+)?", lambda match: f"{round(float(match[0]), digits) + 0.0:g}", geometry)
     return re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(short.split()))
 
 
-def _recolour(dark: bool, themed: bool) -> Callable[[str], str]:
+def _recolor(dark: bool, themed: bool) -> Callable[[str], str]:
     if not dark and not themed:
         return lambda declared: declared
-    shown: Mapping[str, str] = {
+    replacements: Mapping[str, str] = {
         light: f"var(--figure-{role},{light})" if themed else style.DARK[role] for role, light in style.LIGHT.items()
     }
 
-    def recolour(declared: str) -> str:
-        declared = re.sub(r"#[0-9a-f]{6}", lambda found: shown.get(found[0], found[0]), declared)
+    def recolor(declared: str) -> str:
+        declared = re.sub(r"#[0-9a-f]{6}", lambda match: replacements.get(match[0], match[0]), declared)
         return re.sub(r"font-family:[^;]*;?", "", declared) if themed else declared
 
-    return recolour
+    return recolor

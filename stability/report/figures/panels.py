@@ -1,4 +1,4 @@
-"""The sheet that most figures share: small panels of one scale, rows by columns, under one legend of the arms."""
+"""The layout of most figures: a grid of small panels with shared scales under one legend of the arms."""
 
 from __future__ import annotations
 
@@ -15,52 +15,64 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from stability.analysis import AXES
-from stability.report.style import LIGHT, WIDTH, Look, styled
+from stability.report.style import LIGHT, WIDTH, ArmStyle, styled
 
-MANY = 12
-"""Panels beyond which each is too small for more than a few marks."""
+MAX_READABLE_PANELS = 12
+"""Number of panels above which each is too small for more than a few marks."""
 
 CELL = ["arm", *AXES]
-"""The columns that name a cell of the grid: all but the seed."""
+"""The columns that identify a cell of the grid: the arm and all axes, but not the seed."""
 
 LEFT, RIGHT, BOTTOM, GAP, LINE = 0.68, 0.3, 0.45, 0.16, 0.2
-"""Inches: margins of a sheet, gap between panels, and one line of legend or title."""
+"""Sizes in inches: margins of a sheet, gap between panels, and one line of legend or title."""
 
 LETTERS, HANDLE = 118, 11
-"""Letters in a line of legend, and how many of them a line's mark and the gap behind a name take."""
+"""Width of a legend line in characters, and the characters taken by an arm's handle and spacing."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A figure of panels: *axes* by row and column key, and the looks of the arms shown in it."""
+    """A figure of panels.
+
+    Attributes:
+        figure: The figure.
+        axes: The panels by row key and column key.
+        styles: The plot styles of the arms in it.
+    """
 
     figure: Figure
     axes: dict[tuple[Any, Any], Axes]
-    looks: Mapping[str, Look]
+    styles: Mapping[str, ArmStyle]
 
 
 def sheet(
     rows: Mapping[Any, str],
     columns: Mapping[Any, str],
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     *,
     height: float | None = None,
     share_y: bool | str = True,
     gap: float = GAP,
 ) -> Sheet:
-    """Return a sheet with a panel per row and column, each named by its words; the legend shows *looks*.
+    """Return a sheet with a panel per row and column.
 
-    Heights and the *gap* between rows are in inches.
+    Args:
+        rows: The row keys and their titles.
+        columns: The column keys and their titles.
+        styles: The plot styles of the arms, shown in the legend.
+        height: The height of a panel in inches; by default it depends on the number of panels.
+        share_y: Which panels share a y axis, as in `matplotlib.figure.Figure.subplots`.
+        gap: The gap between rows in inches.
     """
-    tall = height or (1.25 if len(columns) > 2 else 1.5 if len(columns) == 2 else 2.0)
-    tall = 0.95 if not height and len(rows) > 3 and len(columns) > 2 else tall
-    legend = _legend_lines(list(looks))
+    panel_height = height or (1.25 if len(columns) > 2 else 1.5 if len(columns) == 2 else 2.0)
+    panel_height = 0.95 if not height and len(rows) > 3 and len(columns) > 2 else panel_height
+    legend = _legend_lines(list(styles))
     lines = len(legend)
     titled = any(columns.values())
     top = LINE * lines + (LINE if titled else 0.06) + 0.02
-    total = top + tall * len(rows) + gap * (len(rows) - 1) + BOTTOM
+    total = top + panel_height * len(rows) + gap * (len(rows) - 1) + BOTTOM
     inner = (WIDTH - LEFT - RIGHT - 0.1 * (len(columns) - 1)) / len(columns)
     with styled():
         figure = Figure(figsize=(WIDTH, total))
@@ -76,14 +88,14 @@ def sheet(
                 "bottom": BOTTOM / total,
                 "top": 1 - top / total,
                 "wspace": 0.1 / inner,
-                "hspace": gap / tall,
+                "hspace": gap / panel_height,
             },
         )
-        if looks:
-            # Matplotlib fills a legend column by column; it is read line by line.
-            columned = [line[place] for place in range(len(legend[0])) for line in legend if place < len(line)]
+        if styles:
+            # Matplotlib fills a legend by columns; reorder the arms so that they read by lines.
+            by_column = [line[i] for i in range(len(legend[0])) for line in legend if i < len(line)]
             figure.legend(
-                handles=[_handle(arm, looks[arm]) for arm in columned],
+                handles=[_handle(arm, styles[arm]) for arm in by_column],
                 loc="upper left",
                 bbox_to_anchor=((LEFT - 0.08) / WIDTH, 1.0),
                 ncols=len(legend[0]),
@@ -92,7 +104,7 @@ def sheet(
                 borderpad=0.1,
                 borderaxespad=0.1,
             )
-        if grid.size > MANY:
+        if grid.size > MAX_READABLE_PANELS:
             for axes in grid[:, 1:].flat:
                 axes.tick_params(left=False)
             for axes in grid[:-1].flat:
@@ -112,47 +124,47 @@ def sheet(
                 annotation_clip=False,
             )
     keys = [(row, column) for row in rows for column in columns]
-    return Sheet(figure, dict(zip(keys, grid.flat, strict=True)), looks)
+    return Sheet(figure, dict(zip(keys, grid.flat, strict=True)), styles)
 
 
 def _legend_lines(arms: Sequence[str]) -> list[Sequence[str]]:
-    """Return the arms in the fewest lines whose columns, each as wide as its widest name, stand beside each other."""
-    for across in range(len(arms), 1, -1):
-        widths = [max(map(len, arms[place::across])) + HANDLE for place in range(across)]
+    """Split the arms into the fewest legend lines that fit, each column being as wide as its widest name."""
+    for columns in range(len(arms), 1, -1):
+        widths = [max(map(len, arms[column::columns])) + HANDLE for column in range(columns)]
         if sum(widths) <= LETTERS:
-            return [arms[start : start + across] for start in range(0, len(arms), across)]
+            return [arms[start : start + columns] for start in range(0, len(arms), columns)]
     return [[arm] for arm in arms]
 
 
-def _handle(arm: str, look: Look) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash, label=arm, markeredgewidth=0)
+def _handle(arm: str, style: ArmStyle) -> Line2D:
+    return Line2D([], [], color=style.color, marker=style.marker, linestyle=style.dash, label=arm, markeredgewidth=0)
 
 
 def name_axes(sheet: Sheet, x: str, y: str) -> None:
-    """Name the axes of a sheet once, below and to the left of all panels."""
+    """Label the axes of a sheet once, below and to the left of all panels."""
     boxes = [axes.get_position() for axes in sheet.axes.values()]
-    across = (min(box.x0 for box in boxes) + max(box.x1 for box in boxes)) / 2
+    middle = (min(box.x0 for box in boxes) + max(box.x1 for box in boxes)) / 2
     with styled():
-        sheet.figure.text(across, 0.05 / sheet.figure.get_figheight(), x, ha="center", va="bottom")
+        sheet.figure.text(middle, 0.05 / sheet.figure.get_figheight(), x, ha="center", va="bottom")
         name_rows(sheet, [(min(box.y0 for box in boxes), max(box.y1 for box in boxes), y)])
 
 
 def name_rows(sheet: Sheet, spans: Iterable[tuple[float, float, str]]) -> None:
-    """Write words up the left edge of a sheet, each between two heights (as shares of the figure's)."""
+    """Write vertical labels at the left edge of a sheet, each between two heights (in figure coordinates)."""
     with styled():
         for low, high, words in spans:
-            place = (0.02 / WIDTH, (low + high) / 2)
-            sheet.figure.text(*place, words, ha="left", va="center", rotation=90, multialignment="center")
+            position = (0.02 / WIDTH, (low + high) / 2)
+            sheet.figure.text(*position, words, ha="left", va="center", rotation=90, multialignment="center")
 
 
 def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
-    """Return row keys (`ROW`) and column keys (corruption, noise) of a table's cells, with their words."""
+    """Return the row keys (`ROW`) and column keys (`COLUMN`) of a table's cells with their titles."""
     varied = {axis: table[axis].nunique() > 1 for axis in AXES}
     named = ["batch_size", *(axis for axis in ROW[1:] if varied[axis])]
-    rows, columns = (table[list(pair)].drop_duplicates().sort_values(list(pair)) for pair in (ROW, COLUMN))
+    rows, columns = (table[list(key)].drop_duplicates().sort_values(list(key)) for key in (ROW, COLUMN))
     return (
         {
-            key: ", ".join(SHORT[axis].format(part) for axis, part in zip(ROW, key, strict=True) if axis in named)
+            key: ", ".join(SHORT[axis].format(value) for axis, value in zip(ROW, key, strict=True) if axis in named)
             for key in rows.itertuples(index=False, name=None)
         },
         {
@@ -164,97 +176,99 @@ def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
     )
 
 
-def faceted(table: pd.DataFrame, looks: Mapping[str, Look]) -> Sheet:
-    """Return a sheet with a panel per row and column key of a table; a lone column is laid on its side."""
+def faceted(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Sheet:
+    """Return a sheet with a panel per row and column key of a table; a single column is laid out horizontally."""
     rows, columns = facets(table)
-    if len(columns) > ABREAST:
-        return _by_corruption(table, rows, columns, looks)
+    if len(columns) > MAX_COLUMNS:
+        return _by_corruption(table, rows, columns, styles)
     if len(columns) > 1:
-        return sheet(rows, columns, looks)
-    if len(rows) > ABREAST:
-        return _in_lines(rows, next(iter(columns)), looks)
-    turned = sheet(columns, rows, looks)
-    return Sheet(turned.figure, {(row, column): axes for (column, row), axes in turned.axes.items()}, looks)
+        return sheet(rows, columns, styles)
+    if len(rows) > MAX_COLUMNS:
+        return _wrapped(rows, next(iter(columns)), styles)
+    transposed = sheet(columns, rows, styles)
+    return Sheet(transposed.figure, {(row, column): axes for (column, row), axes in transposed.axes.items()}, styles)
 
 
-ABREAST = 6
-"""Panels that stand beside each other."""
+MAX_COLUMNS = 6
+"""Maximum number of panels side by side."""
 
 
 def _by_corruption(
-    table: pd.DataFrame, rows: Mapping[Any, str], columns: Mapping[Any, str], looks: Mapping[str, Look]
+    table: pd.DataFrame, rows: Mapping[Any, str], columns: Mapping[Any, str], styles: Mapping[str, ArmStyle]
 ) -> Sheet:
     """Return a sheet with a row for each row key and corruption, and a column for each noise level."""
     named = len(rows) > 1
-    corrupted = list(dict.fromkeys(corruption for corruption, _ in columns))
-    down = {(row, each): f"{words}, {each}" if named else each for row, words in rows.items() for each in corrupted}
-    across = {noise: f"noise {noise:g}" for noise in sorted(table["noise"].unique())}
-    whole = sheet(down, across, looks)
-    placed = {(row, (each, noise)): axes for ((row, each), noise), axes in whole.axes.items()}
-    return Sheet(whole.figure, placed, looks)
+    corruptions = list(dict.fromkeys(corruption for corruption, _ in columns))
+    sheet_rows = {
+        (row, name): f"{words}, {name}" if named else name for row, words in rows.items() for name in corruptions
+    }
+    sheet_columns = {noise: f"noise {noise:g}" for noise in sorted(table["noise"].unique())}
+    inner = sheet(sheet_rows, sheet_columns, styles)
+    axes_by_key = {(row, (name, noise)): axes for ((row, name), noise), axes in inner.axes.items()}
+    return Sheet(inner.figure, axes_by_key, styles)
 
 
-def _in_lines(rows: Mapping[Any, str], column: Any, looks: Mapping[str, Look]) -> Sheet:
-    """Return a sheet of a panel a row, several beside each other in lines of equal length, each under its own words."""
-    lines = math.ceil(len(rows) / ABREAST)
-    across = math.ceil(len(rows) / lines)
-    whole = sheet(dict.fromkeys(range(lines), ""), dict.fromkeys(range(across), " "), looks, gap=GAP + LINE)
-    axes = list(whole.axes.values())
+def _wrapped(rows: Mapping[Any, str], column: Any, styles: Mapping[str, ArmStyle]) -> Sheet:
+    """Return a sheet with one panel per row key, wrapped into lines of equal length, each panel with its own title."""
+    lines = math.ceil(len(rows) / MAX_COLUMNS)
+    per_line = math.ceil(len(rows) / lines)
+    inner = sheet(dict.fromkeys(range(lines), ""), dict.fromkeys(range(per_line), " "), styles, gap=GAP + LINE)
+    axes = list(inner.axes.values())
     for spare in axes[len(rows) :]:
         spare.remove()
-    for above in axes[len(rows) - across : len(rows)]:
-        # The lowest of its column, where the last line is shorter.
-        above.tick_params(bottom=True, labelbottom=True)
-    named = dict(zip(rows, axes, strict=False))
+    for lowest in axes[len(rows) - per_line : len(rows)]:
+        # The last line may be shorter, so mark the lowest panel of each column.
+        lowest.tick_params(bottom=True, labelbottom=True)
+    by_row = dict(zip(rows, axes, strict=False))
     with styled():
         for row, words in rows.items():
-            named[row].set_title(words)
-    return Sheet(whole.figure, {(row, column): panel for row, panel in named.items()}, looks)
+            by_row[row].set_title(words)
+    return Sheet(inner.figure, {(row, column): panel for row, panel in by_row.items()}, styles)
 
 
-ROW, COLUMN = ("batch_size", "pairs", "lr", "lr_factor"), ("corruption", "noise")
+ROW, COLUMN = ("batch_size", "train_pairs", "lr", "lr_multiplier"), ("corruption", "noise")
 
 SHORT = {
     "batch_size": "B = {}",
-    "pairs": "{} pairs",
+    "train_pairs": "{} pairs",
     "corruption": "{}",
     "noise": "noise {:g}",
     "lr": "lr {:g}",
-    "lr_factor": "{:g} × lr",
+    "lr_multiplier": "{:g} × lr",
 }
-"""A value of each axis in few words."""
+"""The short text of a value of each axis."""
 
 
 def grouped(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """Yield the rows of a table for each combination of these columns, in their order."""
+    """Yield the rows of a table for each combination of values of *columns*, sorted by them."""
     for key, rows in table.groupby(list(columns), sort=True):
         yield cast("tuple[Any, ...]", key), rows
 
 
 def by_panel(sheet: Sheet, table: pd.DataFrame) -> Iterable[tuple[Axes, pd.DataFrame]]:
-    """Yield every panel of a faceted sheet with the rows of the table that belong there."""
+    """Yield the panels of a faceted sheet with their rows of the table."""
     for key, rows in grouped(table, *ROW, *COLUMN):
         yield sheet.axes[key[: len(ROW)], key[len(ROW) :]], rows
 
 
 def step_axis(sheet: Sheet, last: float) -> None:
-    """Give all panels an x axis over the training steps."""
-    parts = 2 if len({column for _, column in sheet.axes}) > 4 else 3
+    """Set the x axis of all panels to the training steps."""
+    intervals = 2 if len({column for _, column in sheet.axes}) > 4 else 3
     for axes in sheet.axes.values():
         axes.set_xlim(0, last)
-        spread = MaxNLocator(parts, integer=True, steps=[1, 1.5, 2, 2.5, 3, 5, 10]).tick_values(0, last)
-        places = [float(place) for place in np.asarray(spread) if 0 <= place <= last]
-        axes.xaxis.set_major_locator(FixedLocator(places))
-        # Neighbours' last and first labels would meet between the panels.
+        spread = MaxNLocator(intervals, integer=True, steps=[1, 1.5, 2, 2.5, 3, 5, 10]).tick_values(0, last)
+        ticks = [float(step) for step in np.asarray(spread) if 0 <= step <= last]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        # Otherwise the last label of a panel and the first of its neighbor would overlap.
         labels = axes.get_xticklabels()
         for label in labels[:1]:
             label.set_horizontalalignment("left")
-        for label in labels[-1:] if places[-1] > 0.9 * last else []:
+        for label in labels[-1:] if ticks[-1] > 0.9 * last else []:
             label.set_horizontalalignment("right")
 
 
 def value_axis(sheet: Sheet, scale: str, values: Iterable[float], *, zero: bool = False) -> None:
-    """Give all panels a y axis over these values with ticks in plain numbers; *zero* starts a linear one there."""
+    """Set the y axis of all panels to these values, with plain-number ticks; *zero* starts a linear axis at 0."""
     shown = np.array([value for value in values if math.isfinite(value)])
     for axes in sheet.axes.values():
         if scale == "log" and (shown > 0).any():
@@ -320,41 +334,41 @@ def tick(x: float) -> str:
     return power if mantissa == "1" else f"−{power}" if mantissa == "−1" else f"{mantissa}×{power}"
 
 
-def thin_lines(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
-    """Draw the line of every seed, an arm's lines as one broken line: a fraction of the markup of many."""
-    for arm, look in looks.items():
+def thin_lines(axes: Axes, table: pd.DataFrame, x: str, styles: Mapping[str, ArmStyle]) -> None:
+    """Draw one line per seed; an arm's lines form one broken line, which needs much less markup."""
+    for arm, style in styles.items():
         rows = table[table["arm"] == arm]
         path, seed = rows[[x, "value"]].to_numpy(np.float64), rows["seed"].to_numpy()
         order = np.argsort(seed, kind="stable")
         breaks = np.flatnonzero(np.diff(seed[order])) + 1
         broken = np.insert(path[order], breaks, math.nan, axis=0)
-        axes.plot(broken[:, 0], broken[:, 1], color=look.colour, linewidth=0.5, alpha=0.45)
+        axes.plot(broken[:, 0], broken[:, 1], color=style.color, linewidth=0.5, alpha=0.45)
 
 
 THIN, BANDED = "Thin: one seed", "Band: from the lowest seed to the highest"
-"""What captions say of `thin_lines` and of `bands`."""
+"""The words of captions for `thin_lines` and for `bands`."""
 
 
-def bands(axes: Axes, table: pd.DataFrame, x: str, looks: Mapping[str, Look]) -> None:
-    """Shade each arm from its lowest seed to its highest: what is read of thin lines where they are too many."""
-    for arm, look in looks.items():
+def bands(axes: Axes, table: pd.DataFrame, x: str, styles: Mapping[str, ArmStyle]) -> None:
+    """Shade each arm from its lowest to its highest seed, in place of too many thin lines."""
+    for arm, style in styles.items():
         rows = table[table["arm"] == arm]
-        axes.fill_between(rows[x], rows["lowest"], rows["highest"], color=look.colour, alpha=0.2, linewidth=0)
+        axes.fill_between(rows[x], rows["lowest"], rows["highest"], color=style.color, alpha=0.2, linewidth=0)
 
 
-def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
-    """Draw the line that sums up an arm's seeds, with some of its marks, one of them at the end.
+def bold_line(axes: Axes, x: pd.Series, y: pd.Series, style: ArmStyle) -> None:
+    """Draw an arm's summary line with a few markers, one of them at the end.
 
-    About five, or two where the panels are many and small.
+    There are about five markers, or two if there are many small panels.
     """
     figure = axes.get_figure()
-    every = max(1, len(x) // (2 if figure is not None and len(figure.axes) > MANY else 5))
+    every = max(1, len(x) // (2 if figure is not None and len(figure.axes) > MAX_READABLE_PANELS else 5))
     axes.plot(
         x,
         y,
-        color=look.colour,
-        linestyle=look.dash,
-        marker=look.marker,
+        color=style.color,
+        linestyle=style.dash,
+        marker=style.marker,
         markevery=(max(0, len(x) - 1) % every, every),
         markersize=3.5,
         markeredgewidth=0,
@@ -363,21 +377,21 @@ def bold_line(axes: Axes, x: pd.Series, y: pd.Series, look: Look) -> None:
 
 
 LABEL = 0.3
-"""Inches that a level's label takes on an axis."""
+"""Width of a level's axis label in inches."""
 
 
 def level_axis(axes: Axes, levels: Sequence[float]) -> None:
-    """Give a panel an x axis over the levels of an axis of the grid, named as far as there is room."""
+    """Set a panel's x axis to the levels of a grid axis, with as many tick labels as fit."""
     every = math.ceil(len(levels) * LABEL / (axes.get_position().width * WIDTH))
-    # Between the levels of a logarithmic axis no round number is where a reader expects it.
-    named = every == 1 or axes.get_xscale() == "log"
-    axes.xaxis.set_major_locator(FixedLocator(list(levels[::every])) if named else MaxNLocator(5))
+    # On a logarithmic axis only the levels get ticks: readers misplace round numbers between them.
+    at_levels = every == 1 or axes.get_xscale() == "log"
+    axes.xaxis.set_major_locator(FixedLocator(list(levels[::every])) if at_levels else MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.margins(x=0.06)
 
 
 def reference(axes: Axes, level: float) -> None:
-    """Draw a level that data are held against, such as chance."""
+    """Draw a reference level, such as chance, as a dotted line."""
     axes.axhline(level, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
 
 
@@ -389,11 +403,11 @@ def cell_words(cell: Mapping[str, Any], varied: Sequence[str]) -> str:
     """
     words = {
         "batch_size": "batch size {}",
-        "pairs": "{} pairs",
+        "train_pairs": "{} pairs",
         "corruption": "{}",
         "noise": "noise {:g}",
         "lr": "learning rate {:g}",
-        "lr_factor": "{:g} times the rate",
+        "lr_multiplier": "{:g} times the rate",
     }
     named = [axis for axis in AXES if axis in varied] or ["batch_size"]
     return ", ".join(words[axis].format(cell[axis]) for axis in named)

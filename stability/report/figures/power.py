@@ -1,4 +1,4 @@
-"""Power over the number of seeds: a panel per claim, the target as a dotted line."""
+"""The figure of power over the number of seeds: a panel per claim, the target as a dotted line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from stability.registry import InputError
 from stability.report.figures import panels
-from stability.report.style import LIGHT, looks, styled
+from stability.report.style import LIGHT, arm_styles, styled
 from stability.sample_size import TARGET, Need
 from stability.store import write_atomically
 
@@ -20,44 +20,44 @@ COLUMNS = 3
 
 
 def power_figure(curves: pd.DataFrame, needs: Sequence[Need]) -> Figure:
-    """Return a figure of the power of every claim over the seeds, for the likely and the cautious spread."""
+    """Return a figure of the power of every claim over the number of seeds, for the likely and the cautious spread."""
     planned = [need for need in needs if need.safe is not None]
-    across = min(COLUMNS, len(planned))
-    places = {need.id: (number // across, number % across) for number, need in enumerate(planned)}
+    columns = min(COLUMNS, len(planned))
+    positions = {need.id: divmod(index, columns) for index, need in enumerate(planned)}
     words = ("at the pilot's spread", "at its upper 80% bound") if planned[0].pilot else ("at the spread assumed",)
-    known = looks(words)
-    down = math.ceil(len(planned) / across)
-    sheet = panels.sheet(dict.fromkeys(range(down), ""), dict.fromkeys(range(across), ""), known, height=1.6)
+    styles = arm_styles(words)
+    rows = math.ceil(len(planned) / columns)
+    sheet = panels.sheet(dict.fromkeys(range(rows), ""), dict.fromkeys(range(columns), ""), styles, height=1.6)
     with styled():
         for need in planned:
-            axes, rows = sheet.axes[places[need.id]], curves[curves["id"] == need.id]
+            axes, curve = sheet.axes[positions[need.id]], curves[curves["id"] == need.id]
             for word, column in zip(words, ("likely", "safe"), strict=False):
-                axes.plot(rows["seeds"], rows[column], color=known[word].colour, linestyle=known[word].dash)
+                axes.plot(curve["seeds"], curve[column], color=styles[word].color, linestyle=styles[word].dash)
             panels.reference(axes, TARGET)
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.text(0.97, 0.05, need.id, transform=axes.transAxes, ha="right", color=LIGHT["ink"])
         for key, axes in sheet.axes.items():
-            axes.set_visible(key in places.values())
+            axes.set_visible(key in positions.values())
         panels.name_axes(sheet, "seeds", "power to find the margin")
     return sheet.figure
 
 
 def write_power(folder: Path, curves: pd.DataFrame, needs: Sequence[Need]) -> dict[str, Path]:
-    """Return the paths of power.svg and power.png in *folder*; raises `InputError` if it cannot be written."""
+    """Write power.svg and power.png to *folder* and return their paths; raises `InputError` if that fails."""
     import io
 
     figure, paths = power_figure(curves, needs), {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind in ("svg", "png"):
-            drawn = io.BytesIO()
+            buffer = io.BytesIO()
             with styled():
                 metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(drawn, format=kind, dpi=160, facecolor=LIGHT["page"], metadata=metadata)
+                figure.savefig(buffer, format=kind, dpi=160, facecolor=LIGHT["page"], metadata=metadata)
             paths[kind] = folder / f"power.{kind}"
-            write_atomically(paths[kind], drawn.getvalue())
+            write_atomically(paths[kind], buffer.getvalue())
     except OSError as error:
         raise InputError(f"{folder}: the figure cannot be written ({error.strerror or error})") from error
     return paths

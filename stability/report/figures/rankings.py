@@ -1,4 +1,4 @@
-"""Arms in order: how far each is behind the first, with intervals that hold for all pairs, and letters for ties."""
+"""Ranking plots: the difference of each arm from the best, with simultaneous intervals and letters for ties."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Findings, Ranked
-from stability.report.figures.drawn import Drawn
-from stability.report.style import LIGHT, WIDTH, Look, looks, styled
+from stability.report.figures.drawn import ReportFigure
+from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
 from stability.results import LOGARITHMS
 from stability.stats.rankings import Place
 from stability.stats.wording import between, confidence_in_percent, number
 
 ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
-"""Inches: of a row, below and above the rows, of a character of a name, and of a column of letters."""
+"""Sizes in inches: a row, the space below and above the rows, a character of a name, a column of letters."""
 
 
-def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[Drawn]:
-    """Yield a figure per ranking of a study that could be made; *arms* are those of the study, in its order."""
-    for place, ranked in enumerate(findings.rankings):
-        found = ranked.found
-        if found.problem:
+def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFigure]:
+    """Yield a figure per ranking without a problem; *arms* are those of the study, in its order."""
+    for index, ranked in enumerate(findings.rankings, start=1):
+        ranking = ranked.found
+        if ranking.problem:
             continue
-        confidence = confidence_in_percent(found.confidence)
-        first = found.places[0]
-        yield Drawn(
-            id=f"ranking-{place + 1}",
+        confidence = confidence_in_percent(ranking.confidence)
+        first = ranking.places[0]
+        yield ReportFigure(
+            id=f"ranking-{index}",
             section="ranking",
             title=f"Ranking by {ranked.label}",
-            caption=f"{ranked.label} ({_SCALES[ranked.scale]}), the mean over {found.n} seeds of each arm less that of "
-            f"the first, with intervals that hold at {confidence} for all {len(found.pairs)} pairs together. Arms that "
-            "share a letter cannot be told apart.",
-            alt=f"Ranking of {len(found.places)} arms by {ranked.label}. {first.name} is first, in group "
-            f"{first.letters}; " + "; ".join(_words(one) for one in found.places[1:]) + ".",
-            figure=ranking_figure(ranked, looks(arms)),
+            caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {ranking.n} seeds of each arm less "
+            f"that of the first, with intervals that hold at {confidence} for all {len(ranking.pairs)} pairs together. "
+            "Arms that share a letter cannot be told apart.",
+            alt=f"Ranking of {len(ranking.places)} arms by {ranked.label}. {first.name} is first, in group "
+            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.places[1:]) + ".",
+            figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
 
@@ -45,63 +45,63 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[Drawn]:
 _SCALES = {
     "linear": "as measured",
     "log": "logarithm",
-    "chance-log": "log of what lies above chance",
-    "of-chance": "share of the chance level",
+    "log_above_chance": "log of what lies above chance",
+    "relative_to_chance": "share of the chance level",
 }
 
 
-def _words(place: Place) -> str:
-    return f"{place.name} {number(place.behind)} ({between(place.interval, False)}), in group {place.letters}"
+def _words(entry: Place) -> str:
+    return f"{entry.name} {number(entry.behind)} ({between(entry.interval, False)}), in group {entry.letters}"
 
 
 def _table(ranked: Ranked) -> pd.DataFrame:
     rows = [
         {
             "rank": rank,
-            "arm": place.name,
-            "mean": place.mean,
-            "behind first": place.behind,
-            "low": place.interval[0],
-            "high": place.interval[1],
-            "letters": place.letters,
+            "arm": entry.name,
+            "mean": entry.mean,
+            "behind first": entry.behind,
+            "low": entry.interval[0],
+            "high": entry.interval[1],
+            "letters": entry.letters,
         }
-        for rank, place in enumerate(ranked.found.places, start=1)
+        for rank, entry in enumerate(ranked.found.places, start=1)
     ]
     table = pd.DataFrame(rows)
-    return table.rename(columns={"mean": "mean log"}) if ranked.scale in LOGARITHMS else table
+    return table.rename(columns={"mean": "mean log"}) if ranked.transform in LOGARITHMS else table
 
 
-def ranking_figure(ranked: Ranked, looks: Mapping[str, Look]) -> Figure:
-    """Return one row per arm from best to worst: its difference from the first, and its letters, a column each."""
+def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
+    """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
     places = ranked.found.places
-    columns = sorted({letter for place in places for letter in _letters(place)}, key=lambda one: (len(one), one))
+    columns = sorted({letter for entry in places for letter in _letters(entry)}, key=lambda label: (len(label), label))
     total = TOP + ROW * len(places) + FOOT
     right = COLUMN * (len(columns) + 1)
-    left = 0.25 + CHARACTER * max(len(place.name) for place in places)
+    left = 0.25 + CHARACTER * max(len(entry.name) for entry in places)
     width = WIDTH - left - right
     with styled():
         figure = Figure(figsize=(WIDTH, total))
         axes = figure.add_axes((left / WIDTH, FOOT / total, width / WIDTH, ROW * len(places) / total))
         axes.set_ylim(len(places) - 0.5, -0.5)
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
-        for row, place in enumerate(places):
-            look = looks[place.name]
-            axes.plot(place.interval, (row, row), color=look.colour, linewidth=1.2, solid_capstyle="butt")
-            axes.plot([place.behind], [row], marker=look.marker, color=look.colour, markersize=5, linestyle="none")
-            for letter in _letters(place):
+        for row, entry in enumerate(places):
+            style = styles[entry.name]
+            axes.plot(entry.interval, (row, row), color=style.color, linewidth=1.2, solid_capstyle="butt")
+            axes.plot([entry.behind], [row], marker=style.marker, color=style.color, markersize=5, linestyle="none")
+            for letter in _letters(entry):
                 x = 1 + COLUMN * (columns.index(letter) + 0.75) / width
                 axes.text(x, row, letter, transform=axes.get_yaxis_transform(), ha="center", va="center")
-        axes.set_yticks(range(len(places)), [place.name for place in places])
+        axes.set_yticks(range(len(places)), [entry.name for entry in places])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.05)
         label = ranked.label[:1].lower() + ranked.label[1:]
-        axes.set_xlabel(f"{label} less that of {places[0].name} ({_SCALES[ranked.scale]})")
+        axes.set_xlabel(f"{label} less that of {places[0].name} ({_SCALES[ranked.transform]})")
     return figure
 
 
-def _letters(place: Place) -> list[str]:
-    """Return the letters of an arm one by one: a letter, or a letter and a number once the alphabet is used up."""
-    return re.findall(r"[a-z]\d*", place.letters)
+def _letters(entry: Place) -> list[str]:
+    """Split an arm's letters; after the end of the alphabet, a letter is followed by a number."""
+    return re.findall(r"[a-z]\d*", entry.letters)

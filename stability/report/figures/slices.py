@@ -1,4 +1,4 @@
-"""The loss around the end of training: how far it rises, along a line and over a plane, in filter-normalised units."""
+"""Figures of the loss around the end of training, along lines and over planes, in filter-normalized units."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import Results, summarise
+from stability.analysis import Results, summarize
 from stability.landscape.figures import bands
 from stability.registry import InputError
 from stability.report.figures import levels, panels, tables
-from stability.report.figures.drawn import Drawn
+from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.results import chance_losses
 from stability.stats.wording import number
 
 MOST = 6
-"""Planes that a report shows; each is a run of its own."""
+"""Maximum number of planes in a report, one per run."""
 
 POINTS = 41
-"""Points of a slice, whatever the grid that it was read from."""
+"""Number of points of a slice, for any resolution of its grid."""
 
 
-def flatness(results: Results) -> Iterator[Drawn]:
-    """Yield the filter-normalised sharpness of every run, if it was measured."""
+def flatness(results: Results) -> Iterator[ReportFigure]:
+    """Yield the filter-normalized sharpness of every run, if it was measured."""
     name = "filter_sharpness"
     if name not in results.steps or name not in results.measures:
         return
-    table = levels.per_run(results, summarise(results, name, "final"))
+    table = levels.per_run(results, summarize(results, name, "final"))
     if not len(table):
         return
-    known, middle = levels.known_looks(results, table), levels.medians(table)
-    yield Drawn(
+    styles, middle = levels.styles_in(results, table), levels.medians(table)
+    yield ReportFigure(
         id="flatness",
         section="landscape",
         title="Rise of the loss around the end of training",
         caption="Mean rise of the loss when every filter of the encoders moves at random by a given share of its norm, "
         "over the loss's chance level: lower is flatter. Each mark is one seed, the bar their median.",
-        alt=f"Filter-normalised sharpness. Median over seeds: {tables.in_words(middle, list(known), 'median')}.",
-        figure=levels.strip_figure(table, middle, known, "rise / chance", level=None, scale="linear"),
+        alt=f"Filter-normalized sharpness. Median over seeds: {tables.in_words(middle, list(styles), 'median')}.",
+        figure=levels.strip_figure(table, middle, styles, "rise / chance", level=None, scale="linear"),
         table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
     )
 
 
-def landscapes(results: Results, folder: Path) -> Iterator[Drawn]:
-    """Yield slices and planes of the runs that were looked at along filter directions, from their grids in *folder*.
+def landscapes(results: Results, folder: Path) -> Iterator[ReportFigure]:
+    """Yield slices and planes of the runs with a landscape along filter directions, from the grids in *folder*.
 
     Raises `InputError` for a grid that cannot be read.
     """
@@ -62,14 +62,14 @@ def landscapes(results: Results, folder: Path) -> Iterator[Drawn]:
         return
     yield _slices(results, planes)
     shown = planes[:MOST]
-    table = pd.concat([plane.drop(columns="lr_factor") for plane in shown], ignore_index=True)
+    table = pd.concat([plane.drop(columns="lr_multiplier") for plane in shown], ignore_index=True)
     more = f" The first {MOST} of {len(planes)}." if len(planes) > MOST else ""
     rises = "; ".join(f"{_title(plane)}: up to {number(plane['value'].max())}" for plane in shown)
-    yield Drawn(
+    yield ReportFigure(
         id="landscape-planes",
         section="landscape",
         title="The loss over a plane through the run",
-        caption="Loss less its value at the run, over its chance level, along two random filter-normalised directions "
+        caption="Loss less its value at the run, over its chance level, along two random filter-normalized directions "
         f"(1: every filter moves by its own norm). The cross is the run; white: not finite.{more}",
         alt=f"Contours of the rise of the loss, as a share of chance. {rises}.",
         figure=planes_figure(shown),
@@ -78,18 +78,18 @@ def landscapes(results: Results, folder: Path) -> Iterator[Drawn]:
 
 
 def _planes(results: Results, folder: Path) -> list[pd.DataFrame]:
-    """Return each run's grid with its cell, the rise of the loss as a share of chance being the value."""
+    """Return each run's grid with its cell; "value" is the rise of the loss as a share of chance."""
     chance, cells = chance_losses(results), results.runs.set_index("run")
-    found = []
+    planes = []
     for path in sorted(folder.glob("*-filter.parquet")):
         run = path.name.removesuffix("-filter.parquet")
         if run in cells.index and chance[run] > 0:
             grid = _grid(path)
-            centre = grid["value"].iloc[int(np.abs(grid[["first", "second"]].to_numpy()).sum(axis=1).argmin())]
+            center = grid["value"].iloc[int(np.abs(grid[["first", "second"]].to_numpy()).sum(axis=1).argmin())]
             cell: dict[str, Any] = {name: cells.at[run, name] for name in (*panels.CELL, "seed")}
-            found.append(grid.assign(run=run, value=(grid["value"] - centre) / chance[run], **cell))
-    order = {arm: place for place, arm in enumerate(results.study.grid.loss)}
-    return sorted(found, key=lambda plane: (plane["seed"][0], plane["batch_size"][0], order[plane["arm"][0]]))
+            planes.append(grid.assign(run=run, value=(grid["value"] - center) / chance[run], **cell))
+    order = {arm: index for index, arm in enumerate(results.study.grid.arms)}
+    return sorted(planes, key=lambda plane: (plane["seed"][0], plane["batch_size"][0], order[plane["arm"][0]]))
 
 
 def _grid(path: Path) -> pd.DataFrame:
@@ -105,42 +105,42 @@ def _title(plane: pd.DataFrame) -> str:
     return f"{cell['arm']}, B = {cell['batch_size']}{noise}, seed {cell['seed']}"
 
 
-def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> Drawn:
+def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> ReportFigure:
     thin = pd.concat([line(plane) for plane in planes], ignore_index=True)
     middle = (
         thin.groupby([*panels.CELL, "step"], sort=True)["value"]
         .agg(lowest=lambda rise: rise.quantile(0.25), median="median", highest=lambda rise: rise.quantile(0.75))
         .reset_index()
     )
-    known = levels.known_looks(results, thin)
-    sheet = panels.faceted(thin, known)
+    styles = levels.styles_in(results, thin)
+    sheet = panels.faceted(thin, styles)
     with styled():
         for axes, lines in panels.by_panel(sheet, middle):
-            panels.bands(axes, lines, "step", known)
-            for arm, look in known.items():
+            panels.bands(axes, lines, "step", styles)
+            for arm, style in styles.items():
                 part = lines[lines["arm"] == arm]
-                panels.bold_line(axes, part["step"], part["median"], look)
+                panels.bold_line(axes, part["step"], part["median"], style)
         for axes in sheet.axes.values():
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         panels.value_axis(sheet, "linear", thin["value"])
         panels.name_axes(sheet, "step along the direction, in filter norms", "rise / chance")
-    ends = middle.groupby(panels.CELL, sort=False).tail(1)
-    return Drawn(
+    far_end = middle.groupby(panels.CELL, sort=False).tail(1)
+    return ReportFigure(
         id="landscape-slices",
         section="landscape",
         title="The loss along a line through the run",
-        caption="Loss less its value at the run (0), over its chance level, along a random filter-normalised direction "
+        caption="Loss less its value at the run (0), over its chance level, along a random filter-normalized direction "
         "(1: every filter moves by its own norm). Bold: the median of the runs that were looked at; band: their "
         f"middle half. {len(planes)} {'run' if len(planes) == 1 else 'runs'}.",
         alt="Rise of the loss, as a share of chance, at the far end of the line: "
-        f"{tables.in_words(ends, list(known), 'median')}.",
+        f"{tables.in_words(far_end, list(styles), 'median')}.",
         figure=sheet.figure,
         table=tables.shown(middle.rename(columns={"step": "first", "lowest": "quarter", "highest": "three_quarters"})),
     )
 
 
 def line(plane: pd.DataFrame) -> pd.DataFrame:
-    """Return the slice of a plane through its run, on `POINTS` even steps of the first direction."""
+    """Return the slice of a plane through its run at `POINTS` evenly spaced steps of the first direction."""
     at = float(plane["second"].iloc[int(np.abs(plane["second"].to_numpy()).argmin())])
     rows = plane[(plane["second"] == at) & np.isfinite(plane["value"])].sort_values("first")
     step = np.linspace(-1.0, 1.0, POINTS)
@@ -152,7 +152,7 @@ def line(plane: pd.DataFrame) -> pd.DataFrame:
 
 
 def planes_figure(planes: Sequence[pd.DataFrame]) -> Figure:
-    """Return contours of planes, three to a row, in bands of one scale."""
+    """Return a figure of contours, three planes per row, with shared levels."""
     columns = min(3, len(planes))
     rows = -(-len(planes) // columns)
     finite = np.concatenate([plane["value"][np.isfinite(plane["value"])] for plane in planes])
@@ -166,10 +166,10 @@ def planes_figure(planes: Sequence[pd.DataFrame]) -> Figure:
         for axes, plane in zip(grid.flat, planes, strict=False):
             table = plane.pivot_table(index="second", columns="first", values="value", dropna=False)
             x, y = table.columns.to_numpy(float), table.index.to_numpy(float)
-            drawn = axes.contourf(x, y, np.ma.masked_invalid(table), levels=edges, cmap="cividis", norm=norm)
+            contours = axes.contourf(x, y, np.ma.masked_invalid(table), levels=edges, cmap="cividis", norm=norm)
             axes.plot(0, 0, marker="+", markersize=6, color=LIGHT["page"], markeredgewidth=1.2)
             axes.set_title(re.sub(r"[^\S ]", " ", _title(plane)), fontsize=7)
             axes.grid(visible=False)
             axes.set_box_aspect(1)
-        figure.colorbar(drawn, ax=grid, pad=0.02, aspect=30).set_label("rise / chance")
+        figure.colorbar(contours, ax=grid, pad=0.02, aspect=30).set_label("rise / chance")
     return figure

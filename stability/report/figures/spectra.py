@@ -1,4 +1,4 @@
-"""Hessian spectra: density on a symmetric logarithmic axis, both ends marked, a row per arm."""
+"""The figure of Hessian spectra: densities on a symmetric logarithmic axis with both extreme eigenvalues."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stability.analysis import AXES, Results
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
-from stability.report.style import LIGHT, Look, looks, styled
+from stability.report.figures.drawn import ReportFigure
+from stability.report.style import LIGHT, ArmStyle, arm_styles, styled
 from stability.stats.wording import number
 
 WIDTH = 0.12
-"""Standard deviation of the Gaussian that stands for a quadrature node, in decades of the symmetric log axis."""
+"""Standard deviation of the Gaussian that replaces a quadrature node, in decades of the symmetric log axis."""
 
 CROWDED = 150
-"""Curves beyond which each is drawn at half as many points, still closer than the width of a node."""
+"""Number of curves above which each has half as many points, still denser than the width of a node."""
 
 LOWEST = 1e-4
-"""Where the density axis ends: mass per decade."""
+"""Lower end of the density axis: mass per decade."""
 
 
-def spectral_densities(results: Results) -> Iterator[Drawn]:
-    """Yield the spectra at the last step at which they were measured."""
+def spectral_densities(results: Results) -> Iterator[ReportFigure]:
+    """Yield the spectra at the last measured step of each run."""
     nodes = "hessian_nodes"
     if nodes not in results.steps:
         return
-    measured = results.steps[results.steps[nodes].notna() & results.steps["hessian_high"].notna()]
+    measured = results.steps[results.steps[nodes].notna() & results.steps["hessian_max_eigenvalue"].notna()]
     last = measured.sort_values("step", kind="stable").groupby("run", sort=False).tail(1)
-    columns = ["run", "step", nodes, "hessian_weights", "hessian_low", "hessian_high"]
+    columns = ["run", "step", nodes, "hessian_weights", "hessian_min_eigenvalue", "hessian_max_eigenvalue"]
     table = results.runs[["run", *panels.CELL, "seed"]].merge(last[columns], on="run", how="inner")
     table = table[[_usable(row) for row in table[nodes]]]
     if not len(table):
         return
-    known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in set(table["arm"])}
-    ends = {
+    styles = {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in set(table["arm"])}
+    extremes = {
         name: table.groupby(panels.CELL, sort=False)[name].median().rename("value").reset_index()
-        for name in ("hessian_low", "hessian_high")
+        for name in ("hessian_min_eigenvalue", "hessian_max_eigenvalue")
     }
     words = "; ".join(
-        f"{label}: {tables.in_words(ends[name], list(known), 'value')}"
-        for name, label in (("hessian_high", "highest eigenvalue"), ("hessian_low", "lowest"))
+        f"{label}: {tables.in_words(extremes[name], list(styles), 'value')}"
+        for name, label in (("hessian_max_eigenvalue", "highest eigenvalue"), ("hessian_min_eigenvalue", "lowest"))
     )
-    yield Drawn(
+    yield ReportFigure(
         id="spectra",
         section="curvature",
         title="Hessian spectra at the end of training",
@@ -59,7 +59,7 @@ def spectral_densities(results: Results) -> Iterator[Drawn]:
         "triangles and numbers: the lowest and the highest eigenvalue (median of the seeds). Eigenvalues scale with "
         "the loss, so compare shapes and signs between arms, not sizes.",
         alt=f"Hessian spectral densities, one row per arm. Median over seeds of the {words}.",
-        figure=spectra_figure(table, known),
+        figure=spectra_figure(table, styles),
         table=tables.shown(_long(table)),
     )
 
@@ -73,50 +73,66 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
     long = table.explode(["hessian_nodes", "hessian_weights"], ignore_index=True)
     renamed = long.rename(columns={"hessian_nodes": "eigenvalue", "hessian_weights": "mass"})
     kinds = {"eigenvalue": float, "mass": float}
-    return renamed.drop(columns=["hessian_low", "hessian_high"]).astype(kinds)
+    return renamed.drop(columns=["hessian_min_eigenvalue", "hessian_max_eigenvalue"]).astype(kinds)
 
 
 def symmetric_log(x: np.ndarray | float, linear: float) -> np.ndarray:
-    """Return arcsinh(x / 2c) / log 10: decades on both sides of zero, linear within about *c* of it."""
+    """Return arcsinh(x / 2c) / log 10, c = *linear*: decades on both sides of zero, linear within about c of it."""
     return np.asarray(np.arcsinh(np.asarray(x, float) / (2 * linear)) / math.log(10))
 
 
 def density(nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray, linear: float) -> np.ndarray:
-    """Return the mass per decade of the symmetric log axis at *grid* (in its decades): a Gaussian for each node."""
+    """Return the mass per decade of the symmetric log axis, as a sum of one Gaussian per node.
+
+    Args:
+        nodes: The quadrature nodes (eigenvalues), shape (nodes,).
+        weights: Their weights, shape (nodes,).
+        grid: The positions on the axis, in decades, shape (grid,).
+        linear: The size below which the axis is linear.
+
+    Returns:
+        The density at *grid*, shape (grid,).
+    """
     distance = (grid[:, None] - symmetric_log(nodes, linear)) / WIDTH
     return np.asarray(np.exp(-0.5 * distance**2) @ weights / (WIDTH * math.sqrt(2 * math.pi)))
 
 
 def linear_width(table: pd.DataFrame) -> float:
-    """Return the size below which the axis is linear: four decades under the largest eigenvalue, a power of ten."""
-    largest = max(table["hessian_high"].abs().max(), table["hessian_low"].abs().max())
+    """Return the size below which the axis is linear: a power of ten, four decades below the largest eigenvalue."""
+    largest = max(table["hessian_max_eigenvalue"].abs().max(), table["hessian_min_eigenvalue"].abs().max())
     return 10.0 ** (math.ceil(math.log10(largest)) - 4) if largest > 0 else 1.0
 
 
-def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
-    """Return a figure of densities: a row per arm, a column per other cell, both ends of the spectrum marked."""
+def spectra_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Figure:
+    """Return a figure of densities with both extreme eigenvalues: a row per arm, a column per combination of axes."""
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
     cells = table[varied].drop_duplicates().sort_values(varied).itertuples(index=False, name=None)
     columns = {
-        key: ", ".join(panels.SHORT[axis].format(part) for axis, part in zip(varied, key, strict=True)) for key in cells
+        key: ", ".join(panels.SHORT[axis].format(value) for axis, value in zip(varied, key, strict=True))
+        for key in cells
     }
     linear = linear_width(table)
-    reach = symmetric_log(np.array([table["hessian_low"].min(), table["hessian_high"].max()]), linear)
+    reach = symmetric_log(
+        np.array([table["hessian_min_eigenvalue"].min(), table["hessian_max_eigenvalue"].max()]), linear
+    )
     grid = np.linspace(reach[0] - 0.5, reach[1] + 0.5, 160 if len(table) <= CROWDED else 80)
-    sheet = panels.sheet(dict.fromkeys(looks, ""), columns, looks, height=1.1)
+    sheet = panels.sheet(dict.fromkeys(styles, ""), columns, styles, height=1.1)
     with styled():
         for key, seeds in panels.grouped(table, "arm", *varied):
-            axes, colour = sheet.axes[key[0], key[1:]], looks[key[0]].colour
+            axes, color = sheet.axes[key[0], key[1:]], styles[key[0]].color
             curves = [
                 density(np.asarray(nodes, float), np.asarray(weights, float), grid, linear)
                 for nodes, weights in zip(seeds["hessian_nodes"], seeds["hessian_weights"], strict=True)
             ]
-            _curves(axes, grid, np.maximum(curves, LOWEST / 10), colour, tables.banded(table))
-            for name, corner, side in (("hessian_low", 0.01, "left"), ("hessian_high", 0.99, "right")):
-                end = float(seeds[name].median())
-                place = float(symmetric_log(end, linear))
-                axes.plot([place], [LOWEST], marker="^", markersize=5, color=LIGHT["ink"], clip_on=False, zorder=5)
-                words = f"{name.removeprefix('hessian_')}est {number(end).replace('-', '−')}"
+            _curves(axes, grid, np.maximum(curves, LOWEST / 10), color, tables.banded(table))
+            for name, corner, side in (
+                ("hessian_min_eigenvalue", 0.01, "left"),
+                ("hessian_max_eigenvalue", 0.99, "right"),
+            ):
+                eigenvalue = float(seeds[name].median())
+                x = float(symmetric_log(eigenvalue, linear))
+                axes.plot([x], [LOWEST], marker="^", markersize=5, color=LIGHT["ink"], clip_on=False, zorder=5)
+                words = f"{name.removeprefix('hessian_')}est {number(eigenvalue).replace('-', '−')}"
                 axes.text(corner, 0.97, words, transform=axes.transAxes, ha=side, va="top", fontsize=7)
         for axes in sheet.axes.values():
             panels.log_axis(axes, "y", LOWEST, 10)
@@ -127,27 +143,27 @@ def spectra_figure(table: pd.DataFrame, looks: Mapping[str, Look]) -> Figure:
     return sheet.figure
 
 
-def _curves(axes: Axes, grid: np.ndarray, curves: np.ndarray, colour: str, banded: bool) -> None:
-    """Draw the densities of a cell's seeds, thin or as a band, and their mean."""
+def _curves(axes: Axes, grid: np.ndarray, curves: np.ndarray, color: str, banded: bool) -> None:
+    """Draw the densities of a cell's seeds, as thin lines or as a band, and their mean."""
     mean = curves.mean(axis=0)
     if banded:
-        axes.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+        axes.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.25, linewidth=0)
     else:
-        # One broken line instead of many: a fraction of the markup.
-        broken = np.concatenate([part for curve in curves for part in (curve, [math.nan])])
-        axes.plot(np.tile([*grid, math.nan], len(curves)), broken, color=colour, linewidth=0.5, alpha=0.5)
-        axes.fill_between(grid, LOWEST / 10, mean, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(grid, mean, color=colour, linewidth=1.3)
+        # One broken line needs much less markup than many lines.
+        broken = np.concatenate([piece for curve in curves for piece in (curve, [math.nan])])
+        axes.plot(np.tile([*grid, math.nan], len(curves)), broken, color=color, linewidth=0.5, alpha=0.5)
+        axes.fill_between(grid, LOWEST / 10, mean, color=color, alpha=0.15, linewidth=0)
+    axes.plot(grid, mean, color=color, linewidth=1.3)
 
 
 def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float) -> None:
     powers = [10.0**e for e in range(round(math.log10(linear)) + 1, round(math.log10(linear)) + 9)]
-    ends = (reach[0] - 0.3, reach[1] + 0.3)
+    limits = (reach[0] - 0.3, reach[1] + 0.3)
     values = [0.0, *(sign * power for power in powers for sign in (1, -1))]
-    placed = {float(symmetric_log(value, linear)): value for value in values}
-    kept = {place: value for place, value in sorted(placed.items()) if ends[0] <= place <= ends[1]}
-    axes.set_xlim(*ends)
-    axes.xaxis.set_major_locator(FixedLocator(list(kept)))
+    ticks = {float(symmetric_log(value, linear)): value for value in values}
+    shown = {x: value for x, value in sorted(ticks.items()) if limits[0] <= x <= limits[1]}
+    axes.set_xlim(*limits)
+    axes.xaxis.set_major_locator(FixedLocator(list(shown)))
     axes.xaxis.set_minor_locator(NullLocator())
-    labels = {round(place, 6): panels.tick(value) for place, value in kept.items()}
+    labels = {round(x, 6): panels.tick(value) for x, value in shown.items()}
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: labels.get(round(x, 6), "")))

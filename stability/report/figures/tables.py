@@ -1,4 +1,4 @@
-"""From results to what figures draw: one value per run and step, and the seeds of a cell summed up; and their words."""
+"""The data of figures: one value per run and step, statistics over the seeds of a cell, and their text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from stability.report.figures.panels import CELL, cell_words
 from stability.stats.wording import number
 
 POINTS = 6000
-"""How many points the lines of one figure may have in all: beyond that a page grows and a reader sees no more."""
-
+"""Maximum total number of points of a figure's lines: more would enlarge the page without a visible gain."""
 
 LINES = 750
-"""Lines of one figure beyond which its seeds are shown as a band: they would be a blur, and a page of them slow."""
+"""Number of lines above which a figure shows the seeds as a band, since more would blur and slow the page."""
 
 
 def of_steps(results: Results, values: pd.Series) -> pd.DataFrame:
@@ -29,9 +28,9 @@ def of_steps(results: Results, values: pd.Series) -> pd.DataFrame:
 
 
 def window_of(table: pd.DataFrame) -> int:
-    """Return how many steps to average so that all lines of a table together keep to `POINTS`.
+    """Return the number of steps to average so that the lines of a table have at most about `POINTS` points.
 
-    Only a measure taken at every step is averaged; one that a probe takes now and then is shown as it is.
+    Only a measure taken at every step is averaged; for one that a probe takes at some steps the result is 1.
     """
     longest = int(table.groupby("run", sort=False)["step"].size().max())
     if longest < 0.9 * (table["step"].max() - table["step"].min()):
@@ -40,12 +39,12 @@ def window_of(table: pd.DataFrame) -> int:
 
 
 def banded(table: pd.DataFrame) -> bool:
-    """Return whether the seeds of a table's cells are too many to be shown line by line."""
+    """Return whether a table has too many runs to show each as a line."""
     return int(table["run"].nunique()) > LINES
 
 
 def _lines(table: pd.DataFrame) -> int:
-    """Return how many lines show a table: one a run, or two edges and a median a cell."""
+    """Return the number of lines that show a table: one per run, or two edges and a median per cell."""
     return 3 * len(table[CELL].drop_duplicates()) if banded(table) else int(table["run"].nunique())
 
 
@@ -54,41 +53,41 @@ def _points_a_line(table: pd.DataFrame) -> int:
 
 
 def sparse(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Return every k-th reading of each run, with its last, and k, so that all lines together keep to `POINTS`.
+    """Return every k-th row of each run with its last row, and k, so that the lines have at most about `POINTS` points.
 
-    Where that leaves as much as there is, k is 1 and the table is returned as it is.
+    If nothing needs to be dropped, k is 1 and the table is returned unchanged.
     """
     longest = int(table.groupby("run", sort=False).size().max())
     k = math.ceil(longest / _points_a_line(table)) if longest * _lines(table) > 2 * POINTS else 1
     if k == 1:
         return table, 1
-    place = table.groupby("run", sort=False).cumcount()
+    index = table.groupby("run", sort=False).cumcount()
     last = ~table.duplicated("run", keep="last")
-    return table[(place % k == 0) | last], k
+    return table[(index % k == 0) | last], k
 
 
 def windowed(table: pd.DataFrame, window: int) -> pd.DataFrame:
-    """Return the table with each run's values averaged over windows of so many steps, placed at their middle."""
+    """Return the table with each run's values averaged over windows of *window* steps; "step" is a window's middle."""
     if window == 1:
         return table
     start = table["step"] // window * window
     keys = [*CELL, "seed", "run"]
     means = table.assign(step=start).groupby([*keys, "step"], sort=False)["value"].mean().reset_index()
     last = int(table["step"].max())
-    ends = (means["step"] + window - 1).clip(upper=last)
-    return means.assign(step=(means["step"] + ends) / 2)
+    window_ends = (means["step"] + window - 1).clip(upper=last)
+    return means.assign(step=(means["step"] + window_ends) / 2)
 
 
 def across_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Return per cell and step the number of seeds, their median, lowest and highest value."""
     grouped = table.groupby([*CELL, "step"], sort=True)["value"]
     summary = grouped.agg(seeds="count", median="median", lowest="min", highest="max").reset_index()
-    order = {arm: place for place, arm in enumerate(dict.fromkeys(table["arm"]))}
+    order = {arm: index for index, arm in enumerate(dict.fromkeys(table["arm"]))}
     return summary.sort_values([*AXES, "arm", "step"], key=lambda c: c.map(order) if c.name == "arm" else c)
 
 
 def shown(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
-    """Return a table as it is given to readers: numbers to four digits, axes that do not vary left out."""
+    """Return a table for readers: numbers rounded to *digits* significant digits, without constant axes."""
     constant = [axis for axis in AXES if axis in table and axis != "batch_size" and table[axis].nunique() == 1]
     rounded = {
         name: [float(f"{value:.{digits}g}") for value in table[name]]
@@ -102,14 +101,20 @@ def in_words(
     table: pd.DataFrame,
     arms: Sequence[str],
     value: str,
-    told: Callable[[float], str] = number,
+    to_text: Callable[[float], str] = number,
     *,
     of: pd.DataFrame | None = None,
     most: int = 9,
 ) -> str:
-    """Return one number per cell and arm as a sentence for those who cannot see; ranges where there are many cells.
+    """Return one number per cell and arm as text for screen readers; a range per arm if there are many cells.
 
-    Cells are named by the axes that vary in the table, or in the larger one that it is taken from (*of*).
+    Args:
+        table: One row per cell and arm.
+        arms: The arms in order.
+        value: The column of the numbers.
+        to_text: Formats a number.
+        of: The larger table that *table* is a part of; cells are named by the axes that vary in it.
+        most: Number of cells above which ranges are given.
     """
     whole = table if of is None else of
     varied = [axis for axis in AXES if axis in whole and whole[axis].nunique() > 1]
@@ -117,14 +122,14 @@ def in_words(
     if len(cells) > most:
         spans = (table[table["arm"] == arm][value] for arm in arms)
         return "; ".join(
-            f"{arm} from {told(span.min())} to {told(span.max())} over {len(cells)} cells"
+            f"{arm} from {to_text(span.min())} to {to_text(span.max())} over {len(cells)} cells"
             for arm, span in zip(arms, spans, strict=True)
             if len(span)
         )
     parts = []
     for key, rows in panels.grouped(table, *AXES):
         values = rows.set_index("arm")[value]
-        names = ", ".join(f"{arm} {told(float(values[arm]))}" for arm in arms if arm in values.index)
-        where = cell_words(dict(zip(AXES, key, strict=True)), varied) + ": " if varied else ""
-        parts.append(where + names)
+        names = ", ".join(f"{arm} {to_text(float(values[arm]))}" for arm in arms if arm in values.index)
+        cell = cell_words(dict(zip(AXES, key, strict=True)), varied) + ": " if varied else ""
+        parts.append(cell + names)
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Measures over training: all seeds thin, their median bold, one panel per batch size and noise level."""
+"""Figures of measures over training: thin lines per seed, bold medians, one panel per batch size and noise level."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ from stability.analysis import Results
 from stability.check import chance_level
 from stability.losses import loss
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
-from stability.report.style import Look, looks, styled
+from stability.report.figures.drawn import ReportFigure
+from stability.report.style import ArmStyle, arm_styles, styled
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What a figure of one measure over training says beside its lines."""
+    """The definition of a figure of one measure over training.
+
+    Attributes:
+        id: The figure's name, unique in the report.
+        section: The section of the report.
+        measure: The name of the measure.
+        title: The heading above the figure.
+        caption: The first sentences of the caption.
+        label: The label of the y axis.
+        scale: The scale of the y axis, "linear" or "log".
+        zero: Whether a linear y axis starts at 0.
+        reference: The reference level: the column of a chance level, or words that start with "1 " for a level of 1.
+    """
 
     id: str
     section: str
@@ -117,17 +129,17 @@ PLOTS = (
 )
 
 
-def over_training(results: Results) -> Iterator[Drawn]:
-    """Yield a figure per measure that was taken at more than one step."""
+def over_training(results: Results) -> Iterator[ReportFigure]:
+    """Yield a figure per measure that was taken at more than one step of a run."""
     for plot in PLOTS:
         table = values_of(results, plot)
-        # What is the same in all runs from first to last, as a scalar that is held, has nothing to show.
+        # A measure that is constant over all runs and steps, such as a frozen scalar, is not drawn.
         if table.get("value", pd.Series()).nunique() > 1 and table.groupby("run", sort=False)["step"].size().max() > 1:
-            yield drawn(results, plot, table)
+            yield _draw(results, plot, table)
 
 
 def values_of(results: Results, plot: Plot) -> pd.DataFrame:
-    """Return one row per run and measured step of a plot's measure; the loss as a multiple of its chance level."""
+    """Return one row per run and measured step of a plot's measure; the loss is a multiple of its chance level."""
     measure, steps = results.measures.get(plot.measure), results.steps
     if measure is None or any(name not in steps for name in measure.pooled or (measure.name,)):
         return pd.DataFrame()
@@ -139,34 +151,34 @@ def values_of(results: Results, plot: Plot) -> pd.DataFrame:
             for arm, size in set(zip(table["arm"], table["batch_size"], strict=True))
         }
         levels = np.array([chance[key] for key in zip(table["arm"], table["batch_size"], strict=True)])
-        # A multiple of a chance level that is not positive says nothing.
+        # A ratio to a chance level that is not positive is meaningless.
         table["value"] = table["value"] / np.where(levels > 0, levels, np.nan)
         table = table.dropna(subset=["value"])
     return table
 
 
-def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
-    """Return a plot with its caption, words and data."""
+def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
+    """Return the figure of a plot with its caption, alternative text and data."""
     window = tables.window_of(table)
     thin = tables.windowed(table, window)
     bold = whole = tables.across_seeds(thin)
-    thin, kept = tables.sparse(thin)
+    thin, stride = tables.sparse(thin)
     banded = tables.banded(table)
     if banded:
         bold = tables.across_seeds(thin)
-    arms = [arm for arm in results.study.grid.loss if arm in set(table["arm"])]
-    known = {arm: look for arm, look in looks(results.study.grid.loss).items() if arm in arms}
+    arms = [arm for arm in results.study.grid.arms if arm in set(table["arm"])]
+    styles = {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in arms}
     diverged = results.runs[results.runs["diverged_at"].notna()]
     references = _references(results, plot)
-    figure = trajectory_figure(thin, bold, known, plot, references, float(results.study.train.steps))
-    marked = mark_divergence(figure, thin, diverged, known) if plot.measure == "loss" else 0
+    figure = trajectory_figure(thin, bold, styles, plot, references, float(results.study.train.steps))
+    marked = mark_divergence(figure, thin, diverged, styles) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
-    if kept > 1:
-        averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {kept}."
+    if stride > 1:
+        averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {stride}."
     seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
     last = whole.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
-    return Drawn(
+    return ReportFigure(
         id=plot.id,
         section=plot.section,
         title=plot.title,
@@ -178,11 +190,11 @@ def drawn(results: Results, plot: Plot, table: pd.DataFrame) -> Drawn:
 
 
 def _references(results: Results, plot: Plot) -> Mapping[tuple[object, ...], float]:
-    """Return the level to hold each panel against: 1, or the panel's mean chance level."""
+    """Return the reference level of each panel: 1, or the panel's mean chance level."""
     if plot.reference in results.steps:
         levels = tables.of_steps(results, results.steps[plot.reference])
-        found = levels.groupby([*panels.ROW, *panels.COLUMN], sort=True)["value"].mean()
-        return {key: float(value) for key, value in found.items()}  # type: ignore[misc]
+        means = levels.groupby([*panels.ROW, *panels.COLUMN], sort=True)["value"].mean()
+        return {key: float(value) for key, value in means.items()}  # type: ignore[misc]
     if plot.reference.startswith("1 "):
         cells = results.runs[[*panels.ROW, *panels.COLUMN]].drop_duplicates()
         return dict.fromkeys(cells.itertuples(index=False, name=None), 1.0)
@@ -192,21 +204,30 @@ def _references(results: Results, plot: Plot) -> Mapping[tuple[object, ...], flo
 def trajectory_figure(
     thin: pd.DataFrame,
     bold: pd.DataFrame,
-    looks: Mapping[str, Look],
+    styles: Mapping[str, ArmStyle],
     plot: Plot,
     references: Mapping[tuple[object, ...], float],
     last: float,
 ) -> panels.Sheet:
-    """Return a sheet of lines over steps: a panel per batch size and noise level, thin seeds and bold medians."""
-    sheet = panels.faceted(thin, looks)
+    """Return a sheet of lines over steps, a panel per batch size and noise level.
+
+    Args:
+        thin: One row per run and step, drawn as thin lines, or as bands if there are too many runs.
+        bold: The statistics over seeds per cell and step; their medians are drawn as bold lines.
+        styles: The plot style of each arm.
+        plot: The definition of the figure.
+        references: The reference level of each panel, by row and column key.
+        last: The last training step.
+    """
+    sheet = panels.faceted(thin, styles)
     with styled():
         banded = tables.banded(thin)
         for axes, lines in panels.by_panel(sheet, bold if banded else thin):
-            (panels.bands if banded else panels.thin_lines)(axes, lines, "step", looks)
+            (panels.bands if banded else panels.thin_lines)(axes, lines, "step", styles)
         for axes, lines in panels.by_panel(sheet, bold):
-            for arm, look in looks.items():
+            for arm, style in styles.items():
                 line = lines[lines["arm"] == arm]
-                panels.bold_line(axes, line["step"], line["median"], look)
+                panels.bold_line(axes, line["step"], line["median"], style)
         for key, axes in sheet.axes.items():
             if (level := references.get((*key[0], *key[1]))) is not None:
                 panels.reference(axes, level)
@@ -217,23 +238,25 @@ def trajectory_figure(
     return sheet
 
 
-def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, looks: Mapping[str, Look]) -> int:
-    """Put a cross on each diverged run's line at the step where it diverged; return how many there are."""
+def mark_divergence(
+    sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, styles: Mapping[str, ArmStyle]
+) -> int:
+    """Mark each diverged run's line with a cross at the step where it diverged; return the number of crosses."""
     by_run = {str(run): line for run, line in thin.groupby("run", sort=False)}
     marked = diverged[diverged["run"].isin(by_run)]
     for (*row, corruption, noise, arm, run, step), _ in panels.grouped(
         marked, *panels.ROW, *panels.COLUMN, "arm", "run", "diverged_at"
     ):
         line = by_run[run]
-        place = int(np.abs(line["step"].to_numpy() - step).argmin())
+        index = int(np.abs(line["step"].to_numpy() - step).argmin())
         axes = sheet.axes[tuple(row), (corruption, noise)]
         axes.plot(
-            line["step"].iloc[place],
-            line["value"].iloc[place],
+            line["step"].iloc[index],
+            line["value"].iloc[index],
             marker="x",
             markersize=4,
             markeredgewidth=1,
-            color=looks[arm].colour,
+            color=styles[arm].color,
             zorder=4,
         )
     return len(marked)

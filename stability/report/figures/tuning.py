@@ -1,4 +1,4 @@
-"""What the search found: the tuning measure over the learning rate, each run a dot, what was chosen in a ring."""
+"""The figure of the search: the tuning measure over the learning rate, with each run and the chosen setting."""
 
 from __future__ import annotations
 
@@ -12,65 +12,79 @@ from matplotlib.figure import Figure
 
 from stability.analysis import Results
 from stability.report.figures import panels, tables
-from stability.report.figures.drawn import Drawn
-from stability.report.style import Look, looks, styled
+from stability.report.figures.drawn import ReportFigure
+from stability.report.style import ArmStyle, arm_styles, styled
 from stability.stats.wording import number
 from stability.study import settings_of
 
 
-def tuning_curves(results: Results) -> Iterator[Drawn]:
-    """Yield the tuning curves of a study with a search: a panel per batch size, a line per arm and other setting."""
+def tuning_curves(results: Results) -> Iterator[ReportFigure]:
+    """Yield the tuning curves of a study with a search: a panel per batch size, a line per arm and options."""
     if results.tuning is None:
         return
-    table, known = tried_table(results), looks(results.study.grid.loss)
+    table, styles = tried_table(results), arm_styles(results.study.grid.arms)
     measure = results.tuning.measure
     label = measure.label[:1].lower() + measure.label[1:]
     best = table[table["chosen"]].groupby(["batch_size", "arm"], sort=False)
-    named = [
+    chosen = [
         f"{arm} at batch size {size}: {number(rows['lr'].iloc[0])} ({label} {number(rows['value'].mean())})"
         for (size, arm), rows in best
     ]
     others = "Thin lines: other initial values or options. " if table["other"].any() else ""
     crosses = "Crosses diverged, and stand at chance. " if table["diverged"].any() else ""
-    yield Drawn(
+    yield ReportFigure(
         id="tuning",
         section="tuning",
         title=f"{measure.label} over the learning rate",
         caption=f"{measure.label} of the tuning runs, mean over the last fifth of their steps, at each learning rate "
         "(logarithmic axis). Each dot is one seed; lines join the means over seeds, and a ring marks the setting "
         f"chosen. {others}{crosses}No run of the search enters a test.",
-        alt=f"{measure.label} of the tuning runs against the learning rate. Chosen: {'; '.join(named)}.",
-        figure=tuning_figure(table, known, label, "log" if measure.scale == "log" else "linear", bool(measure.chance)),
+        alt=f"{measure.label} of the tuning runs against the learning rate. Chosen: {'; '.join(chosen)}.",
+        figure=tuning_figure(
+            table, styles, label, "log" if measure.transform == "log" else "linear", bool(measure.chance)
+        ),
         table=tables.shown(table.drop(columns=["setting", "other", "score"]).rename(columns={"value": measure.name})),
     )
 
 
 def tried_table(results: Results) -> pd.DataFrame:
-    """Return the tuning runs with their setting in words, whether it was chosen, and whether another was beside it."""
+    """Return the tuning runs with added columns on their settings.
+
+    The columns are "options" (as text), "chosen" (whether it is the chosen setting) and "other" (whether its options
+    differ from the chosen ones).
+    """
     assert results.tuning is not None
     tuning = results.tuning
-    settings = {arm: settings_of(results.study, arm) for arm in results.study.grid.loss}
+    settings = {arm: settings_of(results.study, arm) for arm in results.study.grid.arms}
     cells = list(tuning.tried[["arm", "batch_size", "setting"]].itertuples(index=False, name=None))
-    tried = [settings[arm][place] for arm, _, place in cells]
+    tried = [settings[arm][index] for arm, _, index in cells]
     chosen = [tuning.chosen[arm, size] for arm, size, _ in cells]
     return tuning.tried.assign(
-        options=[each.words for each in tried],
-        chosen=[each == best for each, best in zip(tried, chosen, strict=True)],
-        other=[each.options != best.options for each, best in zip(tried, chosen, strict=True)],
+        options=[setting.words for setting in tried],
+        chosen=[setting == best for setting, best in zip(tried, chosen, strict=True)],
+        other=[setting.options != best.options for setting, best in zip(tried, chosen, strict=True)],
     )
 
 
-def tuning_figure(table: pd.DataFrame, looks: Mapping[str, Look], label: str, scale: str, zero: bool) -> Figure:
-    """Return a figure of values against the rate, a panel per batch size."""
+def tuning_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle], label: str, scale: str, zero: bool) -> Figure:
+    """Return a figure of values against the learning rate, a panel per batch size.
+
+    Args:
+        table: The tuning runs, from `tried_table`.
+        styles: The plot style of each arm.
+        label: The label of the y axis.
+        scale: The scale of the y axis, "log" or "linear".
+        zero: Whether a linear y axis starts at 0.
+    """
     sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())}
-    sheet = panels.sheet({0: ""}, sizes, looks, height=2.0)
+    sheet = panels.sheet({0: ""}, sizes, styles, height=2.0)
     with styled():
-        for place, (arm, look) in enumerate(looks.items()):
-            # Arms tried at equal rates stand a hair apart.
-            shift = 1.02 ** (place - (len(looks) - 1) / 2)
+        for index, (arm, style) in enumerate(styles.items()):
+            # Shift the arms slightly, so that equal rates do not overlap.
+            shift = 1.02 ** (index - (len(styles) - 1) / 2)
             for size in sizes:
                 rows = table[(table["arm"] == arm) & (table["batch_size"] == size)]
-                _arm(sheet.axes[0, size], rows.assign(lr=rows["lr"] * shift), look)
+                _arm(sheet.axes[0, size], rows.assign(lr=rows["lr"] * shift), style)
         low, high = table["lr"].min(), table["lr"].max()
         for axes in sheet.axes.values():
             panels.log_axis(axes, "x", low, high)
@@ -80,18 +94,18 @@ def tuning_figure(table: pd.DataFrame, looks: Mapping[str, Look], label: str, sc
     return sheet.figure
 
 
-def _arm(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
-    colour = look.colour
+def _arm(axes: Axes, rows: pd.DataFrame, style: ArmStyle) -> None:
+    color = style.color
     for other, alpha, width in ((True, 0.45, 0.7), (False, 1.0, 1.6)):
         part = rows[rows["other"] == other]
         for _, line in part.groupby("options", sort=False):
             means = line.groupby("lr")["value"].mean()
-            axes.plot(means.index, means, color=colour, linestyle=look.dash, linewidth=width, alpha=alpha)
-        sound, lost = part[~part["diverged"]], part[part["diverged"]]
+            axes.plot(means.index, means, color=color, linestyle=style.dash, linewidth=width, alpha=alpha)
+        finished, diverged = part[~part["diverged"]], part[part["diverged"]]
         size, edge = (2, 0.7) if other else (3.5, 1)
-        dots: dict[str, Any] = {"color": colour, "linestyle": "none", "alpha": alpha}
-        axes.plot(sound["lr"], sound["value"], marker=look.marker, markersize=size, markeredgewidth=0, **dots)
-        axes.plot(lost["lr"], lost["value"], marker="x", markersize=size, markeredgewidth=edge, **dots)
+        dots: dict[str, Any] = {"color": color, "linestyle": "none", "alpha": alpha}
+        axes.plot(finished["lr"], finished["value"], marker=style.marker, markersize=size, markeredgewidth=0, **dots)
+        axes.plot(diverged["lr"], diverged["value"], marker="x", markersize=size, markeredgewidth=edge, **dots)
     chosen = rows[rows["chosen"]]
     if np.isfinite(chosen["value"].mean()):
         axes.plot(
@@ -100,7 +114,7 @@ def _arm(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
             marker="o",
             markersize=10,
             markerfacecolor="none",
-            markeredgecolor=colour,
+            markeredgecolor=color,
             markeredgewidth=1.2,
             zorder=4,
         )

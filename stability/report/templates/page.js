@@ -1,10 +1,10 @@
 "use strict";
-// The page reads without this script; it adds sorting and filtering of tables, and figures that enlarge.
+// Optional script: the page works without it. It adds sorting and filtering of tables, and enlargement of figures.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, place) => {
+  heads.forEach((head, index) => {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
@@ -13,7 +13,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
-      const key = (row) => row.cells[place].dataset.value ?? "";
+      const key = (row) => row.cells[index].dataset.value ?? "";
       const numeric = head.classList.contains("number");
       const order = (a, b) => {
         const [x, y] = [key(a), key(b)];
@@ -42,7 +42,7 @@ const dialog = document.createElement("dialog");
 let home = null;
 document.body.append(dialog);
 dialog.addEventListener("click", () => dialog.close());
-// The plot is moved, not copied: two copies would share their ids.
+// Move the plot instead of copying it: two copies would have the same ids.
 dialog.addEventListener("close", () => home.prepend(dialog.firstElementChild));
 for (const plot of document.querySelectorAll("figure .plot")) {
   const enlarge = () => {
