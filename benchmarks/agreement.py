@@ -119,7 +119,7 @@ NO_VECTORS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "
 
 def study_named(name: str) -> Study:
     """Return a study of our own, or a shipped one at scale smoke."""
-    own = {"tail_mean": LATE, "edge": EDGE}
+    own = {"late": LATE, "edge": EDGE}
     return parse_study(own[name], __file__, name) if name in own else load_study(name, scale="smoke")
 
 

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 from stability import stats
 from stability.analysis import analyze
-from stability.analysis.cells import Cell, apart, by_cell
+from stability.analysis.cells import Cell, by_cell, heterogeneity_of
 from stability.report.doubts import coarse, doubts
 from stability.report.limitations import limitations
 from stability.report.method import method
@@ -101,13 +101,13 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
 
 def test_of_many_cells_the_two_furthest_apart_are_named_and_the_others_counted():
     cells = [Cell(f"noise {n}", 1 + n / 10, (0.98 + n / 10, 1.02 + n / 10)) for n in range(6)]
-    found = apart(cells, True, 0.2)
+    found = heterogeneity_of(cells, True, 0.2)
     assert found.how == "differs"
     assert found.sentence == (
         "from 1× (0.98 to 1.02) at noise 0 to 1.5× (1.48 to 1.52) at noise 5; of 6 cells, 5 above 1"
     )
-    assert apart(cells[:1], True, 0.2) is None
-    assert apart([], True, 0.2) is None
+    assert heterogeneity_of(cells[:1], True, 0.2) is None
+    assert heterogeneity_of([], True, 0.2) is None
 
 
 @pytest.mark.parametrize(

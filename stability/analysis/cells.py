@@ -64,15 +64,15 @@ def by_cell(results: Results, claim: Claim, inputs: ContrastInputs | None = None
     return cells
 
 
-def apart(cells: list[Cell], ratio: bool, margin: float) -> Heterogeneity | None:
+def heterogeneity_of(cells: list[Cell], ratio: bool, margin: float) -> Heterogeneity | None:
     """Return the heterogeneity of a claim's cells, or None if they agree.
 
     Two cells disagree if their intervals do not overlap and they lie either on different sides of no difference
     ("turns") or further apart than the *margin* ("differs").
 
-    >>> apart([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 0.9, (0.86, 0.94))], True, 0.5).sentence
+    >>> heterogeneity_of([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 0.9, (0.86, 0.94))], True, 0.5).sentence
     '1.1× (1.05 to 1.15) at noise 0; 0.9× (0.86 to 0.94) at noise 0.4'
-    >>> apart([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 1.2, (1.16, 1.24))], True, 0.5)
+    >>> heterogeneity_of([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 1.2, (1.16, 1.24))], True, 0.5)
     """
     if len(cells) < 2:
         return None

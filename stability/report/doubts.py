@@ -10,7 +10,7 @@ import numpy as np
 
 from stability import contrasts
 from stability.analysis import Finding, Findings, Results, steps_to_threshold
-from stability.analysis.cells import Heterogeneity, apart, by_cell
+from stability.analysis.cells import Heterogeneity, by_cell, heterogeneity_of
 from stability.analysis.pairing import ContrastInputs, contrast_inputs
 from stability.contrasts import contrast
 from stability.report.tables import effect_in_words
@@ -41,7 +41,7 @@ def doubts(results: Results, findings: Findings) -> Doubts:
         if finding.verdict == "not-testable":
             continue
         inputs = contrast_inputs(results, claim, finding.confidence)
-        if disagreement := apart(by_cell(results, claim, inputs), finding.ratio, finding.margin):
+        if disagreement := heterogeneity_of(by_cell(results, claim, inputs), finding.ratio, finding.margin):
             heterogeneity[claim.id] = disagreement
         if note := _idle(claim, finding, inputs):
             idle[claim.id] = note

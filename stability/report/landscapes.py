@@ -30,7 +30,7 @@ from stability.train import Replay
 PATH_POINTS = 21
 """Number of points of a run's trajectory that enter its principal component analysis."""
 
-SCOPE = {"log_scale": 2.0, "bias": 10.0}
+REACH = {"log_scale": 2.0, "bias": 10.0}
 """Range of the slice to either side of a trained scalar of the loss."""
 
 DPI = 300
@@ -196,7 +196,7 @@ def _scalars(replay: Replay) -> View:
     values = tuple(float(replay.params[name]) for name in names)
     short = [name.removeprefix("loss.") for name in names]
     measure_labels = {measure.name: measure.label for measure in STEP_MEASURES}
-    reach = [SCOPE.get(name, max(1.0, abs(value))) for name, value in zip(short, values, strict=True)]
+    reach = [REACH.get(name, max(1.0, abs(value))) for name, value in zip(short, values, strict=True)]
     labels = tuple(measure_labels.get(name, name) for name in short)
     return View(axes, tuple((-far, far) for far in reach), labels, origin=values)
 
