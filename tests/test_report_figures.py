@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stability.analysis import AXES, Results, analyze
+from stability.analysis import Results, analyze
 from stability.grid import runs_of
 from stability.report import render
 from stability.report.figures import SECTIONS, draw, svg, tables
@@ -34,6 +34,7 @@ from stability.report.figures.tables import POINTS, of_steps, sparse, window_of,
 from stability.report.figures.trajectories import over_training
 from stability.report.style import DARK, LIGHT, arm_styles, theme_css
 from stability.study import parse_study
+from stability.vocabulary import AXES
 
 NUMBER = r"-?\d*\.?\d+"
 

@@ -23,9 +23,10 @@ from stability.registry import InputError
 from stability.report.figures.forest import forest_plot
 from stability.report.limitations import limitations
 from stability.report.model import describe
-from stability.results import AXES, Results
+from stability.results import Results
 from stability.sample_size import seeds_by_claim
 from stability.study import parse_study, with_loss
+from stability.vocabulary import AXES
 
 OWN, OTHER = "gradient_noise_fraction_as_siglip", "gradient_noise_fraction_as_clip"
 CLAIM = f"""

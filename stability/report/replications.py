@@ -6,6 +6,7 @@ from stability.agreement import RULE
 from stability.analysis import Finding, Findings, Replication
 from stability.report.figures.replications import replicated_rows
 from stability.report.tables import Json, effect_in_words, interval_in_words, plain
+from stability.vocabulary import NOT_TESTABLE
 
 TITLE = "Replications"
 LEAD = "The same claims asked again, at the same margins, of other data or seeds, each with runs and tuning of its own."
@@ -43,7 +44,7 @@ def _counts(again: Replication) -> str:
 
 
 def _row(claim: Finding, name: str, finding: Finding) -> list[Json]:
-    tested = finding.verdict != "not-testable"
+    tested = finding.verdict != NOT_TESTABLE
     effect = effect_in_words(finding.effect, finding.ratio) if tested else "–"
     interval = interval_in_words(finding.interval, finding.ratio) if tested else "–"
     values = (
