@@ -114,7 +114,7 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     trained = study.trained_as(cell["arm"], cell["batch_size"]).train
     if trained != study.train:
         kept["train"] = trained.model_dump(mode="json", exclude_defaults=True)
-    source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
+    source = {"source": variant.source} if variant.source else {}
     if arm.rng_stream:
         kept["rng_stream"] = arm.rng_stream
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}

@@ -29,8 +29,8 @@ from stability.execute import run
 from stability.grid import runs_of
 from stability.registry import InputError
 from stability.study import modalities, parse_study
-from stability.train.feed import population_data
-from stability.train.probing import held_out
+from stability.train.data import population_data
+from stability.train.probe_runner import held_out
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install 'contrastive-stability[disk]'")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install 'contrastive-stability[disk]'")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from stability.analysis import load_results
 from stability.encoders import Modality, encoder
-from stability.encoders.soundness import check_tower
+from stability.encoders.validation import check_tower
 from stability.execute import executor_of, run
 from stability.grid import runs_of
 from stability.plugins import load_encoders, load_plugin, read_plugin, refuse_unused

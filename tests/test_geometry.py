@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from stability.grid import Group, runs_of
 from stability.probes.embeddings import effective_rank, shift_variance
-from stability.probes.modalities import linear_separability
+from stability.probes.separability import linear_separability
 from stability.train import Trainer
 
 

@@ -23,8 +23,8 @@ from stability.results import summarize
 from stability.study import Schedule, Study, load_study, parse_study
 from stability.train import Trainer
 from stability.train.batches import BatchStream, batch_indices
-from stability.train.feed import independent_indices
-from stability.train.forking import child_steps, fork_stream
+from stability.train.data import independent_indices
+from stability.train.forks import child_steps, fork_stream
 from stability.train.optimizer import lr_schedule_factor
 from stability.train.population import build_towers
 

@@ -12,8 +12,8 @@ from stability.losses import siglip
 from stability.registry import InputError
 from stability.study import parse_study
 from stability.train import Trainer
-from stability.train.feed import held_out_data, independent_indices
-from stability.train.probing import held_out_batches
+from stability.train.data import held_out_data, independent_indices
+from stability.train.probe_runner import held_out_batches
 
 CPU = torch.device("cpu")
 SIZE, COUNT = 16, 4

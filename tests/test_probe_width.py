@@ -24,7 +24,7 @@ from stability.probes import HeldOut, Replica, probe
 from stability.study import Schedule, parse_study
 from stability.train import Trainer
 from stability.train.memory import bytes_of_data, bytes_per_reading
-from stability.train.probing import read
+from stability.train.probe_runner import read
 
 CPU = torch.device("cpu")
 
@@ -287,7 +287,7 @@ def test_flatness_of_all_draws_together_is_that_of_one_after_the_other(monkeypat
         found = measured("flatness", there(tensors), batches=3, draws=5)
     for key, value in expected.items():
         assert_close(found[key], value, rtol=1e-9, atol=1e-11, msg=key)
-    copied = [event for event in counts.events if event.kind == "to device" and "perturbations" in event.line]
+    copied = [event for event in counts.events if event.kind == "to device" and "flatness" in event.line]
     assert len(copied) <= 1
 
 

@@ -18,8 +18,8 @@ from stability.probes.noise import gradient_noise
 from stability.registry import Variant
 from stability.study import Schedule, parse_study
 from stability.train import Trainer
-from stability.train.feed import independent_indices
-from stability.train.probing import learning_rates
+from stability.train.data import independent_indices
+from stability.train.probe_runner import learning_rates
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,9 @@ def replica(trainer, place):
 def test_every_probe_returns_exactly_the_measures_it_declares(trainer, name):
     reading = trainer.read(name)
     offered = trainer.study.measures
-    declared = {m.name for m in probe[name].traits["measures"] if m.stored and m.name in offered}
+    declared = {m.name for m in probe[name].traits.measures if m.stored and m.name in offered}
     assert set(reading.values) == declared
-    for measure in (each for each in probe[name].traits["measures"] if each.name in offered):
+    for measure in (each for each in probe[name].traits.measures if each.name in offered):
         assert measure.text.endswith("."), measure
         assert measure.pooled is None or set(measure.pooled) <= declared
         assert not measure.chance or measure.chance in declared
@@ -70,9 +70,9 @@ def test_the_study_of_these_tests_reads_every_registered_probe(trainer):
 
 
 def test_no_two_probes_make_a_measure_of_one_name():
-    names = [m.name for variant in probe.values() for m in variant.traits["measures"]]
+    names = [m.name for variant in probe.values() for m in variant.traits.measures]
     assert len(names) == len(set(names))
-    assert set(names) <= set(measures_of(probe, {m.needs for v in probe.values() for m in v.traits["measures"]}))
+    assert set(names) <= set(measures_of(probe, {m.needs for v in probe.values() for m in v.traits.measures}))
 
 
 @pytest.mark.parametrize("place", [0, 1])

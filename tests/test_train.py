@@ -22,11 +22,12 @@ from stability.grid import Group, runs_of
 from stability.losses import clip, loss, siglip
 from stability.losses.batched import clip_kernel, loss_and_grads, siglip_kernel
 from stability.registry import InputError, Variant
+from stability.results import diverged_at
 from stability.study import Study, Train, load_study, parse_study
-from stability.train import Trainer, diverged_at, population_of, train_step
+from stability.train import Trainer, population_of, train_step
 from stability.train.batched_layers import batched_forward
 from stability.train.batches import STEPS_AHEAD, BatchStream, batch_indices
-from stability.train.feed import false_negative_fraction, independent_indices, population_data, text_fingerprints
+from stability.train.data import false_negative_fraction, independent_indices, population_data, text_fingerprints
 from stability.train.gradient import value_and_grad
 from stability.train.optimizer import (
     GradClipper,

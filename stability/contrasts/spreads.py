@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stability.contrasts import contrast
+from stability.contrasts.registry import contrast
 from stability.stats import Comparison, spread_ratio
 from stability.stats.comparison import Array
 from stability.stats.wording import Names

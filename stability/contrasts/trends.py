@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from stability.contrasts import contrast
+from stability.contrasts.registry import contrast
 from stability.registry import InputError
 from stability.stats import Comparison, paired_difference, slope_difference
 from stability.stats.comparison import Array

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.corruptions import Values, corruption
 from stability.corruptions.pairs import corrupted_indices, mismatch
+from stability.corruptions.registry import Values, corruption
 from stability.registry import InputError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.corruptions import Values, corruption
+from stability.corruptions.registry import Values, corruption
 from stability.registry import InputError
 
 

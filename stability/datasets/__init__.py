@@ -1,149 +1,17 @@
-"""Datasets: a catalogue of paired data, each a function ``(*, <options>) -> Pairs``.
+"""Datasets: a catalogue of paired data; one decorated function is one dataset.
 
-A dataset declares what it offers for evaluation beyond retrieval: with ``@dataset(offers=("classes",))`` it has prompts
-for zero-shot classification, with ``"hard-negatives"`` texts that are almost right. If that depends on the options,
-``offers`` is a function of them. Data read from disk declare ``on_disk=True``: their fingerprint, not the path, is part
-of a run's identity. Random numbers come from named streams on the CPU.
+Every module of this package is imported, so that a new file is a new dataset. `stability.datasets.registry` documents
+the interface.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import pkgutil
+from importlib import import_module
 
-import torch
-from torch import Tensor
+from stability.datasets.registry import DatasetTraits, Pairs, dataset, declared_offers, rows, split
 
-from stability.registry import InputError, Registry
+__all__ = ["DatasetTraits", "Pairs", "dataset", "declared_offers", "rows", "split"]
 
-dataset = Registry("dataset")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A finite set of image-text pairs with its split, and the prompts of its zero-shot classes.
-
-    Attributes:
-        image: (N, ...) floats, or (N, 1) ids below *image_vocabulary*.
-        text: (N, T) token ids, or (N, F) floats.
-        caption: (N,) ids of the captions' meanings: equal ids mean equal meanings, and equal texts have equal ids.
-        label: (N,) class of each image, -1 for none.
-        train: (n,) indices of the training pairs.
-        held_out: (m,) indices of the held-out pairs, disjoint from *train* (except in data that are only fitted, as
-            'sphere').
-        prompts: (classes, variants, ...) texts that name each class; (0, 0, ...) if there are no classes.
-        vocabulary: the words by token id (empty for real-valued text); the first is "" if token 0 pads short texts.
-        image_vocabulary: number of image ids; 0 for real-valued images.
-        hard_negatives: (m, K, ...) texts, K for each held-out pair, that are false of its image by one word.
-        extra_modalities: samples (N, ...) of further modalities, each floats, or (N, 1) ids below *image_vocabulary*.
-        separator: joins words when a text is written out.
-        fingerprint: a digest of the content of data from disk; empty for generated data.
-        notes: sentences on which data from disk were left out or cut; empty for generated data.
-    """
-
-    image: Tensor
-    text: Tensor
-    caption: Tensor
-    label: Tensor
-    train: Tensor
-    held_out: Tensor
-    prompts: Tensor
-    vocabulary: tuple[str, ...] = ()
-    image_vocabulary: int = 0
-    hard_negatives: Tensor | None = None
-    extra_modalities: tuple[Tensor, ...] = ()
-    separator: str = " "
-    fingerprint: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def modalities(self) -> dict[str, Tensor]:
-        """Return the samples (N, ...) of every modality by name: image, text, modality-3 and on."""
-        extra = {f"modality-{number}": samples for number, samples in enumerate(self.extra_modalities, start=3)}
-        return {"image": self.image, "text": self.text, **extra}
-
-    @property
-    def offers(self) -> tuple[str, ...]:
-        """What these data offer for evaluation beyond retrieval."""
-        available = {"classes": len(self.prompts) > 0, "hard-negatives": self.hard_negatives is not None}
-        return tuple(name for name, is_available in available.items() if is_available)
-
-    def words(self, index: int) -> str:
-        """Return the caption of one pair as plain text."""
-        return self.say(self.text[index])
-
-    def say(self, text: Tensor) -> str:
-        """Return one text (T,) of token ids as plain text."""
-        return self.separator.join(self.vocabulary[token] for token in text.tolist()).strip()
-
-
-def declared_offers(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what the dataset called *name* declares to offer, given its options.
-
-    >>> declared_offers("digits", {}), declared_offers("folder", {}), declared_offers("folder", {"classes": "a.txt"})
-    (('classes',), (), ('classes',))
-    """
-    offers = dataset[name].traits.get("offers", ())
-    return tuple(offers(options) if callable(offers) else offers)
-
-
-def rows(samples: Tensor, index: Tensor) -> Tensor:
-    """Return samples (N, ...) at *index* (n,): a view if the indices are consecutive, else a copy.
-
-    Indices of data from disk are consecutive, so memory-mapped samples stay on disk until a batch of them is read.
-    """
-    first = int(index[0]) if len(index) else 0
-    if torch.equal(index, torch.arange(first, first + len(index))):
-        return samples[first : first + len(index)]
-    return samples[index]
-
-
-def split(pairs: int, held_out: float, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return random (train, held_out) indices, both sorted.
-
-    Args:
-        pairs: number of pairs.
-        held_out: share of held-out pairs.
-        name: the dataset, for errors.
-        generator: the random stream.
-
-    Raises:
-        InputError: if either side is left without pairs.
-    """
-    count = round(held_out * pairs)
-    if not 0 < count < pairs:
-        raise InputError(
-            f"dataset {name!r}: held_out = {held_out:g} of {pairs} pairs leaves {count} held out; allowed: at least "
-            "one held out and one to train on"
-        )
-    order = torch.randperm(pairs, generator=generator)
-    return order[count:].sort().values, order[:count].sort().values
-
-
-from stability.datasets import (  # noqa: E402  (variants register on import)
-    folders,
-    free,
-    gaussian,
-    handwriting,
-    scenes,
-    shards,
-    tables,
-    vectors,
-)
-
-__all__ = [
-    "Pairs",
-    "dataset",
-    "declared_offers",
-    "folders",
-    "free",
-    "gaussian",
-    "handwriting",
-    "rows",
-    "scenes",
-    "shards",
-    "split",
-    "tables",
-    "vectors",
-]
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stability.datasets import Pairs
 from stability.datasets.cache import Entry, prepared, stamps
 from stability.datasets.captions import Classes, read_classes, tokenizer
 from stability.datasets.images import Decoded, decode
+from stability.datasets.registry import Pairs
 from stability.registry import InputError
 
 CHUNK = 256

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stability.datasets import Pairs, dataset, disk
+from stability.datasets import disk
 from stability.datasets.disk import CAPTION_COLUMNS, IMAGE_COLUMNS, Recipe, Sample, column, existing
 from stability.datasets.images import ENDINGS
+from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 
 TABLES = (".csv", ".tsv", ".jsonl")

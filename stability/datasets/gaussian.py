@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from stability.datasets import Pairs, dataset, split
+from stability.datasets.registry import Pairs, dataset, split
 from stability.registry import InputError
 from stability.streams import stream
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 
-from stability.datasets import Pairs, dataset
+from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 from stability.streams import stream
 

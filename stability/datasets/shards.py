@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from stability.datasets import Pairs, dataset, disk
+from stability.datasets import disk
 from stability.datasets.disk import Recipe, Sample, existing
+from stability.datasets.registry import Pairs, dataset
 from stability.extras import optional
 from stability.registry import InputError
 

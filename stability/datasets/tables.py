@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stability.datasets import Pairs, dataset, disk
+from stability.datasets import disk
 from stability.datasets.disk import CAPTION_COLUMNS, Recipe, Sample, column, existing
+from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 
 IMAGES = ("image", "img", "jpg", "png")

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stability.datasets import Pairs, dataset
 from stability.datasets.cache import prepared, stamps
 from stability.datasets.disk import Tally, check_share, check_sides, existing, is_held_out, join, pairs_of, same
+from stability.datasets.registry import Pairs, dataset
 from stability.extras import optional
 from stability.registry import InputError, nearest
 

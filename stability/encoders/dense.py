@@ -6,7 +6,7 @@ import itertools
 
 from torch import nn
 
-from stability.encoders import Modality, encoder
+from stability.encoders.registry import Modality, encoder
 from stability.registry import InputError
 
 

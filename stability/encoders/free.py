@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stability.encoders import Modality, encoder
+from stability.encoders.registry import Modality, encoder
 from stability.registry import InputError
 
 

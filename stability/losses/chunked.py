@@ -11,8 +11,8 @@ import math
 
 from torch import Tensor
 
-from stability.losses import Scalar, loss
 from stability.losses.fused import clip_sum_tiled, siglip_sum_tiled
+from stability.losses.registry import Scalar, loss
 from stability.losses.sigmoid import siglip_chance
 from stability.losses.softmax import clip_chance
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stability.losses import Scalar, loss
 from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
+from stability.losses.registry import Scalar, loss
 
 
 def dcl_chance(batch_size: int) -> float:

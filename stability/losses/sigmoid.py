@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stability.losses import Scalar, loss
 from stability.losses.batched import siglip_kernel
 from stability.losses.fused import is_large, siglip_sum_tiled
 from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sigmoid_loss_sum
+from stability.losses.registry import Scalar, loss
 from stability.registry import InputError, nearest
 
 Reduction = Literal["per_image", "mean_pairs"]

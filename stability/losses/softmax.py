@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stability.losses import Scalar, loss
 from stability.losses.batched import clip_kernel
 from stability.losses.fused import clip_sum_tiled, is_large
 from stability.losses.logits import scaled, scaled_similarities, symmetrize
+from stability.losses.registry import Scalar, loss
 
 
 def clip_chance(batch_size: int) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stability.probes import Batch, Measure, Params, Replica, probe
+from stability.probes.registry import Batch, Measure, Params, Replica, probe
 
 
 def saved_bytes(work: Callable[[], Tensor]) -> int:

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from stability.landscape.paths import barrier_of, instability_of
-from stability.probes import Measure, Params, Replica, probe
 from stability.probes.downstream import recall_error
+from stability.probes.registry import Measure, Params, Replica, probe
 
 
 @probe(

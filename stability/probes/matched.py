@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from stability.curvature.products import ParamFilter
-from stability.probes import mean_over
 from stability.probes.noise import GradientNoise, Objective, gradient_noise
+from stability.probes.registry import mean_over
 from stability.registry import InputError
 
 

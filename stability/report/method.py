@@ -91,7 +91,7 @@ def _pairing(results: Results) -> Paragraphs:
 
 def _optimizer(train: Train) -> str:
     variant, options = optimizer_of(train)
-    return f"{variant.traits['describe'](**options)}, weight decay {train.weight_decay:g} on weight matrices only"
+    return f"{variant.traits.describe(**options)}, weight decay {train.weight_decay:g} on weight matrices only"
 
 
 def _parts(results: Results) -> str:
@@ -292,7 +292,7 @@ def _measures(results: Results, findings: Findings) -> Paragraphs:
             "minimizes its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
             "training set, of which the batches that are measured are drawn.",
         )
-    if scales and any(contrast[claim.contrast].traits["on"] == "transform" for claim in findings.claims):
+    if scales and any(contrast[claim.contrast].traits.on == "transform" for claim in findings.claims):
         yield (
             "Bounded measures",
             "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, because otherwise "
@@ -352,7 +352,7 @@ SCALES = {
 def _reading(results: Results, claim: Claim) -> str:
     """Return in words how a claim reduces a run to one number, and on which scale."""
     reduction, scale = reading_of(claim, results.measures[claim.measure])
-    on = contrast[claim.contrast].traits["on"]
+    on = contrast[claim.contrast].traits.on
     parts = [REDUCTIONS.get(reduction, ""), SCALES.get(scale, "") if on == "transform" else ""]
     return "".join(f", {words}" for words in parts if words)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from stability.train.divergence import diverged_at
+from stability.train.benchmark import Timing, time_group
 from stability.train.group import train_group
-from stability.train.replaying import Replay, replay
-from stability.train.timing import Timing, time_group
+from stability.train.replay import Replay, replay
 from stability.train.trainer import Population, Trainer, population_of, train_step
 
 __all__ = [
@@ -13,7 +12,6 @@ __all__ = [
     "Replay",
     "Timing",
     "Trainer",
-    "diverged_at",
     "population_of",
     "replay",
     "time_group",

@@ -19,8 +19,8 @@ from stability.datasets.cache import prepared
 from stability.devices import to_device
 from stability.probes import Params
 from stability.study import Study
-from stability.train.cuts import FrozenSplit
-from stability.train.feed import PopulationData
+from stability.train.data import PopulationData
+from stability.train.frozen import FrozenSplit
 from stability.train.population import ModelSpec, subtree
 
 CHUNK = 256

@@ -16,12 +16,12 @@ from stability.devices import to_device
 from stability.grid import Run, runs_of
 from stability.probes import Batch, HeldOut, probe
 from stability.study import Study
+from stability.train.data import PopulationData, population_data
 from stability.train.features import bytes_kept
-from stability.train.feed import PopulationData, population_data
 from stability.train.population import ModelSpec, initial_parameters, model_spec
 
 if TYPE_CHECKING:
-    from stability.train.probing import Snapshot
+    from stability.train.probe_runner import Snapshot
 
 STATE_COPIES = 8
 """Flat copies of the parameters in a step: parameters, gradient, two moments, update and its temporaries."""
@@ -58,7 +58,7 @@ def bytes_per_reading(
         held: the held-out pairs.
         snapshot: the state of the population.
     """
-    holds = probe[name].traits.get("holds", ("batches", "similarities"))
+    holds = probe[name].traits.holds
     params = spec.layout.unflatten(snapshot.theta[0].detach())
     # The basis of the Krylov space has one vector per step.
     vectors = READING_COPIES + int(options.get("steps", 0))
@@ -68,7 +68,7 @@ def bytes_per_reading(
         batch = _first_batch(feed, snapshot)
         evaluated = bytes_of(lambda: spec.objective(params, batch), params)
         samples = sum(map(_bytes, pytree.tree_leaves(batch)))
-        unseen = bool(probe[name].traits.get("held_out_batches"))
+        unseen = probe[name].traits.held_out_batches
         sides = [feed.samples_of(side) for side in ("image", "text", *feed.extra_modalities)]
         selected = sum(_bytes(x[0]) for x, is_shared in sides if not is_shared and not feed.on_host)
         total += (1 + unseen) * (count * samples + selected)
@@ -176,6 +176,6 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     del loss
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
     features *= study.data.corruption == "fixed"
-    forks = any(probe[name].traits.get("forks") for name in study.probes)
+    forks = any(probe[name].traits.forks for name in study.probes)
     copies = STATE_COPIES + (FORK_COPIES if forks else 0)
     return int(SLACK * sum(saved.values())) + copies * theta.numel() * theta.element_size() + features

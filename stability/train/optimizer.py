@@ -43,13 +43,13 @@ class OptimizerState:
 def initial_state(train: Train, theta: Tensor) -> OptimizerState:
     """Return the state of the study's optimizer before the first step."""
     variant, _ = optimizer_of(train)
-    return OptimizerState.zeros_like(theta, variant.traits["buffers"])
+    return OptimizerState.zeros_like(theta, variant.traits.buffers)
 
 
 def preconditioner(state: OptimizerState, train: Train) -> Tensor:
     """Return the positive diagonal (R, P) by which the optimizer divides a step: Adam's sqrt(v_hat) + eps, SGD's 1."""
     variant, options = optimizer_of(train)
-    diagonal: Tensor = variant.traits["preconditioner"](state.buffers, state.steps, **options)
+    diagonal: Tensor = variant.traits.preconditioner(state.buffers, state.steps, **options)
     return diagonal
 
 
@@ -173,11 +173,11 @@ def apply_update_(
     for number in range(chunks):
         rows = slice(number * replicas // chunks, (number + 1) * replicas // chunks)
         params, grads = theta[rows], grad[rows]
-        if decaying and variant.traits["decay"] == "in_grad":
+        if decaying and variant.traits.decay == "in_grad":
             grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
         buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
         update: Tensor = variant(grads, buffers, state.count, **options)
-        if decaying and variant.traits["decay"] == "decoupled":
+        if decaying and variant.traits.decay == "decoupled":
             update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
         update.mul_(rates[rows, None])
         if groups.lr_multiplier is not None:

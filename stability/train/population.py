@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from stability.datasets import Pairs
 from stability.devices import padded
 from stability.encoders import encoder
-from stability.encoders.soundness import check_no_batch_coupling
+from stability.encoders.validation import check_no_batch_coupling
 from stability.losses import Scalar, loss, options_of, reserved_of, scalars_with
 from stability.losses.batched import RowsKernel
 from stability.probes import Batch, Params
@@ -25,7 +25,7 @@ from stability.registry import InputError
 from stability.streams import seed_of
 from stability.study import Arm, Options, Study, modalities
 from stability.train.batched_layers import Forward, batched_forward
-from stability.train.cuts import FrozenSplit, split_frozen_prefix
+from stability.train.frozen import FrozenSplit, split_frozen_prefix
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def loss_spec(arm: Arm) -> LossSpec:
     variant = loss[arm.loss]
     scalars = scalars_with(variant, arm.options)
     options = {key: value for key, value in arm.options.items() if key not in scalars}
-    state = variant.traits.get("state", lambda available: {})
+    state = variant.traits.state or (lambda available: {})
     defaults = {name: parameter.default for name, parameter in options_of(variant).items()}
-    kernel = variant.traits.get("value_and_grad") if defaults | options == defaults else None
+    kernel = variant.traits.value_and_grad if defaults | options == defaults else None
     return LossSpec(partial(variant.function, **options), scalars, reserved_of(variant), state, kernel)
 
 

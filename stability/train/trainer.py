@@ -19,15 +19,15 @@ from stability.streams import stream
 from stability.study import Study
 from stability.train.batches import BatchStream
 from stability.train.capture import EAGER_STEPS, CapturedStep, Inputs
-from stability.train.features import Features, kept_features
-from stability.train.feed import (
+from stability.train.data import (
     PopulationData,
     false_negative_fraction,
     population_data,
     text_fingerprints,
     uniform_numbers,
 )
-from stability.train.forking import CHILDREN, fork_stream, forked
+from stability.train.features import Features, kept_features
+from stability.train.forks import CHILDREN, fork_stream, forked
 from stability.train.gradient import value_and_grad
 from stability.train.optimizer import (
     GradClipper,
@@ -39,7 +39,7 @@ from stability.train.optimizer import (
     update_norm,
 )
 from stability.train.population import ModelSpec, initial_parameters, model_spec
-from stability.train.probing import ProbeResult, Snapshot, held_out, probed_indices, read
+from stability.train.probe_runner import ProbeResult, Snapshot, held_out, probed_indices, read
 
 SCALARS = ("log_scale", "bias")
 """Scalars of a loss that are measured at every step."""
@@ -299,7 +299,7 @@ class Trainer:
     def read(self, name: str, children: Sequence[Tensor] | None = None) -> ProbeResult:
         """Run a probe now; *children* are the final parameters of its forks, which are trained here if None."""
         population = self.population
-        if not probe[name].traits.get("forks"):
+        if not probe[name].traits.forks:
             children = ()
         elif children is None:
             children = self.children(probed_indices(self.study, name, population.runs))

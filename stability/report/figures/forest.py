@@ -201,9 +201,7 @@ def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
     }
     if finding.contrast == "divergence":
         return "share of diverged runs"
-    return (
-        scales[claim.transform or measure.transform] if contrast[claim.contrast].traits["on"] == "transform" else label
-    )
+    return scales[claim.transform or measure.transform] if contrast[claim.contrast].traits.on == "transform" else label
 
 
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:

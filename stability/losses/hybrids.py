@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from stability.losses import Scalar, loss
+from stability.losses.registry import Scalar, loss
 from stability.losses.sigmoid import siglip, siglip_chance
 from stability.losses.softmax import clip, clip_chance
 

@@ -17,7 +17,7 @@ from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
 from stability.study import Study
 from stability.train.population import ModelSpec
-from stability.train.probing import probe_batches
+from stability.train.probe_runner import probe_batches
 from stability.train.trainer import Population, Trainer
 
 CUDA_TOLERANCE = 1e-3

@@ -12,7 +12,7 @@ from stability.devices import to_device
 from stability.grid import Run
 from stability.probes import probe
 from stability.study import Study
-from stability.train.probing import probed_indices
+from stability.train.probe_runner import probed_indices
 
 if TYPE_CHECKING:
     from stability.train.trainer import Population
@@ -54,7 +54,7 @@ def fork_stream(step: int, child: int) -> str:
 
 def child_steps(study: Study, name: str, runs: Sequence[Run]) -> float:
     """Return the number of steps that a probe's children train, in steps of all *runs*; 0 if it has no children."""
-    if not probe[name].traits.get("forks"):
+    if not probe[name].traits.forks:
         return 0.0
     share = len(probed_indices(study, name, runs)) / len(runs)
     return share * CHILDREN * sum(study.train.steps - step for step in study.due(name))

@@ -12,7 +12,7 @@ import torch
 from stability.datasets import Pairs
 from stability.grid import Group
 from stability.study import Study
-from stability.train.forking import CHILDREN, child_steps
+from stability.train.forks import CHILDREN, child_steps
 from stability.train.trainer import Trainer
 
 REPEATED = 3.0

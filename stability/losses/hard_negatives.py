@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stability.losses import Scalar, loss
 from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
+from stability.losses.registry import Scalar, loss
 from stability.losses.sigmoid import siglip_chance
 from stability.losses.softmax import clip_chance
 from stability.registry import InputError, nearest

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.check import chance_level
 from stability.datasets import Pairs, rows
 from stability.devices import is_accelerator, room_on, to_device
 from stability.grid import Run
 from stability.losses import loss
+from stability.losses.chance import chance_level
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
 from stability.study import Study, optimizer_of
-from stability.train.feed import PopulationData, held_out_data, independent_indices, uniform_numbers
+from stability.train.data import PopulationData, held_out_data, independent_indices, uniform_numbers
 from stability.train.memory import bytes_per_reading, resident_bytes
 from stability.train.optimizer import OptimizerState, lr_schedule_factor, preconditioner
 from stability.train.population import ModelSpec
@@ -121,11 +121,11 @@ def read(
     if not chosen:
         return ProbeResult([], {})
     if not is_accelerator(snapshot.theta.device):
-        widest = STACKED_CHUNK if probe[name].traits.get("stacked") else CHUNK
+        widest = STACKED_CHUNK if probe[name].traits.stacked else CHUNK
     else:
         room = room_on(snapshot.theta.device, 0, taken=resident_bytes(feed, held, snapshot))
         # A single replica is measured twice, unless the probe measures replicas one by one.
-        least = 1 if probe[name].traits.get("alone") else 2
+        least = 1 if probe[name].traits.alone else 2
         widest = max(least, room // bytes_per_reading(name, _options(study, name), spec, feed, held, snapshot))
     parts = [_read_some(name, study, spec, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
     return ProbeResult(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
@@ -180,7 +180,7 @@ def _read_some(
 ) -> dict[str, Tensor]:
     variant = probe[name]
     # A single replica would be computed by other kernels than two, so it is duplicated; the copy is dropped below.
-    padded = chosen if len(chosen) > 1 or variant.traits.get("alone") else chosen * 2
+    padded = chosen if len(chosen) > 1 or variant.traits.alone else chosen * 2
     options = _options(study, name)
     rows = to_device(torch.tensor(padded), snapshot.theta.device)
     tensors: dict[str, Any] = {
@@ -193,16 +193,16 @@ def _read_some(
         "held_out_batches": {},
         "children": tuple(spec.layout.unflatten_contiguous(child[rows]) for child in children),
     }
-    if variant.traits.get("held_out_batches"):
+    if variant.traits.held_out_batches:
         tensors["held_out_batches"] = held_out_batches(name, options["batches"], _some(feed, padded), held, snapshot)
     chance = math.nan
-    if variant.traits.get("chance"):
+    if variant.traits.chance:
         # A ratio to chance is undefined if chance is 0.
         chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size) or math.nan
     constant_lr = study.train.lr_schedule == "constant" and snapshot.step >= study.train.warmup
 
     optimizer, settings = optimizer_of(study.train)
-    threshold_of = optimizer.traits.get("stability_threshold")
+    threshold_of = optimizer.traits.stability_threshold
     threshold = threshold_of(**settings) if threshold_of else math.nan
 
     def replica(varying: dict[str, Any]) -> Replica:
@@ -223,7 +223,7 @@ def _read_some(
         values: dict[str, Tensor] = variant(replica(varying), **options)
         return values
 
-    values = measure(tensors) if variant.traits.get("stacked") else vmap(measure)(tensors)
+    values = measure(tensors) if variant.traits.stacked else vmap(measure)(tensors)
     return {key: value[: len(chosen)].detach() for key, value in values.items()}
 
 
@@ -245,7 +245,7 @@ def probe_batches(
     """Return *count* independent batches for each replica: new at every step, or fixed if the probe declares it."""
     if not count:
         return {}
-    fixed = probe[name].traits.get("fixed_batches")
+    fixed = probe[name].traits.fixed_batches
     use = f"probe/{name}" if fixed else f"probe/{name}/{snapshot.step}"
     draw = _fixed_indices if fixed else independent_indices
     by_seed = {

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from stability.losses import Scalar, loss
 from stability.losses.logits import off_diagonal, scaled_similarities
+from stability.losses.registry import Scalar, loss
 
 
 def global_contrastive_chance(batch_size: int) -> float:

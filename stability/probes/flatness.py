@@ -14,9 +14,9 @@ from stability.curvature.graphs import bytes_of
 from stability.curvature.products import at_index, flatten, unflatten
 from stability.devices import room_on, to_device
 from stability.landscape.filters import as_filters
-from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
 from stability.probes.downstream import recall_error
 from stability.probes.matched import fitted_scalar
+from stability.probes.registry import Batch, Measure, Params, Replica, in_towers, probe
 from stability.streams import stream
 
 SLACK = 2
