@@ -102,8 +102,11 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     arm = study.arm(cell["arm"], options)
     variant = loss[arm.loss]
     declared = scalars_of(variant)
+    # The multiplier is "lr" in an identity, so that runs keep their ids.
     scalars = {
-        name: asdict(scalar) for name, scalar in scalars_with(variant, arm.options).items() if scalar != declared[name]
+        name: {"initial": scalar.initial, "trained": scalar.trained, "lr": scalar.lr_multiplier}
+        for name, scalar in scalars_with(variant, arm.options).items()
+        if scalar != declared[name]
     }
     set_options = {
         name: value

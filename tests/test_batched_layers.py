@@ -10,7 +10,7 @@ from stability.encoders import Modality, encoder
 from stability.encoders.transformers import Attention, Patches, Transformer, TransformerBlock
 from stability.train.batched_layers import batched_forward
 from stability.train.frozen import split_frozen_prefix
-from stability.train.population import Layout
+from stability.train.model import Layout
 
 IMAGE, TEXT = Modality((2, 4, 6)), Modality((6,), vocabulary=7)
 

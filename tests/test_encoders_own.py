@@ -18,7 +18,7 @@ from stability.grid import runs_of
 from stability.plugins import load_encoders, load_plugin, read_plugin, refuse_unused
 from stability.registry import InputError
 from stability.study import parse_study
-from stability.train.population import model_spec
+from stability.train.model import model_spec
 
 TOWER = '''"""A tower with its first layer locked."""
 

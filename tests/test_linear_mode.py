@@ -25,8 +25,8 @@ from stability.train import Trainer
 from stability.train.batches import BatchStream, batch_indices
 from stability.train.data import independent_indices
 from stability.train.forks import child_steps, fork_stream
+from stability.train.model import build_towers
 from stability.train.optimizer import lr_schedule_factor
-from stability.train.population import build_towers
 
 CPU = torch.device("cpu")
 MEASURES = ("linear_mode_barrier", "linear_mode_error_barrier", "linear_mode_children_error")

@@ -115,10 +115,9 @@ def test_little_memory_makes_several_narrow_readings_of_the_same_numbers(tiny_te
         trainer = trainer_of(study_of("retrieval", tiny_text, seeds=5), DEVICE)
         wide = trainer.read("retrieval").values
         population = trainer.population
-        parts = population.spec, population.feed, population.held, population.snapshot()
         monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 0)
         with counted() as counts:
-            narrow = read("retrieval", trainer.study, *parts).values
+            narrow = read(population, "retrieval").values
     for key, value in wide.items():
         assert_close(narrow[key], value)
     assert sum(event.kind == "to device" for event in counts.events) >= 5
@@ -127,9 +126,7 @@ def test_little_memory_makes_several_narrow_readings_of_the_same_numbers(tiny_te
 def test_the_bytes_of_a_reading_grow_with_what_its_probe_holds(tiny_text):
     def bytes_of_reading(name, **options):
         trainer = trainer_of(study_of(name, tiny_text, seeds=2), CPU)
-        population = trainer.population
-        parts = population.spec, population.feed, population.held, population.snapshot()
-        return bytes_per_reading(name, options, *parts)
+        return bytes_per_reading(trainer.population, name, options)
 
     held = len(trainer_of(study_of("retrieval", tiny_text, seeds=2), CPU).population.held.caption)
     assert bytes_of_reading("retrieval") > 16 * 4 * held**2 > bytes_of_reading("separability")

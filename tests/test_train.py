@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from stability.encoders import Modality, encoder
+from stability.encoders import EncoderTraits, Modality, encoder
 from stability.execute.machine import reproducible_arithmetic
 from stability.grid import Group, runs_of
 from stability.losses import clip, loss, siglip
@@ -29,6 +29,7 @@ from stability.train.batched_layers import batched_forward
 from stability.train.batches import STEPS_AHEAD, BatchStream, batch_indices
 from stability.train.data import false_negative_fraction, independent_indices, population_data, text_fingerprints
 from stability.train.gradient import value_and_grad
+from stability.train.model import Layout, build_towers
 from stability.train.optimizer import (
     GradClipper,
     LearningRates,
@@ -37,7 +38,6 @@ from stability.train.optimizer import (
     initial_state,
     lr_schedule_factor,
 )
-from stability.train.population import Layout, build_towers
 from stability.train.trainer import step_inputs
 
 CPU = torch.device("cpu")
@@ -352,7 +352,7 @@ def test_a_batchnorm_in_a_tower_is_refused_because_it_couples_samples(tiny_text,
     def coupled(modality: Modality, embed_dim: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, embed_dim), nn.BatchNorm1d(embed_dim))
 
-    monkeypatch.setitem(encoder._variants, "coupled", Variant("encoder", "coupled", coupled, {}, {"modality": "any"}))
+    monkeypatch.setitem(encoder._variants, "coupled", Variant("encoder", "coupled", coupled, {}, EncoderTraits()))
     study = parse_study(tiny_text.replace('name = "mlp", width = 8, depth = 1', 'name = "coupled"'), "t.toml", "t")
     with pytest.raises(InputError, match="BatchNorm, which couples the samples"):
         build_towers(study, study.pairs(), 0)
@@ -472,7 +472,7 @@ def test_a_state_is_carried_from_step_to_step_for_each_replica(tiny_text):
 
 
 def test_a_scalar_that_is_not_trained_stays_and_one_with_a_rate_of_its_own_moves_at_it(tiny_text):
-    arm = '[arms.own]\nloss = "siglip"\nbias = { trained = false }\nlog_scale = { lr = 3.0 }\n\n'
+    arm = '[arms.own]\nloss = "siglip"\nbias = { trained = false }\nlog_scale = { lr_multiplier = 3.0 }\n\n'
     own, plain = trainer_of(tiny_text, "own", arm=arm), trainer_of(tiny_text, "siglip")
     first, second = own.step(), plain.step()
     again, more = own.step(), plain.step()

@@ -151,18 +151,18 @@ class Recipe:
 
     Attributes:
         image_size: height and width in pixels.
-        tokens: tokenizer, "bpe" or "bytes".
-        words: vocabulary size of the BPE.
-        length: tokens per caption.
+        tokenizer: "bpe" or "bytes".
+        vocab_size: vocabulary size of the BPE.
+        max_tokens: tokens per caption.
         held_out: share of held-out pairs.
         classes: file of classes, or "".
         max_invalid_share: largest share of unusable samples.
     """
 
     image_size: int
-    tokens: str
-    words: int
-    length: int
+    tokenizer: str
+    vocab_size: int
+    max_tokens: int
     held_out: float
     classes: str
     max_invalid_share: float
@@ -188,7 +188,7 @@ def image_text_pairs(
         cache: folder of the cache.
         also: further options on which the samples depend.
     """
-    for name in ("image_size", "length"):
+    for name in ("image_size", "max_tokens"):
         if getattr(recipe, name) < 1:
             raise InputError(f"{name}: got {getattr(recipe, name)}; allowed: 1 or more")
     check_share("held_out", recipe.held_out)
@@ -216,19 +216,20 @@ def _build(folder: Path, path: str, samples: Iterable[Sample], recipe: Recipe, c
     notes = tally.check(recipe.max_invalid_share, path)
     check_sides(len(captions[0]), len(captions[1]), recipe.held_out, path)
     join(folder / "image.npy", parts, (3, recipe.image_size, recipe.image_size))
-    encoding = tokenizer(recipe.tokens, captions[0], recipe.words)
-    text, cut = encoding.table([*captions[0], *captions[1]], recipe.length)
+    encoding = tokenizer(recipe.tokenizer, captions[0], recipe.vocab_size)
+    length = recipe.max_tokens
+    text, cut = encoding.table([*captions[0], *captions[1]], length)
     if cut:
-        notes += (f"{cut} of {len(text)} captions are longer than data.length = {recipe.length} tokens and were cut.",)
+        notes += (f"{cut} of {len(text)} captions are longer than data.max_tokens = {length} tokens and were cut.",)
     arrays = {"text": text, "caption": same(text), "label": np.array([*labels[0], *labels[1]], dtype=np.int64)}
     if classes.names:
-        rows, cut = encoding.table([prompt for texts in classes.prompts for prompt in texts], recipe.length)
+        rows, cut = encoding.table([prompt for texts in classes.prompts for prompt in texts], length)
         if cut:
             raise InputError(
-                f"length: got {recipe.length}; allowed: room for the texts of all classes, of which {cut} are longer "
+                f"max_tokens: got {length}; allowed: room for the texts of all classes, of which {cut} are longer "
                 "(classes whose names are cut off would look alike)"
             )
-        arrays["prompts"] = rows.reshape(len(classes.names), -1, recipe.length)
+        arrays["prompts"] = rows.reshape(len(classes.names), -1, length)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
     return {"train": len(captions[0]), "vocabulary": encoding.vocabulary, "notes": notes}

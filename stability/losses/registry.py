@@ -35,23 +35,23 @@ class Scalar:
     Attributes:
         initial: the initial value: a number, or the text ``"-log B"``, where B is the batch size.
         trained: whether it is trained; otherwise it keeps its initial value.
-        lr: factor on its learning rate.
+        lr_multiplier: factor on its learning rate.
     """
 
     initial: float | Literal["-log B"]
     trained: bool = True
-    lr: float = 1.0
+    lr_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         if not (self.initial == "-log B" or _is_number(self.initial)):
             raise InputError(f"a scalar starts at a finite number or at '-log B'; got {self.initial!r}")
         if not isinstance(self.trained, bool):
             raise InputError(f"a scalar's 'trained' is true or false; got {self.trained!r}")
-        if not (_is_number(self.lr) and self.lr > 0):
-            raise InputError(f"a scalar's 'lr' is a positive number; got {self.lr!r}")
+        if not (_is_number(self.lr_multiplier) and self.lr_multiplier > 0):
+            raise InputError(f"a scalar's 'lr_multiplier' is a positive number; got {self.lr_multiplier!r}")
         # Integers become floats, so that 1 and 1.0 give a run the same identity.
         object.__setattr__(self, "initial", self.initial if isinstance(self.initial, str) else float(self.initial))
-        object.__setattr__(self, "lr", float(self.lr))
+        object.__setattr__(self, "lr_multiplier", float(self.lr_multiplier))
 
     @staticmethod
     def read(value: object, default: Scalar) -> Scalar:
@@ -59,10 +59,10 @@ class Scalar:
 
         Raises `InputError` for anything else.
 
-        >>> Scalar.read(-5.0, Scalar(0.0, lr=2.0))
-        Scalar(initial=-5.0, trained=True, lr=2.0)
+        >>> Scalar.read(-5.0, Scalar(0.0, lr_multiplier=2.0))
+        Scalar(initial=-5.0, trained=True, lr_multiplier=2.0)
         >>> Scalar.read({"trained": False}, Scalar(0.0))
-        Scalar(initial=0.0, trained=False, lr=1.0)
+        Scalar(initial=0.0, trained=False, lr_multiplier=1.0)
         """
         defaults = {field.name: getattr(default, field.name) for field in fields(default)}
         changes = value if isinstance(value, Mapping) else {"initial": value}

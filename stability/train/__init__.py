@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from stability.train.benchmark import Timing, time_group
 from stability.train.group import train_group
+from stability.train.population import Population, population_of
 from stability.train.replay import Replay, replay
-from stability.train.trainer import Population, Trainer, population_of, train_step
+from stability.train.trainer import Trainer, train_step
 
 __all__ = [
     "Population",

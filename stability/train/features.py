@@ -21,7 +21,7 @@ from stability.probes import Params
 from stability.study import Study
 from stability.train.data import PopulationData
 from stability.train.frozen import FrozenSplit
-from stability.train.population import ModelSpec, subtree
+from stability.train.model import ModelSpec, subtree
 
 CHUNK = 256
 """Number of samples in one forward pass of a tower."""

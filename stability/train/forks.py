@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +11,8 @@ from stability.devices import to_device
 from stability.grid import Run
 from stability.probes import probe
 from stability.study import Study
+from stability.train.population import Population
 from stability.train.probe_runner import probed_indices
-
-if TYPE_CHECKING:
-    from stability.train.trainer import Population
 
 CHILDREN = 2
 """Number of copies of a replica that a probe compares at the end of training."""

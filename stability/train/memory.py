@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ from stability.devices import to_device
 from stability.grid import Run, runs_of
 from stability.probes import Batch, HeldOut, probe
 from stability.study import Study
-from stability.train.data import PopulationData, population_data
+from stability.train.data import population_data
 from stability.train.features import bytes_kept
-from stability.train.population import ModelSpec, initial_parameters, model_spec
-
-if TYPE_CHECKING:
-    from stability.train.probe_runner import Snapshot
+from stability.train.model import initial_parameters, model_spec
+from stability.train.population import Population
 
 STATE_COPIES = 8
 """Flat copies of the parameters in a step: parameters, gradient, two moments, update and its temporaries."""
@@ -42,30 +40,21 @@ TABLES = 16
 """Numbers per pair of held-out samples in a probe: similarities, sorted similarities and their indices."""
 
 
-def bytes_per_reading(
-    name: str, options: Mapping[str, Any], spec: ModelSpec, feed: PopulationData, held: HeldOut, snapshot: Snapshot
-) -> int:
+def bytes_per_reading(population: Population, name: str, options: Mapping[str, Any]) -> int:
     """Return an estimate of the bytes that a probe needs for one replica, from its trait ``holds``.
 
     The estimate comes from one evaluation of one replica on one batch and on the held-out pairs, so it depends only on
-    the study and on shapes.
-
-    Args:
-        name: the probe.
-        options: all options of the probe.
-        spec: what all replicas share.
-        feed: the training data.
-        held: the held-out pairs.
-        snapshot: the state of the population.
+    the study and on shapes. *options* are all options of the probe.
     """
+    spec, feed, held, theta = population.spec, population.feed, population.held, population.theta
     holds = probe[name].traits.holds
-    params = spec.layout.unflatten(snapshot.theta[0].detach())
+    params = spec.layout.unflatten(theta[0].detach())
     # The basis of the Krylov space has one vector per step.
     vectors = READING_COPIES + int(options.get("steps", 0))
-    total = vectors * _bytes(snapshot.theta[0])
+    total = vectors * _bytes(theta[0])
     count = int(options.get("batches", 0))
     if count:
-        batch = _first_batch(feed, snapshot)
+        batch = _first_batch(population)
         evaluated = bytes_of(lambda: spec.objective(params, batch), params)
         samples = sum(map(_bytes, pytree.tree_leaves(batch)))
         unseen = probe[name].traits.held_out_batches
@@ -82,15 +71,16 @@ def bytes_per_reading(
         total += 2 * sum(bytes_of(embed, params) for embed in embeddings)
     if "similarities" in holds:
         towers = len(spec.towers)
-        total += TABLES * towers * (towers - 1) // 2 * len(held.image) ** 2 * snapshot.theta.element_size()
+        total += TABLES * towers * (towers - 1) // 2 * len(held.image) ** 2 * theta.element_size()
     return total
 
 
-def resident_bytes(feed: PopulationData, held: HeldOut, snapshot: Snapshot) -> int:
+def resident_bytes(population: Population) -> int:
     """Return the bytes that data, parameters and moments take on the device between two steps."""
+    feed = population.feed
     pairs = [] if feed.on_host else [feed.image, feed.text, *feed.extra_modalities.values()]
-    state = [snapshot.theta, *snapshot.optimizer.buffers.values()]
-    return sum(map(_bytes, [*pairs, *_tensors(held), *state]))
+    state = [population.theta, *population.optimizer.buffers.values()]
+    return sum(map(_bytes, [*pairs, *_tensors(population.held), *state]))
 
 
 @dataclass(frozen=True)
@@ -135,16 +125,17 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _first_batch(feed: PopulationData, snapshot: Snapshot) -> Batch:
+def _first_batch(population: Population) -> Batch:
     """Return the first pairs of the first replica, with placeholders for the reserved inputs of losses."""
-    size, device = feed.batch_size, snapshot.theta.device
+    feed, device = population.feed, population.theta.device
+    size = feed.batch_size
     sides = {name: feed.samples_of(name) for name in ("image", "text", *feed.extra_modalities)}
     return {
         **{name: to_device((x if shared else x[0])[:size], device) for name, (x, shared) in sides.items()},
         "index": torch.arange(size, device=device),
         "step": torch.zeros((), device=device),
         "uniform": torch.zeros(size, size, device=device),
-        "state": {name: value[0] for name, value in snapshot.state.items()},
+        "state": {name: value[0] for name, value in population.state.items()},
     }
 
 

@@ -12,32 +12,21 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.datasets import Pairs, rows
 from stability.devices import is_accelerator, room_on, to_device
 from stability.grid import Run
 from stability.losses import loss
 from stability.losses.chance import chance_level
-from stability.probes import HeldOut, Replica, probe
+from stability.probes import Replica, probe
 from stability.streams import stream
 from stability.study import Study, optimizer_of
 from stability.train.data import PopulationData, held_out_data, independent_indices, uniform_numbers
 from stability.train.memory import bytes_per_reading, resident_bytes
-from stability.train.optimizer import OptimizerState, lr_schedule_factor, preconditioner
-from stability.train.population import ModelSpec
+from stability.train.optimizer import lr_schedule_factor, preconditioner
+from stability.train.population import Population
 
 CHUNK, STACKED_CHUNK = 8, 4
 """Replicas probed at once on a CPU: under vmap, and in probes with the trait ``stacked``, which may keep second-order
 graphs. On an accelerator the memory determines the number."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a population at one step, before the update."""
-
-    theta: Tensor
-    optimizer: OptimizerState
-    state: Mapping[str, Tensor]
-    step: int
 
 
 @dataclass(frozen=True)
@@ -53,81 +42,53 @@ class ProbeResult:
     values: Mapping[str, Tensor]
 
 
-def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
-    """Return the held-out part of the data, on *device*."""
-    image, text, caption, label = (
-        rows(part, pairs.held_out).to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
-    )
-    hard = None if pairs.hard_negatives is None else pairs.hard_negatives.to(device)
-    extra_modalities = tuple(samples[pairs.held_out].to(device) for samples in pairs.extra_modalities)
-    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard, extra_modalities)
-
-
-def extra_loss_inputs(
-    spec: ModelSpec,
-    runs: Sequence[Run],
-    generators: Mapping[int | str, torch.Generator],
-    state: Mapping[str, Tensor],
-    step: int,
-    lead: torch.Size,
-    device: torch.device,
+def _reserved_inputs(
+    population: Population, chosen: list[int], generators: Mapping[int | str, torch.Generator], lead: torch.Size
 ) -> dict[str, Any]:
-    """Return the reserved inputs of the loss, (R, *lead, ...): step, random numbers and state.
+    """Return the reserved inputs of the loss for some replicas, (r, *lead, ...): step, random numbers and state.
 
     Args:
-        spec: what all replicas share.
-        runs: the run of each replica.
+        population: the replicas.
+        chosen: the indices of r of them.
         generators: the streams of random numbers, by seed.
-        state: the loss's state, each tensor (R, ...).
-        step: the training step.
         lead: the axes between replica and batch.
-        device: where the inputs are needed.
     """
+    reserved, device, shape = population.spec.loss.reserved, population.theta.device, (len(chosen), *lead)
     inputs: dict[str, Any] = {}
-    shape = (len(runs), *lead)
-    if "step" in spec.loss.reserved:
-        inputs["step"] = torch.full(shape, step, device=device)
-    if "uniform" in spec.loss.reserved:
+    if "step" in reserved:
+        inputs["step"] = torch.full(shape, population.step, device=device)
+    if "uniform" in reserved:
+        runs = [population.runs[replica] for replica in chosen]
         inputs["uniform"] = to_device(uniform_numbers(runs, generators, lead), device)
-    if "state" in spec.loss.reserved:
+    if "state" in reserved:
+        rows = to_device(torch.tensor(chosen), device)
         inputs["state"] = {
-            name: value.view(len(runs), *(1 for _ in lead), *value.shape[1:]).expand(*shape, *value.shape[1:])
-            for name, value in state.items()
+            name: value[rows].view(len(chosen), *(1 for _ in lead), *value.shape[1:]).expand(*shape, *value.shape[1:])
+            for name, value in population.state.items()
         }
     return inputs
 
 
-def read(
-    name: str,
-    study: Study,
-    spec: ModelSpec,
-    feed: PopulationData,
-    held: HeldOut,
-    snapshot: Snapshot,
-    children: Sequence[Tensor] = (),
-) -> ProbeResult:
+def read(population: Population, name: str, children: Sequence[Tensor] = ()) -> ProbeResult:
     """Run a probe on the runs that its schedule selects.
 
     Args:
+        population: the replicas, before the update of this step.
         name: the probe.
-        study: the study.
-        spec: what all replicas share.
-        feed: the training data.
-        held: the held-out pairs.
-        snapshot: the state of the population.
         children: the final flat parameters (R, P) of each child, for a probe that forks.
     """
-    chosen = probed_indices(study, name, feed.runs)
+    chosen = probed_indices(population.study, name, population.runs)
     if not chosen:
         return ProbeResult([], {})
-    if not is_accelerator(snapshot.theta.device):
-        widest = STACKED_CHUNK if probe[name].traits.stacked else CHUNK
+    traits, device = probe[name].traits, population.theta.device
+    if not is_accelerator(device):
+        widest = STACKED_CHUNK if traits.stacked else CHUNK
     else:
-        room = room_on(snapshot.theta.device, 0, taken=resident_bytes(feed, held, snapshot))
+        room = room_on(device, 0, taken=resident_bytes(population))
         # A single replica is measured twice, unless the probe measures replicas one by one.
-        least = 1 if probe[name].traits.alone else 2
-        widest = max(least, room // bytes_per_reading(name, _options(study, name), spec, feed, held, snapshot))
-    parts = [_read_some(name, study, spec, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
+        least = 1 if traits.alone else 2
+        widest = max(least, room // bytes_per_reading(population, name, _options(population.study, name)))
+    parts = [_read_some(population, name, children, part) for part in _chunks(chosen, widest)]
     return ProbeResult(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
 
 
@@ -168,39 +129,30 @@ def _chunks(chosen: list[int], widest: int) -> list[list[int]]:
     return [chosen[part * len(chosen) // parts : (part + 1) * len(chosen) // parts] for part in range(parts)]
 
 
-def _read_some(
-    name: str,
-    study: Study,
-    spec: ModelSpec,
-    feed: PopulationData,
-    held: HeldOut,
-    snapshot: Snapshot,
-    children: Sequence[Tensor],
-    chosen: list[int],
-) -> dict[str, Tensor]:
-    variant = probe[name]
+def _read_some(population: Population, name: str, children: Sequence[Tensor], chosen: list[int]) -> dict[str, Tensor]:
+    variant, study, spec, run = probe[name], population.study, population.spec, population.runs[0]
     # A single replica would be computed by other kernels than two, so it is duplicated; the copy is dropped below.
     padded = chosen if len(chosen) > 1 or variant.traits.alone else chosen * 2
     options = _options(study, name)
-    rows = to_device(torch.tensor(padded), snapshot.theta.device)
+    count = options.get("batches", 0)
+    rows = to_device(torch.tensor(padded), population.theta.device)
     tensors: dict[str, Any] = {
-        "params": spec.layout.unflatten_contiguous(snapshot.theta[rows]),
+        "params": spec.layout.unflatten_contiguous(population.theta[rows]),
         "preconditioner": spec.layout.unflatten_contiguous(
-            preconditioner(snapshot.optimizer.select(rows), study.train)
+            preconditioner(population.optimizer.select(rows), study.train)
         ),
-        "learning_rate": learning_rates(study, feed, snapshot, padded),
-        "batches": probe_batches(name, options.get("batches", 0), spec, feed, snapshot, padded),
-        "held_out_batches": {},
+        "learning_rate": learning_rates(population, padded),
+        "batches": probe_batches(population, name, count, padded),
+        "held_out_batches": (
+            held_out_batches(population, name, count, padded) if variant.traits.held_out_batches else {}
+        ),
         "children": tuple(spec.layout.unflatten_contiguous(child[rows]) for child in children),
     }
-    if variant.traits.held_out_batches:
-        tensors["held_out_batches"] = held_out_batches(name, options["batches"], _some(feed, padded), held, snapshot)
     chance = math.nan
     if variant.traits.chance:
         # A ratio to chance is undefined if chance is 0.
-        chance = chance_level(loss[study.arm(feed.runs[0].arm, feed.runs[0].options).loss], feed.batch_size) or math.nan
-    constant_lr = study.train.lr_schedule == "constant" and snapshot.step >= study.train.warmup
-
+        chance = chance_level(loss[study.arm(run.arm, run.options).loss], run.batch_size) or math.nan
+    constant_lr = study.train.lr_schedule == "constant" and population.step >= study.train.warmup
     optimizer, settings = optimizer_of(study.train)
     threshold_of = optimizer.traits.stability_threshold
     threshold = threshold_of(**settings) if threshold_of else math.nan
@@ -211,7 +163,7 @@ def _read_some(
             embed_image=spec.embed_image,
             embed_text=spec.embed_text,
             embed_extra_modalities=spec.embed_extra_modalities,
-            held_out=held,
+            held_out=population.held,
             constant_rate=constant_lr,
             frozen=spec.frozen,
             chance=chance,
@@ -232,35 +184,34 @@ def _some(feed: PopulationData, replicas: list[int]) -> PopulationData:
     return feed if replicas == list(range(len(feed.runs))) else feed.select(replicas)
 
 
-def learning_rates(study: Study, feed: PopulationData, snapshot: Snapshot, replicas: list[int]) -> Tensor:
+def learning_rates(population: Population, replicas: list[int]) -> Tensor:
     """Return the learning rates (r,) of some replicas at this step; after the last step, those of the last step."""
-    factor = lr_schedule_factor(study.train, min(snapshot.step, study.train.steps - 1))
-    rates = torch.tensor([feed.runs[replica].lr * factor for replica in replicas])
-    return to_device(rates, snapshot.theta.device)
+    train = population.study.train
+    factor = lr_schedule_factor(train, min(population.step, train.steps - 1))
+    rates = torch.tensor([population.runs[replica].lr * factor for replica in replicas])
+    return to_device(rates, population.theta.device)
 
 
-def probe_batches(
-    name: str, count: int, spec: ModelSpec, feed: PopulationData, snapshot: Snapshot, chosen: list[int]
-) -> dict[str, Tensor]:
-    """Return *count* independent batches for each replica: new at every step, or fixed if the probe declares it."""
+def probe_batches(population: Population, name: str, count: int, chosen: list[int]) -> dict[str, Tensor]:
+    """Return independent batches for some replicas: new at every step, or fixed if the probe declares it.
+
+    Args:
+        population: the replicas.
+        name: the probe.
+        count: the number of batches for each replica.
+        chosen: the indices of the replicas.
+    """
     if not count:
         return {}
     fixed = probe[name].traits.fixed_batches
-    use = f"probe/{name}" if fixed else f"probe/{name}/{snapshot.step}"
+    use = f"probe/{name}" if fixed else f"probe/{name}/{population.step}"
     draw = _fixed_indices if fixed else independent_indices
-    by_seed = {
-        seed: draw(seed, use, count, feed.available, feed.batch_size)
-        for seed in dict.fromkeys(feed.runs[replica].rng_seed for replica in chosen)
-    }
-    device = snapshot.theta.device
-    index = torch.stack([by_seed[feed.runs[replica].rng_seed] for replica in chosen])
-    some = _some(feed, chosen)
+    some = _some(population.feed, chosen)
+    seeds = [run.rng_seed for run in some.runs]
+    by_seed = {seed: draw(seed, use, count, some.available, some.batch_size) for seed in dict.fromkeys(seeds)}
+    index = torch.stack([by_seed[seed] for seed in seeds])
     generators = {seed: stream(seed, f"loss/{use}") for seed in by_seed}
-    state = snapshot.state
-    if state:
-        rows = to_device(torch.tensor(chosen), device)
-        state = {key: value[rows] for key, value in state.items()}
-    inputs = extra_loss_inputs(spec, some.runs, generators, state, snapshot.step, index.shape[1:-1], device)
+    inputs = _reserved_inputs(population, chosen, generators, index.shape[1:-1])
     return some.batch(index, some.generators(use)) | inputs
 
 
@@ -268,20 +219,24 @@ _fixed_indices = lru_cache(maxsize=2048)(independent_indices)
 """Cached indices of fixed batches, since permuting all pairs for each of many seeds takes seconds."""
 
 
-def held_out_batches(
-    name: str, count: int, feed: PopulationData, held: HeldOut, snapshot: Snapshot
-) -> dict[str, Tensor]:
-    """Return *count* independent batches (R, count, B, ...) of held-out pairs, new at every step.
+def held_out_batches(population: Population, name: str, count: int, chosen: list[int]) -> dict[str, Tensor]:
+    """Return independent batches (r, count, B, ...) of held-out pairs for some replicas, new at every step.
 
     They have a separate random stream, so that drawing them changes no other batch. Like training pairs, they are
     corrupted at the run's noise level and are the same for all losses at one seed.
+
+    Args:
+        population: the replicas.
+        name: the probe.
+        count: the number of batches for each replica.
+        chosen: the indices of the replicas.
     """
-    use = f"probe/{name}/held-out"
+    use, held, feed = f"probe/{name}/held-out", population.held, _some(population.feed, chosen)
     unseen = held_out_data(feed, held.image, held.text, held.extra_modalities, held.caption, use)
-    step_use, size = f"{use}/{snapshot.step}", feed.batch_size
+    step_use, seeds = f"{use}/{population.step}", [run.rng_seed for run in feed.runs]
     by_seed = {
-        seed: independent_indices(seed, step_use, count, unseen.available, size)
-        for seed in dict.fromkeys(run.rng_seed for run in feed.runs)
+        seed: independent_indices(seed, step_use, count, unseen.available, feed.batch_size)
+        for seed in dict.fromkeys(seeds)
     }
-    index = torch.stack([by_seed[run.rng_seed] for run in feed.runs])
+    index = torch.stack([by_seed[seed] for seed in seeds])
     return unseen.batch(index, unseen.generators(step_use))

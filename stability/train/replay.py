@@ -16,9 +16,10 @@ from stability.probes import Batch, HeldOut, Params, probe
 from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
 from stability.study import Study
-from stability.train.population import ModelSpec
+from stability.train.model import ModelSpec
+from stability.train.population import Population
 from stability.train.probe_runner import probe_batches
-from stability.train.trainer import Population, Trainer
+from stability.train.trainer import Trainer
 
 CUDA_TOLERANCE = 1e-3
 """Largest relative difference between a stored loss and a replayed one on a GPU, whose sums have no fixed order."""
@@ -143,7 +144,7 @@ def _fixed_batches(study: Study, population: Population, index: int) -> Batch:
     """Return the batches (M, B, ...) of the probe ``curvature``, in the number that the study sets."""
     schedule, variant = study.probes.get("curvature"), probe["curvature"]
     count = (schedule.options if schedule else {}).get("batches", variant.options["batches"].default)
-    stacked = probe_batches("curvature", count, population.spec, population.feed, population.snapshot(), [index])
+    stacked = probe_batches(population, "curvature", count, [index])
     return {name: _first(value) for name, value in stacked.items()}
 
 
