@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -285,3 +287,9 @@ class Registry(Mapping[str, Variant[T]]):
         if name not in self:
             raise InputError(f"{where}: unknown {self.kind} {name!r}{nearest(name, self)}")
         return self[name]
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that a new file registers its variants without an import elsewhere."""
+    for module in pkgutil.iter_modules(path):
+        import_module(f"{package}.{module.name}")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from stability.check import CheckResult, check, validate_loss
-from stability.losses import LossTraits, Scalar, clip, loss, siglip
+from stability.losses import Scalar, clip, loss, siglip
 from stability.losses.chance import best_constant, chance_level
+from stability.losses.registry import LossTraits
 from stability.registry import InputError, Registry, Variant
 
 OPTIONS = [

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.grid import Group, runs_of
-from stability.losses import LossTraits, clip, loss
+from stability.losses import clip, loss
+from stability.losses.registry import LossTraits
 from stability.probes import in_towers, measures_of, probe
 from stability.probes.embeddings import margin_and_relative_bias, quantile
 from stability.probes.noise import gradient_noise

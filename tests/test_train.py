@@ -16,7 +16,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from stability.encoders import EncoderTraits, Modality, encoder
+from stability.encoders import Modality, encoder
+from stability.encoders.registry import EncoderTraits
 from stability.execute.machine import reproducible_arithmetic
 from stability.grid import Group, runs_of
 from stability.losses import clip, loss, siglip

@@ -6,12 +6,9 @@ the interface.
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
+from stability.contrasts.registry import SUPPLIED, compare, contrast
+from stability.registry import import_modules
 
-from stability.contrasts.registry import SUPPLIED, ContrastTraits, compare, contrast
+__all__ = ["SUPPLIED", "compare", "contrast"]
 
-__all__ = ["SUPPLIED", "ContrastTraits", "compare", "contrast"]
-
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

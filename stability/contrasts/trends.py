@@ -28,7 +28,7 @@ DEPENDENCE = {
 }
 
 
-@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="slope", says=SLOPES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", mixed="slope", says=SLOPES)
 def slope(
     a: Array,
     b: Array,
@@ -48,7 +48,7 @@ def slope(
     return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure, per=per)
 
 
-@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="change", says=CHANGES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", mixed="change", says=CHANGES)
 def interaction(
     a: Array,
     b: Array,
@@ -80,7 +80,7 @@ def interaction(
     return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=words)
 
 
-@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, says=DEPENDENCE)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", says=DEPENDENCE)
 def lr_sensitivity(
     a: Array,
     b: Array,

@@ -6,12 +6,9 @@ documents the interface.
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
+from stability.corruptions.registry import Values, corrupt, corruption
+from stability.registry import import_modules
 
-from stability.corruptions.registry import CorruptionTraits, Values, corrupt, corruption
+__all__ = ["Values", "corrupt", "corruption"]
 
-__all__ = ["CorruptionTraits", "Values", "corrupt", "corruption"]
-
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

@@ -6,12 +6,9 @@ the interface.
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
+from stability.datasets.registry import Pairs, dataset, declared_offers, rows, split
+from stability.registry import import_modules
 
-from stability.datasets.registry import DatasetTraits, Pairs, dataset, declared_offers, rows, split
+__all__ = ["Pairs", "dataset", "declared_offers", "rows", "split"]
 
-__all__ = ["DatasetTraits", "Pairs", "dataset", "declared_offers", "rows", "split"]
-
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

@@ -6,12 +6,9 @@ the interface.
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
+from stability.encoders.registry import Modality, encoder
+from stability.registry import import_modules
 
-from stability.encoders.registry import EncoderTraits, Modality, encoder
+__all__ = ["Modality", "encoder"]
 
-__all__ = ["EncoderTraits", "Modality", "encoder"]
-
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

@@ -6,22 +6,12 @@ package by its name: ``from stability.losses import clip``. `stability.losses.re
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
 from typing import Any
 
-from stability.losses.registry import (
-    RESERVED,
-    LossTraits,
-    Scalar,
-    loss,
-    options_of,
-    reserved_of,
-    scalars_of,
-    scalars_with,
-)
+from stability.losses.registry import RESERVED, Scalar, loss, options_of, reserved_of, scalars_of, scalars_with
+from stability.registry import import_modules
 
-__all__ = ["RESERVED", "LossTraits", "Scalar", "loss", "options_of", "reserved_of", "scalars_of", "scalars_with"]
+__all__ = ["RESERVED", "Scalar", "loss", "options_of", "reserved_of", "scalars_of", "scalars_with"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,5 +21,4 @@ def __getattr__(name: str) -> Any:
     return loss[name].function
 
 
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

@@ -6,12 +6,9 @@ documents the interface.
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
+from stability.optimizers.registry import optimizer
+from stability.registry import import_modules
 
-from stability.optimizers.registry import OptimizerTraits, optimizer
+__all__ = ["optimizer"]
 
-__all__ = ["OptimizerTraits", "optimizer"]
-
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

@@ -6,15 +6,11 @@ interface.
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
-
 from stability.probes.registry import (
     Batch,
     HeldOut,
     Measure,
     Params,
-    ProbeTraits,
     Replica,
     embedded,
     in_towers,
@@ -22,6 +18,7 @@ from stability.probes.registry import (
     probe,
 )
 from stability.probes.step_measures import STEP_MEASURES, measures_of
+from stability.registry import import_modules
 
 __all__ = [
     "STEP_MEASURES",
@@ -29,7 +26,6 @@ __all__ = [
     "HeldOut",
     "Measure",
     "Params",
-    "ProbeTraits",
     "Replica",
     "embedded",
     "in_towers",
@@ -38,5 +34,4 @@ __all__ = [
     "probe",
 ]
 
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from stability.curvature.products import ParamFilter
+from stability.devices import to_float64
 from stability.probes.noise import GradientNoise, Objective, gradient_noise
 from stability.probes.registry import mean_over
 from stability.registry import InputError
@@ -89,7 +90,7 @@ def fitted_scalar(
     >>> fitted_scalar(squared, {"w": torch.tensor(0.0)}, torch.tensor([1.0, 2.0, 6.0]), "b")
     tensor(3.)
     """
-    constants, data = (pytree.tree_map(_to_float64, tree) for tree in (dict(params), batches))
+    constants, data = (pytree.tree_map(to_float64, tree) for tree in (dict(params), batches))
 
     def mean(scalar: Tensor) -> Tensor:
         return mean_over(data, lambda batch: objective({**constants, name: scalar}, batch))
@@ -140,7 +141,3 @@ def fitted_bias(image: Tensor, text: Tensor, log_scale: Tensor, *, iterations: i
         inside = (newton >= below) & (newton <= above)
         bias = torch.where(inside, newton, (below + above) / 2)
     return bias.to(image.dtype)
-
-
-def _to_float64(leaf: Any) -> Any:
-    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

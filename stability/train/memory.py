@@ -15,6 +15,7 @@ from stability.datasets import Pairs, rows
 from stability.devices import to_device
 from stability.grid import Run, runs_of
 from stability.probes import Batch, HeldOut, probe
+from stability.probes.cost import saved_bytes
 from stability.study import Study
 from stability.train.data import population_data
 from stability.train.features import bytes_kept
@@ -148,13 +149,6 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     spec = model_spec(study, arm, batch_size, pairs)
     theta = initial_parameters(study, spec, pairs, [0])[0].requires_grad_()
     index = pairs.train[:batch_size]
-    saved: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     batch = {
         **{name: samples[index] for name, samples in pairs.modalities.items()},
         "index": torch.arange(batch_size),
@@ -162,11 +156,9 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
         "uniform": torch.zeros(batch_size, batch_size),
         "state": spec.loss.initial_state(len(pairs.train)),
     }
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = spec.objective(spec.layout.unflatten(theta), batch)
-    del loss
+    saved = saved_bytes(lambda: spec.objective(spec.layout.unflatten(theta), batch))
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
     features *= study.data.corruption == "fixed"
     forks = any(probe[name].traits.forks for name in study.probes)
     copies = STATE_COPIES + (FORK_COPIES if forks else 0)
-    return int(SLACK * sum(saved.values())) + copies * theta.numel() * theta.element_size() + features
+    return int(SLACK * saved) + copies * theta.numel() * theta.element_size() + features

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from stability.datasets import Pairs
 from stability.grid import Group, Run
@@ -144,12 +144,7 @@ def _fixed_batches(study: Study, population: Population, index: int) -> Batch:
     """Return the batches (M, B, ...) of the probe ``curvature``, in the number that the study sets."""
     schedule, variant = study.probes.get("curvature"), probe["curvature"]
     count = (schedule.options if schedule else {}).get("batches", variant.options["batches"].default)
-    stacked = probe_batches(population, "curvature", count, [index])
-    return {name: _first(value) for name, value in stacked.items()}
-
-
-def _first(value: Any) -> Any:
-    return {name: _first(part) for name, part in value.items()} if isinstance(value, Mapping) else value[0]
+    return pytree.tree_map(lambda value: value[0], probe_batches(population, "curvature", count, [index]))
 
 
 def _compare(run: Run, logged: list[dict[str, Tensor]], stored: pd.DataFrame, device: torch.device) -> None:
