@@ -40,8 +40,8 @@ def list_(
 def _description(variant: Variant, whole: bool) -> str:
     """Return a variant's summary, or its *whole* docstring with formula and source, and its options with defaults."""
     text = inspect.getdoc(variant.function) or "" if whole else variant.summary
-    # Paragraphs are kept; lines are joined and wrapped for this terminal.
-    text = re.sub(r"(?<!\n)\n(?!\n)", " ", text.split("\n>>>")[0].strip())
+    # Paragraphs and the lines of arguments are kept; other lines are joined and wrapped for this terminal.
+    text = re.sub(r"(?<!\n)\n(?!\n|    \S) *", " ", text.split("\n>>>")[0].strip())
     return f"{text}\n{options}" if (options := _options(variant)) else text
 
 

@@ -38,6 +38,14 @@ def difference(
     """Return the difference of levels on the measure's scale, averaged over all cells of a seed, then paired.
 
     On a logarithmic scale (*log*) it is shown as a ratio of levels.
+
+    Args:
+        a: values of the first arm, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        confidence: 1 - alpha of the interval.
+        log: whether the values are logarithms.
+        names: the two arms in the sentence.
+        measure: the measure in the sentence.
     """
     return stats.paired_difference(a, b, confidence=confidence, log=log, names=names, measure=measure)
 
@@ -46,7 +54,15 @@ def difference(
 def ratio(
     a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
 ) -> Comparison:
-    """Return the ratio of levels of a positive quantity: mean log ratios over a seed's cells, then paired."""
+    """Return the ratio of levels of a positive quantity: mean log ratios over a seed's cells, then paired.
+
+    Args:
+        a: positive values of the first arm, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        confidence: 1 - alpha of the interval.
+        names: the two arms in the sentence.
+        measure: the measure in the sentence.
+    """
     return stats.log_ratio(a, b, confidence=confidence, names=names, measure=measure)
 
 
@@ -54,7 +70,15 @@ def ratio(
 def spread(
     a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b"), measure: str = "value"
 ) -> Comparison:
-    """Return the ratio of standard deviations across seeds, its logarithm averaged over levels and cells."""
+    """Return the ratio of standard deviations across seeds, its logarithm averaged over levels and cells.
+
+    Args:
+        a: values of the first arm, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        confidence: 1 - alpha of the interval.
+        names: the two arms in the sentence.
+        measure: the measure in the sentence.
+    """
     return stats.spread_ratio(a, b, confidence=confidence, names=names, measure=measure)
 
 
@@ -72,11 +96,26 @@ def time_to_threshold(
 
     *a* and *b* are steps, infinity (or anything above *budget*) if the threshold was never crossed. The mean of their
     logarithms over all cells of a seed is compared.
+
+    Args:
+        a: steps of the first arm, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        budget: number of steps that a run had.
+        confidence: 1 - alpha of the interval.
+        names: the two arms in the sentence.
+        measure: the threshold in the sentence.
     """
     return stats.time_ratio(a, b, budget=budget, confidence=confidence, names=names, measure=measure)
 
 
 @contrast(reduction="none", on="diverged", says=OFTEN)
 def divergence(a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b")) -> Comparison:
-    """Return the difference of the shares of runs that diverged; *a* and *b* are booleans (or 0 and 1)."""
+    """Return the difference of the shares of runs that diverged; *a* and *b* are booleans (or 0 and 1).
+
+    Args:
+        a: whether each run of the first arm diverged, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        confidence: 1 - alpha of the interval.
+        names: the two arms in the sentence.
+    """
     return stats.divergence_difference(a, b, confidence=confidence, names=names)

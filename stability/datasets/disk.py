@@ -112,7 +112,14 @@ def same(rows: np.ndarray) -> np.ndarray:
 
 
 def check_sides(train: int, held_out: int, share: float, path: str) -> None:
-    """Raise `InputError` if either side of a split is left without pairs."""
+    """Raise `InputError` if either side of a split is left without pairs.
+
+    Args:
+        train: number of training pairs.
+        held_out: number of held-out pairs.
+        share: the share of held-out pairs that was set.
+        path: where the data are, for the error.
+    """
     if not train or not held_out:
         raise InputError(
             f"held_out = {share:g}: of {train + held_out} usable pairs in {path}, {train} are left to train on and "
@@ -261,7 +268,14 @@ def _usable(samples: Iterable[Sample], size: int, tally: Tally) -> Iterator[tupl
 
 
 def join(target: Path, parts: Sequence[Path], shape: tuple[int, ...], scale: float = 1.0) -> None:
-    """Concatenate files of raw float32 rows of this *shape*, divided by *scale*, to one .npy file and remove them."""
+    """Concatenate files of raw float32 rows of this *shape*, divided by *scale*, to one .npy file and remove them.
+
+    Args:
+        target: the .npy file.
+        parts: the files of raw rows, in order.
+        shape: shape of one row.
+        scale: divisor of all values.
+    """
     row_bytes = 4 * int(np.prod(shape))
     rows = [part.stat().st_size // row_bytes for part in parts]
     array = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(sum(rows), *shape))

@@ -86,6 +86,12 @@ def _columns(path: Path) -> Arrays:
 def sides_of(arrays: Arrays, image: str, text: str, where: str) -> tuple[str, str]:
     """Return the names of the two paired arrays: those named, else the only two tables with equally many rows.
 
+    Args:
+        arrays: all arrays of the data, by name.
+        image: name of the array that is the image; empty: infer it.
+        text: name of the array that is the text; empty: infer it.
+        where: location of the data, for errors.
+
     >>> sides_of({"audio": np.zeros((4, 2)), "text": np.zeros((4, 3)), "label": np.zeros(4)}, "", "", "a.npz")
     ('audio', 'text')
     """

@@ -37,6 +37,12 @@ def siglip_sum_tiled(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | N
     """Return sum_ij softplus(-z_ij (<row_i, column_j> + bias)), with z = +1 where i = j and -1 elsewhere, in nats.
 
     rows and columns are (B, D), bias is a scalar. *chunk* is the number of rows at a time (None: the default).
+
+    Args:
+        rows: images times t, (B, D).
+        columns: texts (B, D).
+        bias: b, a scalar.
+        chunk: number of rows at a time; None: the default.
     """
     block = partial(_sum_over_blocks, _siglip_block, chunk)
     return custom_grad(partial(_siglip_tiles, tile_rows=_tile_rows(chunk)), block, rows, columns, bias)

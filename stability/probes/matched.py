@@ -86,6 +86,15 @@ def fitted_scalar(
     for a fixed number of *iterations*, so that it runs under ``torch.vmap``. NaN if the derivative does not change sign
     within the bracket: then there is no minimum. Returned in the dtype of *params*.
 
+    Args:
+        objective: ``objective(params, batch)``, a scalar.
+        params: all other parameters.
+        batches: stacked batches.
+        name: the scalar.
+        low: lower end of the bracket.
+        high: upper end of the bracket.
+        iterations: number of bisections, each with a Newton step.
+
     >>> squared = lambda p, x: (p["b"] - x) ** 2
     >>> fitted_scalar(squared, {"w": torch.tensor(0.0)}, torch.tensor([1.0, 2.0, 6.0]), "b")
     tensor(3.)
@@ -120,6 +129,12 @@ def fitted_bias(image: Tensor, text: Tensor, log_scale: Tensor, *, iterations: i
     is below the solution; a step that leaves the bracket is replaced by a bisection. The result equals `fitted_scalar`
     on that loss, but the logits are computed once. Runs under ``torch.vmap``, in the dtype of *image* with sums in
     float64; needs B > 1.
+
+    Args:
+        image: unit rows (K, B, D).
+        text: unit rows (K, B, D).
+        log_scale: log t, a scalar.
+        iterations: number of Newton steps.
 
     >>> ones = torch.ones(1, 8, 4) / 2
     >>> fitted_bias(ones, ones, torch.tensor(0.0)).item() + 1  # all logits are 1 + b

@@ -17,7 +17,15 @@ from stability.streams import stream
 
 
 def independent_indices(seed: int | str, use: str, count: int, available: int, batch_size: int) -> Tensor:
-    """Return the indices (count, B) of independent batches, each drawn without replacement."""
+    """Return the indices (count, B) of independent batches, each drawn without replacement.
+
+    Args:
+        seed: seed of the stream.
+        use: name of the stream.
+        count: number of batches.
+        available: number of pairs.
+        batch_size: B.
+    """
     generator = stream(seed, use)
     return torch.stack([torch.randperm(available, generator=generator)[:batch_size] for _ in range(count)])
 
@@ -164,7 +172,14 @@ def exceeds_share(device: torch.device, tensors: Sequence[Tensor]) -> bool:
 
 
 def population_data(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> PopulationData:
-    """Return the training data of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
+    """Return the training data of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh.
+
+    Args:
+        runs: the run of each replica, of one batch size.
+        pairs: the study's data.
+        kind: the study's ``data.corruption``: fixed or fresh.
+        device: where training takes place.
+    """
     image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
     clean = [(image, text, caption)] * len(runs)
     part = bool(runs[0].train_pairs)
@@ -230,6 +245,14 @@ def held_out_data(
 
     With *fresh* corruption each batch is corrupted; with *fixed* corruption the pairs are corrupted once, by each run's
     stream for this *use*.
+
+    Args:
+        feed: the training data.
+        image: held-out images (m, ...).
+        text: held-out texts (m, ...).
+        extra_modalities: held-out samples of each further modality.
+        caption: ids (m,) of the captions.
+        use: name of the random stream.
     """
     clean = replace(
         feed,

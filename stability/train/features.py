@@ -70,6 +70,13 @@ def kept_features(
     """Return the features of each modality whose tower can be split, for replicas with the parameters *theta* (R, P).
 
     Empty if pairs are corrupted anew at every step (``data.corruption = "fresh"``), since then samples change.
+
+    Args:
+        study: the study.
+        spec: what all replicas share.
+        theta: parameters (R, P).
+        feed: the training data.
+        pairs: the study's data.
     """
     params = spec.layout.unflatten(theta)
     cache = str(study.data.options.get("cache", ""))

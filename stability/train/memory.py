@@ -145,6 +145,12 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
 
     Counts the tensors that autograd saves in one forward pass of one replica (each storage once) and the features of
     frozen towers (those of all its pairs, though replicas may share them), so it depends only on the study.
+
+    Args:
+        study: the study.
+        arm: name of the arm.
+        batch_size: B.
+        pairs: the study's data.
     """
     spec = model_spec(study, arm, batch_size, pairs)
     theta = initial_parameters(study, spec, pairs, [0])[0].requires_grad_()

@@ -237,7 +237,15 @@ def build_towers(study: Study, pairs: Pairs, seed: int | str) -> dict[str, nn.Mo
 
 
 def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, options: Options = ()) -> ModelSpec:
-    """Return what all replicas of one arm and batch size share; *options* override those of the arm."""
+    """Return what all replicas of one arm and batch size share; *options* override those of the arm.
+
+    Args:
+        study: the study.
+        arm_name: the arm.
+        batch_size: B, on which initial scalars may depend.
+        pairs: the study's data.
+        options: options of the loss that override those of the arm.
+    """
     towers = build_towers(study, pairs, seed=0)
     arm_loss = loss_spec(study.arm(arm_name, options))
     named_params = [
@@ -276,7 +284,14 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
 
 
 def initial_parameters(study: Study, spec: ModelSpec, pairs: Pairs, seeds: Sequence[int | str]) -> Tensor:
-    """Return the flat parameters (R, P) of replicas with these seeds, on the CPU."""
+    """Return the flat parameters (R, P) of replicas with these seeds, on the CPU.
+
+    Args:
+        study: the study.
+        spec: what all replicas share.
+        pairs: the study's data.
+        seeds: seed of each replica.
+    """
 
     def flat(seed: int | str) -> Tensor:
         params = {

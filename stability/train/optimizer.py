@@ -209,7 +209,14 @@ class GradClipper:
 
     @classmethod
     def of(cls, train: Train, replicas: int, device: torch.device, window: int = 100) -> GradClipper:
-        """Return the clipper that a study specifies."""
+        """Return the clipper that a study specifies.
+
+        Args:
+            train: the study's training settings.
+            replicas: R.
+            device: where training takes place.
+            window: number of past steps whose norms a quantile is taken over.
+        """
         seen = torch.zeros((), dtype=torch.int64, device=device)
         return cls(train.clip_quantile, train.clip_norm, torch.zeros(replicas, window, device=device), seen)
 

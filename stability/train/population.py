@@ -77,7 +77,14 @@ class Population:
 
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
-    """Return the population of *runs* (of one arm and batch size) before the first step."""
+    """Return the population of *runs* (of one arm and batch size) before the first step.
+
+    Args:
+        study: the study as this arm and batch size train it.
+        runs: the run of each replica.
+        pairs: the study's data.
+        device: where training takes place.
+    """
     spec = model_spec(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
     theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs]).to(device)
     feed = population_data(runs, pairs, study.data.corruption, device)
