@@ -284,7 +284,7 @@ def test_all_losses_read_the_children_s_data_in_the_same_order(tiny):
     orders = []
     for arm in ("clip", "siglip-log-b"):
         trainer = trainer_at(tiny, 2, of_arm(tiny, arm)[:2])
-        feed, seeds = trainer.population.feed, [run.rng_seed for run in trainer.population.runs]
+        feed, seeds = trainer.population.data, [run.rng_seed for run in trainer.population.runs]
         batches = BatchStream(seeds, feed.available, feed.batch_size, trainer.device, fork_stream(2, 0))
         batches.advance()
         orders.append(batches.index()[0])

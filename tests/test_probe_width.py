@@ -128,7 +128,7 @@ def test_the_bytes_of_a_reading_grow_with_what_its_probe_holds(tiny_text):
         trainer = trainer_of(study_of(name, tiny_text, seeds=2), CPU)
         return bytes_per_reading(trainer.population, name, options)
 
-    held = len(trainer_of(study_of("retrieval", tiny_text, seeds=2), CPU).population.held.caption)
+    held = len(trainer_of(study_of("retrieval", tiny_text, seeds=2), CPU).population.held_out.caption)
     assert bytes_of_reading("retrieval") > 16 * 4 * held**2 > bytes_of_reading("separability")
     few, many = (bytes_of_reading("curvature", batches=count, steps=4) for count in (2, 12))
     assert many > 3 * few

@@ -43,7 +43,7 @@ def replica(trainer, place):
     """Return parameters and embeddings of one replica on the held-out pairs."""
     population = trainer.population
     params = population.spec.layout.unflatten(population.theta.detach()[place])
-    held = population.held
+    held = population.held_out
     return (
         params,
         population.spec.embed_image(params, held.image),
@@ -153,8 +153,8 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
     state = population.optimizer
     v_hat = state.buffers["second"][place].double() / (1 - 0.95**state.steps)
     scale = layout.unflatten((v_hat.sqrt() + 1e-8).rsqrt())
-    index = independent_indices(runs[place].seed, "probe/curvature", 2, population.feed.available, 8)
-    batches = population.feed.select([place]).batch(index[None], ())
+    index = independent_indices(runs[place].seed, "probe/curvature", 2, population.data.available, 8)
+    batches = population.data.select([place]).batch(index[None], ())
 
     def loss(flat):
         parts = flat.split([params[name].numel() for name in names])
@@ -207,9 +207,9 @@ def test_at_its_own_parameters_the_matched_noise_of_a_loss_is_its_own(trainer):
     layout = both.population.spec.layout
     assert_close(matched["matched_bias"], layout.unflatten(both.population.theta.detach())["loss.bias"])
     index = independent_indices(
-        population.runs[0].seed, "probe/matched_gradient_noise/1", 3, both.population.feed.available, 8
+        population.runs[0].seed, "probe/matched_gradient_noise/1", 3, both.population.data.available, 8
     )
-    batches = both.population.feed.select([0]).batch(index[None], both.population.feed.select([0]).generators("x"))
+    batches = both.population.data.select([0]).batch(index[None], both.population.data.select([0]).generators("x"))
     params = {name: value[0] for name, value in layout.unflatten(both.population.theta.detach()).items()}
     own = gradient_noise(
         both.population.spec.objective,

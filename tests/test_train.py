@@ -333,7 +333,7 @@ def test_losses_share_weights_batches_and_noise_at_one_seed(tiny):
     ours, theirs = (population_of(tiny, some_runs(tiny, arm), pairs, CPU) for arm in ("clip", "siglip-log-b"))
     towers_only = ours.spec.layout.size - 1
     assert torch.equal(ours.theta[:, :towers_only], theirs.theta[:, :towers_only])
-    assert torch.equal(ours.feed.text, theirs.feed.text)
+    assert torch.equal(ours.data.text, theirs.data.text)
 
 
 def test_scalars_start_where_the_arm_says_and_neither_they_nor_biases_decay(tiny):
@@ -394,7 +394,7 @@ def test_gradients_of_a_population_are_those_of_autograd_under_vmap(tiny_text, n
     assert (population.spec.loss.kernel is not None) == (name in ("clip", "siglip"))
     theta = population.theta.double()
     index = torch.stack([torch.randperm(40)[:8] for _ in range(3)])
-    batch = step_inputs(population, index, index) | population.feed.batch(index, ()) | {"state": population.state}
+    batch = step_inputs(population, index, index) | population.data.batch(index, ()) | {"state": population.state}
     batch["image"] = batch["image"].double()
     for frozen in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.spec.initial_scalars)}):
         spec = replace(population.spec, frozen=population.spec.frozen | frozen)

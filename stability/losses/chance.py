@@ -30,8 +30,8 @@ def chance_level(variant: Variant[LossTraits], batch_size: int, options: Mapping
     scalars, declared, formula = scalars_with(variant, options), variant.traits.scalars, variant.traits.chance
     others = {key: value for key, value in options.items() if key not in scalars}
     # The initial value of a trained scalar does not matter; the value of a frozen one does.
-    is_moved = any(not scalar.trained and scalar != declared[name] for name, scalar in scalars.items())
-    if formula and not is_moved and others.keys() <= inspect.signature(formula).parameters.keys():
+    sets_a_constant = any(not scalar.trained and scalar != declared[name] for name, scalar in scalars.items())
+    if formula and not sets_a_constant and others.keys() <= inspect.signature(formula).parameters.keys():
         return float(formula(batch_size, **others))
     traits = replace(variant.traits, scalars=scalars)
     arm = replace(variant, function=partial(variant.function, **others), traits=traits)

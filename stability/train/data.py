@@ -239,15 +239,15 @@ def population_data(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.
 
 
 def held_out_data(
-    feed: PopulationData, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
+    data: PopulationData, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
 ) -> PopulationData:
-    """Return held-out pairs for the runs of *feed*, corrupted like their training pairs.
+    """Return held-out pairs for the runs of *data*, corrupted like their training pairs.
 
     With *fresh* corruption each batch is corrupted; with *fixed* corruption the pairs are corrupted once, by each run's
     stream for this *use*.
 
     Args:
-        feed: the training data.
+        data: the training data.
         image: held-out images (m, ...).
         text: held-out texts (m, ...).
         extra_modalities: held-out samples of each further modality.
@@ -255,7 +255,7 @@ def held_out_data(
         use: name of the random stream.
     """
     clean = replace(
-        feed,
+        data,
         image=image,
         text=text,
         extra_modalities={f"modality-{number}": samples for number, samples in enumerate(extra_modalities, start=3)},
@@ -265,8 +265,8 @@ def held_out_data(
         on_host=False,
         part=False,
     )
-    noise = any(run.noise for run in feed.runs)
-    if not (feed.fresh or noise):
+    noise = any(run.noise for run in data.runs)
+    if not (data.fresh or noise):
         return clean
     on_host = replace(
         clean,
@@ -275,10 +275,10 @@ def held_out_data(
         extra_modalities={name: samples.cpu() for name, samples in clean.extra_modalities.items()},
         on_host=True,
     )
-    if feed.fresh:
+    if data.fresh:
         return on_host
-    everything = torch.arange(len(image)).expand(len(feed.runs), 1, -1)
-    noisy = replace(on_host, fresh=True).batch(everything, feed.generators(use))
+    everything = torch.arange(len(image)).expand(len(data.runs), 1, -1)
+    noisy = replace(on_host, fresh=True).batch(everything, data.generators(use))
     return replace(clean, image=noisy["image"][:, 0], text=noisy["text"][:, 0], shared_image=False, shared_text=False)
 
 

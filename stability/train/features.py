@@ -65,7 +65,7 @@ def bytes_kept(split: FrozenSplit, available: int) -> int:
 
 
 def kept_features(
-    study: Study, spec: ModelSpec, theta: Tensor, feed: PopulationData, pairs: Pairs
+    study: Study, spec: ModelSpec, theta: Tensor, data: PopulationData, pairs: Pairs
 ) -> dict[str, Features]:
     """Return the features of each modality whose tower can be split, for replicas with the parameters *theta* (R, P).
 
@@ -75,14 +75,14 @@ def kept_features(
         study: the study.
         spec: what all replicas share.
         theta: parameters (R, P).
-        feed: the training data.
+        data: the training data.
         pairs: the study's data.
     """
     params = spec.layout.unflatten(theta)
     cache = str(study.data.options.get("cache", ""))
     kept = {}
-    for modality, split in spec.splits.items() if not feed.fresh else ():
-        samples, shared = feed.samples_of(modality)
+    for modality, split in spec.splits.items() if not data.fresh else ():
+        samples, shared = data.samples_of(modality)
         samples_digest = f"{pairs.fingerprint} {modality}" if pairs.fingerprint else ""
         tower_params = subtree(f"{modality}.", params)
         kept[modality] = features_of(

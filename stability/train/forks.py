@@ -30,7 +30,7 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
     return replace(
         population,
         runs=runs,
-        feed=population.feed if whole else population.feed.select(list(replicas)),
+        data=population.data if whole else population.data.select(list(replicas)),
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=population.optimizer.select(rows),

@@ -47,7 +47,7 @@ def bytes_per_reading(population: Population, name: str, options: Mapping[str, A
     The estimate comes from one evaluation of one replica on one batch and on the held-out pairs, so it depends only on
     the study and on shapes. *options* are all options of the probe.
     """
-    spec, feed, held, theta = population.spec, population.feed, population.held, population.theta
+    spec, data, held_out, theta = population.spec, population.data, population.held_out, population.theta
     holds = probe[name].traits.holds
     params = spec.layout.unflatten(theta[0].detach())
     # The basis of the Krylov space has one vector per step.
@@ -59,29 +59,29 @@ def bytes_per_reading(population: Population, name: str, options: Mapping[str, A
         evaluated = bytes_of(lambda: spec.objective(params, batch), params)
         samples = sum(map(_bytes, pytree.tree_leaves(batch)))
         unseen = probe[name].traits.held_out_batches
-        sides = [feed.samples_of(side) for side in ("image", "text", *feed.extra_modalities)]
-        selected = sum(_bytes(x[0]) for x, is_shared in sides if not is_shared and not feed.on_host)
+        sides = [data.samples_of(side) for side in ("image", "text", *data.extra_modalities)]
+        selected = sum(_bytes(x[0]) for x, is_shared in sides if not is_shared and not data.on_host)
         total += (1 + unseen) * (count * samples + selected)
         total += BACKWARD * evaluated * (count if "batches" in holds else "batch" in holds)
     if "embeddings" in holds or "similarities" in holds:
         embeddings = (
-            lambda: spec.embed_image(params, held.image),
-            lambda: spec.embed_text(params, held.text),
-            lambda: spec.embed_extra_modalities(params, held.extra_modalities),
+            lambda: spec.embed_image(params, held_out.image),
+            lambda: spec.embed_text(params, held_out.text),
+            lambda: spec.embed_extra_modalities(params, held_out.extra_modalities),
         )
         total += 2 * sum(bytes_of(embed, params) for embed in embeddings)
     if "similarities" in holds:
         towers = len(spec.towers)
-        total += TABLES * towers * (towers - 1) // 2 * len(held.image) ** 2 * theta.element_size()
+        total += TABLES * towers * (towers - 1) // 2 * len(held_out.image) ** 2 * theta.element_size()
     return total
 
 
 def resident_bytes(population: Population) -> int:
     """Return the bytes that data, parameters and moments take on the device between two steps."""
-    feed = population.feed
-    pairs = [] if feed.on_host else [feed.image, feed.text, *feed.extra_modalities.values()]
+    data = population.data
+    pairs = [] if data.on_host else [data.image, data.text, *data.extra_modalities.values()]
     state = [population.theta, *population.optimizer.buffers.values()]
-    return sum(map(_bytes, [*pairs, *_tensors(population.held), *state]))
+    return sum(map(_bytes, [*pairs, *_tensors(population.held_out), *state]))
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
             noisiest[run.corruption, run.train_pairs] = run
     shared, own = [0], [0]
     for run in noisiest.values() if study.data.corruption == "fixed" else ():
-        feed = population_data([run], pairs, "fixed", torch.device("cpu"))
-        sides = [feed.samples_of(name) for name in ("image", "text", *feed.extra_modalities)]
+        data = population_data([run], pairs, "fixed", torch.device("cpu"))
+        sides = [data.samples_of(name) for name in ("image", "text", *data.extra_modalities)]
         shared.append(sum(_bytes(samples) for samples, is_shared in sides if is_shared))
         own.append(sum(_bytes(samples) for samples, is_shared in sides if not is_shared))
     seen = [rows(samples, pairs.held_out) for samples in (*pairs.modalities.values(), pairs.caption, pairs.label)]
@@ -117,9 +117,17 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
     return DataBytes(sum(map(_bytes, seen)), max(shared), max(own))
 
 
-def _tensors(held: HeldOut) -> list[Tensor]:
-    hard = [] if held.hard_negatives is None else [held.hard_negatives]
-    return [held.image, held.text, held.caption, held.label, held.prompts, *hard, *held.extra_modalities]
+def _tensors(held_out: HeldOut) -> list[Tensor]:
+    hard = [] if held_out.hard_negatives is None else [held_out.hard_negatives]
+    return [
+        held_out.image,
+        held_out.text,
+        held_out.caption,
+        held_out.label,
+        held_out.prompts,
+        *hard,
+        *held_out.extra_modalities,
+    ]
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -128,9 +136,9 @@ def _bytes(tensor: Tensor) -> int:
 
 def _first_batch(population: Population) -> Batch:
     """Return the first pairs of the first replica, with placeholders for the reserved inputs of losses."""
-    feed, device = population.feed, population.theta.device
-    size = feed.batch_size
-    sides = {name: feed.samples_of(name) for name in ("image", "text", *feed.extra_modalities)}
+    data, device = population.data, population.theta.device
+    size = data.batch_size
+    sides = {name: data.samples_of(name) for name in ("image", "text", *data.extra_modalities)}
     return {
         **{name: to_device((x if shared else x[0])[:size], device) for name, (x, shared) in sides.items()},
         "index": torch.arange(size, device=device),

@@ -33,8 +33,8 @@ class Population:
         study: the study as this arm and batch size train it.
         runs: the run of each replica.
         spec: what all replicas share: towers, loss, layout.
-        feed: their training pairs.
-        held: the held-out pairs.
+        data: their training pairs.
+        held_out: the held-out pairs.
         theta: parameters (R, P), padded to whole cache lines.
         grad: output for the gradient, like theta.
         optimizer: the optimizer's state.
@@ -53,8 +53,8 @@ class Population:
     study: Study
     runs: Sequence[Run]
     spec: ModelSpec
-    feed: PopulationData
-    held: HeldOut
+    data: PopulationData
+    held_out: HeldOut
     theta: Tensor
     grad: Tensor
     optimizer: OptimizerState
@@ -87,10 +87,10 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
     """
     spec = model_spec(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
     theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs]).to(device)
-    feed = population_data(runs, pairs, study.data.corruption, device)
+    data = population_data(runs, pairs, study.data.corruption, device)
     for tower in spec.towers.values():
         tower.to(device)  # moves its buffers
-    hash_multipliers = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
+    hash_multipliers = torch.randint(-(2**62), 2**62, (data.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
     parameters = [
         (size, _decay(study, spec, name), _lr_multiplier(study, spec, name)) for name, size in spec.layout.sizes.items()
     ]
@@ -98,8 +98,8 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         study=study,
         runs=runs,
         spec=spec,
-        feed=feed,
-        held=held_out(pairs, device),
+        data=data,
+        held_out=held_out(pairs, device),
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=initial_state(study.train, theta),
@@ -108,12 +108,12 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         clipper=GradClipper.of(study.train, len(runs), device),
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         hash_multipliers=hash_multipliers.to(device),
-        generators=feed.generators("train"),
+        generators=data.generators("train"),
         loss_generators={run.rng_seed: stream(run.rng_seed, "loss") for run in runs},
-        features=kept_features(study, spec, theta, feed, pairs),
+        features=kept_features(study, spec, theta, data, pairs),
         state={
             name: value.expand(len(runs), *value.shape).clone().to(device)
-            for name, value in spec.loss.initial_state(feed.available).items()
+            for name, value in spec.loss.initial_state(data.available).items()
         },
     )
 

@@ -163,7 +163,7 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
             embed_image=spec.embed_image,
             embed_text=spec.embed_text,
             embed_extra_modalities=spec.embed_extra_modalities,
-            held_out=population.held,
+            held_out=population.held_out,
             constant_rate=constant_lr,
             frozen=spec.frozen,
             chance=chance,
@@ -179,9 +179,9 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
     return {key: value[: len(chosen)].detach() for key, value in values.items()}
 
 
-def _some(feed: PopulationData, replicas: list[int]) -> PopulationData:
+def _some(data: PopulationData, replicas: list[int]) -> PopulationData:
     """Return the data of some of the replicas, without a copy if these are all."""
-    return feed if replicas == list(range(len(feed.runs))) else feed.select(replicas)
+    return data if replicas == list(range(len(data.runs))) else data.select(replicas)
 
 
 def learning_rates(population: Population, replicas: list[int]) -> Tensor:
@@ -206,7 +206,7 @@ def probe_batches(population: Population, name: str, count: int, chosen: list[in
     fixed = probe[name].traits.fixed_batches
     use = f"probe/{name}" if fixed else f"probe/{name}/{population.step}"
     draw = _fixed_indices if fixed else independent_indices
-    some = _some(population.feed, chosen)
+    some = _some(population.data, chosen)
     seeds = [run.rng_seed for run in some.runs]
     by_seed = {seed: draw(seed, use, count, some.available, some.batch_size) for seed in dict.fromkeys(seeds)}
     index = torch.stack([by_seed[seed] for seed in seeds])
@@ -231,11 +231,11 @@ def held_out_batches(population: Population, name: str, count: int, chosen: list
         count: the number of batches for each replica.
         chosen: the indices of the replicas.
     """
-    use, held, feed = f"probe/{name}/held-out", population.held, _some(population.feed, chosen)
-    unseen = held_out_data(feed, held.image, held.text, held.extra_modalities, held.caption, use)
-    step_use, seeds = f"{use}/{population.step}", [run.rng_seed for run in feed.runs]
+    use, held_out, data = f"probe/{name}/held-out", population.held_out, _some(population.data, chosen)
+    unseen = held_out_data(data, held_out.image, held_out.text, held_out.extra_modalities, held_out.caption, use)
+    step_use, seeds = f"{use}/{population.step}", [run.rng_seed for run in data.runs]
     by_seed = {
-        seed: independent_indices(seed, step_use, count, unseen.available, feed.batch_size)
+        seed: independent_indices(seed, step_use, count, unseen.available, data.batch_size)
         for seed in dict.fromkeys(seeds)
     }
     index = torch.stack([by_seed[seed] for seed in seeds])

@@ -132,7 +132,7 @@ def replay(
         path=path,
         spec=population.spec,
         batches=_fixed_batches(study, population, index),
-        held_out=population.held,
+        held_out=population.held_out,
     )
 
 

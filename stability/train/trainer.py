@@ -37,11 +37,11 @@ def step_inputs(population: Population, index: Tensor, host_index: Tensor) -> In
 
     *index* (R, B) is on the device; *host_index* holds the same numbers on the CPU.
     """
-    spec, feed, device = population.spec, population.feed, population.theta.device
+    spec, data, device = population.spec, population.data, population.theta.device
     inputs = {"index": index, "rate": population.rates.at(population.step)}
-    if feed.on_host:
+    if data.on_host:
         needed = [name for name in modalities_read(population) if name != "index"]
-        batch = feed.batch(host_index, population.generators, without=set(spec.towers) - {*needed})
+        batch = data.batch(host_index, population.generators, without=set(spec.towers) - {*needed})
         inputs |= {name: batch[name] for name in needed}
     for name, kept in population.features.items():
         if kept.on_host:
@@ -114,9 +114,9 @@ def _batch(population: Population, inputs: Inputs) -> tuple[dict[str, Any], dict
         for name, kept in population.features.items()
     }
     batch: dict[str, Any] = {**inputs, "state": population.state}
-    if not population.feed.on_host:
+    if not population.data.on_host:
         without = set(population.spec.towers) - {*modalities_read(population)}
-        batch |= population.feed.batch(index, (), without=without)
+        batch |= population.data.batch(index, (), without=without)
     return batch, features
 
 
@@ -136,8 +136,8 @@ class Trainer:
 
     def _start(self, population: Population, use: str) -> None:
         self.population = population
-        feed, seeds = population.feed, [run.rng_seed for run in population.runs]
-        self._batches = BatchStream(seeds, feed.available, feed.batch_size, self.device, use)
+        data, seeds = population.data, [run.rng_seed for run in population.runs]
+        self._batches = BatchStream(seeds, data.available, data.batch_size, self.device, use)
         self._captured = CapturedStep(lambda inputs: train_step(population, inputs)) if self._capture else None
 
     @property
