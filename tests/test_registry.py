@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from stability.calibrate.worlds import shape, world
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import dataset
@@ -17,7 +18,7 @@ from stability.probes import probe
 from stability.registry import InputError, Registry
 from stability.sinks import sink
 
-REGISTRIES = (loss, probe, dataset, encoder, corruption, contrast, optimizer, direction, sink)
+REGISTRIES = (loss, probe, dataset, encoder, corruption, contrast, optimizer, direction, sink, shape, world)
 
 
 def mine() -> None:
