@@ -183,7 +183,7 @@ def made_by(measure: str) -> str:
     """Return the name of the probe that makes a measure."""
     if measure in {each.name for each in STEP_MEASURES}:
         return "every step"
-    return next(name for name, variant in probe.items() if measure in {m.name for m in variant.traits["measures"]})
+    return next(name for name, variant in probe.items() if measure in {m.name for m in variant.traits.measures})
 
 
 def table(found: pd.DataFrame, by: str) -> str:

@@ -22,7 +22,7 @@ from stability.grid import Group
 from stability.losses import clip
 from stability.study import Study
 from stability.train import Trainer
-from stability.train.population import build_towers
+from stability.train.model import build_towers
 
 Advance = Callable[[int], np.ndarray]
 

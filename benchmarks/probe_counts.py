@@ -19,7 +19,7 @@ from stability.grid import Group, runs_of
 from stability.probes import probe
 from stability.study import Schedule, parse_study
 from stability.train import Trainer
-from stability.train.forking import CHILDREN
+from stability.train.forks import CHILDREN
 
 REPLICAS = (4, 64)
 

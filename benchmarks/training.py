@@ -31,7 +31,7 @@ from workload import Work, agree, share
 
 from stability.execute.machine import core_count, device_model
 from stability.store import write_atomically
-from stability.train.population import initial_parameters, model_spec
+from stability.train.model import initial_parameters, model_spec
 
 CASES = {f"{towers}-{size}": (towers, size) for towers in ("mlp", "transformer") for size in (32, 128, 512, 2048)}
 DEFAULT = ("mlp-32", "mlp-128", "mlp-512", "transformer-32")

@@ -6,25 +6,21 @@ only reported, since a good loss may lack them. If a loss raises, the property f
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
-from torch.nn import functional as F
 
-from stability.losses import reserved_of, scalars_of, scalars_with
+from stability.losses import reserved_of, scalars_of
+from stability.losses.calls import DIM, SIZE, Inputs, call, dtype_name, inputs_of
+from stability.losses.chance import best_constant, matched_pairs, minimum_loss
 from stability.registry import InputError, Variant
 from stability.streams import stream
 
-SIZE, DIM = 6, 4
-AVAILABLE = 64
-LATE = 10**9
 SCALES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3)
 BATCH_SIZES = (4, 16, 64, 256)
 
@@ -46,93 +42,10 @@ class CheckResult:
     reason: str
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The arguments of one call of a loss.
-
-    Attributes:
-        varying: Differentiable arguments: image, text (B, D) and the scalars.
-        reserved: Reserved arguments except the state.
-        state: The state; empty for a loss without one.
-    """
-
-    varying: dict[str, Tensor]
-    reserved: dict[str, Tensor]
-    state: dict[str, Tensor]
-
-    @property
-    def everything(self) -> dict[str, Tensor]:
-        """Return all tensors by name, those of the state as ``state.<name>``."""
-        return {**self.varying, **self.reserved, **{f"state.{name}": value for name, value in self.state.items()}}
-
-    def changed(self, **values: Tensor) -> Inputs:
-        """Return the same call with other values of some differentiable arguments."""
-        return replace(self, varying=self.varying | values)
-
-    def reordered(self, order: Tensor) -> Inputs:
-        """Return the same call with the pairs and all per-pair arguments reordered."""
-        varying = {name: value[order] if value.ndim == 2 else value for name, value in self.varying.items()}
-        reserved = dict(self.reserved)
-        if "index" in reserved:
-            reserved["index"] = reserved["index"][order]
-        if "uniform" in reserved:
-            reserved["uniform"] = reserved["uniform"][order][:, order]
-        return Inputs(varying, reserved, self.state)
-
-
-def inputs_of(
-    variant: Variant, size: int = SIZE, *, seed: int = 0, step: int = 3, dtype: torch.dtype = torch.float64
-) -> Inputs:
-    """Return the arguments of a call of *variant* on *size* random pairs, at its initial scalars and initial state."""
-    generator = stream(seed, "check")
-    image, text = F.normalize(torch.randn(2, size, DIM, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
-    scalars = {name: torch.tensor(scalar.at(size), dtype=dtype) for name, scalar in scalars_of(variant).items()}
-    available = {
-        "step": torch.tensor(step),
-        "index": torch.randperm(max(AVAILABLE, size), generator=generator)[:size],
-        "uniform": torch.rand(size, size, generator=generator, dtype=torch.float64).to(dtype),
-    }
-    names = reserved_of(variant)
-    initial = variant.traits["state"](max(AVAILABLE, size)) if "state" in names else {}
-    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in initial.items()}
-    reserved = {name: value for name, value in available.items() if name in names}
-    return Inputs({"image": image, "text": text, **scalars}, reserved, state)
-
-
-def call(variant: Variant, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss and its new state (empty for a loss without one).
-
-    Raises:
-        InputError: The loss does not return one number, or takes a state and does not return a new one.
-    """
-    rest = {name: value for name, value in inputs.varying.items() if name not in ("image", "text")} | inputs.reserved
-    state: dict[str, Tensor] = {}
-    if "state" not in reserved_of(variant):
-        returned = variant(inputs.varying["image"], inputs.varying["text"], **rest)
-    else:
-        output = variant(inputs.varying["image"], inputs.varying["text"], **rest, state=dict(inputs.state))
-        if not (isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)):
-            raise InputError("it asks for a state, so it has to return two things: (loss, new_state)")
-        returned, state = output[0], dict(output[1])
-        if state.keys() != inputs.state.keys():
-            raise InputError(f"its new state has {sorted(state)}, its initial state {sorted(inputs.state)}")
-    if not isinstance(returned, Tensor):
-        raise InputError(f"it returns a value of type {type(returned).__name__}; allowed: a tensor that is one number")
-    if returned.ndim:
-        raise InputError(f"it returns a tensor of shape {tuple(returned.shape)}; allowed: one number, shape ()")
-    if not returned.is_floating_point():
-        raise InputError(f"it returns a number of type {_type(returned)}; allowed: a real one, as float32 is")
-    return returned, state
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def validate_loss(variant: Variant) -> None:
     """Raise `InputError` with one sentence if a loss cannot be called or does not return one number."""
     where = f"loss {variant.name!r}"
-    if "state" in reserved_of(variant) and not callable(variant.traits.get("state")):
+    if "state" in reserved_of(variant) and not callable(variant.traits.state):
         raise InputError(f"{where} asks for a state; declare state=function(available) in its decorator")
     missing = [
         name
@@ -249,8 +162,8 @@ def _finite_differences(variant: Variant) -> tuple[bool, str]:
     value, image = _value(variant, inputs), inputs.varying["image"]
     if value.dtype != image.dtype:
         return False, (
-            f"it returns {_type(value)} for embeddings of {_type(image)}; make new tensors of the inputs' type, as by "
-            "dtype=image.dtype, and convert none"
+            f"it returns {dtype_name(value)} for embeddings of {dtype_name(image)}; make new tensors of the inputs' "
+            "type, as by dtype=image.dtype, and convert none"
         )
     gradients = _gradients(variant, inputs)
     if not any(gradient.any() for gradient in gradients.values()):
@@ -344,79 +257,17 @@ def _scale_with_batch(variant: Variant) -> tuple[bool, str]:
 def _chance(variant: Variant) -> tuple[bool, str]:
     best = best_constant(variant)
     where = f"at B = {SIZE} the best constant similarity reaches {round(best, 6):.4g}"
-    if (best_matched := _minimize(variant, _matched)) >= best - 1e-6 * max(1.0, abs(best)):
+    if (best_matched := minimum_loss(variant, matched_pairs)) >= best - 1e-6 * max(1.0, abs(best)):
         return (
             False,
             f"{where}, and no more is lost by it than by embeddings that match ({round(best_matched, 6):.4g}): every "
             "run would count as diverged",
         )
-    declared = variant.traits.get("chance")
+    declared = variant.traits.chance
     if declared is None:
         return True, f"none declared (chance = a function of B), so it is computed; {where}"
     level = declared(SIZE)
     return math.isclose(level, best, rel_tol=1e-4, abs_tol=1e-4), f"declared {level:.4g}; {where}"
-
-
-def chance_level(variant: Variant, batch_size: int, given: Mapping[str, Any] | None = None) -> float:
-    """Return the chance-level loss (uninformative embeddings) for the given scalars and options.
-
-    The declared formula is used if it takes every option given; otherwise the minimum over constant similarities is
-    computed numerically.
-    """
-    given = given or {}
-    scalars, formula = scalars_with(variant, given), variant.traits.get("chance")
-    options = {key: value for key, value in given.items() if key not in scalars}
-    # The initial value of a trained scalar does not matter; the value of a frozen one does.
-    held = any(not scalar.trained and scalar != scalars_of(variant)[name] for name, scalar in scalars.items())
-    if formula and not held and options.keys() <= inspect.signature(formula).parameters.keys():
-        return float(formula(batch_size, **options))
-    arm = replace(variant, function=partial(variant.function, **options), traits={**variant.traits, **scalars})
-    return best_constant(arm, batch_size)
-
-
-def best_constant(variant: Variant, size: int = SIZE) -> float:
-    """Return the minimum loss of a similarity that is the same for all pairs, with the best trained scalars.
-
-    All images are one vector, all texts another; their angle and the trained scalars are optimized, at a late step.
-    """
-    return _minimize(variant, _constant, size)
-
-
-def _constant(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    axes = torch.eye(DIM, dtype=torch.float64)[:2]
-    text = torch.cos(angle) * axes[0] + torch.sin(angle) * axes[1]
-    return axes[0].expand(size, DIM), text.expand(size, DIM)
-
-
-def _matched(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return pairs that match up to an angle, spread over all axes."""
-    axes, index = torch.eye(DIM, dtype=torch.float64), torch.arange(size)
-    image, orthogonal = axes[index % DIM], axes[(index + 1) % DIM]
-    # The search starts at a right angle, which is shifted here to almost matching pairs.
-    turn = angle - math.pi / 2 + 0.1
-    return image, torch.cos(turn) * image + torch.sin(turn) * orthogonal
-
-
-def _minimize(variant: Variant, embed: Callable[[Tensor, int], tuple[Tensor, Tensor]], size: int = SIZE) -> float:
-    """Return the minimum loss over an angle and the trained scalars; *embed* maps angle and size to embeddings."""
-    inputs = inputs_of(variant, size, step=LATE)
-    angle = torch.tensor(math.pi / 2, dtype=torch.float64, requires_grad=True)
-    free: dict[str, Tensor] = {
-        name: inputs.varying[name].clone().requires_grad_()
-        for name, scalar in scalars_of(variant).items()
-        if scalar.trained
-    }
-    optimizer = torch.optim.LBFGS([angle, *free.values()], max_iter=200, line_search_fn="strong_wolfe")
-
-    def evaluate() -> float:
-        optimizer.zero_grad()
-        image, text = embed(angle, size)
-        value = _value(variant, inputs.changed(image=image, text=text, **free))
-        value.backward()
-        return value.item()
-
-    optimizer.step(evaluate)
-    return evaluate()
 
 
 REQUIRED: dict[str, PropertyCheck] = {

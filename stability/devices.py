@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=is_accelerator(device))
+
+
+def to_float64(leaf: Any) -> Any:
+    """Return a tensor of floats as float64, without its gradient; anything else unchanged."""
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def room_on(device: torch.device, on_cpu: int, taken: int = 0) -> int:

@@ -89,25 +89,25 @@ def study_of(study: Study, group: Group) -> Study:
     return (search_of(study) if group.tuning else study).trained_as(group.arm, group.batch_size)
 
 
-def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[str, Any]:
+def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: dict[str, Any]) -> dict[str, Any]:
     """Return everything that determines the numbers of one run, as plain data without defaults.
 
     Titles, claims and the rest of the grid are not included, so stored runs stay valid when these are edited.
 
     Args:
         study: The study.
+        plain: The study as plain data (`Study.canonical`).
         options: Options of the loss that tuning sets; the result is the same if the arm sets an equal value.
         cell: The values of the grid's axes.
     """
-    return _configuration(study, study.canonical(), options, cell)
-
-
-def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: dict[str, Any]) -> dict[str, Any]:
     arm = study.arm(cell["arm"], options)
     variant = loss[arm.loss]
     declared = scalars_of(variant)
+    # The multiplier is "lr" in an identity, so that runs keep their ids.
     scalars = {
-        name: asdict(scalar) for name, scalar in scalars_with(variant, arm.options).items() if scalar != declared[name]
+        name: {"initial": scalar.initial, "trained": scalar.trained, "lr": scalar.lr_multiplier}
+        for name, scalar in scalars_with(variant, arm.options).items()
+        if scalar != declared[name]
     }
     set_options = {
         name: value
@@ -118,7 +118,7 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     trained = study.trained_as(cell["arm"], cell["batch_size"]).train
     if trained != study.train:
         kept["train"] = trained.model_dump(mode="json", exclude_defaults=True)
-    source = {key: variant.traits[key] for key in ("source",) if key in variant.traits}
+    source = {"source": variant.source} if variant.source else {}
     if arm.rng_stream:
         kept["rng_stream"] = arm.rng_stream
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}

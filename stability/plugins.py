@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stability.check import validate_loss
-from stability.encoders import encoder, reads
+from stability.encoders import encoder
 from stability.losses import loss
 from stability.registry import InputError, Registry, Variant, nearest
 
@@ -139,8 +139,8 @@ def _check_usable(variant: Variant) -> None:
     if variant.kind == "loss":
         validate_loss(variant)
         return
-    if reads(variant) not in READ:
-        raise InputError(f"encoder {variant.name!r}: modality={reads(variant)!r}; allowed: {', '.join(READ)}")
+    if (modality := variant.traits.modality) not in READ:
+        raise InputError(f"encoder {variant.name!r}: modality={modality!r}; allowed: {', '.join(READ)}")
     for name, parameter in variant.options.items():
         if parameter.default is parameter.empty:
             raise InputError(f"encoder {variant.name!r}: option {name!r} has no default; give it one")

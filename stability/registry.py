@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", bound="Traits")
 
 
 class InputError(ValueError):
@@ -30,6 +33,9 @@ FORMER_NAMES = {
     "locked": "frozen",
     "reprojected": "renormalized",
     "tolerate": "max_invalid_share",
+    "words": "vocab_size",
+    "length": "max_tokens",
+    "tokens": "tokenizer",
     "over": "axis",
     "against": "against_measure",
     "scale": "transform",
@@ -93,7 +99,36 @@ def snake_case(name: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Traits:
+    """What a decorator declares about a variant; each registry has a subclass with the fields that it knows.
+
+    Attributes:
+        least: Lower bounds of options, by name.
+        several: Options that also accept a list of values.
+    """
+
+    least: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    several: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    def declared(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Return the traits with these *values*.
+
+        Raises:
+            InputError: A trait is unknown, or one without a default is missing.
+        """
+        known = {trait.name: trait for trait in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise InputError(f"{where} has no trait {name!r}{nearest(name, known)}")
+        for name, trait in known.items():
+            if name not in values and trait.default is trait.default_factory is MISSING:
+                raise InputError(f"{where} does not declare the trait {name!r}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Variant(Generic[T]):
     """One entry of a registry.
 
     Attributes:
@@ -102,13 +137,17 @@ class Variant:
         function: The decorated function.
         options: Its keyword-only parameters.
         traits: What the decorator declared.
+        source: Of a variant from outside of this package: the digest of its file, or its package with the version.
+        package: The installed package that provides it, with its version; empty for all others.
     """
 
     kind: str
     name: str
     function: Callable[..., Any]
     options: Mapping[str, inspect.Parameter]
-    traits: Mapping[str, Any] = field(default_factory=dict)
+    traits: T
+    source: str = ""
+    package: str = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
@@ -120,22 +159,19 @@ class Variant:
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
 
     def check_options(self, options: Mapping[str, Any], where: str) -> None:
-        """Raise `InputError` for an option that the function does not have or whose value has the wrong type.
-
-        The trait *several* names options that also accept a list of values; *least* gives lower bounds of options.
-        """
+        """Raise `InputError` for an option that the function does not have or whose value is not allowed."""
         for key, value in options.items():
             if key not in self.options:
                 hint = nearest(key, self.options)
                 raise InputError(f"{where}.{key}: {self.kind} {self.name!r} has no such option{hint}")
             default = self.options[key].default
-            several = key in self.traits.get("several", ()) and isinstance(value, list)
-            values = value if several and value else [value]
+            several = key in self.traits.several
+            values = value if several and isinstance(value, list) and value else [value]
             if default is not inspect.Parameter.empty and not all(_fits(item, default) for item in values):
                 allowed = f"{KINDS.get(type(default), type(default).__name__)}, as {default!r}"
-                allowed += ", or a list of them" * (key in self.traits.get("several", ()))
+                allowed += ", or a list of them" * several
                 raise InputError(f"{where}.{key}: got {shortened(value)}; allowed: {allowed}")
-            least = self.traits.get("least", {}).get(key)
+            least = self.traits.least.get(key)
             if least is not None and min(values) < least:
                 raise InputError(f"{where}.{key}: got {value!r}; allowed: {least} or more")
 
@@ -146,33 +182,41 @@ def _fits(value: object, default: object) -> bool:
     return isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
 
 
-class Registry(Mapping[str, Variant]):
+class Registry(Mapping[str, Variant[T]]):
     """The registry of one kind of variant, used as a decorator with or without traits.
 
     A variant's name is that of the function, without a trailing underscore (as in ``lambda_``); it can also be looked
-    up with dashes for underscores. Installed packages add variants through entry points of the *group*, each under the
-    variant's name; such a package is imported only when one of its variants is looked up.
+    up with dashes for underscores. Installed packages add variants through entry points of
+    the *group*, each under the variant's name; such a package is imported only when one of its variants is looked up.
 
-    >>> fruit = Registry("fruit")
+    >>> @dataclass(frozen=True)
+    ... class FruitTraits(Traits):
+    ...     sour: bool = False
+    >>> fruit = Registry("fruit", FruitTraits)
     >>> @fruit
     ... def red_apple(*, size: int = 3):
     ...     '''A red one.'''
     >>> @fruit(sour=True)
     ... def lemon(): ...
-    >>> list(fruit), fruit["lemon"].traits, fruit["red-apple"].summary
-    (['red_apple', 'lemon'], {'sour': True}, 'A red one.')
+    >>> list(fruit), fruit["lemon"].traits.sour, fruit["red-apple"].summary
+    (['red_apple', 'lemon'], True, 'A red one.')
     >>> fruit.get_or_explain("lemmon", "study.toml: fruit")
     Traceback (most recent call last):
     stability.registry.InputError: study.toml: fruit: unknown fruit 'lemmon'; did you mean 'lemon'? (known: lemon,
     red_apple)
+    >>> @fruit(sower=True)
+    ... def lime(): ...
+    Traceback (most recent call last):
+    stability.registry.InputError: fruit 'lime' has no trait 'sower'; did you mean 'sour'? (known: least, several, sour)
     """
 
-    def __init__(self, kind: str, group: str = "") -> None:
+    def __init__(self, kind: str, traits: type[T], group: str = "") -> None:
         self.kind = kind
+        self.traits_type = traits
         self.group = group
-        self._variants: dict[str, Variant] = {}
+        self._variants: dict[str, Variant[T]] = {}
 
-    def __getitem__(self, name: str) -> Variant:
+    def __getitem__(self, name: str) -> Variant[T]:
         name = snake_case(name)
         if name not in self._variants and name in self.packaged:
             self._import(self.packaged[name])
@@ -194,7 +238,7 @@ class Registry(Mapping[str, Variant]):
         return {snake_case(point.name): point for point in entry_points(group=self.group)} if self.group else {}
 
     def _import(self, point: EntryPoint) -> None:
-        """Import the package that provides a variant; its name and version become the variant's trait *source*."""
+        """Import the package that provides a variant; its name and version become the variant's *source*."""
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
         where = f"{self.kind} {point.name!r} of the package {package}"
         try:
@@ -226,20 +270,26 @@ class Registry(Mapping[str, Variant]):
         name = snake_case(name or function.__name__.rstrip("_"))
         if name in self._variants and self._variants[name].function.__module__ != function.__module__:
             raise InputError(f"{self.kind} {name!r} exists already; give yours another name")
-        self._variants[name] = Variant(self.kind, name, function, options, traits)
+        declared = self.traits_type.declared(traits, f"{self.kind} {name!r}")
+        self._variants[name] = Variant(self.kind, name, function, options, declared)
         return function
 
-    def defined_in(self, module: str) -> dict[str, Variant]:
+    def defined_in(self, module: str) -> dict[str, Variant[T]]:
         """Return the variants that the module with this name has registered, by name."""
         return {name: variant for name, variant in self._variants.items() if variant.function.__module__ == module}
 
-    def annotate(self, name: str, **traits: Any) -> Variant:
-        """Add traits to the variant called *name* in the registry and return it."""
-        self._variants[name] = replace(self._variants[name], traits={**self._variants[name].traits, **traits})
-        return self._variants[name]
+    def annotate(self, name: str, *, source: str, package: str = "") -> None:
+        """Set the source and the package of the variant called *name*."""
+        self._variants[name] = replace(self._variants[name], source=source, package=package)
 
-    def get_or_explain(self, name: str, where: str) -> Variant:
+    def get_or_explain(self, name: str, where: str) -> Variant[T]:
         """Return the variant called *name*, or raise `InputError` with the nearest name."""
         if name not in self:
             raise InputError(f"{where}: unknown {self.kind} {name!r}{nearest(name, self)}")
         return self[name]
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that a new file registers its variants without an import elsewhere."""
+    for module in pkgutil.iter_modules(path):
+        import_module(f"{package}.{module.name}")

@@ -79,7 +79,7 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
     high = stats.margin_region(claim.margin, ratio)[1]
     width = math.log(high) if ratio else high
     need = Need(claim.id, claim.text, claim.contrast, confidence, width)
-    if contrast[claim.contrast].traits["on"] == "diverged":
+    if contrast[claim.contrast].traits.on == "diverged":
         why = "power for divergence tests depends on the discordant rate, which the margin does not specify"
         return replace(need, why=why)
     note = "approximate: of the jackknife's pseudo-values" if claim.contrast == "spread" else ""
@@ -101,9 +101,7 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
 def _is_ratio(claim: Claim, measure: Measure) -> bool:
     """Return whether a claim's margin is a ratio, because of its contrast or of a logarithmic scale."""
     variant = contrast[claim.contrast]
-    return variant.traits["ratio"] or (
-        "log" in variant.options and TRANSFORMS[claim.transform or measure.transform].log
-    )
+    return variant.traits.ratio or ("log" in variant.options and TRANSFORMS[claim.transform or measure.transform].log)
 
 
 def _settling(width: float, sd: float, confidence: float) -> int:

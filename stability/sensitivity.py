@@ -121,7 +121,7 @@ def _by_other_tests(primary: Comparison, question: Question) -> Iterator[Check]:
 
 
 def _by_mixed_model(primary: Comparison, arms: Sequence[Array], question: Question) -> Check:
-    kind = contrast[question.contrast].traits.get("mixed", "")
+    kind = contrast[question.contrast].traits.mixed
     name, method = "mixed-model", "mixed model with variance components (REML)"
     if not kind:
         return _none(name, method, "a mixed model has no term for what this contrast compares")
@@ -142,7 +142,7 @@ def _by_mixed_model(primary: Comparison, arms: Sequence[Array], question: Questi
 
 def _on_analysis_scale(arms: Sequence[Array], question: Question) -> tuple[Array, Array]:
     """Return both arms as (seeds, levels, cells) on the scale of the analysis, with NaN for unusable values."""
-    on, shape = contrast[question.contrast].traits["on"], np.shape(arms[0])
+    on, shape = contrast[question.contrast].traits.on, np.shape(arms[0])
     budget = question.supplied["budget"]
     raw = [np.minimum(arm, budget) if on == "times" else np.asarray(arm, dtype=float) for arm in arms]
     left, right = (side.reshape(shape) for side in paired_values(*raw))
@@ -153,7 +153,7 @@ def _without_each_seed(primary: Comparison, verdict: str, arms: Sequence[Array],
     name, method = "leave-one-seed-out", "the primary test without each seed in turn"
     flat = [side.reshape(len(side), -1) for side in paired_values(*arms)]
     # The time of an event that did not happen is infinite; its seed still counts.
-    times = contrast[question.contrast].traits["on"] == "times"
+    times = contrast[question.contrast].traits.on == "times"
     seeds = np.arange(len(flat[0])) if times else np.flatnonzero(np.isfinite(flat[0] + flat[1]).all(axis=1))
     comparisons = {}
     for seed in seeds.tolist():

@@ -19,10 +19,10 @@ import pandas as pd
 
 from stability.analysis import Results, load_results, summarize
 from stability.extras import optional
-from stability.registry import InputError, Registry
+from stability.registry import InputError, Registry, Traits
 from stability.vocabulary import AXES
 
-sink = Registry("sink")
+sink = Registry("sink", Traits)
 
 BATCH = 1000
 """Largest number of metrics that MLflow accepts in one call."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
-from stability.encoders import encoder, reads
+from stability.encoders import encoder
 from stability.grid import Group, runs_of
 from stability.losses import loss
 from stability.optimizers import optimizer
@@ -68,7 +68,7 @@ def _tower(name: str) -> str:
         return study_text(data='name = "sphere"\npairs = 24', image=tower, text=tower, grid="noise = [0.0]")
     small = {"width": 8, "depth": 1, "patch": 4, "heads": 2}
     options = "".join(f", {option} = {small[option]}" for option in encoder[name].options if option in small)
-    side = "text" if reads(encoder[name]) == "text" else "image"
+    side = "text" if encoder[name].traits.modality == "text" else "image"
     return study_text(**{side: f'{{ name = "{name}"{options} }}'})
 
 
@@ -101,7 +101,7 @@ TRAINING: dict[str, str] = {
 
 
 def _table(name: str) -> str:
-    least = probe[name].traits.get("least", {})
+    least = probe[name].traits.least
     small = {option: max(SMALL[option], least.get(option, 0)) for option in probe[name].options if option in SMALL}
     options = "".join(f"{option} = {value}\n" for option, value in small.items())
     # One model after the other, each with its whole Hessian: the slowest by far.
@@ -122,7 +122,7 @@ def probed(name: str, seeds: int) -> str:
 
 
 def _data_for(name: str) -> str:
-    wanted = {measure.needs for measure in probe[name].traits["measures"]}
+    wanted = {measure.needs for measure in probe[name].traits.measures}
     return SHAPES if "hard-negatives" in wanted else LATENT
 
 
@@ -163,14 +163,14 @@ def steps_of(trainer: Trainer, count: int) -> list[dict[str, Tensor]]:
 
 def reading_of(trainer: Trainer, name: str) -> dict[str, Tensor]:
     """Return what a probe reads now, on the CPU, without what differs from one reading to the next."""
-    noisy = probe[name].traits.get("timed", False)
+    noisy = probe[name].traits.timed
     values = {key: value.cpu() for key, value in trainer.read(name).values.items()}
     return {key: value for key, value in values.items() if not (noisy and "milliseconds" in key)}
 
 
 def comparable(name: str, reading: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Leave out what is a computed error: it may be nothing but rounding."""
-    errors = {measure.name for measure in probe[name].traits["measures"] if measure.error_of}
+    errors = {measure.name for measure in probe[name].traits.measures if measure.error_of}
     return {key: value for key, value in reading.items() if key not in errors}
 
 

@@ -22,10 +22,9 @@ from stability.analysis import (
     summarize,
     transformed,
 )
-from stability.check import chance_level
 from stability.grid import runs_of
 from stability.losses import loss
-from stability.registry import Variant
+from stability.losses.chance import chance_level
 from stability.report import write_report
 from stability.results import _area
 from stability.study import parse_study
@@ -219,15 +218,12 @@ def test_the_order_in_which_groups_were_finished_changes_nothing_in_the_report(t
 def test_a_loss_that_declares_no_chance_level_is_judged_by_the_least_that_a_constant_similarity_reaches(
     tiny_run, monkeypatch
 ):
-    sound = loss["clip"]
-    monkeypatch.setitem(
-        loss._variants, "clip", Variant("loss", "clip", sound.function, sound.options, dict(sound.traits))
-    )
+    clip = loss["clip"]
     declared = load_results(tiny_run).runs["status"].tolist()
-    loss["clip"].traits.pop("chance")
+    monkeypatch.setitem(loss._variants, "clip", replace(clip, traits=replace(clip.traits, chance=None)))
     assert chance_level(loss["clip"], 16) == pytest.approx(math.log(16))
     assert load_results(tiny_run).runs["status"].tolist() == declared
-    loss.annotate("clip", chance=lambda batch_size: 0.0)
+    monkeypatch.setitem(loss._variants, "clip", replace(clip, traits=replace(clip.traits, chance=lambda size: 0.0)))
     assert set(load_results(tiny_run).runs.query("arm == 'clip'")["status"]) == {"diverged"}
 
 

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from stability.encoders import Modality, encoder
 from stability.encoders.transformers import Attention, Patches, Transformer, TransformerBlock
 from stability.train.batched_layers import batched_forward
-from stability.train.cuts import split_frozen_prefix
-from stability.train.population import Layout
+from stability.train.frozen import split_frozen_prefix
+from stability.train.model import Layout
 
 IMAGE, TEXT = Modality((2, 4, 6)), Modality((6,), vocabulary=7)
 

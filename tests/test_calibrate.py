@@ -42,7 +42,7 @@ def noise_model(noise="normal", seeds=10, correlation=0.5, seed=0):
 
 
 def test_every_contrast_of_the_catalogue_has_a_world():
-    assert {variant.traits["contrast"] for variant in world.values()} == set(contrast)
+    assert {variant.traits.contrast for variant in world.values()} == set(contrast)
 
 
 @pytest.mark.parametrize("name", shape)
@@ -58,15 +58,15 @@ def test_noise_has_mean_0_variance_1_and_the_correlation_asked_for(name, correla
 @pytest.mark.parametrize("name", world)
 def test_with_many_seeds_a_contrast_finds_the_effect_that_its_world_plants(name):
     traits = world[name].traits
-    many = noise_model(traits.get("shapes", ("normal",))[0], seeds=600, correlation=0.5)
-    found = compare(name, many, traits["effect"])
-    truth = traits["truth"](many, traits["effect"])
+    many = noise_model((traits.shapes or ("normal",))[0], seeds=600, correlation=0.5)
+    found = compare(name, many, traits.effect)
+    truth = traits.truth(many, traits.effect)
     if truth is None:
         assert found.interval[0] > 1  # slower, by an amount that censoring hides
     else:
         assert_allclose(found.effect, truth, rtol=0.15)
     none = compare(name, many, 0.0, confidence=0.9999)
-    assert none.interval[0] <= none.no_difference == traits["truth"](many, 0.0) <= none.interval[1]
+    assert none.interval[0] <= none.no_difference == traits.truth(many, 0.0) <= none.interval[1]
 
 
 @pytest.mark.parametrize("correlation", CORRELATIONS)
@@ -115,7 +115,7 @@ def test_neither_order_nor_workers_change_a_number_and_a_seed_does():
 
 def test_all_contrasts_come_in_every_shape_number_of_seeds_and_correlation():
     cells = cells_of()
-    noisy = [name for name, variant in world.items() if "shapes" not in variant.traits]
+    noisy = [name for name, variant in world.items() if not variant.traits.shapes]
     places = (noisy, shape, SEEDS, CORRELATIONS)
     assert {Cell(*place) for place in itertools.product(*places)} <= set(cells)
     assert len(cells) == len(set(cells))

@@ -9,8 +9,10 @@ from functools import partial
 import pytest
 import torch
 
-from stability.check import CheckResult, best_constant, chance_level, check, validate_loss
+from stability.check import CheckResult, check, validate_loss
 from stability.losses import Scalar, clip, loss, siglip
+from stability.losses.chance import best_constant, chance_level
+from stability.losses.registry import LossTraits
 from stability.registry import InputError, Registry, Variant
 
 OPTIONS = [
@@ -56,11 +58,11 @@ def test_every_loss_has_every_reported_property_but_one(name):
 @pytest.mark.parametrize("size", [2, 6, 20])
 @pytest.mark.parametrize("name", sorted(loss))
 def test_every_declared_chance_level_is_the_best_that_one_similarity_reaches(name, size):
-    assert math.isclose(loss[name].traits["chance"](size), best_constant(loss[name], size), rel_tol=1e-4, abs_tol=1e-4)
+    assert math.isclose(loss[name].traits.chance(size), best_constant(loss[name], size), rel_tol=1e-4, abs_tol=1e-4)
 
 
 def made(function, **traits) -> Variant:
-    registry = Registry("loss")
+    registry = Registry("loss", LossTraits)
     registry(**traits)(function)
     return next(iter(registry.values()))
 
@@ -181,7 +183,7 @@ def test_what_is_only_reported():
 
 
 def test_a_wrong_chance_level_is_told():
-    wrong = replace(loss["clip"], traits={**loss["clip"].traits, "chance": lambda batch_size: 1.0})
+    wrong = replace(loss["clip"], traits=replace(loss["clip"].traits, chance=lambda batch_size: 1.0))
     assert failed(wrong)["chance level"] == "declared 1; at B = 6 the best constant similarity reaches 1.792"
 
 

@@ -76,7 +76,7 @@ def struck_by(name: str, pairs, level: float, seed: int = 3):
 def test_the_corrupted_share_is_the_level_and_the_inputs_stay_as_they_were(pairs, name, level):
     images, texts, *_ = struck_by(name, pairs, level)
     expected = round(level * len(pairs.train))
-    parts = corruption[name].traits.get("parts", (name,))
+    parts = corruption[name].traits.parts or (name,)
     if "image_noise" in parts or name == "near_duplicates":
         assert int(images.sum()) == expected
     if parts in (("image_noise",),):

@@ -10,7 +10,7 @@ from stability.datasets.gaussian import canonical_correlation
 from stability.datasets.scenes import COLORS
 from stability.study import modalities
 
-MADE_HERE = sorted(name for name, variant in dataset.items() if not variant.traits.get("on_disk"))
+MADE_HERE = sorted(name for name, variant in dataset.items() if not variant.traits.on_disk)
 SMALL = {"latent": {"pairs": 400}, "shapes": {"pairs": 300}, "sphere": {"pairs": 30}}
 
 
@@ -23,7 +23,7 @@ def test_every_dataset_is_the_same_each_time_and_says_what_it_offers(name):
     first, again = made(name), made(name)
     for field in ("image", "text", "caption", "label", "train", "held_out", "prompts"):
         assert torch.equal(getattr(first, field), getattr(again, field)), field
-    assert {*first.offers} == {*dataset[name].traits["offers"]}
+    assert {*first.offers} == {*dataset[name].traits.offers}
     assert torch.isfinite(first.image.double()).all()
     assert dataset[name].summary.endswith(".")
 

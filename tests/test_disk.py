@@ -29,8 +29,8 @@ from stability.execute import run
 from stability.grid import runs_of
 from stability.registry import InputError
 from stability.study import modalities, parse_study
-from stability.train.feed import population_data
-from stability.train.probing import held_out
+from stability.train.data import population_data
+from stability.train.population import held_out
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install 'contrastive-stability[disk]'")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install 'contrastive-stability[disk]'")
@@ -124,7 +124,9 @@ def labels(tmp_path):
 
 
 def load(kind: str, where: Path, samples=SAMPLES, **options):
-    return dataset[kind](**WRITERS[kind](where, samples), **{"image_size": 8, "length": 24, "words": 300, **options})
+    return dataset[kind](
+        **WRITERS[kind](where, samples), **{"image_size": 8, "max_tokens": 24, "vocab_size": 300, **options}
+    )
 
 
 # --- what every format promises --------------------------------------------------------------------------------------
@@ -218,8 +220,19 @@ def test_a_class_that_is_missing_or_unknown_is_refused_by_name(kind, tmp_path, l
 
 
 def test_a_class_whose_name_would_be_cut_off_is_refused(tmp_path, labels):
-    with pytest.raises(InputError, match="length: got 4; allowed: room for the texts of all classes, of which 3 are"):
-        load("folder", tmp_path / "data", classes=labels, length=4)
+    with pytest.raises(
+        InputError, match="max_tokens: got 4; allowed: room for the texts of all classes, of which 3 are"
+    ):
+        load("folder", tmp_path / "data", classes=labels, max_tokens=4)
+
+
+@pytest.mark.parametrize("name", ["folder", "parquet", "webdataset"])
+@pytest.mark.parametrize(
+    ("former", "today"), [("words", "vocab_size"), ("length", "max_tokens"), ("tokens", "tokenizer")]
+)
+def test_an_option_that_was_renamed_is_answered_with_its_new_name(name, former, today):
+    with pytest.raises(InputError, match=f"data.{former}: dataset '{name}' has no such option; did you mean '{today}'"):
+        dataset[name].check_options({former: 300}, "data")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,8 +241,8 @@ def test_a_class_whose_name_would_be_cut_off_is_refused(tmp_path, labels):
     [
         ({"path": ""}, "path: required, but missing: "),
         ({"path": "/no/such"}, "path: /no/such: there is no such file or folder; allowed: "),
-        ({"tokens": "bpee"}, r"tokens: unknown tokenizer 'bpee'; did you mean 'bpe'\? \(known: bpe, bytes\)"),
-        ({"words": 200}, "words: got 200; allowed: 257 or more"),
+        ({"tokenizer": "bpee"}, r"tokenizer: unknown tokenizer 'bpee'; did you mean 'bpe'\? \(known: bpe, bytes\)"),
+        ({"vocab_size": 200}, "vocab_size: got 200; allowed: 257 or more"),
         ({"held_out": 1.0}, "held_out: got 1; allowed: a share between 0 and 1"),
         ({"held_out": 1e-9}, "held_out = 1e-09: of 60 usable pairs in .*, 60 are left to train on and 0 held out"),
         ({"image_size": 0}, "image_size: got 0; allowed: 1 or more"),
@@ -257,7 +270,7 @@ def test_captions_may_be_tsv_or_json_lines(ending, tmp_path):
     else:
         lines = [json.dumps(row) for row in rows]
     (where / f"captions.{ending}").write_text("\n".join(lines), encoding="utf-8")
-    pairs = dataset["folder"](path=str(where), image_size=8, length=24, words=300)
+    pairs = dataset["folder"](path=str(where), image_size=8, max_tokens=24, vocab_size=300)
     assert pairs.fingerprint == expected.fingerprint
 
 
@@ -414,9 +427,9 @@ def test_every_text_can_be_written_in_bytes_and_bpe(text):
 
 
 def test_captions_longer_than_their_room_are_cut_and_counted(tmp_path):
-    pairs = load("folder", tmp_path / "data", tokens="bytes", length=5)
+    pairs = load("folder", tmp_path / "data", tokenizer="bytes", max_tokens=5)
     assert pairs.words(0)[:2] == "a "
-    assert f"{COUNT} of {COUNT} captions are longer than data.length = 5 tokens and were cut." in pairs.notes
+    assert f"{COUNT} of {COUNT} captions are longer than data.max_tokens = 5 tokens and were cut." in pairs.notes
 
 
 def test_the_share_held_out_is_about_the_share_asked_for():
@@ -443,7 +456,10 @@ def test_data_are_prepared_once_and_again_when_they_change(tmp_path, monkeypatch
 def test_writing_to_pairs_does_not_reach_the_cache(tmp_path):
     pairs = load("folder", tmp_path / "data")
     pairs.image.zero_()
-    assert dataset["folder"](path=str(tmp_path / "data"), image_size=8, length=24, words=300).image.abs().max() > 0
+    assert (
+        dataset["folder"](path=str(tmp_path / "data"), image_size=8, max_tokens=24, vocab_size=300).image.abs().max()
+        > 0
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "facts"])
@@ -455,7 +471,7 @@ def test_a_damaged_entry_is_made_again(damage, tmp_path, own_cache):
     content = file.read_bytes()
     changed = {"cut": content[:-100], "flip": content[:-1] + bytes([content[-1] ^ 1]), "facts": b"{"}
     file.unlink() if damage == "missing" else file.write_bytes(changed[damage])
-    again = dataset["folder"](path=str(tmp_path / "data"), image_size=8, length=24, words=300)
+    again = dataset["folder"](path=str(tmp_path / "data"), image_size=8, max_tokens=24, vocab_size=300)
     assert again.fingerprint == fingerprint
     assert torch.equal(again.image, image)
 
@@ -481,7 +497,7 @@ question = "Which?"
 name = "{kind}"
 path = '{path}'
 image_size = 8
-length = 24
+max_tokens = 24
 {more}
 [model]
 image = {{ name = "patch_transformer", width = 8, heads = 1 }}
@@ -546,7 +562,7 @@ def test_from_shards_to_a_report_that_says_what_was_left_out(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     options = [
         f"--data-option={option}"
-        for option in ("image_size=8", "length=24", "max_invalid_share=0.1", f"classes={labels}")
+        for option in ("image_size=8", "max_tokens=24", "max_invalid_share=0.1", f"classes={labels}")
     ]
     commands = (
         ["init", "mine", "--data", "webdataset", "--path", given["path"], *options, "--device", "cpu"],

@@ -60,7 +60,7 @@ def test_measures_and_contrasts_that_the_guide_recommends_exist():
     assert len(table) == 12
     measures = {measure.name for measure in STEP_MEASURES}
     for variant in probe.values():
-        measures |= {measure.name for measure in variant.traits["measures"]}
+        measures |= {measure.name for measure in variant.traits.measures}
     for probes, named, contrasts in table:
         assert {*re.findall("`([a-z_]+)`", probes)} <= {*probe}
         assert {*re.findall("`([a-z_0-9]+)`", named)} <= measures

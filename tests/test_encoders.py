@@ -19,7 +19,7 @@ def built(name: str, **options: object) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     if name == "free_vectors":
         return encoder[name](IDS, 4, **options).double(), torch.randint(0, 11, (5, 1))
-    if encoder[name].traits["modality"] == "text":
+    if encoder[name].traits.modality == "text":
         return encoder[name](TEXT, 4, **options).double(), torch.randint(0, 11, (5, 6))
     return encoder[name](IMAGE, 4, **options).double(), torch.randn(5, 1, 8, 8, dtype=torch.float64)
 

@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from stability.analysis import load_results
 from stability.encoders import Modality, encoder
-from stability.encoders.soundness import check_tower
+from stability.encoders.validation import check_tower
 from stability.execute import executor_of, run
 from stability.grid import runs_of
 from stability.plugins import load_encoders, load_plugin, read_plugin, refuse_unused
 from stability.registry import InputError
 from stability.study import parse_study
-from stability.train.population import model_spec
+from stability.train.model import model_spec
 
 TOWER = '''"""A tower with its first layer locked."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ class Fault:
             return sound.function(image, text, **scalars)
 
         # Without the kernel that the loss declares for all replicas at once: it would compute without the function.
-        traits = {key: value for key, value in sound.traits.items() if key != "value_and_grad"}
+        traits = replace(sound.traits, value_and_grad=None)
         monkeypatch.setitem(loss._variants, name, Variant("loss", name, faulty, sound.options, traits))
 
     def watch(self, said: list[str]) -> Callbacks:
@@ -200,6 +201,7 @@ def test_halves_keep_the_runs_in_order(quick):
 
 DEADLY = """
 import os, signal
+from dataclasses import replace
 from pathlib import Path
 import stability as st
 from stability.losses import siglip

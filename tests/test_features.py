@@ -12,13 +12,13 @@ from torch.testing import assert_close
 
 from stability.corruptions import corruption
 from stability.datasets import rows
-from stability.encoders import Modality, encoder, reads
+from stability.encoders import Modality, encoder
 from stability.grid import groups_of, runs_of
 from stability.registry import InputError
 from stability.study import parse_study
 from stability.train import Trainer, features
-from stability.train.cuts import MOST_FEATURES, split_frozen_prefix
 from stability.train.features import Features, features_of
+from stability.train.frozen import MOST_FEATURES, split_frozen_prefix
 from stability.train.memory import bytes_per_replica
 
 CPU = torch.device("cpu")
@@ -211,7 +211,7 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_sentence(tmp_path, monkey
 
 @pytest.mark.parametrize("name", sorted({*encoder} - {"free_vectors"}))
 def test_every_locked_tower_trains_as_without_features(study, name):
-    side = "text" if reads(encoder[name]) == "text" else "image"
+    side = "text" if encoder[name].traits.modality == "text" else "image"
     options = ", patch = 4" if name == "patch_transformer" else ""
     made = study(**{side: f'{side} = {{ name = "{name}"{options}, frozen = true }}'})
     assert {*trainer_of(made).population.features} == {side}

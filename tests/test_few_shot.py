@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 
 from stability.grid import Group, runs_of
-from stability.probes.shots import SHOTS, few_shot_accuracy, shots_of
+from stability.probes.few_shot import SHOTS, few_shot_accuracy, shots_of
 from stability.study import parse_study
 from stability.train import Trainer
 

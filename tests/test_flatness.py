@@ -15,7 +15,7 @@ from stability.analysis import load_results
 from stability.execute import run
 from stability.landscape import directions
 from stability.probes import HeldOut, Replica, probe
-from stability.probes.perturbations import filter_normalized
+from stability.probes.flatness import filter_normalized
 from stability.streams import stream
 from stability.study import parse_study
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from stability.grid import Group, runs_of
 from stability.probes.embeddings import effective_rank, shift_variance
-from stability.probes.modalities import linear_separability
+from stability.probes.separability import linear_separability
 from stability.train import Trainer
 
 
@@ -57,8 +57,8 @@ def test_the_probes_measure_these_on_the_held_out_pairs(tiny):
     trainer.step()
     population = trainer.population
     params = population.spec.layout.unflatten(population.theta.detach()[1])
-    image = population.spec.embed_image(params, population.held.image)
-    text = population.spec.embed_text(params, population.held.text)
+    image = population.spec.embed_image(params, population.held_out.image)
+    text = population.spec.embed_text(params, population.held_out.text)
     values = {name: value[1] for name, value in trainer.read("geometry").values.items()}
     assert_close(values["effective_rank_image"], effective_rank(image), rtol=1e-4, atol=0)
     assert_close(values["effective_rank_text"], effective_rank(text), rtol=1e-4, atol=0)

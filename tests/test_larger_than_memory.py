@@ -102,7 +102,7 @@ def images(where: Path) -> str:
                 member.size = len(content)
                 shard.addfile(member, io.BytesIO(content))
     path = json.dumps(str(where / "pairs.tar"))
-    return f'name = "webdataset"\npath = {path}\nimage_size = 64\nlength = 8\ntokens = "bytes"'
+    return f'name = "webdataset"\npath = {path}\nimage_size = 64\nmax_tokens = 8\ntokenizer = "bytes"'
 
 
 def vectors(where: Path) -> str:

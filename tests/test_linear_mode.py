@@ -23,10 +23,10 @@ from stability.results import summarize
 from stability.study import Schedule, Study, load_study, parse_study
 from stability.train import Trainer
 from stability.train.batches import BatchStream, batch_indices
-from stability.train.feed import independent_indices
-from stability.train.forking import child_steps, fork_stream
+from stability.train.data import independent_indices
+from stability.train.forks import child_steps, fork_stream
+from stability.train.model import build_towers
 from stability.train.optimizer import lr_schedule_factor
-from stability.train.population import build_towers
 
 CPU = torch.device("cpu")
 MEASURES = ("linear_mode_barrier", "linear_mode_error_barrier", "linear_mode_children_error")
@@ -284,7 +284,7 @@ def test_all_losses_read_the_children_s_data_in_the_same_order(tiny):
     orders = []
     for arm in ("clip", "siglip-log-b"):
         trainer = trainer_at(tiny, 2, of_arm(tiny, arm)[:2])
-        feed, seeds = trainer.population.feed, [run.rng_seed for run in trainer.population.runs]
+        feed, seeds = trainer.population.data, [run.rng_seed for run in trainer.population.runs]
         batches = BatchStream(seeds, feed.available, feed.batch_size, trainer.device, fork_stream(2, 0))
         batches.advance()
         orders.append(batches.index()[0])

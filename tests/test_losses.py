@@ -142,10 +142,10 @@ def test_a_scalar_starts_at_a_number_or_at_minus_log_b(initial):
 
 
 def test_a_study_gives_a_scalar_as_a_number_a_text_or_a_table():
-    default = Scalar(-10.0, lr=2.0)
-    assert Scalar.read(-5, default) == Scalar(-5, lr=2.0)
+    default = Scalar(-10.0, lr_multiplier=2.0)
+    assert Scalar.read(-5, default) == Scalar(-5, lr_multiplier=2.0)
     assert Scalar.read("-log B", default).at(8) == -math.log(8)
-    assert Scalar.read({"trained": False, "lr": 3}, default) == Scalar(-10.0, trained=False, lr=3)
+    assert Scalar.read({"trained": False, "lr_multiplier": 3}, default) == Scalar(-10.0, trained=False, lr_multiplier=3)
     assert Scalar.read({}, default) == default
 
 
@@ -154,8 +154,9 @@ def test_a_study_gives_a_scalar_as_a_number_a_text_or_a_table():
     [
         ({"inital": 1.0}, "no 'inital'; did you mean 'initial'"),
         ({"trained": 1}, "'trained' is true or false"),
-        ({"lr": 0.0}, "'lr' is a positive number"),
-        ({"lr": "fast"}, "'lr' is a positive number"),
+        ({"lr_multiplier": 0.0}, "'lr_multiplier' is a positive number"),
+        ({"lr_multiplier": "fast"}, "'lr_multiplier' is a positive number"),
+        ({"lr": 2.0}, "a scalar has no 'lr'; did you mean 'lr_multiplier'"),
         (True, "a finite number or at '-log B'"),
         ([1.0], "a finite number or at '-log B'"),
     ],

@@ -12,8 +12,8 @@ from stability.losses import siglip
 from stability.registry import InputError
 from stability.study import parse_study
 from stability.train import Trainer
-from stability.train.feed import held_out_data, independent_indices
-from stability.train.probing import held_out_batches
+from stability.train.data import held_out_data, independent_indices
+from stability.train.probe_runner import held_out_batches
 
 CPU = torch.device("cpu")
 SIZE, COUNT = 16, 4
@@ -72,7 +72,7 @@ def test_the_fitted_b_minimises_the_mean_loss_over_held_out_batches_and_not_over
 
 def test_held_out_pairs_move_the_fitted_b_and_no_noise_of_clip(tiny_text):
     one, other = trainer_of(tiny_text), trainer_of(tiny_text)
-    held = other.population.held
+    held = other.population.held_out
     held.text.copy_(held.text.roll(1, 0))
     before, after = (trained.read("matched_gradient_noise").values for trained in (one, other))
     assert (before["matched_bias"] != after["matched_bias"]).all()
@@ -83,9 +83,7 @@ def test_held_out_pairs_move_the_fitted_b_and_no_noise_of_clip(tiny_text):
 def test_all_losses_fit_on_the_same_batches_at_one_seed(tiny_text, trainer):
     other = trainer_of(tiny_text, "siglip-log-b").population
     ours = trainer.population
-    drawn = [
-        held_out_batches("matched_gradient_noise", COUNT, one.feed, one.held, one.snapshot()) for one in (ours, other)
-    ]
+    drawn = [held_out_batches(one, "matched_gradient_noise", COUNT, [*range(len(one.runs))]) for one in (ours, other)]
     assert torch.equal(drawn[0]["index"], drawn[1]["index"])
     assert torch.equal(drawn[0]["text"], drawn[1]["text"])
     assert not torch.equal(drawn[0]["index"][0], drawn[0]["index"][1])
@@ -96,8 +94,8 @@ def test_all_losses_fit_on_the_same_batches_at_one_seed(tiny_text, trainer):
 def test_held_out_pairs_are_corrupted_as_training_pairs_are(tiny_text, kind, noise):
     text = tiny_text.replace('name = "digits"', f'name = "digits"\ncorruption = "{kind}"')
     population = trainer_of(text, noise=noise).population
-    held, size = population.held, len(population.held.text)
-    unseen = held_out_data(population.feed, held.image, held.text, held.extra_modalities, held.caption, "some use")
+    held, size = population.held_out, len(population.held_out.text)
+    unseen = held_out_data(population.data, held.image, held.text, held.extra_modalities, held.caption, "some use")
     everything = torch.arange(size).expand(2, 1, -1)
     batch = unseen.batch(everything, unseen.generators("a batch"))
     assert torch.equal(batch["image"][:, 0], rows(held.image, torch.arange(size)).expand(2, *held.image.shape))

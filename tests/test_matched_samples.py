@@ -7,7 +7,7 @@ import pytest
 
 from stability.analysis import load_results, summarize
 from stability.execute import run
-from stability.grid import run_configuration
+from stability.grid import runs_of
 from stability.registry import InputError
 from stability.report.model import lengths_in_words
 from stability.study import parse_study
@@ -43,9 +43,11 @@ def test_the_late_window_and_the_area_are_those_of_each_run(results):
 
 
 def test_a_run_is_the_one_that_a_study_of_its_own_length_would_train(tiny_text):
-    cell = {"arm": "clip", "batch_size": 16, "seed": 0}
-    shorter = parse_study(tiny_text, "t", "t")
-    assert run_configuration(matched(tiny_text), **cell) == run_configuration(shorter, **cell)
+    ids = [
+        {run.id for run in runs_of(study) if run.batch_size == 16}
+        for study in (matched(tiny_text), parse_study(tiny_text, "t", "t"))
+    ]
+    assert ids[0] == ids[1] != set()
 
 
 def test_a_batch_too_large_for_its_warm_up_is_refused(tiny_text):

@@ -16,7 +16,7 @@ from stability.losses import loss, siglip_relative_bias
 from stability.registry import InputError
 from stability.study import modalities, parse_study
 from stability.train import Trainer
-from stability.train.population import initial_parameters, model_spec
+from stability.train.model import initial_parameters, model_spec
 
 CONSTELLATION = """
 title = "Constellation"

@@ -21,7 +21,7 @@ from stability.report.method import method
 from stability.report.tables import cell_table
 from stability.study import parse_study
 from stability.train import Trainer
-from stability.train.feed import population_data, subset_indices
+from stability.train.data import population_data, subset_indices
 
 CPU = torch.device("cpu")
 WHOLE = re.compile(

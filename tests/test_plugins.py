@@ -53,7 +53,7 @@ def file(tmp_path):
 def test_a_file_is_loaded_once_or_twice_and_its_source_is_part_of_a_run_s_identity(catalogue, file, tiny_text):
     variant = load_plugin(read_plugin(file()))
     assert variant.name == "margin_sigmoid"
-    assert load_plugin(read_plugin(file())).traits["source"] == variant.traits["source"]
+    assert load_plugin(read_plugin(file())).source == variant.source
 
     def ids() -> set[str]:
         text = tiny_text.split("[[claims]]")[0].replace('["clip", ', '["margin_sigmoid", ')

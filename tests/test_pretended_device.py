@@ -11,7 +11,7 @@ import torch
 from pretended_device import DEVICE, counted, pretended
 
 from stability.corruptions import Values
-from stability.train.feed import false_negative_fraction
+from stability.train.data import false_negative_fraction
 
 
 def line_of(word: str) -> str:

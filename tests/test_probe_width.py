@@ -24,7 +24,7 @@ from stability.probes import HeldOut, Replica, probe
 from stability.study import Schedule, parse_study
 from stability.train import Trainer
 from stability.train.memory import bytes_of_data, bytes_per_reading
-from stability.train.probing import read
+from stability.train.probe_runner import read
 
 CPU = torch.device("cpu")
 
@@ -115,10 +115,9 @@ def test_little_memory_makes_several_narrow_readings_of_the_same_numbers(tiny_te
         trainer = trainer_of(study_of("retrieval", tiny_text, seeds=5), DEVICE)
         wide = trainer.read("retrieval").values
         population = trainer.population
-        parts = population.spec, population.feed, population.held, population.snapshot()
         monkeypatch.setattr(devices, "UNKNOWN_MEMORY", 0)
         with counted() as counts:
-            narrow = read("retrieval", trainer.study, *parts).values
+            narrow = read(population, "retrieval").values
     for key, value in wide.items():
         assert_close(narrow[key], value)
     assert sum(event.kind == "to device" for event in counts.events) >= 5
@@ -127,11 +126,9 @@ def test_little_memory_makes_several_narrow_readings_of_the_same_numbers(tiny_te
 def test_the_bytes_of_a_reading_grow_with_what_its_probe_holds(tiny_text):
     def bytes_of_reading(name, **options):
         trainer = trainer_of(study_of(name, tiny_text, seeds=2), CPU)
-        population = trainer.population
-        parts = population.spec, population.feed, population.held, population.snapshot()
-        return bytes_per_reading(name, options, *parts)
+        return bytes_per_reading(trainer.population, name, options)
 
-    held = len(trainer_of(study_of("retrieval", tiny_text, seeds=2), CPU).population.held.caption)
+    held = len(trainer_of(study_of("retrieval", tiny_text, seeds=2), CPU).population.held_out.caption)
     assert bytes_of_reading("retrieval") > 16 * 4 * held**2 > bytes_of_reading("separability")
     few, many = (bytes_of_reading("curvature", batches=count, steps=4) for count in (2, 12))
     assert many > 3 * few
@@ -287,7 +284,7 @@ def test_flatness_of_all_draws_together_is_that_of_one_after_the_other(monkeypat
         found = measured("flatness", there(tensors), batches=3, draws=5)
     for key, value in expected.items():
         assert_close(found[key], value, rtol=1e-9, atol=1e-11, msg=key)
-    copied = [event for event in counts.events if event.kind == "to device" and "perturbations" in event.line]
+    copied = [event for event in counts.events if event.kind == "to device" and "flatness" in event.line]
     assert len(copied) <= 1
 
 

@@ -12,14 +12,15 @@ from torch.testing import assert_close
 
 from stability.grid import Group, runs_of
 from stability.losses import clip, loss
+from stability.losses.registry import LossTraits
 from stability.probes import in_towers, measures_of, probe
 from stability.probes.embeddings import margin_and_relative_bias, quantile
 from stability.probes.noise import gradient_noise
 from stability.registry import Variant
 from stability.study import Schedule, parse_study
 from stability.train import Trainer
-from stability.train.feed import independent_indices
-from stability.train.probing import learning_rates
+from stability.train.data import independent_indices
+from stability.train.probe_runner import learning_rates
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,7 @@ def replica(trainer, place):
     """Return parameters and embeddings of one replica on the held-out pairs."""
     population = trainer.population
     params = population.spec.layout.unflatten(population.theta.detach()[place])
-    held = population.held
+    held = population.held_out
     return (
         params,
         population.spec.embed_image(params, held.image),
@@ -55,9 +56,9 @@ def replica(trainer, place):
 def test_every_probe_returns_exactly_the_measures_it_declares(trainer, name):
     reading = trainer.read(name)
     offered = trainer.study.measures
-    declared = {m.name for m in probe[name].traits["measures"] if m.stored and m.name in offered}
+    declared = {m.name for m in probe[name].traits.measures if m.stored and m.name in offered}
     assert set(reading.values) == declared
-    for measure in (each for each in probe[name].traits["measures"] if each.name in offered):
+    for measure in (each for each in probe[name].traits.measures if each.name in offered):
         assert measure.text.endswith("."), measure
         assert measure.pooled is None or set(measure.pooled) <= declared
         assert not measure.chance or measure.chance in declared
@@ -70,9 +71,9 @@ def test_the_study_of_these_tests_reads_every_registered_probe(trainer):
 
 
 def test_no_two_probes_make_a_measure_of_one_name():
-    names = [m.name for variant in probe.values() for m in variant.traits["measures"]]
+    names = [m.name for variant in probe.values() for m in variant.traits.measures]
     assert len(names) == len(set(names))
-    assert set(names) <= set(measures_of(probe, {m.needs for v in probe.values() for m in v.traits["measures"]}))
+    assert set(names) <= set(measures_of(probe, {m.needs for v in probe.values() for m in v.traits.measures}))
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -152,8 +153,8 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_towers_block_whicheve
     state = population.optimizer
     v_hat = state.buffers["second"][place].double() / (1 - 0.95**state.steps)
     scale = layout.unflatten((v_hat.sqrt() + 1e-8).rsqrt())
-    index = independent_indices(runs[place].seed, "probe/curvature", 2, population.feed.available, 8)
-    batches = population.feed.select([place]).batch(index[None], ())
+    index = independent_indices(runs[place].seed, "probe/curvature", 2, population.data.available, 8)
+    batches = population.data.select([place]).batch(index[None], ())
 
     def loss(flat):
         parts = flat.split([params[name].numel() for name in names])
@@ -206,9 +207,9 @@ def test_at_its_own_parameters_the_matched_noise_of_a_loss_is_its_own(trainer):
     layout = both.population.spec.layout
     assert_close(matched["matched_bias"], layout.unflatten(both.population.theta.detach())["loss.bias"])
     index = independent_indices(
-        population.runs[0].seed, "probe/matched_gradient_noise/1", 3, both.population.feed.available, 8
+        population.runs[0].seed, "probe/matched_gradient_noise/1", 3, both.population.data.available, 8
     )
-    batches = both.population.feed.select([0]).batch(index[None], both.population.feed.select([0]).generators("x"))
+    batches = both.population.data.select([0]).batch(index[None], both.population.data.select([0]).generators("x"))
     params = {name: value[0] for name, value in layout.unflatten(both.population.theta.detach()).items()}
     own = gradient_noise(
         both.population.spec.objective,
@@ -225,10 +226,7 @@ def test_the_threshold_is_for_the_rate_of_the_step_not_of_the_study(tiny):
     runs = tuple(run for run in runs_of(cosine) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
     warming = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
     population = warming.population
-    snapshot = population.snapshot()
-    rates = [
-        learning_rates(tiny, population.feed, replace(snapshot, step=step), [0, 1])[0].item() for step in (0, 1, 5)
-    ]
+    rates = [learning_rates(replace(population, step=step), [0, 1])[0].item() for step in (0, 1, 5)]
     assert rates == pytest.approx([runs[0].lr * 0.5, runs[0].lr, runs[0].lr])
 
 
@@ -236,7 +234,7 @@ def test_a_loss_without_trained_scalars_has_no_scalar_block_and_every_other_meas
     def bare(image, text):
         return clip(image, text, log_scale=torch.tensor(2.0))
 
-    monkeypatch.setitem(loss._variants, "clip", Variant("loss", "clip", bare, {}, {"chance": math.log}))
+    monkeypatch.setitem(loss._variants, "clip", Variant("loss", "clip", bare, {}, LossTraits(chance=math.log)))
     runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("clip", 8, 0.0))[:2]
     bare_trainer = Trainer(tiny, Group("g", runs), tiny.pairs(), CPU)
     bare_trainer.step()

@@ -167,7 +167,7 @@ def test_the_range_without_one_seed_is_that_of_the_means():
 @pytest.mark.parametrize("name", contrast)
 def test_every_contrast_is_checked_on_its_own_scale(name):
     a, b = (np.exp(arm) for arm in runs(5, effect=0.2))
-    if contrast[name].traits["on"] == "diverged":
+    if contrast[name].traits.on == "diverged":
         a, b = (a > 1).astype(float), (b > 1).astype(float)
     found = asked(name, a, b)
     assert [check.name for check in found.checks] == ["sign-flips", "ranks", "mixed-model", "leave-one-seed-out"]
@@ -176,7 +176,7 @@ def test_every_contrast_is_checked_on_its_own_scale(name):
         if check.verdict:
             assert check.interval[0] <= check.effect <= check.interval[1]
             assert_allclose(check.effect, primary, atol=1.0)
-    assert (found.checks[2].outcome != "not-applicable") == ("mixed" in contrast[name].traits)
+    assert (found.checks[2].outcome != "not-applicable") == bool(contrast[name].traits.mixed)
 
 
 def test_what_was_not_tested_is_not_checked():

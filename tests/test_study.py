@@ -35,7 +35,7 @@ EDITS = [
     ('bias = "-log B"', 'bais = "-log B"', r"t\.toml: arms\.siglip-log-b\.bais: loss 'siglip' has no such option; did you mean 'bias'\?.*"),
     ('bias = "-log B"', 'step = 3', r"t\.toml: arms\.siglip-log-b\.step: loss 'siglip' has no such option .*"),
     ('loss = "siglip"', 'loss = "focal_sigmoid"\nstep = 3', r"t\.toml: arms\.siglip-log-b\.step: loss 'focal_sigmoid' has no such option.*"),
-    ('bias = "-log B"', 'bias = { initial = -5.0, lr = 0 }', r"t\.toml: arms\.siglip-log-b\.bias: a scalar's 'lr' is a positive number; got 0"),
+    ('bias = "-log B"', 'bias = { initial = -5.0, lr_multiplier = 0 }', r"t\.toml: arms\.siglip-log-b\.bias: a scalar's 'lr_multiplier' is a positive number; got 0"),
     ('bias = "-log B"', 'bias = "-log b"', r"t\.toml: arms\.siglip-log-b\.bias: a scalar starts at a finite number or at '-log B'; got '-log b'"),
     ('name = "digits"', 'name = "digit"', r"t\.toml: data\.name: unknown dataset 'digit'; did you mean 'digits'\? \(known: .*\)"),
     ('name = "digits"', 'name = "digits"\nheld_out = "a"', r"t\.toml: data\.held_out: got 'a'; allowed: a number, as 0\.2"),

@@ -17,17 +17,20 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
+from stability.encoders.registry import EncoderTraits
 from stability.execute.machine import reproducible_arithmetic
 from stability.grid import Group, runs_of
 from stability.losses import clip, loss, siglip
 from stability.losses.batched import clip_kernel, loss_and_grads, siglip_kernel
 from stability.registry import InputError, Variant
+from stability.results import diverged_at
 from stability.study import Study, Train, load_study, parse_study
-from stability.train import Trainer, diverged_at, population_of, train_step
+from stability.train import Trainer, population_of, train_step
 from stability.train.batched_layers import batched_forward
 from stability.train.batches import STEPS_AHEAD, BatchStream, batch_indices
-from stability.train.feed import false_negative_fraction, independent_indices, population_data, text_fingerprints
+from stability.train.data import false_negative_fraction, independent_indices, population_data, text_fingerprints
 from stability.train.gradient import value_and_grad
+from stability.train.model import Layout, build_towers
 from stability.train.optimizer import (
     GradClipper,
     LearningRates,
@@ -36,7 +39,6 @@ from stability.train.optimizer import (
     initial_state,
     lr_schedule_factor,
 )
-from stability.train.population import Layout, build_towers
 from stability.train.trainer import step_inputs
 
 CPU = torch.device("cpu")
@@ -331,7 +333,7 @@ def test_losses_share_weights_batches_and_noise_at_one_seed(tiny):
     ours, theirs = (population_of(tiny, some_runs(tiny, arm), pairs, CPU) for arm in ("clip", "siglip-log-b"))
     towers_only = ours.spec.layout.size - 1
     assert torch.equal(ours.theta[:, :towers_only], theirs.theta[:, :towers_only])
-    assert torch.equal(ours.feed.text, theirs.feed.text)
+    assert torch.equal(ours.data.text, theirs.data.text)
 
 
 def test_scalars_start_where_the_arm_says_and_neither_they_nor_biases_decay(tiny):
@@ -351,7 +353,7 @@ def test_a_batchnorm_in_a_tower_is_refused_because_it_couples_samples(tiny_text,
     def coupled(modality: Modality, embed_dim: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, embed_dim), nn.BatchNorm1d(embed_dim))
 
-    monkeypatch.setitem(encoder._variants, "coupled", Variant("encoder", "coupled", coupled, {}, {"modality": "any"}))
+    monkeypatch.setitem(encoder._variants, "coupled", Variant("encoder", "coupled", coupled, {}, EncoderTraits()))
     study = parse_study(tiny_text.replace('name = "mlp", width = 8, depth = 1', 'name = "coupled"'), "t.toml", "t")
     with pytest.raises(InputError, match="BatchNorm, which couples the samples"):
         build_towers(study, study.pairs(), 0)
@@ -392,7 +394,7 @@ def test_gradients_of_a_population_are_those_of_autograd_under_vmap(tiny_text, n
     assert (population.spec.loss.kernel is not None) == (name in ("clip", "siglip"))
     theta = population.theta.double()
     index = torch.stack([torch.randperm(40)[:8] for _ in range(3)])
-    batch = step_inputs(population, index, index) | population.feed.batch(index, ()) | {"state": population.state}
+    batch = step_inputs(population, index, index) | population.data.batch(index, ()) | {"state": population.state}
     batch["image"] = batch["image"].double()
     for frozen in (set(), {"image.1.bias", *(f"loss.{scalar}" for scalar in population.spec.initial_scalars)}):
         spec = replace(population.spec, frozen=population.spec.frozen | frozen)
@@ -471,7 +473,7 @@ def test_a_state_is_carried_from_step_to_step_for_each_replica(tiny_text):
 
 
 def test_a_scalar_that_is_not_trained_stays_and_one_with_a_rate_of_its_own_moves_at_it(tiny_text):
-    arm = '[arms.own]\nloss = "siglip"\nbias = { trained = false }\nlog_scale = { lr = 3.0 }\n\n'
+    arm = '[arms.own]\nloss = "siglip"\nbias = { trained = false }\nlog_scale = { lr_multiplier = 3.0 }\n\n'
     own, plain = trainer_of(tiny_text, "own", arm=arm), trainer_of(tiny_text, "siglip")
     first, second = own.step(), plain.step()
     again, more = own.step(), plain.step()

@@ -217,12 +217,12 @@ def test_an_error_that_is_all_rounding_is_held_against_what_it_is_the_error_of()
 
 def test_every_error_is_that_of_a_column_of_the_same_probe():
     of = {
-        name: {each.name: each.error_of for each in variant.traits["measures"] if each.error_of}
+        name: {each.name: each.error_of for each in variant.traits.measures if each.error_of}
         for name, variant in probe.items()
     }
     assert len(of["curvature"]) == 4
     for name, errors in of.items():
-        assert set(errors.values()) <= {each.name for each in probe[name].traits["measures"] if each.stored}
+        assert set(errors.values()) <= {each.name for each in probe[name].traits.measures if each.stored}
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -158,7 +158,7 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
     arms, supplied = contrast_inputs(results, claim, confidence)
     comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
     verdict = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
-    if why := _near_chance(results, claim, contrast[claim.contrast].traits["on"], scale, reduction):
+    if why := _near_chance(results, claim, contrast[claim.contrast].traits.on, scale, reduction):
         verdict = stats.Verdict(NOT_TESTABLE, why, f"Not testable: {why}.")
     elif verdict.verdict == NOT_TESTABLE and comparison.left_out and (lost := _lost(results, claim)):
         why = f"{verdict.reason}; {lost}"

@@ -31,7 +31,7 @@ def contrast_inputs(results: Results, claim: Claim, confidence: float) -> Contra
     measure = results.measures[claim.measure]
     reduction, scale = reading_of(claim, measure)
     arms = [
-        array_of(results, claim, arm, run_values(results, claim, name, variant.traits["on"], reduction, scale))
+        array_of(results, claim, arm, run_values(results, claim, name, variant.traits.on, reduction, scale))
         for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
     names, axis = claim.compare, AXES.get(claim.axis)
@@ -61,7 +61,7 @@ def levels_of(study: Study, axis: str) -> tuple[float, ...]:
 
 def reading_of(claim: Claim, measure: Measure) -> tuple[str, str]:
     """Return the reduction and the scale that a claim applies to its measure."""
-    return claim.reduction or contrast[claim.contrast].traits["reduction"], claim.transform or measure.transform
+    return claim.reduction or contrast[claim.contrast].traits.reduction, claim.transform or measure.transform
 
 
 def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
@@ -75,7 +75,7 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     words = [label, REDUCTIONS[claim.reduction].adverb if claim.reduction else ""]
     if scale == "relative_to_chance":
         words.insert(1, "as a share of chance")
-    if variant.traits["on"] == "transform":
+    if variant.traits.on == "transform":
         words.insert(1, "above chance" if scale == "log_above_chance" else "")
         words.insert(0, "log" if TRANSFORMS[scale].log and "log" not in variant.options else "")
     return " ".join(filter(None, words))

@@ -116,7 +116,7 @@ def cells_of(names: Iterable[str] = ()) -> tuple[Cell, ...]:
     Raises:
         InputError: A contrast does not exist or has no world.
     """
-    simulated = {variant.traits["contrast"] for variant in world.values()}
+    simulated = {variant.traits.contrast for variant in world.values()}
     selected = tuple(names) or tuple(simulated)
     for name in selected:
         contrast.get_or_explain(name, "--contrast")
@@ -125,8 +125,8 @@ def cells_of(names: Iterable[str] = ()) -> tuple[Cell, ...]:
     return tuple(
         Cell(name, noise, seeds, correlation)
         for name, variant in world.items()
-        if variant.traits["contrast"] in selected
-        for noise, seeds, correlation in itertools.product(variant.traits.get("shapes", shape), SEEDS, CORRELATIONS)
+        if variant.traits.contrast in selected
+        for noise, seeds, correlation in itertools.product(variant.traits.shapes or shape, SEEDS, CORRELATIONS)
     )
 
 
@@ -142,16 +142,16 @@ def compare(name: str, noise: NoiseModel, effect: float, confidence: float = 1 -
         "names": ("a", "b"),
         "measure": "value",
     }
-    return contrasts.compare(world[name].traits["contrast"], *world[name](noise, effect), supplied=supplied)
+    return contrasts.compare(world[name].traits.contrast, *world[name](noise, effect), supplied=supplied)
 
 
 def measure(cell: Cell, trials: int, seed: int = 0) -> Rates:
     """Return the rates of one cell, from *trials* draws without effect and as many with effect."""
     traits = world[cell.world].traits
-    effect, power = traits["effect"], traits["power"]
+    effect, power = traits.effect, traits.power
     noises = {0.0: cell.noise_model(seed, "null"), effect: cell.noise_model(seed, "planted")}
     comparisons = {size: [compare(cell.world, noise, size) for _ in range(trials)] for size, noise in noises.items()}
-    truths = {size: traits["truth"](noise, size) for size, noise in noises.items()}
+    truths = {size: traits.truth(noise, size) for size, noise in noises.items()}
     covered = [
         one.interval[0] <= truth <= one.interval[1]
         for size, truth in truths.items()

@@ -164,7 +164,7 @@ def _of_cells(cells: Sequence[Rates]) -> str:
 
 
 def _contrast(rates: Rates) -> str:
-    return str(world[rates.cell.world].traits["contrast"])
+    return str(world[rates.cell.world].traits.contrast)
 
 
 def _cell_text(cell: Cell) -> str:
@@ -182,7 +182,7 @@ def markdown(calibration: Calibration) -> str:
         parts += ["## Five claims together", _studies(simulated.studies)] if simulated.studies else []
         parts += ["## Each contrast"]
         for name, cells in groupby(simulated.cells, key=lambda rates: rates.cell.world):
-            title = f"### {world[name].traits['contrast']}: {name.replace('-', ' ')}"
+            title = f"### {world[name].traits.contrast}: {name.replace('-', ' ')}"
             parts += [title, _description(name), _table(list(cells))]
     if calibration.twins:
         parts += ["## End to end", *map(_verdicts, calibration.twins)]
@@ -192,7 +192,7 @@ def markdown(calibration: Calibration) -> str:
 def _description(name: str) -> str:
     """Return what a world simulates, and its planted effect."""
     words = world[name].summary.removeprefix("Return ")
-    effect = world[name].traits["effect"]
+    effect = world[name].traits.effect
     return f"{words[:1].upper()}{words[1:]} Planted: *effect* = {effect:.3g}."
 
 

@@ -2,29 +2,58 @@
 
 A *shape* is ``(rng, size) -> array``: independent noise of mean 0 and variance 1. A *world* is ``(noise, effect) ->
 (a, b)``: the arrays of two arms as its contrast takes them, (seeds, levels, cells), with the same distribution if
-*effect* is 0. Its traits:
-
-- ``contrast``: the contrast that tests it, and ``cells``, the number of values per seed and level;
-- ``shapes``: the shapes that are simulated; default all;
-- ``truth``: the true effect as a function of the planted effect, None if there is no closed form;
-- ``power``: the power of an exact test with normal noise, None if unknown.
+*effect* is 0.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stability import stats
-from stability.registry import Registry
+from stability.registry import Registry, Traits
 
 Array = NDArray[np.float64]
 
-shape = Registry("shape")
-world = Registry("world")
+
+@dataclass(frozen=True)
+class ShapeTraits(Traits):
+    """What a shape declares.
+
+    Attributes:
+        other: The shape of the second arm's noise; empty if both arms have the same.
+    """
+
+    other: str = ""
+
+
+@dataclass(frozen=True)
+class WorldTraits(Traits):
+    """What a world declares.
+
+    Attributes:
+        contrast: The contrast that tests it.
+        cells: The number of values per seed and level.
+        effect: The planted effect of simulations with one.
+        truth: ``(noise, effect) -> float``: the true effect; None if there is no closed form.
+        power: ``(seeds, correlation, effect) -> float``: the power of an exact test with normal noise; None if unknown.
+        shapes: The shapes that are simulated; empty: all.
+    """
+
+    contrast: str
+    cells: int
+    effect: float
+    truth: Callable[[NoiseModel, float], float | None]
+    power: Callable[[int, float, float], float] | None
+    shapes: tuple[str, ...] = ()
+
+
+shape = Registry("shape", ShapeTraits)
+world = Registry("world", WorldTraits)
 
 LEVELS = (0.0, 0.2, 0.4)
 """The axis of slopes and interactions."""
@@ -81,7 +110,7 @@ class NoiseModel:
     def arms(self, levels: int = 1, cells: int = 1) -> tuple[Array, Array]:
         """Return noise for both arms, (seeds, levels, cells) each, of variance 1 and the correlation between arms."""
         sampler, size = shape[self.shape], (self.seeds, levels, cells)
-        other_sampler = shape[sampler.traits.get("other", self.shape)]
+        other_sampler = shape[sampler.traits.other or self.shape]
         shared = math.sqrt(self.correlation) * sampler(self.rng, size)
         own_weight = math.sqrt(1 - self.correlation)
         return shared + own_weight * sampler(self.rng, size), shared + own_weight * other_sampler(self.rng, size)

@@ -40,15 +40,15 @@ def list_(
 def _description(variant: Variant, whole: bool) -> str:
     """Return a variant's summary, or its *whole* docstring with formula and source, and its options with defaults."""
     text = inspect.getdoc(variant.function) or "" if whole else variant.summary
-    # Paragraphs are kept; lines are joined and wrapped for this terminal.
-    text = re.sub(r"(?<!\n)\n(?!\n)", " ", text.split("\n>>>")[0].strip())
+    # Paragraphs and the lines of arguments are kept; other lines are joined and wrapped for this terminal.
+    text = re.sub(r"(?<!\n)\n(?!\n|    \S) *", " ", text.split("\n>>>")[0].strip())
     return f"{text}\n{options}" if (options := _options(variant)) else text
 
 
 def _options(variant: Variant) -> str:
     if variant.kind == "contrast":
         return ""  # The claim supplies the options of a contrast.
-    declared = {key: value for key, value in variant.traits.items() if hasattr(value, "initial")}
+    declared = variant.traits.scalars if variant.kind == "loss" else {}
     scalars = [f"{key} = {s.initial}{'' if s.trained else ' (fixed)'}" for key, s in declared.items()]
     options = [
         f"{key} = {parameter.default!r}"
@@ -75,7 +75,7 @@ def measures() -> dict[str, tuple[Measure, str]]:
         for measure in STEP_MEASURES
     }
     for name, variant in sorted(probe.items()):
-        entries |= {measure.name: (measure, f"made by the probe {name}") for measure in variant.traits["measures"]}
+        entries |= {measure.name: (measure, f"made by the probe {name}") for measure in variant.traits.measures}
     return {name: (measure, origin) for name, (measure, origin) in entries.items() if not measure.listed}
 
 
@@ -83,14 +83,15 @@ def catalogue(what: str) -> Registry:
     """Return the catalogue called *what*, which is in `CATALOGUES` and neither studies nor measures."""
     from stability import contrasts, corruptions, datasets, encoders, losses, probes
 
-    return {
+    catalogues: dict[str, Registry] = {
         "losses": losses.loss,
         "encoders": encoders.encoder,
         "datasets": datasets.dataset,
         "corruptions": corruptions.corruption,
         "probes": probes.probe,
         "contrasts": contrasts.contrast,
-    }[what]
+    }
+    return catalogues[what]
 
 
 def _question(path: Path) -> str:

@@ -1,83 +1,14 @@
 """Contrasts: decorated functions that compare two arms over the same seeds.
 
-A contrast is ``(a, b, *, <supplied arguments>, <options>) -> Comparison``. *a* and *b* are float arrays of shape
-(seeds, levels, cells): each run is already reduced over its steps, *levels* is the axis that the claim's `axis`
-names (length 1 without one) and *cells* are all other cells of the grid. A keyword-only parameter named like a
-key of `SUPPLIED` receives that value; other keyword-only parameters are options that a claim may set.
-
-Traits define what the claim must give and how the arrays are computed:
-
-- ``needs``: keys that the claim must have ("axis", "threshold");
-- ``on``: "transform" (the measure's own scale: logs of positive quantities, chance-corrected logs of bounded
-  ones), "raw" (its raw positive values), "times" (steps until the threshold is crossed, infinity if it never
-  is) or "diverged" (1 if the run diverged, else 0);
-- ``reduction``: how a run's steps become one number unless the claim overrides it ("tail_mean": the mean of its
-  last window), or "none" if the run itself is the number;
-- ``mixed``, if a mixed model can express the same effect: as the effect of the arm ("level"), its effect on the
-  slope over the levels ("slope"), or on the change from the lowest level to the highest ("change");
-- ``says``: the phrase of a claim by its expected direction, with {axis} and {threshold} from the claim;
-- ``ratio``: the effect is a ratio on every scale, so the claim's margin is a ratio. Contrasts that take ``log``
-  give a ratio on logarithmic scales; `Comparison.ratio` is authoritative.
+Every module of this package is imported, so that a new file is a new contrast. `stability.contrasts.registry` documents
+the interface.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from stability.contrasts.registry import SUPPLIED, compare, contrast
+from stability.registry import import_modules
 
-from numpy.typing import ArrayLike
+__all__ = ["SUPPLIED", "compare", "contrast"]
 
-from stability.registry import InputError, Registry
-from stability.stats import Comparison
-
-contrast = Registry("contrast")
-
-SUPPLIED: Mapping[str, str] = {
-    "confidence": "confidence of the interval, already shared among the study's claims",
-    "levels": "the values of the axis that the claim's `axis` names, in doublings where a step is a factor",
-    "per": "the unit of a slope over the levels in a sentence: per unit or per doubling of what",
-    "axis": "the axis that the claim's `axis` names, in a sentence",
-    "better": "the better direction of the measure: higher, lower or empty",
-    "log": "whether the values are logarithms",
-    "budget": "the number of steps that a run had to cross the threshold",
-    "names": 'the arms\' names (of two measures of one arm: its name, and "its" other measure)',
-    "measure": "the measure's name in a sentence (for times, the threshold in words)",
-}
-
-
-def compare(
-    name: str,
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    supplied: Mapping[str, Any],
-    options: Mapping[str, Any] | None = None,
-    where: str = "contrast",
-) -> Comparison:
-    """Return the comparison of two arms by the contrast called *name*.
-
-    Args:
-        name: Name of the contrast.
-        a: Values of the first arm, (seeds, levels, cells).
-        b: Values of the second arm, same shape.
-        supplied: Values of the keys of `SUPPLIED`; the contrast receives those that it takes.
-        options: Options of the claim.
-        where: Location in the study for error messages.
-
-    Raises:
-        InputError: The contrast or an option is unknown.
-    """
-    variant = contrast.get_or_explain(name, where)
-    options = options or {}
-    if reserved := sorted(set(options) & set(SUPPLIED)):
-        raise InputError(f"{where}.{reserved[0]}: the study sets this itself; leave it out of the claim")
-    variant.check_options(options, where)
-    arguments = {key: value for key, value in supplied.items() if key in variant.options}
-    result: Comparison = variant(a, b, **arguments, **options)
-    return result
-
-
-# These modules register their variants in `contrast`, so they are imported after it is defined.
-from stability.contrasts import events, means, spreads, trends  # noqa: E402
-
-__all__ = ["SUPPLIED", "compare", "contrast", "events", "means", "spreads", "trends"]
+import_modules(__name__, __path__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from stability.contrasts import contrast
+from stability.contrasts.registry import contrast
 from stability.registry import InputError
 from stability.stats import Comparison, paired_difference, slope_difference
 from stability.stats.comparison import Array
@@ -28,7 +28,7 @@ DEPENDENCE = {
 }
 
 
-@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="slope", says=SLOPES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", mixed="slope", says=SLOPES)
 def slope(
     a: Array,
     b: Array,
@@ -44,11 +44,20 @@ def slope(
     Each seed gives one slope per arm, the mean over its cells. For a decreasing measure, "higher" means that it
     decreases more slowly. Over batch size, number of pairs or learning rate the slope is per doubling: the
     least-squares slope over the base-2 logarithm.
+
+    Args:
+        a: values of the first arm, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        levels: values of the axis, (levels,).
+        per: unit of the slope in the sentence.
+        confidence: 1 - alpha of the interval.
+        names: the two arms in the sentence.
+        measure: the measure in the sentence.
     """
     return slope_difference(a, b, levels=levels, confidence=confidence, names=names, measure=measure, per=per)
 
 
-@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, mixed="change", says=CHANGES)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", mixed="change", says=CHANGES)
 def interaction(
     a: Array,
     b: Array,
@@ -64,6 +73,16 @@ def interaction(
 
     Per seed this is (a_high - a_low) - (b_high - b_low), averaged over cells. Levels in between are not used, so
     no shape is assumed. On a logarithmic scale (*log*) it is a ratio of ratios.
+
+    Args:
+        a: values of the first arm, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        levels: values of the axis, (levels,).
+        confidence: 1 - alpha of the interval.
+        log: whether the values are logarithms.
+        axis: the axis in the sentence.
+        names: the two arms in the sentence.
+        measure: the measure in the sentence.
     """
     x = np.asarray(levels, dtype=np.float64)
     if x.ndim != 1 or not np.isfinite(x).all() or len(x) == 0 or np.ptp(x) == 0:
@@ -80,7 +99,7 @@ def interaction(
     return paired_difference(*changes, confidence=confidence, log=log, names=names, measure=words)
 
 
-@contrast(needs=("axis",), reduction="tail_mean", on="transform", ratio=False, says=DEPENDENCE)
+@contrast(needs=("axis",), reduction="tail_mean", on="transform", says=DEPENDENCE)
 def lr_sensitivity(
     a: Array,
     b: Array,
@@ -101,6 +120,15 @@ def lr_sensitivity(
 
     Raises:
         InputError: The measure has no better direction.
+
+    Args:
+        a: values of the first arm, (seeds, levels, cells).
+        b: values of the second arm, same shape.
+        better: the better direction of the measure, higher or lower.
+        confidence: 1 - alpha of the interval.
+        axis: the axis in the sentence.
+        names: the two arms in the sentence.
+        measure: the measure in the sentence.
     """
     if better not in ("higher", "lower"):
         raise InputError(f"{measure}: has no better direction; allowed: a measure that has one")

@@ -1,77 +1,14 @@
 """Corruptions: a catalogue of noise applied to the training pairs at a level in [0, 1].
 
-A corruption is a function ``(image, text, *, caption, level, generator, <its options>) -> (image, text)`` on n pairs,
-written for one replica; equal numbers in caption (n,) mean equal captions. It corrupts round(level * n) pairs; a higher
-level corrupts the same pairs and more. A modality that it does not change is returned as the same tensor object. It
-draws on the CPU and only from the run's "corruption" stream, so at one seed all losses have the same noise on every
-device.
-
-A corruption that generates images or texts takes ``images`` or ``texts``, the range of their `Values`. One that
-combines others names them in its trait *parts*; each part corrupts its own draw of round(level * n) pairs.
+Every module of this package is imported, so that a new file is a new corruption. `stability.corruptions.registry`
+documents the interface.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from stability.corruptions.registry import Values, corrupt, corruption
+from stability.registry import import_modules
 
-import torch
-from torch import Tensor
+__all__ = ["Values", "corrupt", "corruption"]
 
-from stability.registry import Registry
-
-corruption = Registry("corruption")
-
-
-@dataclass(frozen=True)
-class Values:
-    """The range of values of one modality: reals in [low, high], or token ids from low to high inclusive.
-
-    If low is 1, token 0 is the blank that pads short texts; if it is 0, every id is a word.
-    """
-
-    low: float
-    high: float
-
-    @staticmethod
-    def of(samples: Tensor, vocabulary: int = 0, blank: bool = True) -> Values:
-        """Return the range of the samples (n, ...) of one modality, or of its token ids if it has a vocabulary.
-
-        >>> Values.of(torch.tensor([[-1.0, 0.5]])), Values.of(torch.tensor([[3, 0]]), vocabulary=9)
-        (Values(low=-1.0, high=0.5), Values(low=1, high=8))
-        """
-        if vocabulary:
-            return Values(int(blank), vocabulary - 1)
-        return Values(float(samples.min()), float(samples.max()))
-
-    def draw(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Return independent uniform values with the shape, dtype and device of *like*."""
-        if like.is_floating_point():
-            values = self.low + (self.high - self.low) * torch.rand(like.shape, generator=generator, dtype=like.dtype)
-        else:
-            values = torch.randint(int(self.low), int(self.high) + 1, like.shape, generator=generator)
-        return values.to(like.device)
-
-
-def corrupt(
-    name: str, image: Tensor, text: Tensor, *, images: Values, texts: Values, **arguments: Any
-) -> tuple[Tensor, Tensor]:
-    """Return image and text corrupted by the corruption *name*.
-
-    Args:
-        name: the corruption.
-        image: images (n, ...).
-        text: texts (n, ...).
-        images: range of image values, passed on if the corruption takes it.
-        texts: range of text values, passed on if the corruption takes it.
-        arguments: caption, level and generator (see the module).
-    """
-    variant = corruption[name]
-    ranges = {key: value for key, value in {"images": images, "texts": texts}.items() if key in variant.options}
-    noisy: tuple[Tensor, Tensor] = variant(image, text, **ranges, **arguments)
-    return noisy
-
-
-from stability.corruptions import content, pairs  # noqa: E402  (variants register on import)
-
-__all__ = ["Values", "content", "corrupt", "corruption", "pairs"]
+import_modules(__name__, __path__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.corruptions import Values, corruption
 from stability.corruptions.pairs import corrupted_indices, mismatch
+from stability.corruptions.registry import Values, corruption
 from stability.registry import InputError
 
 
@@ -17,6 +17,14 @@ def image_noise(
     """Replace a share *level* of the images by uniform noise in the range of the data, or ids by another id.
 
     Corrupts round(level * n) images. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 1.
+
+    Args:
+        image: images (n, ...).
+        text: texts (n, ...).
+        caption: ids (n,) of captions; equal ids mean equal captions.
+        level: share of corrupted pairs, in [0, 1].
+        generator: the run's stream of random numbers.
+        images: range of the images' values.
     """
     chosen = corrupted_indices(len(image), level, generator)
     noise = images.draw(image, generator)
@@ -36,6 +44,14 @@ def text_noise(
     Corrupts round(level * n) texts. The length is uniform in 1..T, each token uniform over the words (not the blank).
     A text equal to the one it replaces gets a different first word. Real-valued text becomes uniform noise in the range
     of the data. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 2.
+
+    Args:
+        image: images (n, ...).
+        text: texts (n, ...).
+        caption: ids (n,) of captions; equal ids mean equal captions.
+        level: share of corrupted pairs, in [0, 1].
+        generator: the run's stream of random numbers.
+        texts: range of the texts' values.
     """
     chosen = corrupted_indices(len(text), level, generator)
     noise = texts.draw(text, generator)
@@ -63,6 +79,15 @@ def image_and_text(
 
     A share of about level^2 of the pairs loses both, and (1 - level)^2 neither. Zhai et al. (2023), arXiv:2303.15343,
     Sec. 4.10, corruption 4.
+
+    Args:
+        image: images (n, ...).
+        text: texts (n, ...).
+        caption: ids (n,) of captions; equal ids mean equal captions.
+        level: share of corrupted pairs, in [0, 1].
+        generator: the run's stream of random numbers.
+        images: range of the images' values.
+        texts: range of the texts' values.
     """
     image, _ = image_noise(image, text, caption=caption, level=level, generator=generator, images=images)
     return text_noise(image, text, caption=caption, level=level, generator=generator, texts=texts)
@@ -82,6 +107,15 @@ def all_three(
     """Mismatch a share *level* of the pairs, then independently replace as many images and as many texts by noise.
 
     About (1 - level)^3 of the pairs stay intact. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 5.
+
+    Args:
+        image: images (n, ...).
+        text: texts (n, ...).
+        caption: ids (n,) of captions; equal ids mean equal captions.
+        level: share of corrupted pairs, in [0, 1].
+        generator: the run's stream of random numbers.
+        images: range of the images' values.
+        texts: range of the texts' values.
     """
     _, mixed = mismatch(image, text, caption=caption, level=level, generator=generator)
     return image_and_text(image, mixed, caption=caption, level=level, generator=generator, images=images, texts=texts)
@@ -95,6 +129,14 @@ def caption_dropout(
 
     Corrupts round(level * n) texts; in a batch they are false negatives of each other. Raises `InputError` if every id
     is a word.
+
+    Args:
+        image: images (n, ...).
+        text: texts (n, ...).
+        caption: ids (n,) of captions; equal ids mean equal captions.
+        level: share of corrupted pairs, in [0, 1].
+        generator: the run's stream of random numbers.
+        texts: range of the texts' values.
     """
     if not text.is_floating_point() and texts.low == 0:
         raise InputError("caption_dropout: every token id of these data is a word, so there is no empty caption")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.corruptions import Values, corruption
+from stability.corruptions.registry import Values, corruption
 from stability.registry import InputError
 
 
@@ -81,6 +81,13 @@ def mismatch(
     The round(level * n) corrupted pairs exchange captions among themselves, so the set of captions is unchanged. If
     that is impossible (a single pair, or one caption in over half of them), they copy captions of any other pairs. Zhai
     et al. (2023), arXiv:2303.15343, Sec. 4.10, corruption 3 (there: a plain shuffle).
+
+    Args:
+        image: images (n, ...).
+        text: texts (n, ...).
+        caption: ids (n,) of captions; equal ids mean equal captions.
+        level: share of corrupted pairs, in [0, 1].
+        generator: the run's stream of random numbers.
     """
     chosen = corrupted_indices(len(text), level, generator)
     if derangeable(caption[chosen]):
@@ -109,6 +116,15 @@ def near_duplicates(
     image plus uniform noise of up to *strength* times the range of the data, clamped to the range (ids are copied
     unchanged). The copied pair is uniform among all others with a different caption, before corruption. A contrastive
     loss then repels an image and a text that match.
+
+    Args:
+        image: images (n, ...).
+        text: texts (n, ...).
+        caption: ids (n,) of captions; equal ids mean equal captions.
+        level: share of corrupted pairs, in [0, 1].
+        generator: the run's stream of random numbers.
+        images: range of the images' values.
+        strength: largest noise on a copied image, as a share of the data's range.
     """
     chosen = corrupted_indices(len(text), level, generator)
     source = sample_mismatched(caption, generator)[chosen]

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from stability.curvature.products import Objective, check_params, flatten, unflatten
 from stability.curvature.spectra import spectrum
+from stability.devices import to_float64
 
 DENSE_LIMIT = 5_000  # parameters; the dense float64 Hessian then takes 200 MB
 
@@ -68,8 +69,8 @@ def pyhessian_check(
         seed: of both packages; PyHessian draws from it inside a fork of the global generator.
     """
     check_params(params, batched=False)
-    params = {name: value.detach().cpu().double() for name, value in params.items()}
-    batches = pytree.tree_map(_to_float64, batches)
+    params = {name: to_float64(value.cpu()) for name, value in params.items()}
+    batches = pytree.tree_map_only(Tensor, lambda leaf: to_float64(leaf.cpu()), batches)
     ours = spectrum(objective, params, batches=batches, steps=steps, trace_probes=trace_probes, seed=seed)
     from_high = bool(ours.eigenvalues_high.abs() >= ours.eigenvalues_low.abs())
     values, residuals = (
@@ -160,9 +161,3 @@ def _mean(objective: Objective, params: dict[str, Tensor], batches: Any) -> Tens
     count = pytree.tree_leaves(batches)[0].shape[0]
     losses = [objective(params, pytree.tree_map(lambda leaf, k=k: leaf[k], batches)) for k in range(count)]
     return torch.stack(losses).mean()
-
-
-def _to_float64(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return leaf.cpu().double() if leaf.is_floating_point() else leaf.cpu()

@@ -70,9 +70,18 @@ def hessian_of(
 ) -> Hessian:
     """Return the (block of the, preconditioned) Hessian of an objective, averaged over *batches*.
 
-    The arguments are those of `stability.curvature.spectrum`. The gradient of the sum over replicas is built once and
-    differentiated again for every product. Replicas, batches and vectors share one backward pass as far as they fit in
-    a processor's cache or an accelerator's memory.
+    The gradient of the sum over replicas is differentiated again for every product. Replicas, batches and vectors share
+    one backward pass as far as they fit in a processor's cache or an accelerator's memory.
+
+    Args:
+        objective: ``objective(params, batch)``, or ``objective(params)`` without batches: a scalar.
+        params: the point, by name.
+        batched: whether all parameters have a leading replica axis.
+        batches: stacked batches, over which the objective is averaged.
+        preconditioner: positive diagonal like *params*.
+        block: the parameters of the block; None: all.
+        chunk_size: lanes of one backward pass; None: as many as fit.
+        retain_graph: keep the graph of the gradient for all products.
     """
     value, free, fixed = _partial_objective(objective, params, batched, block, chunk_size)
     shapes = {name: value.shape[int(batched) :] for name, value in free.items()}
@@ -120,8 +129,17 @@ def replicas_at_once(
     """Return the groups of replicas that share a backward pass in `hessian_of`.
 
     On an accelerator they are bounded by memory: that of the graphs of all batches, if they are kept (*retain_graph*),
-    and of the *vectors* that the caller holds for each replica. The groups depend only on the objective, the shapes and
-    the device's total memory. Raises `InputError` as `hessian_of` does.
+    and of the vectors. The groups depend only on the objective, the shapes and the device's total memory. Raises
+    `InputError` as `hessian_of` does.
+
+    Args:
+        objective: as for `hessian_of`.
+        params: the point, each with a leading replica axis.
+        batches: stacked batches with a leading replica axis.
+        block: the parameters of the block; None: all.
+        chunk_size: number of replicas in a group; None: as many as fit.
+        retain_graph: whether the graphs are kept.
+        vectors: number of flat vectors that the caller holds for each replica.
     """
     value, free, fixed = _partial_objective(objective, params, True, block, chunk_size)
     total = _number_of_batches(batches, True)
@@ -289,16 +307,12 @@ def chosen_names(params: Mapping[str, Tensor], block: ParamFilter | None) -> lis
     """Return the names that *block* selects (None: all), in the order of *params*."""
     if block is None:
         return list(params)
-    if not callable(block):
-        names = {block} if isinstance(block, str) else set(block)
-        for name in sorted(names - set(params)):
-            raise InputError(f"block: unknown parameter {name!r}{nearest(name, params)}")
-        return [name for name in params if name in names] or _raise_empty_block(params)
-    return [name for name in params if block(name)] or _raise_empty_block(params)
-
-
-def _raise_empty_block(params: Mapping[str, Tensor]) -> list[str]:
-    raise InputError(f"the block holds no parameter; allowed: some of {', '.join(params)}")
+    selected = {block} if isinstance(block, str) else set(filter(block, params) if callable(block) else block)
+    for name in sorted(selected - set(params)):
+        raise InputError(f"block: unknown parameter {name!r}{nearest(name, params)}")
+    if not selected:
+        raise InputError(f"the block holds no parameter; allowed: some of {', '.join(params)}")
+    return [name for name in params if name in selected]
 
 
 def check_params(params: Mapping[str, Tensor], batched: bool) -> None:

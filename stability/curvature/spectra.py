@@ -160,7 +160,7 @@ def spectrum(
     if not batched:
         hessian = hessian_of(objective, params, batches=batches, preconditioner=preconditioner, **options)
         result = _spectrum_of(hessian, **counts)
-        return replace(result, **{name: _first(value) for name, value in _tensors(result).items()})
+        return replace(result, **tree_map(lambda tensor: tensor[0], _tensors(result)))
     vectors = probes * (steps + VECTORS)
     groups = replicas_at_once(objective, params, batches=batches, vectors=vectors, **options)
     inputs = (dict(params), batches, None if preconditioner is None else dict(preconditioner))
@@ -288,7 +288,3 @@ def _forms(hessian: Hessian, directions: Tensor, basis: Tensor) -> Tensor:
 
 def _by_replica(lanes: Tensor, probes: int) -> Tensor:
     return lanes.view(probes, -1, lanes.shape[-1]).transpose(0, 1)
-
-
-def _first(value: Any) -> Any:
-    return {name: tensor[0] for name, tensor in value.items()} if isinstance(value, dict) else value[0]

@@ -44,14 +44,16 @@ def tokenizer(kind: str, captions: Sequence[str], size: int) -> Tokenizer:
     tokenizers. It can encode every text, since its alphabet is the 256 bytes.
     """
     if kind not in TOKENIZERS:
-        raise InputError(f"tokens: unknown tokenizer {kind!r}{nearest(kind, TOKENIZERS)}")
+        raise InputError(f"tokenizer: unknown tokenizer {kind!r}{nearest(kind, TOKENIZERS)}")
     if kind == "bytes":
         names = [chr(byte) if byte < 128 else f"\\x{byte:02x}" for byte in range(BYTES)]
         return Tokenizer(("", *names), lambda text: [byte + 1 for byte in text.encode()])
-    library = optional("tokenizers", "tokens = 'bpe'", "disk")
+    library = optional("tokenizers", "tokenizer = 'bpe'", "disk")
     alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
     if size < BYTES + 1:
-        raise InputError(f"words: got {size}; allowed: {BYTES + 1} or more (256 bytes, and one to fill up short texts)")
+        raise InputError(
+            f"vocab_size: got {size}; allowed: {BYTES + 1} or more (256 bytes, and one to fill up short texts)"
+        )
     encoder = library.Tokenizer(library.models.BPE())
     encoder.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
     encoder.decoder = library.decoders.ByteLevel()

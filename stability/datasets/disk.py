@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stability.datasets import Pairs
 from stability.datasets.cache import Entry, prepared, stamps
 from stability.datasets.captions import Classes, read_classes, tokenizer
 from stability.datasets.images import Decoded, decode
+from stability.datasets.registry import Pairs
 from stability.registry import InputError
 
 CHUNK = 256
@@ -112,7 +112,14 @@ def same(rows: np.ndarray) -> np.ndarray:
 
 
 def check_sides(train: int, held_out: int, share: float, path: str) -> None:
-    """Raise `InputError` if either side of a split is left without pairs."""
+    """Raise `InputError` if either side of a split is left without pairs.
+
+    Args:
+        train: number of training pairs.
+        held_out: number of held-out pairs.
+        share: the share of held-out pairs that was set.
+        path: where the data are, for the error.
+    """
     if not train or not held_out:
         raise InputError(
             f"held_out = {share:g}: of {train + held_out} usable pairs in {path}, {train} are left to train on and "
@@ -151,18 +158,18 @@ class Recipe:
 
     Attributes:
         image_size: height and width in pixels.
-        tokens: tokenizer, "bpe" or "bytes".
-        words: vocabulary size of the BPE.
-        length: tokens per caption.
+        tokenizer: "bpe" or "bytes".
+        vocab_size: vocabulary size of the BPE.
+        max_tokens: tokens per caption.
         held_out: share of held-out pairs.
         classes: file of classes, or "".
         max_invalid_share: largest share of unusable samples.
     """
 
     image_size: int
-    tokens: str
-    words: int
-    length: int
+    tokenizer: str
+    vocab_size: int
+    max_tokens: int
     held_out: float
     classes: str
     max_invalid_share: float
@@ -188,7 +195,7 @@ def image_text_pairs(
         cache: folder of the cache.
         also: further options on which the samples depend.
     """
-    for name in ("image_size", "length"):
+    for name in ("image_size", "max_tokens"):
         if getattr(recipe, name) < 1:
             raise InputError(f"{name}: got {getattr(recipe, name)}; allowed: 1 or more")
     check_share("held_out", recipe.held_out)
@@ -216,19 +223,20 @@ def _build(folder: Path, path: str, samples: Iterable[Sample], recipe: Recipe, c
     notes = tally.check(recipe.max_invalid_share, path)
     check_sides(len(captions[0]), len(captions[1]), recipe.held_out, path)
     join(folder / "image.npy", parts, (3, recipe.image_size, recipe.image_size))
-    encoding = tokenizer(recipe.tokens, captions[0], recipe.words)
-    text, cut = encoding.table([*captions[0], *captions[1]], recipe.length)
+    encoding = tokenizer(recipe.tokenizer, captions[0], recipe.vocab_size)
+    length = recipe.max_tokens
+    text, cut = encoding.table([*captions[0], *captions[1]], length)
     if cut:
-        notes += (f"{cut} of {len(text)} captions are longer than data.length = {recipe.length} tokens and were cut.",)
+        notes += (f"{cut} of {len(text)} captions are longer than data.max_tokens = {length} tokens and were cut.",)
     arrays = {"text": text, "caption": same(text), "label": np.array([*labels[0], *labels[1]], dtype=np.int64)}
     if classes.names:
-        rows, cut = encoding.table([prompt for texts in classes.prompts for prompt in texts], recipe.length)
+        rows, cut = encoding.table([prompt for texts in classes.prompts for prompt in texts], length)
         if cut:
             raise InputError(
-                f"length: got {recipe.length}; allowed: room for the texts of all classes, of which {cut} are longer "
+                f"max_tokens: got {length}; allowed: room for the texts of all classes, of which {cut} are longer "
                 "(classes whose names are cut off would look alike)"
             )
-        arrays["prompts"] = rows.reshape(len(classes.names), -1, recipe.length)
+        arrays["prompts"] = rows.reshape(len(classes.names), -1, length)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
     return {"train": len(captions[0]), "vocabulary": encoding.vocabulary, "notes": notes}
@@ -260,7 +268,14 @@ def _usable(samples: Iterable[Sample], size: int, tally: Tally) -> Iterator[tupl
 
 
 def join(target: Path, parts: Sequence[Path], shape: tuple[int, ...], scale: float = 1.0) -> None:
-    """Concatenate files of raw float32 rows of this *shape*, divided by *scale*, to one .npy file and remove them."""
+    """Concatenate files of raw float32 rows of this *shape*, divided by *scale*, to one .npy file and remove them.
+
+    Args:
+        target: the .npy file.
+        parts: the files of raw rows, in order.
+        shape: shape of one row.
+        scale: divisor of all values.
+    """
     row_bytes = 4 * int(np.prod(shape))
     rows = [part.stat().st_size // row_bytes for part in parts]
     array = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=(sum(rows), *shape))

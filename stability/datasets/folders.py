@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stability.datasets import Pairs, dataset, disk
+from stability.datasets import disk
 from stability.datasets.disk import CAPTION_COLUMNS, IMAGE_COLUMNS, Recipe, Sample, column, existing
 from stability.datasets.images import ENDINGS
+from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -74,9 +75,9 @@ def folder(
     caption_column: str = "",
     label_column: str = "label",
     image_size: int = 32,
-    tokens: str = "bpe",
-    words: int = 2048,
-    length: int = 32,
+    tokenizer: str = "bpe",
+    vocab_size: int = 2048,
+    max_tokens: int = 32,
     held_out: float = 0.2,
     classes: str = "",
     max_invalid_share: float = 0.01,
@@ -95,9 +96,9 @@ def folder(
         label_column: column of the image's class, by name or index from 0.
         image_size: images (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM) become (3, image_size, image_size) floats in [-1, 1],
             cropped to a square.
-        tokens: "bpe": byte-level BPE learned from the training captions; or "bytes".
-        words: largest vocabulary size of the BPE.
-        length: number of tokens of a caption.
+        tokenizer: "bpe": byte-level BPE learned from the training captions; or "bytes".
+        vocab_size: largest vocabulary size of the BPE.
+        max_tokens: number of tokens of a caption; longer ones are cut.
         held_out: share of held-out pairs.
         classes: a file with one class a line.
         max_invalid_share: up to this share of unusable samples is left out and counted; more is an error.
@@ -121,7 +122,7 @@ def folder(
             encoded = image.read_bytes() if name and image.is_file() else None
             yield Sample(f"{location}: {name or 'no name'}", encoded, row.get(of_caption), row.get(label_column))
 
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
+    recipe = Recipe(image_size, tokenizer, vocab_size, max_tokens, held_out, classes, max_invalid_share)
     named = [home / row[of_image] for _, row in rows if of_image in row]
     also = (of_image, of_caption, label_column)
     pairs = disk.image_text_pairs("folder", path, [table, *named], samples, recipe, cache, *also)

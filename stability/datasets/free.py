@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stability.datasets import Pairs, dataset
+from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 
 

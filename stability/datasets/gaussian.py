@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from stability.datasets import Pairs, dataset, split
+from stability.datasets.registry import Pairs, dataset, split
 from stability.registry import InputError
 from stability.streams import stream
 
@@ -35,7 +35,14 @@ def mixing(latent_dim: int, view_dim: int, generator: torch.Generator) -> Tensor
 
 
 def view(latent: Tensor, weights: Tensor, snr: float, generator: torch.Generator) -> Tensor:
-    """Return (..., view_dim) floats: W z plus white noise of variance 1 / snr, scaled to unit mean square."""
+    """Return (..., view_dim) floats: W z plus white noise of variance 1 / snr, scaled to unit mean square.
+
+    Args:
+        latent: z, (..., latent_dim).
+        weights: W, (view_dim, latent_dim).
+        snr: ratio of the signal's variance to the noise's.
+        generator: stream of the noise.
+    """
     signal = latent @ weights.T
     noise = torch.randn(signal.shape, generator=generator, dtype=signal.dtype) / math.sqrt(snr)
     return ((signal + noise) / math.sqrt(1 + 1 / snr)).float()

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 
-from stability.datasets import Pairs, dataset
+from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 from stability.streams import stream
 
@@ -33,6 +33,12 @@ VOCABULARY = (
 
 def caption_words(digit: int, thickness: int, slant: int, width: int) -> tuple[str, ...]:
     """Return the caption of a digit as words; width determines wording and order, the other styles one word each.
+
+    Args:
+        digit: 0 to 9.
+        thickness: index of the class of thickness.
+        slant: index of the class of slant.
+        width: index of the class of width.
 
     >>> [" ".join(caption_words(7, 0, 2, width)) for width in range(3)]
     ['narrow seven , thin , rightward', 'a thin rightward digit 7', 'rightward and thin wide seven']

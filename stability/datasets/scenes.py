@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stability.datasets import Pairs, dataset, split
+from stability.datasets.registry import Pairs, dataset, split
 from stability.registry import InputError
 from stability.streams import stream
 
@@ -121,6 +121,12 @@ def coverage(shape: Tensor, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     """Return the share of each pixel that an object covers, from its signed distance in pixels at (x, y).
 
     The share is 1 half a pixel or more inside, 0 half a pixel or more outside, and linear between.
+
+    Args:
+        shape: index of each object's shape.
+        x: horizontal distance of each pixel from the object's center.
+        y: vertical distance, downwards.
+        radius: of the object, in pixels.
     """
     # The right edge of the triangle goes from (0, -r) to (.95 r, .7 r).
     slope = math.hypot(1.7, 0.95)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from stability.datasets import Pairs, dataset, disk
+from stability.datasets import disk
 from stability.datasets.disk import Recipe, Sample, existing
+from stability.datasets.registry import Pairs, dataset
 from stability.extras import optional
 from stability.registry import InputError
 
@@ -137,9 +138,9 @@ def webdataset(
     caption_key: str = "",
     label_key: str = "label",
     image_size: int = 32,
-    tokens: str = "bpe",
-    words: int = 2048,
-    length: int = 32,
+    tokenizer: str = "bpe",
+    vocab_size: int = 2048,
+    max_tokens: int = 32,
     held_out: float = 0.2,
     classes: str = "",
     max_invalid_share: float = 0.01,
@@ -156,16 +157,16 @@ def webdataset(
         caption_key: key of the caption in the json (empty: the member txt, else ``caption``).
         label_key: key of the class in the json.
         image_size: see the dataset 'folder', also for all options below.
-        tokens: the tokenizer.
-        words: largest vocabulary size.
-        length: number of tokens of a caption.
+        tokenizer: the tokenizer.
+        vocab_size: largest vocabulary size.
+        max_tokens: number of tokens of a caption; longer ones are cut.
         held_out: share of held-out pairs.
         classes: a file with one class a line.
         max_invalid_share: largest share of unusable samples.
         cache: the folder in which prepared data are cached.
     """
     files = shard_files(path)
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
+    recipe = Recipe(image_size, tokenizer, vocab_size, max_tokens, held_out, classes, max_invalid_share)
     return disk.image_text_pairs(
         "webdataset",
         path,

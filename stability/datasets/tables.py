@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stability.datasets import Pairs, dataset, disk
+from stability.datasets import disk
 from stability.datasets.disk import CAPTION_COLUMNS, Recipe, Sample, column, existing
+from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 
 IMAGES = ("image", "img", "jpg", "png")
@@ -69,9 +70,9 @@ def parquet(
     caption_column: str = "",
     label_column: str = "label",
     image_size: int = 32,
-    tokens: str = "bpe",
-    words: int = 2048,
-    length: int = 32,
+    tokenizer: str = "bpe",
+    vocab_size: int = 2048,
+    max_tokens: int = 32,
     held_out: float = 0.2,
     classes: str = "",
     max_invalid_share: float = 0.01,
@@ -87,9 +88,9 @@ def parquet(
         caption_column: column of the caption (empty: the first usual name, as caption).
         label_column: column of the image's class, by name or index from 0.
         image_size: see the dataset 'folder', also for all options below.
-        tokens: the tokenizer.
-        words: largest vocabulary size.
-        length: number of tokens of a caption.
+        tokenizer: the tokenizer.
+        vocab_size: largest vocabulary size.
+        max_tokens: number of tokens of a caption; longer ones are cut.
         held_out: share of held-out pairs.
         classes: a file with one class a line.
         max_invalid_share: largest share of unusable samples.
@@ -105,7 +106,7 @@ def parquet(
     if not binary and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
         raise InputError(f"image_column: {files[0].name}: {of_image!r} holds {kind}; allowed: bytes of encoded images")
     of_label = column(label_column, schema.names, (), files[0].name, "label_column") if classes else ""
-    recipe = Recipe(image_size, tokens, words, length, held_out, classes, max_invalid_share)
+    recipe = Recipe(image_size, tokenizer, vocab_size, max_tokens, held_out, classes, max_invalid_share)
     return disk.image_text_pairs(
         "parquet",
         path,

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stability.datasets import Pairs, dataset
 from stability.datasets.cache import prepared, stamps
 from stability.datasets.disk import Tally, check_share, check_sides, existing, is_held_out, join, pairs_of, same
+from stability.datasets.registry import Pairs, dataset
 from stability.extras import optional
 from stability.registry import InputError, nearest
 
@@ -85,6 +85,12 @@ def _columns(path: Path) -> Arrays:
 
 def sides_of(arrays: Arrays, image: str, text: str, where: str) -> tuple[str, str]:
     """Return the names of the two paired arrays: those named, else the only two tables with equally many rows.
+
+    Args:
+        arrays: all arrays of the data, by name.
+        image: name of the array that is the image; empty: infer it.
+        text: name of the array that is the text; empty: infer it.
+        where: location of the data, for errors.
 
     >>> sides_of({"audio": np.zeros((4, 2)), "text": np.zeros((4, 3)), "label": np.zeros(4)}, "", "", "a.npz")
     ('audio', 'text')

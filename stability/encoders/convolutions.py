@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stability.encoders import Modality, encoder
+from stability.encoders.registry import Modality, encoder
 from stability.registry import InputError
 
 
@@ -45,6 +45,13 @@ def conv(modality: Modality, embed_dim: int, *, width: int = 16, depth: int = 2,
 
     Input (B, C, H, W), output (B, embed_dim). Channels double from layer to layer, starting at *width*. There is no
     normalization: BatchNorm would couple the samples of a batch.
+
+    Args:
+        modality: shape and vocabulary of the input.
+        embed_dim: width of the embeddings.
+        width: channels of the first layer.
+        depth: number of layers.
+        frozen: keep the initial weights.
     """
     if len(modality.shape) != 3 or modality.is_tokens:
         raise InputError(f"encoder 'conv' reads images (C, H, W), and this modality has shape {modality.shape}")

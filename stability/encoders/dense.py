@@ -6,7 +6,7 @@ import itertools
 
 from torch import nn
 
-from stability.encoders import Modality, encoder
+from stability.encoders.registry import Modality, encoder
 from stability.registry import InputError
 
 
@@ -31,7 +31,15 @@ def linear(modality: Modality, embed_dim: int, *, frozen: bool = False) -> nn.Mo
 
 @encoder(modality="any", least={"width": 1, "depth": 0})
 def mlp(modality: Modality, embed_dim: int, *, width: int = 128, depth: int = 2, frozen: bool = False) -> nn.Module:
-    """Build a perceptron with *depth* hidden GELU layers on the flattened input: (B, ...) -> (B, embed_dim)."""
+    """Build a perceptron with *depth* hidden GELU layers on the flattened input: (B, ...) -> (B, embed_dim).
+
+    Args:
+        modality: shape and vocabulary of the input.
+        embed_dim: width of the embeddings.
+        width: width of the hidden layers.
+        depth: number of hidden layers.
+        frozen: keep the initial weights.
+    """
     widths = [_features("mlp", modality), *[width] * depth]
     hidden = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], embed_dim)).requires_grad_(not frozen)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stability.encoders import Modality, encoder
+from stability.encoders.registry import Modality, encoder
 from stability.registry import InputError
 
 
@@ -29,6 +29,12 @@ def free_vectors(modality: Modality, embed_dim: int, *, renormalized: bool = Tru
     The loss normalizes vectors, so its gradient shrinks as a vector grows; *renormalized* scales each to length 1 after
     every step. *frozen* keeps the initial vectors. Reads only ids, as of the dataset 'sphere'.
     Bangachev et al. (2025), arXiv:2509.18552, App. D (re-projected; one modality frozen in D.2).
+
+    Args:
+        modality: shape and vocabulary of the input.
+        embed_dim: width of the embeddings.
+        renormalized: scale each vector to length 1 after every step.
+        frozen: keep the initial weights.
     """
     if not modality.is_tokens or modality.shape != (1,):
         what = "token ids" if modality.is_tokens else "real values"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stability.encoders import Modality, encoder
+from stability.encoders.registry import Modality, encoder
 from stability.registry import InputError
 
 
@@ -106,6 +106,16 @@ def patch_transformer(
 
     Input (B, C, H, W), output (B, embed_dim). Pre-norm blocks, learned positions, no class token.
     Dosovitskiy et al. (2021), arXiv:2010.11929; mean pooling as in Beyer et al. (2022), arXiv:2205.01580.
+
+    Args:
+        modality: shape and vocabulary of the input.
+        embed_dim: width of the embeddings.
+        patch: side of a patch in pixels; divides the image's sides.
+        width: width of the tokens.
+        depth: number of blocks.
+        heads: number of attention heads; divides *width*.
+        mlp_ratio: hidden width of the perceptrons, in multiples of *width*.
+        frozen: keep the initial weights.
     """
     _check_heads("patch_transformer", width, heads)
     if len(modality.shape) != 3 or modality.shape[1] % patch or modality.shape[2] % patch:
@@ -131,6 +141,15 @@ def token_transformer(
 
     Input (B, T) integers, output (B, embed_dim). Padding is a token like any other.
     Vaswani et al. (2017), arXiv:1706.03762.
+
+    Args:
+        modality: shape and vocabulary of the input.
+        embed_dim: width of the embeddings.
+        width: width of the tokens.
+        depth: number of blocks.
+        heads: number of attention heads; divides *width*.
+        mlp_ratio: hidden width of the perceptrons, in multiples of *width*.
+        frozen: keep the initial weights.
     """
     _check_heads("token_transformer", width, heads)
     embed = nn.Embedding(modality.vocabulary, width)

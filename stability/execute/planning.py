@@ -18,9 +18,9 @@ from stability.grid import Group, Run, groups_of, runs_of, study_of, tuning_runs
 from stability.registry import InputError
 from stability.study import Study
 from stability.train import Timing, time_group
-from stability.train.feed import HOST_SHARE
+from stability.train.data import HOST_SHARE
 from stability.train.memory import DataBytes, bytes_of_data, bytes_per_replica
-from stability.train.probing import selects
+from stability.train.probe_runner import selects
 
 MAX_REPLICAS = {"cpu": 32, "cuda": 1024}
 """Most replicas per group by device type: more only overflow a CPU's caches, and a GPU is already fully used."""

@@ -76,5 +76,5 @@ def pair_of(name: str, stored: pd.DataFrame, again: pd.DataFrame) -> Pair:
 
 def _reference_measure(name: str) -> str:
     """Return the measure whose numerical error *name* is, or *name* itself."""
-    measures = (measure for variant in probe.values() for measure in variant.traits["measures"])
+    measures = (measure for variant in probe.values() for measure in variant.traits.measures)
     return next((measure.error_of for measure in measures if measure.name == name and measure.error_of), name)

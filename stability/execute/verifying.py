@@ -119,12 +119,7 @@ def _evenly(entries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 def timed() -> set[str]:
     """Return the names of the measures of probes that measure time."""
-    return {
-        measure.name
-        for variant in probe.values()
-        if variant.traits.get("timed")
-        for measure in variant.traits["measures"]
-    }
+    return {measure.name for variant in probe.values() if variant.traits.timed for measure in variant.traits.measures}
 
 
 def _difference(stored: pd.DataFrame, again: pd.DataFrame, exact: bool) -> str:

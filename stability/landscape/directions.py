@@ -12,12 +12,12 @@ from torch import Tensor
 from stability.curvature import eigenvectors
 from stability.curvature.products import Objective, ParamFilter, check_params, chosen_names, flatten, unflatten
 from stability.landscape.filters import Treatment, filter_directions
-from stability.registry import InputError, Registry
+from stability.registry import InputError, Registry, Traits
 
 Point = Mapping[str, Tensor]
 Direction = dict[str, Tensor]
 
-direction = Registry("direction")
+direction = Registry("direction", Traits)
 
 
 def directions(params: Point, kind: str = "filter", count: int = 2, **options: Any) -> tuple[Direction, ...]:

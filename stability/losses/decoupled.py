@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stability.losses import Scalar, loss
 from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
+from stability.losses.registry import Scalar, loss
 
 
 def dcl_chance(batch_size: int) -> float:
@@ -20,7 +20,7 @@ def dcl_chance(batch_size: int) -> float:
 
 @loss(log_scale=Scalar(math.log(10.0), trained=False), chance=dcl_chance)
 def dcl(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
-    """Tell each row's match from its mismatches alone, both ways; nats per pair, and it may be negative.
+    """InfoNCE without the match in the denominator, in both directions (DCL); nats per pair, and it may be negative.
 
     L = mean over rows, in both directions, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for (B, D)
     inputs with unit rows. Chance is log(B - 1). Yeh et al. (2022), arXiv:2110.06848, Eq. 5-6; mismatches are those of
@@ -39,13 +39,18 @@ def _decoupled(logits: Tensor) -> Tensor:
 
 @loss(log_scale=Scalar(math.log(10.0), trained=False), chance=dcl_chance)
 def dclw(image: Tensor, text: Tensor, *, log_scale: Tensor, sigma: float = 0.5) -> Tensor:
-    """Weigh matches in the decoupled loss by how far apart they still are; nats per pair, and it may be negative.
+    """Decoupled InfoNCE with larger weights on distant matches (DCLW); nats per pair, and it may be negative.
 
     L = mean over rows, in both directions, of -w_i l_ii + log sum_{j != i} e^(l_ij), with w_i = 2 - B
     softmax_i(s_ii / sigma), s_ii = <image_i, text_i>, l = t s, for (B, D) inputs with unit rows. The weights average 1;
     those of distant matches are larger. Gradients flow through them. Chance is log(B - 1). Yeh et al. (2022),
     arXiv:2110.06848, Sec. 3.2 (negative von Mises-Fisher weighting). The rest was checked against the code of
     raminnakhli/Decoupled-Contrastive-Learning, which omits the factor B.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        sigma: temperature of the weights; the smaller, the more they differ.
     """
     match = (image * text).sum(-1)
     weight = 2 - len(image) * F.softmax(match / sigma, 0)
@@ -63,7 +68,7 @@ def infoloob_chance(batch_size: int, scale: float = 30.0) -> float:
 def infoloob(
     image: Tensor, text: Tensor, *, log_scale: Tensor, hopfield: bool = False, hopfield_scale: float = 8.0
 ) -> Tensor:
-    """Leave the match out of the softmax over the batch, both ways, in units of similarity (nats over t).
+    """InfoNCE without the match in the denominator, divided by t (InfoLOOB); in units of similarity (nats over t).
 
     L = 1/t mean over rows, in both directions, of -l_ii + log sum_{j != i} e^(l_ij), l = t <image_i, text_j>, for
     (B, D) inputs with unit rows. With *hopfield* each embedding is first replaced by its retrieval from the batch's
@@ -72,6 +77,12 @@ def infoloob(
     log(B - 1) / t at t = 30. Fürst et al. (2022), arXiv:2110.11316, Eq. 6-8. Checked against the authors' code
     (``training/methods.py``), which sums the two directions; t = 30 and hopfield_scale = 8 are from its README, for
     Conceptual Captions.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        hopfield: compare retrievals from the batch instead of the embeddings (CLOOB).
+        hopfield_scale: inverse temperature of the retrieval.
     """
     if not hopfield:
         return symmetrize(_decoupled, scaled_similarities(image, text, log_scale)) / log_scale.exp()

@@ -3,7 +3,7 @@
 Both losses take the scaled rows of one modality and the rows of the other: logits are <row_i, column_j> (+ bias). The
 gradients are written by hand. With p the gradient of the loss with respect to the logits (B, B), those with respect to
 rows and columns are p @ columns and p^T @ rows; each tile of p is added to both and discarded, so memory is O(B) plus a
-tile. Second and higher derivatives (`stability.losses.derivatives`) use the plain formulas in blocks of rows.
+tile. Second and higher derivatives (`stability.losses.autograd`) use the plain formulas in blocks of rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stability.devices import is_accelerator
-from stability.losses.derivatives import checkpointed, custom_grad
+from stability.losses.autograd import checkpointed, custom_grad
 from stability.losses.logits import sigmoid_loss_sum
 from stability.registry import InputError
 
@@ -37,6 +37,12 @@ def siglip_sum_tiled(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | N
     """Return sum_ij softplus(-z_ij (<row_i, column_j> + bias)), with z = +1 where i = j and -1 elsewhere, in nats.
 
     rows and columns are (B, D), bias is a scalar. *chunk* is the number of rows at a time (None: the default).
+
+    Args:
+        rows: images times t, (B, D).
+        columns: texts (B, D).
+        bias: b, a scalar.
+        chunk: number of rows at a time; None: the default.
     """
     block = partial(_sum_over_blocks, _siglip_block, chunk)
     return custom_grad(partial(_siglip_tiles, tile_rows=_tile_rows(chunk)), block, rows, columns, bias)

@@ -13,7 +13,14 @@ from stability.registry import InputError
 
 
 def scaled_similarities(image: Tensor, text: Tensor, log_scale: Tensor, max_scale: float = math.inf) -> Tensor:
-    """Return t <image_i, text_j>, (B, B), with t = exp(log_scale), but at most *max_scale*; see `scaled`."""
+    """Return t <image_i, text_j>, (B, B), with t = exp(log_scale), but at most *max_scale*; see `scaled`.
+
+    Args:
+        image: unit rows (B, D).
+        text: unit rows (B, D).
+        log_scale: log t, a scalar.
+        max_scale: largest t.
+    """
     return scaled(image, log_scale, max_scale) @ text.T
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stability.losses import Scalar, loss
 from stability.losses.batched import siglip_kernel
 from stability.losses.fused import is_large, siglip_sum_tiled
 from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sigmoid_loss_sum
+from stability.losses.registry import Scalar, loss
 from stability.registry import InputError, nearest
 
 Reduction = Literal["per_image", "mean_pairs"]
@@ -48,7 +48,7 @@ def siglip(
     reduction: Reduction = "per_image",
     max_scale: float = math.inf,
 ) -> Tensor:
-    """Judge each of the B x B pairs as match or mismatch; nats per image (summed over pairs, divided by B).
+    """Sigmoid cross-entropy of all B x B pairs (SigLIP); nats per image (summed over pairs, divided by B).
 
     L = 1/B sum_ij softplus(-z_ij (t <image_i, text_j> + b)), z_ij = +1 on the diagonal and -1 elsewhere,
     t = exp(log_scale), for (B, D) inputs with unit rows. Chance (the best constant logit) is log B + (B-1)
@@ -57,6 +57,13 @@ def siglip(
     trained. Zhai et al. (2023), arXiv:2303.15343, Alg. 1, whose code adds b (its displayed equation has the opposite
     sign). Checked against the sources of big_vision (``trainers/proj/image_text/siglip.py``) and OpenCLIP
     (``SigLipLoss``). A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        bias: b, a scalar added to every logit.
+        reduction: "per_image" divides the sum over pairs by B, "mean_pairs" by B^2.
+        max_scale: largest t.
 
     >>> zeros, nought = torch.zeros(4, 3), torch.tensor(0.0)
     >>> siglip(zeros, zeros, log_scale=nought, bias=nought) / math.log(2)
@@ -72,12 +79,18 @@ def siglip(
 def siglip_relative_bias(
     image: Tensor, text: Tensor, *, log_scale: Tensor, relative_bias: Tensor, reduction: Reduction = "per_image"
 ) -> Tensor:
-    """Judge each of the B x B pairs by its similarity above a trained threshold; nats per image.
+    """SigLIP's loss with the bias as a trained threshold on similarity (relative bias); nats per image.
 
     L = siglip with logits t (<image_i, text_j> - b_rel), so b = -t b_rel: the same model as `siglip` in a different
     parametrization. b_rel starts at 1, which is `siglip`'s b = -10 at t = 10. For (B, D) inputs with unit rows;
     *reduction* and chance as for `siglip`. Bangachev et al. (2025), arXiv:2509.18552, Def. 1 (b_rel has their sign).
     Checked against their code (``utils/siglip_loss.py``), except its logarithm: see `siglip_as_published`.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        relative_bias: b_rel, the similarity at which a logit is 0.
+        reduction: "per_image" divides the sum over pairs by B, "mean_pairs" by B^2.
     """
     logits = log_scale.exp() * (image @ text.T - relative_bias)
     return sigmoid_loss_sum(logits) / _terms(reduction, len(image))
@@ -93,13 +106,19 @@ def siglip_as_published_chance(batch_size: int, epsilon: float = 1e-8) -> float:
 def siglip_as_published(
     image: Tensor, text: Tensor, *, log_scale: Tensor, bias: Tensor, epsilon: float = 1e-8
 ) -> Tensor:
-    """Judge pairs by log(sigmoid + 1e-8), the form whose gradient vanishes on wrong pairs; nats per pair.
+    """SigLIP's loss as log(sigmoid + 1e-8), whose gradient vanishes on wrong pairs; nats per pair.
 
     L = -1/B^2 [sum_i log(sigmoid(l_ii) + e) + sum_{i != j} log(1 - sigmoid(l_ij) + e)] with l = t <image_i, text_j> +
     b, for (B, D) inputs with unit rows. If |l| > 18 a misclassified pair costs -log e and has no gradient, so a
     large t stops learning: an artifact of this form that `siglip` (``reduction="mean_pairs"``) does not have. Chance is
     `siglip`'s over B, up to e. The code of Bangachev et al. (2025), arXiv:2509.18552, whose b is our -b.
     Checked against that code (``utils/siglip_loss.py``).
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        bias: b, a scalar added to every logit.
+        epsilon: e, added to every probability.
     """
     probability = torch.sigmoid(scaled_similarities(image, text, log_scale) + bias)
     match = torch.log(torch.diagonal(probability) + epsilon).sum()
@@ -114,7 +133,7 @@ def nt_logistic_chance(batch_size: int) -> float:
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=nt_logistic_chance)
 def nt_logistic(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
-    """Judge each match and, with the same weight, its mismatches, without a bias; nats per image.
+    """Logistic loss without a bias: each match weighs as much as all its mismatches (NT-Logistic); nats per image.
 
     L = 1/B sum_i [softplus(-l_ii) + 1/(B-1) sum_{j != i} softplus(l_ij)], l = t <image_i, text_j>, for (B, D) inputs
     with unit rows. Chance is 2 log 2. Chen et al. (2020), arXiv:2002.05709, Table 2, which gives the term of one

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stability.losses import Scalar, loss
 from stability.losses.batched import clip_kernel
 from stability.losses.fused import clip_sum_tiled, is_large
 from stability.losses.logits import scaled, scaled_similarities, symmetrize
+from stability.losses.registry import Scalar, loss
 
 
 def clip_chance(batch_size: int) -> float:
@@ -23,7 +23,7 @@ def clip_chance(batch_size: int) -> float:
 def clip(
     image: Tensor, text: Tensor, *, log_scale: Tensor, label_smoothing: float = 0.0, max_scale: float = math.inf
 ) -> Tensor:
-    """Tell each row's match from the other B - 1 rows, both ways; nats per pair.
+    """InfoNCE over the batch, averaged over both directions (CLIP); nats per pair.
 
     L = -1/(2B) sum_i [log softmax_j(l_ij)_i + log softmax_j(l_ji)_i] with l = t <image_i, text_j>, t = exp(log_scale),
     for (B, D) inputs with unit rows. Chance is log B. t starts at 10, as in SigLIP's own comparison (CLIP: 1/.07).
@@ -32,6 +32,12 @@ def clip(
     Radford et al. (2021), arXiv:2103.00020, Fig. 3; Zhai et al. (2023), arXiv:2303.15343, Sec. 3.1. Checked against
     the source of OpenCLIP (``ClipLoss``) and, with smoothing, against torch's ``cross_entropy``.
     A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        label_smoothing: e, in [0, 1].
+        max_scale: largest t.
 
     >>> clip(torch.zeros(4, 3), torch.zeros(4, 3), log_scale=torch.tensor(0.0)) / math.log(4)
     tensor(1.)
@@ -55,12 +61,18 @@ def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
 def cyclip(
     image: Tensor, text: Tensor, *, log_scale: Tensor, in_modal: float = 0.25, cross_modal: float = 0.25
 ) -> Tensor:
-    """Add to CLIP's loss that similarities agree between the modalities and between both directions; nats per pair.
+    """CLIP's loss plus penalties on similarities that differ by modality or direction (CyCLIP); nats per pair.
 
     L = clip + in_modal/B sum_ij (<image_i, image_j> - <text_i, text_j>)^2
     + cross_modal/B sum_ij (<image_i, text_j> - <image_j, text_i>)^2, for (B, D) inputs with unit rows; t scales the
     first term only. Chance is log B, where all similarities agree. Goel et al. (2022), arXiv:2205.14459. Checked
     against the authors' code (``src/train.py``: B times the mean square, t divided out) and README (both weights .25).
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        in_modal: weight of the difference between similarities within images and within texts.
+        cross_modal: weight of the difference between the two directions.
 
     >>> clip(*torch.eye(4).view(2, 2, 4), log_scale=torch.tensor(0.0)) == math.log(2)
     tensor(True)
@@ -75,19 +87,32 @@ def cyclip(
 
 
 def rince_chance(batch_size: int, q: float = 0.5, weight: float = 0.01, scale: float = 10.0) -> float:
-    """Return e^(q t s) ((weight B)^q - 1) / q at t = 10, the minimum over s = -1 and s = 1."""
+    """Return e^(q t s) ((weight B)^q - 1) / q at t = 10, the minimum over s = -1 and s = 1.
+
+    Args:
+        batch_size: B.
+        q: the exponent, in (0, 1].
+        weight: of all pairs against the match.
+        scale: t.
+    """
     return min(math.exp(q * scale * s) * ((weight * batch_size) ** q - 1) / q for s in (-1.0, 1.0))
 
 
 @loss(log_scale=Scalar(math.log(10.0), trained=False), chance=rince_chance)
 def rince(image: Tensor, text: Tensor, *, log_scale: Tensor, q: float = 0.5, weight: float = 0.01) -> Tensor:
-    """Contrast matches with a robust power in place of a logarithm, both ways; no unit, and it may be negative.
+    """InfoNCE with a power in place of the logarithm, in both directions (RINCE); no unit, and it may be negative.
 
     L = mean over rows, in both directions, of -e^(q l_ii)/q + (weight sum_j e^(l_ij))^q/q, l = t <image_i, text_j>, for
     (B, D) inputs with unit rows and 0 < q <= 1. As q -> 0, L tends to CLIP's loss plus log(weight), with CLIP's
     gradients; q = 1 is symmetric, hence robust to mismatched pairs. L is not bounded below in t, so t is fixed. Chance
     is the loss of the best constant similarity, at t = 10. Chuang et al. (2022), arXiv:2201.04309. Checked against the
     authors' published pseudo-code and code: weight (their lambda) is 0.01 there, and q from 0.1 to 0.5 is recommended.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        q: the exponent, in (0, 1]; 0 is InfoNCE in the limit, 1 is symmetric.
+        weight: of all pairs against the match.
     """
     one_way = partial(_robust_row_loss, q=q, weight=weight)
     return symmetrize(one_way, scaled_similarities(image, text, log_scale))

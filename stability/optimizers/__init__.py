@@ -1,16 +1,14 @@
 """Optimizers: a catalogue of update rules over flat parameters; one decorated function is one optimizer.
 
-Every module of this package is imported, so that a new file is a new optimizer.
+Every module of this package is imported, so that a new file is a new optimizer. `stability.optimizers.registry`
+documents the interface.
 """
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
-
 from stability.optimizers.registry import optimizer
+from stability.registry import import_modules
 
 __all__ = ["optimizer"]
 
-for _module in pkgutil.iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

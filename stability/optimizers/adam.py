@@ -14,7 +14,14 @@ from stability.optimizers.registry import optimizer
 def adam_preconditioner(
     buffers: Mapping[str, Tensor], steps: int, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> Tensor:
-    """Return the bias-corrected sqrt(v_hat) + eps, shape (R, P), after *steps* steps; eps before the first step."""
+    """Return the bias-corrected sqrt(v_hat) + eps, shape (R, P), after *steps* steps; eps before the first step.
+
+    Args:
+        buffers: m and v, each (R, P).
+        steps: number of steps taken.
+        betas: decay rates of m and v.
+        eps: added to sqrt(v_hat).
+    """
     correction = 1 - betas[1] ** steps if steps else 1.0
     return (buffers["second"] / correction).sqrt_().add_(eps)
 
@@ -45,6 +52,13 @@ def adamw(
     m and v are running means of the gradient and of its square with decay rates *betas*; hats mark the correction of
     the bias from initialization at zero. Kingma and Ba (2015), arXiv:1412.6980, Alg. 1; Loshchilov and Hutter (2019),
     arXiv:1711.05101, Alg. 2.
+
+    Args:
+        grad: gradients (R, P).
+        buffers: running state by name, each (R, P), updated in place.
+        count: number of steps including this one, a 0-d float32 tensor.
+        betas: decay rates of m and v.
+        eps: added to sqrt(v_hat).
     """
     # Torch's fused kernel makes one pass over gradient and means; its step from zero at rate 1 is the direction.
     direction = torch.zeros_like(grad)

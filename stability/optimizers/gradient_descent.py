@@ -32,6 +32,12 @@ def sgd(grad: Tensor, buffers: Mapping[str, Tensor], count: Tensor, *, momentum:
     """Return the direction -u of gradient descent, u <- momentum u + g; the gradient g includes weight decay.
 
     Heavy ball without dampening: Polyak (1964), USSR Computational Mathematics 4:1.
+
+    Args:
+        grad: gradients (R, P).
+        buffers: running state by name, each (R, P), updated in place.
+        count: number of steps including this one, a 0-d float32 tensor.
+        momentum: in [0, 1).
     """
     velocity = buffers["velocity"]
     velocity.mul_(momentum).add_(grad)

@@ -1,296 +1,37 @@
 """Probes: measurements of one replica at one step; each is one decorated function that declares its measures.
 
-A probe is ``(replica, *, <options>) -> dict[str, Tensor]`` with one entry per declared measure. It is written for one
-replica, and the trainer calls it under ``vmap``. The decorator takes these traits:
-
-- ``measures``: the `Measure` entries that the probe returns.
-- ``stacked=True``: the probe handles the replica axis itself and receives every tensor with a leading replica axis.
-- ``alone=True``: it takes replicas one by one, so that a single replica need not be padded to two.
-- ``fixed_batches=True``: the same batches at every step.
-- ``held_out_batches=True``: in addition, as many batches of held-out pairs.
-- ``chance=True``: the probe reads the loss's chance level.
-- ``timed=True``: its values are times, which no second run repeats.
-- ``least={"batches": 2}``: lower bounds of options.
-- ``several=("fork",)``: options that also take a list.
-- ``forks="fork"``: the option that holds the steps at which the probe measures. At each of them the trainer trains two
-  copies of the replica to the end, with data in two other orders, and passes their final parameters as *children*.
-- ``holds``: what a replica keeps in memory at once, which bounds how many an accelerator measures at once: activations
-  of all ``"batches"`` or of one ``"batch"``; the ``"embeddings"`` of held-out pairs, or all their ``"similarities"``
-  too. The default is batches and similarities.
+Every module of this package is imported, so that a new file is a new probe. `stability.probes.registry` documents the
+interface.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
-
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-
-from stability.registry import Registry
-
-probe = Registry("probe")
-
-Params = dict[str, Tensor]
-Batch = dict[str, Any]
-"""Tensors by name: image, text, modality-3 and on, index, and the extra inputs of the loss (its state is itself a dict
-of tensors)."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One column of the run files: its meaning, its unit, and how a claim may treat it.
-
-    Attributes:
-        name: of the column.
-        label: short title for tables and figures.
-        text: one-sentence definition.
-        unit: empty for a plain number.
-        transform: the scale on which arms are contrasted: linear; log (positive quantities); log_above_chance, which is
-            log((x - chance) / (1 - chance)).
-        chance: the column that holds the measure's chance level.
-        pooled: two columns; the measure is the ratio of their means over a window of steps, never a mean of ratios.
-        spikes: a column; the measure is its rate of spikes, one number per run.
-        listed: whether each step has a list of values.
-        better: which direction is good, if any; it defines "best" and "reaching a threshold".
-        needs: what the data must offer (see `stability.datasets`); other data yield no such measure.
-        ceiling: the highest possible value; if both sides of a claim reach it, a report says that no difference could
-            show.
-        error_of: the column whose numerical error this is, such as a residual; it may be rounding alone.
-        scalar: the trained scalar that the loss must have; a run without it yields no such measure.
-    """
-
-    name: str
-    label: str
-    text: str
-    unit: str = ""
-    transform: Literal["linear", "log", "log_above_chance"] = "linear"
-    chance: str = ""
-    pooled: tuple[str, str] | None = None
-    spikes: str = ""
-    listed: bool = False
-    better: Literal["higher", "lower", ""] = ""
-    needs: str = ""
-    ceiling: float = math.inf
-    error_of: str = ""
-    scalar: str = ""
-
-    @property
-    def stored(self) -> bool:
-        """Return whether run files hold this measure; the others are derived from stored columns."""
-        return self.pooled is None and not self.spikes
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out pairs, with class prompts and hard negatives; see `datasets.Pairs` for shapes.
-
-    Indices that depend on captions or labels are computed once, on the CPU: on an accelerator every selection by a mask
-    is a device sync.
-
-    Attributes:
-        image, text: the pairs.
-        caption: ids; pairs with equal captions have the same id.
-        label: class of each image, -1 for none.
-        prompts: texts (classes, variants, ...); (0, 0, ...) without classes.
-        hard_negatives: texts that are false for the pair by one word, if the data have them.
-        extra_modalities: samples of each modality beyond image and text.
-    """
-
-    image: Tensor
-    text: Tensor
-    caption: Tensor
-    label: Tensor
-    prompts: Tensor
-    hard_negatives: Tensor | None = None
-    extra_modalities: tuple[Tensor, ...] = ()
-
-    @cached_property
-    def matches(self) -> Tensor:
-        """Indices into a flattened (m, m) matrix of pairs: those with equal captions."""
-        return self._positions(True)
-
-    @cached_property
-    def mismatches(self) -> Tensor:
-        """Indices into a flattened (m, m) matrix of pairs: those with different captions."""
-        return self._positions(False)
-
-    def _positions(self, equal: bool) -> Tensor:
-        caption = self.caption.cpu()
-        same = caption[:, None] == caption
-        return (same == equal).flatten().nonzero()[:, 0].to(self.caption.device)
-
-    @cached_property
-    def labelled(self) -> Tensor:
-        """Indices of the images that have a class."""
-        return (self.label.cpu() >= 0).nonzero()[:, 0].to(self.label.device)
-
-    @cached_property
-    def classes(self) -> np.ndarray:
-        """Classes of the images that have one, on the host."""
-        label = self.label.cpu()
-        return label[label >= 0].numpy()
-
-
-@dataclass(frozen=True)
-class Replica:
-    """The state of one run at one step, as a probe sees it.
-
-    Attributes:
-        params: towers and the loss's scalars (``image.*``, ``text.*``, ``loss.*``).
-        objective: ``objective(params, batch) -> loss``.
-        embed_image, embed_text: ``(params, input) ->`` unit rows.
-        embed_extra_modalities: ``(params, inputs) ->`` unit rows of each further modality.
-        held_out: pairs that training never sees.
-        batches: independent training batches of the run's batch size, stacked along a leading axis (as many as the
-            probe's option ``batches`` says).
-        preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like *params*; ones under SGD.
-        learning_rate: the rate at this step, before per-parameter multipliers.
-        stability_threshold: the sharpness at which the run's optimizer becomes unstable at learning rate 1; NaN where
-            it declares none.
-        constant_rate: whether warm-up is over and the schedule is constant from here on.
-        frozen: names of parameters that are not trained.
-        chance: the loss of uninformative embeddings, for a probe that declares ``chance=True``, else NaN.
-        held_out_batches: as many batches of held-out pairs, modalities only, for a probe that declares
-            ``held_out_batches=True``.
-        children: final parameters of two copies of the replica that branch here, for a probe that declares ``forks``;
-            NaN for a copy that did not stay finite.
-    """
-
-    params: Params
-    objective: Callable[[Params, Batch], Tensor]
-    embed_image: Callable[[Params, Tensor], Tensor]
-    embed_text: Callable[[Params, Tensor], Tensor]
-    embed_extra_modalities: Callable[[Params, tuple[Tensor, ...]], tuple[Tensor, ...]]
-    held_out: HeldOut
-    batches: Batch
-    preconditioner: Params
-    learning_rate: Tensor
-    constant_rate: bool
-    stability_threshold: float = math.nan
-    frozen: frozenset[str] = frozenset()
-    chance: float = math.nan
-    held_out_batches: Batch = field(default_factory=dict)
-    children: tuple[Params, ...] = ()
-
-
-def mean_over(batches: Any, loss: Callable[[Any], Tensor]) -> Tensor:
-    """Return the mean of ``loss(batch)`` over whole *batches*, stacked along the first axis of each tensor.
-
-    A loop on a CPU; one vmapped call on an accelerator.
-    """
-    first = pytree.tree_leaves(batches)[0]
-    if first.device.type != "cpu":
-        return torch.vmap(loss)(batches).mean()
-    split = [pytree.tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(first))]
-    return torch.stack([loss(batch) for batch in split]).mean()
-
-
-def embedded(embed: Callable[[Params], Tensor], params: Params) -> np.ndarray:
-    """Return ``embed(params) -> (N, D)`` for each replica of *params* (R, ...), float64 (R, N, D) on the host.
-
-    A loop over replicas on a CPU; one vmapped call and one copy on an accelerator.
-    """
-    leaves = list(params.values())
-    if leaves[0].device.type == "cpu":
-        replicas = [{name: value[index] for name, value in params.items()} for index in range(len(leaves[0]))]
-        rows = torch.stack([embed(replica).detach() for replica in replicas])
-    else:
-        rows = torch.vmap(embed)(params).detach().cpu()
-    return rows.double().numpy()
-
-
-def in_towers(name: str) -> bool:
-    """Return whether a parameter belongs to an encoder; the others are the loss's trained scalars."""
-    return not name.startswith("loss.")
-
-
-def _spike_rate(column: str, name: str, of: str) -> Measure:
-    return Measure(
-        name,
-        f"Rate of spikes of the {of}",
-        f"Spikes of the {of} after warm-up: rises of 8 robust standard deviations above the 100 steps before, free of "
-        "the loss's scale. Read it on runs of 5,000 steps or more.",
-        unit="per 1,000 steps",
-        spikes=column,
-    )
-
-
-STEP_MEASURES = (
-    Measure("loss", "Training loss", "Loss of the step's batch, before the update.", "nats", better="lower"),
-    Measure(
-        "gradient_norm",
-        "Gradient norm",
-        "Euclidean norm of the batch gradient over all parameters.",
-        transform="log",
-    ),
-    Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", transform="log"),
-    Measure(
-        "update_rms",
-        "RMS of the update",
-        "Root mean square of the step over all trained weight matrices; vectors and the loss's scalars are left out.",
-        transform="log",
-    ),
-    Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t.", scalar="log_scale"),
-    Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one.", scalar="bias"),
-    Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
-    Measure("grad_clipped_fraction", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
-    Measure(
-        "false_negative_fraction",
-        "False negatives",
-        "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",
-        "share",
-    ),
-    _spike_rate("loss", "loss_spike_rate", "training loss"),
-    _spike_rate("gradient_norm", "gradient_norm_spike_rate", "gradient norm"),
-    # Weight matrices only: a rule on all parameters would fire on 0-d scalars, and losses differ in how many they have.
-    _spike_rate("update_rms", "update_rms_spike_rate", "update's RMS"),
+from stability.probes.registry import (
+    Batch,
+    HeldOut,
+    Measure,
+    Params,
+    Replica,
+    embedded,
+    in_towers,
+    mean_over,
+    probe,
 )
-
-
-def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Measure]:
-    """Return by name the step measures and those of the probes *names*, on data that offer *offers*."""
-    measures = [*STEP_MEASURES, *(measure for name in names for measure in probe[name].traits["measures"])]
-    return {measure.name: measure for measure in measures if not measure.needs or measure.needs in offers}
-
-
-# Variants register on import.
-from stability.probes import (  # noqa: E402
-    cost,
-    downstream,
-    embeddings,
-    forks,
-    gradients,
-    modalities,
-    perturbations,
-    scalars,
-    shots,
-    spectra,
-)
+from stability.probes.step_measures import STEP_MEASURES, measures_of
+from stability.registry import import_modules
 
 __all__ = [
     "STEP_MEASURES",
+    "Batch",
     "HeldOut",
     "Measure",
+    "Params",
     "Replica",
-    "cost",
-    "downstream",
     "embedded",
-    "embeddings",
-    "forks",
-    "gradients",
     "in_towers",
     "mean_over",
     "measures_of",
-    "modalities",
-    "perturbations",
     "probe",
-    "scalars",
-    "shots",
-    "spectra",
 ]
+
+import_modules(__name__, __path__)

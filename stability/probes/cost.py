@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stability.probes import Batch, Measure, Params, Replica, probe
+from stability.probes.registry import Batch, Measure, Params, Replica, probe
 
 
 def saved_bytes(work: Callable[[], Tensor]) -> int:
@@ -34,16 +34,18 @@ def saved_bytes(work: Callable[[], Tensor]) -> int:
     return sum(sizes.values())
 
 
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call of *work*, including what it started on *device*."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Return the median seconds of *repeats* calls of *work*, after one warm-up call."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return statistics.median([seconds_of(work, device) for _ in range(repeats + 1)][1:])
 
 
 @probe(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stability.probes import Measure, Replica, probe
+from stability.probes.registry import Measure, Replica, probe
 
 
 def _recall(name: str, label: str, text: str) -> Measure:

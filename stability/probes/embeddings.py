@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from stability.probes import Measure, Replica, probe
+from stability.probes.registry import Measure, Replica, probe
 
 RANK = "Exponential of the entropy of the normalised singular values of the"
 

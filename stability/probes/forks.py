@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from stability.landscape.paths import barrier_of, instability_of
-from stability.probes import Measure, Params, Replica, probe
 from stability.probes.downstream import recall_error
+from stability.probes.registry import Measure, Params, Replica, probe
 
 
 @probe(
@@ -56,6 +56,12 @@ def linear_mode(replica: Replica, *, fork: int = 0, points: int = 11, batches: i
     ``final``, and a claim on several by ``mean_after_warmup``. Each fork costs two more trainings from its step on.
 
     Frankle et al. (2020), arXiv:1912.05671, Sec. 2 and 3.1; above the chord: Entezari et al. (2022), arXiv:2110.06296.
+
+    Args:
+        replica: one replica with its two children.
+        fork: the step at which they branch; a list: several.
+        points: number of points on the line, at least 3.
+        batches: number of fixed batches.
     """
     start, end = replica.children
     held_out = replica.held_out

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.losses import clip, siglip
-from stability.probes import Batch, Measure, Params, Replica, in_towers, matched, probe
+from stability.losses.sigmoid import siglip
+from stability.losses.softmax import clip
+from stability.probes import matched
 from stability.probes.noise import GradientNoise, gradient_noise_in
+from stability.probes.registry import Batch, Measure, Params, Replica, in_towers, probe
 
 KINDS = ("noise_trace", "sq_norm", "second_moment")
 
@@ -122,7 +124,7 @@ def matched_gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, T
     log_scale, bias = (replica.params.get(f"loss.{name}") for name in ("log_scale", "bias"))
     if log_scale is None:
         absent = torch.full_like(replica.learning_rate, torch.nan)
-        return {m.name: absent for m in probe["matched_gradient_noise"].traits["measures"] if m.pooled is None}
+        return {m.name: absent for m in probe["matched_gradient_noise"].traits.measures if m.pooled is None}
     if bias is None:
         bias = matched.fitted_bias(*_embedded(replica, replica.held_out_batches), log_scale)
 

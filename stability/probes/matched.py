@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from stability.curvature.products import ParamFilter
-from stability.probes import mean_over
+from stability.devices import to_float64
 from stability.probes.noise import GradientNoise, Objective, gradient_noise
+from stability.probes.registry import mean_over
 from stability.registry import InputError
 
 
@@ -85,11 +86,20 @@ def fitted_scalar(
     for a fixed number of *iterations*, so that it runs under ``torch.vmap``. NaN if the derivative does not change sign
     within the bracket: then there is no minimum. Returned in the dtype of *params*.
 
+    Args:
+        objective: ``objective(params, batch)``, a scalar.
+        params: all other parameters.
+        batches: stacked batches.
+        name: the scalar.
+        low: lower end of the bracket.
+        high: upper end of the bracket.
+        iterations: number of bisections, each with a Newton step.
+
     >>> squared = lambda p, x: (p["b"] - x) ** 2
     >>> fitted_scalar(squared, {"w": torch.tensor(0.0)}, torch.tensor([1.0, 2.0, 6.0]), "b")
     tensor(3.)
     """
-    constants, data = (pytree.tree_map(_to_float64, tree) for tree in (dict(params), batches))
+    constants, data = (pytree.tree_map(to_float64, tree) for tree in (dict(params), batches))
 
     def mean(scalar: Tensor) -> Tensor:
         return mean_over(data, lambda batch: objective({**constants, name: scalar}, batch))
@@ -120,6 +130,12 @@ def fitted_bias(image: Tensor, text: Tensor, log_scale: Tensor, *, iterations: i
     on that loss, but the logits are computed once. Runs under ``torch.vmap``, in the dtype of *image* with sums in
     float64; needs B > 1.
 
+    Args:
+        image: unit rows (K, B, D).
+        text: unit rows (K, B, D).
+        log_scale: log t, a scalar.
+        iterations: number of Newton steps.
+
     >>> ones = torch.ones(1, 8, 4) / 2
     >>> fitted_bias(ones, ones, torch.tensor(0.0)).item() + 1  # all logits are 1 + b
     -1.945910...
@@ -140,7 +156,3 @@ def fitted_bias(image: Tensor, text: Tensor, log_scale: Tensor, *, iterations: i
         inside = (newton >= below) & (newton <= above)
         bias = torch.where(inside, newton, (below + above) / 2)
     return bias.to(image.dtype)
-
-
-def _to_float64(leaf: Any) -> Any:
-    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

@@ -98,7 +98,15 @@ def gradient_noise_in(
     *,
     blocks: Mapping[str, ParamFilter] | None = None,
 ) -> dict[str, GradientNoise]:
-    """Return `gradient_noise` in several norms (preconditioners by name), from one pass over the batches."""
+    """Return `gradient_noise` in several norms (preconditioners by name), from one pass over the batches.
+
+    Args:
+        norms: preconditioner of each norm, by name; None: the plain norm.
+        objective: ``objective(params, batch)``, a scalar.
+        params: the point, by name.
+        batches: stacked independent batches.
+        blocks: parameters of each further block, by name.
+    """
     count = _count(batches)
     params = {name: value.detach() for name, value in params.items()}
     members = _members(params, blocks or {})

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from stability.probes import Measure, Params, Replica, in_towers, mean_over, probe
+from stability.probes.registry import Measure, Params, Replica, in_towers, mean_over, probe
 
 
 @probe(

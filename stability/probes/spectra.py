@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from stability.curvature import Spectrum, pyhessian_check, spectrum
 from stability.curvature.products import at_index
-from stability.probes import Measure, Replica, in_towers, probe
+from stability.probes.registry import Measure, Replica, in_towers, probe
 
 
 def negative_curvature_share(nodes: Tensor, weights: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def coarse(results: Results, findings: Findings) -> Iterator[tuple[str, str]]:
 def _idle(claim: Claim, finding: Finding, inputs: ContrastInputs) -> tuple[str, str] | None:
     """Return a title and a sentence if both sides of an equality are closer to 0 than the margin."""
     equal = "supported" if finding.expect == "equal" else "equivalent"
-    if finding.verdict != equal or finding.ratio or contrast[claim.contrast].traits["on"] == "times":
+    if finding.verdict != equal or finding.ratio or contrast[claim.contrast].traits.on == "times":
         return None
     arms, supplied = inputs
     first, other = (

@@ -38,15 +38,13 @@ RULE = (
 )
 """The rule in words, one point a string: which claims count, for which arm, multiplicity, replications."""
 
-OFFERS = frozenset(measure.needs for variant in probe.values() for measure in variant.traits["measures"])
+OFFERS = frozenset(measure.needs for variant in probe.values() for measure in variant.traits.measures)
 """All data features that measures may need: a published report may use any measure."""
 
 STEADIER_LOW = ("gradient_noise_fraction", "sharpness_ratio", "preconditioned_sharpness", "hessian_negative_share")
 """Name prefixes of measures that have no better direction themselves, but where lower is steadier."""
 
-COSTS = frozenset(
-    m.name for variant in probe.values() if variant.traits.get("timed") for m in variant.traits["measures"]
-)
+COSTS = frozenset(m.name for variant in probe.values() if variant.traits.timed for m in variant.traits.measures)
 """Measures of the cost of a step: lower is better, but says nothing about stability."""
 
 WORDS = {
@@ -193,7 +191,7 @@ def _steadier_low(measure: str, contrast_name: str, axis: str) -> bool | None:
     """Return whether lower values of a measure are steadier; None if it says nothing about stability."""
     if axis in ("batch_size", "train_pairs") or measure in COSTS:
         return None
-    on = contrast[contrast_name].traits["on"] if contrast_name in contrast else ""
+    on = contrast[contrast_name].traits.on if contrast_name in contrast else ""
     if contrast_name in ("spread", "lr_sensitivity") or on in ("times", "diverged"):
         return True
     definition = measures_of(probe, OFFERS).get(measure)

@@ -188,9 +188,9 @@ def _full(results: Results) -> Limitations:
     runs = results.runs[results.runs["noise"] == results.runs["noise"].min()]
     for claim in results.study.claims:
         traits, measure = contrast[claim.contrast].traits, results.measures[claim.measure]
-        if traits["on"] not in ("transform", "raw") or math.isinf(measure.ceiling):
+        if traits.on not in ("transform", "raw") or math.isinf(measure.ceiling):
             continue
-        reduction = claim.reduction or traits["reduction"]
+        reduction = claim.reduction or traits.reduction
         sides = []
         for arm, name in zip(claim.compare, claim.measures, strict=True):
             share = summarize(results, name, reduction) / results.measures[name].ceiling
@@ -253,7 +253,7 @@ def _slow_scalars(results: Results) -> Limitations:
     for arm, part in table.groupby("arm", sort=False):
         start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
         variant, _ = optimizer_of(results.study.train_of(str(arm)))
-        if variant.traits.get("bounded_step") and abs(end - start) > sum_of_rates / 2:
+        if variant.traits.bounded_step and abs(end - start) > sum_of_rates / 2:
             yield (
                 f"How far the bias of {arm} could move",
                 f"It starts at {number(start)} and ends at {number(end)} on average. The optimizer "
@@ -285,7 +285,7 @@ def _unconverged_eigenvalues(results: Results) -> Limitations:
 
 
 def _timed(results: Results) -> Limitations:
-    if any(probe[name].traits.get("timed") for name in results.study.probes):
+    if any(probe[name].traits.timed for name in results.study.probes):
         device = results.manifest["device"]
         yield (
             "One machine",

@@ -92,7 +92,7 @@ def _pairing(results: Results) -> Paragraphs:
 
 def _optimizer(train: Train) -> str:
     variant, options = optimizer_of(train)
-    return f"{variant.traits['describe'](**options)}, weight decay {train.weight_decay:g} on weight matrices only"
+    return f"{variant.traits.describe(**options)}, weight decay {train.weight_decay:g} on weight matrices only"
 
 
 def _parts(results: Results) -> str:
@@ -291,7 +291,7 @@ def _measures(results: Results, findings: Findings) -> Paragraphs:
             "minimizes its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
             "training set, of which the batches that are measured are drawn.",
         )
-    if scales and any(contrast[claim.contrast].traits["on"] == "transform" for claim in findings.claims):
+    if scales and any(contrast[claim.contrast].traits.on == "transform" for claim in findings.claims):
         yield (
             "Bounded measures",
             "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, because otherwise "
@@ -335,7 +335,7 @@ def _measures(results: Results, findings: Findings) -> Paragraphs:
 def _reading(results: Results, claim: Claim) -> str:
     """Return in words how a claim reduces a run to one number, and on which scale."""
     reduction, scale = reading_of(claim, results.measures[claim.measure])
-    on = contrast[claim.contrast].traits["on"]
+    on = contrast[claim.contrast].traits.on
     parts = [
         REDUCTIONS[reduction].text if reduction in REDUCTIONS else "",
         TRANSFORMS[scale].text if on == "transform" else "",

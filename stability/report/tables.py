@@ -100,8 +100,8 @@ def _table_reduction(results: Results, claim: Claim) -> str:
     forking_measures = {
         measure.name
         for name in results.study.probes
-        if probe[name].traits.get("forks")
-        for measure in probe[name].traits["measures"]
+        if probe[name].traits.forks
+        for measure in probe[name].traits.measures
     }
     if forking_measures & {*claim.measures}:
         return reading_of(claim, results.measures[claim.measure])[0]

@@ -12,8 +12,8 @@ from stability.check import validate_loss
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
-from stability.encoders import Modality, encoder, reads
-from stability.encoders.soundness import check_tower
+from stability.encoders import Modality, encoder
+from stability.encoders.validation import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.optimizers import optimizer
 from stability.probes import Measure, probe
@@ -105,7 +105,7 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
             )
         variant = encoder[tower.name]
         variant.check_options(tower.options, where)
-        compatible = [name for name, variant in encoder.items() if reads(variant) in (side, "any")]
+        compatible = [name for name, variant in encoder.items() if variant.traits.modality in (side, "any")]
         if tower.name not in compatible:
             inputs = f"{side}s" if side == name else "further modalities"
             raise InputError(f"{where}: encoder {tower.name!r} does not read {inputs} (known: {', '.join(compatible)})")
@@ -117,7 +117,7 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
 
 def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> None:
     """Build a tower once to validate its options; a user-defined tower is also run on a few samples."""
-    if "source" not in variant.traits:
+    if not variant.source:
         variant(modality, embed_dim, **options)
         return
     try:
@@ -147,7 +147,7 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
             hint = nearest(name, {*loss, *study.arms})
             raise InputError(f"{locate('grid', 'arms', index)}: unknown loss {name!r}{hint}")
         variant = loss[study.arm(name).loss]
-        if "package" in variant.traits:
+        if variant.package:
             _check_packaged_loss(variant)
         if study.model.extra_modalities and "state" in reserved_of(variant):
             raise InputError(
@@ -187,7 +187,7 @@ def _check_packaged_loss(packaged: Variant) -> None:
     try:
         validate_loss(packaged)
     except InputError as error:
-        raise InputError(f"package {packaged.traits['package']}: {error}") from error
+        raise InputError(f"package {packaged.package}: {error}") from error
 
 
 def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
@@ -210,7 +210,7 @@ def _check_arm(name: str, arm: Arm, locate: Locate) -> None:
 def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, locate: Locate) -> None:
     where = locate("probes", name)
     probe.get_or_explain(name, where).check_options(schedule.options, where)
-    if forks := probe[name].traits.get("forks"):
+    if forks := probe[name].traits.forks:
         _check_forks(study, name, schedule, forks, where)
     for axis in ("noise", "batch_size", "train_pairs"):
         grid = getattr(study.grid, axis)
@@ -218,7 +218,7 @@ def _check_probe(study: Study, name: str, schedule: Schedule, pairs: Pairs, loca
             if value not in grid:
                 allowed = ", ".join(map(str, grid)) or "none"
                 raise InputError(f"{where}.{axis}: got {value}; allowed: values of grid.{axis} ({allowed})")
-    if probe[name].traits.get("held_out_batches"):
+    if probe[name].traits.held_out_batches:
         _check_held_out_batches(study, schedule, pairs, where)
 
 
@@ -304,7 +304,7 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
             raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
         check_coverage(study, name, key, locate)
         check_first(study, name, claim.reduction, locate)
-        check_window(study, name, claim.reduction or variant.traits["reduction"], locate)
+        check_window(study, name, claim.reduction or variant.traits.reduction, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.arms:
             hint = nearest(name, study.grid.arms)
@@ -313,7 +313,7 @@ def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         if missing := {measures[key].scalar for key in named.values()} - {"", *scalars_of(loss[arm_loss])}:
             where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
             raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
-    needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits["on"] == "times"
+    needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits.on == "times"
     for key, name in named.items():
         if needs_direction and not measures[name].better:
             hint = nearest(name, [other for other, measure in measures.items() if measure.better])
@@ -348,15 +348,15 @@ def _check_scale(scale: str | None, name: str, measures: Mapping[str, Measure], 
 
 
 def _check_needs(study: Study, claim: Claim, variant: Variant, locate: Locate) -> None:
-    for need in variant.traits["needs"]:
+    for need in variant.traits.needs:
         if getattr(claim, need) in ("", None):
             raise InputError(f"{locate(need)}: required by contrast {claim.contrast!r}, but missing")
     for key in ("axis", "threshold"):
-        if key not in variant.traits["needs"] and getattr(claim, key) not in ("", None):
+        if key not in variant.traits.needs and getattr(claim, key) not in ("", None):
             raise InputError(f"{locate(key)}: contrast {claim.contrast!r} takes no {key}")
     if claim.axis and claim.axis not in CLAIM_AXES:
         raise InputError(f"{locate('axis')}: unknown axis {claim.axis!r}{nearest(claim.axis, CLAIM_AXES)}")
-    if "axis" in variant.traits["needs"] and len(study.grid.values(claim.axis)) < 2:
+    if "axis" in variant.traits.needs and len(study.grid.values(claim.axis)) < 2:
         key = "lr_multipliers" if study.grid.column(claim.axis) == "lr_multiplier" else claim.axis
         raise InputError(f"{locate('axis')}: grid.{key} has one value; allowed: two or more")
 

@@ -79,7 +79,7 @@ def _claims(study: Study, claims: Sequence[Mapping[str, Any]], newcomer: str, ag
 def _sentence(claim: Mapping[str, Any], label: str, newcomer: str, other: str) -> str:
     """Return the claim in words, from the phrase of its contrast, its measure and the two sides."""
     expected = claim["expect"]
-    says = contrast[claim["contrast"]].traits.get("says", {}).get(expected, f"has {expected} {claim['contrast']}")
+    says = contrast[claim["contrast"]].traits.says.get(expected, f"has {expected} {claim['contrast']}")
     phrase = says.format(axis=claim.get("axis", "").replace("_", " "), threshold=claim.get("threshold", ""))
     return f"{label} {phrase} under {newcomer} {'as' if expected == 'equal' else 'than'} {other}"
 

@@ -398,12 +398,12 @@ class Study(_Frozen):
         """Return the digests of the source code of user-defined encoders, by name."""
         towers = (self.model.image, self.model.text, self.model.extra_modalities)
         named = sorted({tower.name for tower in towers if tower is not None})
-        return {name: encoder[name].traits["source"] for name in named if "source" in encoder[name].traits}
+        return {name: encoder[name].source for name in named if encoder[name].source}
 
     def _data(self) -> dict[str, Any]:
         """Return what determines the data; for data from disk their content, regardless of path and reading options."""
         plain: dict[str, Any] = self.data.model_dump(mode="json", exclude_defaults=True)
-        if dataset[self.data.name].traits.get("on_disk"):
+        if dataset[self.data.name].traits.on_disk:
             kept = {key: value for key, value in plain.items() if key in Data.model_fields}
             return {**kept, "fingerprint": self.pairs().fingerprint}
         return _without_defaults(dataset, self.data.name, plain)
@@ -466,7 +466,7 @@ class Study(_Frozen):
     @property
     def notes(self) -> tuple[str, ...]:
         """Return a sentence on each thing that was left out of the data or truncated; synthetic data have none."""
-        return self.pairs().notes if dataset[self.data.name].traits.get("on_disk") else ()
+        return self.pairs().notes if dataset[self.data.name].traits.on_disk else ()
 
     @property
     def untuned(self) -> str:
@@ -493,7 +493,7 @@ class Study(_Frozen):
 
     def due(self, name: str) -> frozenset[int]:
         """Return the steps at which a probe measures: those of its schedule, or those at which it forks runs."""
-        forks = probe[name].traits.get("forks")
+        forks = probe[name].traits.forks
         if not forks:
             return self.probes[name].steps(self.train.steps)
         steps = self.probes[name].options.get(forks, probe[name].options[forks].default)

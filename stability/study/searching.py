@@ -112,7 +112,7 @@ def search_of(study: Study) -> Study:
     needed = {measure.name, measure.chance, *(measure.pooled or ())}
     probes = {}
     for name, schedule in study.probes.items():
-        reads = needed & {one.name for one in probe[name].traits["measures"]}
+        reads = needed & {one.name for one in probe[name].traits.measures}
         # Tuning seeds start later, so a probe restricted to the first test seed measures no tuning run.
         seeds = None if reads else 1
         probes[name] = schedule.model_copy(

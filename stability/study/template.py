@@ -125,7 +125,7 @@ margin = 0.25
 
 def kinds() -> tuple[str, ...]:
     """Return the names of the datasets that read from disk."""
-    return tuple(sorted(name for name, variant in dataset.items() if variant.traits.get("on_disk")))
+    return tuple(sorted(name for name, variant in dataset.items() if variant.traits.on_disk))
 
 
 def parse_options(kind: str, texts: Sequence[str]) -> dict[str, Any]:

@@ -24,12 +24,12 @@ def check_against(claim: Claim, variant: Variant, measures: Mapping[str, Measure
         )
     if first.name == second.name:
         raise InputError(f"{where}: {second.name!r} is the claim's own measure; allowed: another one")
-    if variant.traits["on"] not in ("transform", "raw"):
+    if variant.traits.on not in ("transform", "raw"):
         raise InputError(f"{where}: contrast {claim.contrast!r} compares arms, not measures; leave it out")
     if first.unit != second.unit:
         units = " and ".join(measure.unit or "no unit" for measure in (first, second))
         raise InputError(f"{where}: {first.name!r} and {second.name!r} are in {units}; allowed: measures of one unit")
-    if variant.traits["on"] == "transform" and not claim.transform and first.transform != second.transform:
+    if variant.traits.on == "transform" and not claim.transform and first.transform != second.transform:
         raise InputError(
             f"{where}: {first.name!r} is on the scale {first.transform} and {second.name!r} on {second.transform}; "
             "give the claim a transform for both"

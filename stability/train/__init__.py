@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from stability.train.divergence import diverged_at
+from stability.train.benchmark import Timing, time_group
 from stability.train.group import train_group
-from stability.train.replaying import Replay, replay
-from stability.train.timing import Timing, time_group
-from stability.train.trainer import Population, Trainer, population_of, train_step
+from stability.train.population import Population, population_of
+from stability.train.replay import Replay, replay
+from stability.train.trainer import Trainer, train_step
 
 __all__ = [
     "Population",
     "Replay",
     "Timing",
     "Trainer",
-    "diverged_at",
     "population_of",
     "replay",
     "time_group",

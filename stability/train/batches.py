@@ -19,6 +19,12 @@ def epochs(seed: int | str, available: int, batch_size: int, use: str = "batches
 
     Each epoch is a new permutation of the pairs; an incomplete last batch is dropped. The stream depends only on the
     seed and its *use*, so all losses and noise levels see the same batches.
+
+    Args:
+        seed: seed of the stream.
+        available: number of training pairs.
+        batch_size: B.
+        use: name of the stream.
     """
     generator = stream(seed, use)
     while True:
@@ -27,7 +33,14 @@ def epochs(seed: int | str, available: int, batch_size: int, use: str = "batches
 
 
 def batch_indices(seed: int | str, available: int, batch_size: int, use: str = "batches") -> Iterator[Tensor]:
-    """Yield the indices (B,) of one batch after another, without end; see `epochs`."""
+    """Yield the indices (B,) of one batch after another, without end; see `epochs`.
+
+    Args:
+        seed: seed of the stream.
+        available: number of training pairs.
+        batch_size: B.
+        use: name of the stream.
+    """
     for epoch in epochs(seed, available, batch_size, use):
         yield from epoch
 
@@ -35,7 +48,15 @@ def batch_indices(seed: int | str, available: int, batch_size: int, use: str = "
 def index_blocks(
     seed: int | str, available: int, batch_size: int, use: str = "batches", steps: int = STEPS_AHEAD
 ) -> Iterator[Tensor]:
-    """Yield the same batches in blocks of *steps*, (steps, B)."""
+    """Yield the same batches in blocks of *steps*, (steps, B).
+
+    Args:
+        seed: seed of the stream.
+        available: number of training pairs.
+        batch_size: B.
+        use: name of the stream.
+        steps: number of batches in a block.
+    """
     source, epoch = epochs(seed, available, batch_size, use), torch.empty(0, batch_size, dtype=torch.int64)
     while True:
         parts, missing = [], steps

@@ -19,9 +19,9 @@ from stability.datasets.cache import prepared
 from stability.devices import to_device
 from stability.probes import Params
 from stability.study import Study
-from stability.train.cuts import FrozenSplit
-from stability.train.feed import PopulationData
-from stability.train.population import ModelSpec, subtree
+from stability.train.data import PopulationData
+from stability.train.frozen import FrozenSplit
+from stability.train.model import ModelSpec, subtree
 
 CHUNK = 256
 """Number of samples in one forward pass of a tower."""
@@ -65,17 +65,24 @@ def bytes_kept(split: FrozenSplit, available: int) -> int:
 
 
 def kept_features(
-    study: Study, spec: ModelSpec, theta: Tensor, feed: PopulationData, pairs: Pairs
+    study: Study, spec: ModelSpec, theta: Tensor, data: PopulationData, pairs: Pairs
 ) -> dict[str, Features]:
     """Return the features of each modality whose tower can be split, for replicas with the parameters *theta* (R, P).
 
     Empty if pairs are corrupted anew at every step (``data.corruption = "fresh"``), since then samples change.
+
+    Args:
+        study: the study.
+        spec: what all replicas share.
+        theta: parameters (R, P).
+        data: the training data.
+        pairs: the study's data.
     """
     params = spec.layout.unflatten(theta)
     cache = str(study.data.options.get("cache", ""))
     kept = {}
-    for modality, split in spec.splits.items() if not feed.fresh else ():
-        samples, shared = feed.samples_of(modality)
+    for modality, split in spec.splits.items() if not data.fresh else ():
+        samples, shared = data.samples_of(modality)
         samples_digest = f"{pairs.fingerprint} {modality}" if pairs.fingerprint else ""
         tower_params = subtree(f"{modality}.", params)
         kept[modality] = features_of(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stability.losses.batched import loss_and_grads
 from stability.probes import Batch, Params
 from stability.train.batched_layers import Forward
-from stability.train.population import ModelSpec, subtree
+from stability.train.model import ModelSpec, subtree
 
 State = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from stability.datasets import Pairs
 from stability.grid import Group
 from stability.store import GroupLog, group_log, write_parameters
 from stability.study import Study
-from stability.train.probing import ProbeResult
+from stability.train.probe_runner import ProbeResult
 from stability.train.trainer import Trainer
 
 LOG_EVERY = 50

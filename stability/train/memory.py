@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,12 @@ from stability.datasets import Pairs, rows
 from stability.devices import to_device
 from stability.grid import Run, runs_of
 from stability.probes import Batch, HeldOut, probe
+from stability.probes.cost import saved_bytes
 from stability.study import Study
+from stability.train.data import population_data
 from stability.train.features import bytes_kept
-from stability.train.feed import PopulationData, population_data
-from stability.train.population import ModelSpec, initial_parameters, model_spec
-
-if TYPE_CHECKING:
-    from stability.train.probing import Snapshot
+from stability.train.model import initial_parameters, model_spec
+from stability.train.population import Population
 
 STATE_COPIES = 8
 """Flat copies of the parameters in a step: parameters, gradient, two moments, update and its temporaries."""
@@ -42,55 +41,47 @@ TABLES = 16
 """Numbers per pair of held-out samples in a probe: similarities, sorted similarities and their indices."""
 
 
-def bytes_per_reading(
-    name: str, options: Mapping[str, Any], spec: ModelSpec, feed: PopulationData, held: HeldOut, snapshot: Snapshot
-) -> int:
+def bytes_per_reading(population: Population, name: str, options: Mapping[str, Any]) -> int:
     """Return an estimate of the bytes that a probe needs for one replica, from its trait ``holds``.
 
     The estimate comes from one evaluation of one replica on one batch and on the held-out pairs, so it depends only on
-    the study and on shapes.
-
-    Args:
-        name: the probe.
-        options: all options of the probe.
-        spec: what all replicas share.
-        feed: the training data.
-        held: the held-out pairs.
-        snapshot: the state of the population.
+    the study and on shapes. *options* are all options of the probe.
     """
-    holds = probe[name].traits.get("holds", ("batches", "similarities"))
-    params = spec.layout.unflatten(snapshot.theta[0].detach())
+    spec, data, held_out, theta = population.spec, population.data, population.held_out, population.theta
+    holds = probe[name].traits.holds
+    params = spec.layout.unflatten(theta[0].detach())
     # The basis of the Krylov space has one vector per step.
     vectors = READING_COPIES + int(options.get("steps", 0))
-    total = vectors * _bytes(snapshot.theta[0])
+    total = vectors * _bytes(theta[0])
     count = int(options.get("batches", 0))
     if count:
-        batch = _first_batch(feed, snapshot)
+        batch = _first_batch(population)
         evaluated = bytes_of(lambda: spec.objective(params, batch), params)
         samples = sum(map(_bytes, pytree.tree_leaves(batch)))
-        unseen = bool(probe[name].traits.get("held_out_batches"))
-        sides = [feed.samples_of(side) for side in ("image", "text", *feed.extra_modalities)]
-        selected = sum(_bytes(x[0]) for x, is_shared in sides if not is_shared and not feed.on_host)
+        unseen = probe[name].traits.held_out_batches
+        sides = [data.samples_of(side) for side in ("image", "text", *data.extra_modalities)]
+        selected = sum(_bytes(x[0]) for x, is_shared in sides if not is_shared and not data.on_host)
         total += (1 + unseen) * (count * samples + selected)
         total += BACKWARD * evaluated * (count if "batches" in holds else "batch" in holds)
     if "embeddings" in holds or "similarities" in holds:
         embeddings = (
-            lambda: spec.embed_image(params, held.image),
-            lambda: spec.embed_text(params, held.text),
-            lambda: spec.embed_extra_modalities(params, held.extra_modalities),
+            lambda: spec.embed_image(params, held_out.image),
+            lambda: spec.embed_text(params, held_out.text),
+            lambda: spec.embed_extra_modalities(params, held_out.extra_modalities),
         )
         total += 2 * sum(bytes_of(embed, params) for embed in embeddings)
     if "similarities" in holds:
         towers = len(spec.towers)
-        total += TABLES * towers * (towers - 1) // 2 * len(held.image) ** 2 * snapshot.theta.element_size()
+        total += TABLES * towers * (towers - 1) // 2 * len(held_out.image) ** 2 * theta.element_size()
     return total
 
 
-def resident_bytes(feed: PopulationData, held: HeldOut, snapshot: Snapshot) -> int:
+def resident_bytes(population: Population) -> int:
     """Return the bytes that data, parameters and moments take on the device between two steps."""
-    pairs = [] if feed.on_host else [feed.image, feed.text, *feed.extra_modalities.values()]
-    state = [snapshot.theta, *snapshot.optimizer.buffers.values()]
-    return sum(map(_bytes, [*pairs, *_tensors(held), *state]))
+    data = population.data
+    pairs = [] if data.on_host else [data.image, data.text, *data.extra_modalities.values()]
+    state = [population.theta, *population.optimizer.buffers.values()]
+    return sum(map(_bytes, [*pairs, *_tensors(population.held_out), *state]))
 
 
 @dataclass(frozen=True)
@@ -117,8 +108,8 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
             noisiest[run.corruption, run.train_pairs] = run
     shared, own = [0], [0]
     for run in noisiest.values() if study.data.corruption == "fixed" else ():
-        feed = population_data([run], pairs, "fixed", torch.device("cpu"))
-        sides = [feed.samples_of(name) for name in ("image", "text", *feed.extra_modalities)]
+        data = population_data([run], pairs, "fixed", torch.device("cpu"))
+        sides = [data.samples_of(name) for name in ("image", "text", *data.extra_modalities)]
         shared.append(sum(_bytes(samples) for samples, is_shared in sides if is_shared))
         own.append(sum(_bytes(samples) for samples, is_shared in sides if not is_shared))
     seen = [rows(samples, pairs.held_out) for samples in (*pairs.modalities.values(), pairs.caption, pairs.label)]
@@ -126,25 +117,34 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
     return DataBytes(sum(map(_bytes, seen)), max(shared), max(own))
 
 
-def _tensors(held: HeldOut) -> list[Tensor]:
-    hard = [] if held.hard_negatives is None else [held.hard_negatives]
-    return [held.image, held.text, held.caption, held.label, held.prompts, *hard, *held.extra_modalities]
+def _tensors(held_out: HeldOut) -> list[Tensor]:
+    hard = [] if held_out.hard_negatives is None else [held_out.hard_negatives]
+    return [
+        held_out.image,
+        held_out.text,
+        held_out.caption,
+        held_out.label,
+        held_out.prompts,
+        *hard,
+        *held_out.extra_modalities,
+    ]
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _first_batch(feed: PopulationData, snapshot: Snapshot) -> Batch:
+def _first_batch(population: Population) -> Batch:
     """Return the first pairs of the first replica, with placeholders for the reserved inputs of losses."""
-    size, device = feed.batch_size, snapshot.theta.device
-    sides = {name: feed.samples_of(name) for name in ("image", "text", *feed.extra_modalities)}
+    data, device = population.data, population.theta.device
+    size = data.batch_size
+    sides = {name: data.samples_of(name) for name in ("image", "text", *data.extra_modalities)}
     return {
         **{name: to_device((x if shared else x[0])[:size], device) for name, (x, shared) in sides.items()},
         "index": torch.arange(size, device=device),
         "step": torch.zeros((), device=device),
         "uniform": torch.zeros(size, size, device=device),
-        "state": {name: value[0] for name, value in snapshot.state.items()},
+        "state": {name: value[0] for name, value in population.state.items()},
     }
 
 
@@ -153,17 +153,16 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
 
     Counts the tensors that autograd saves in one forward pass of one replica (each storage once) and the features of
     frozen towers (those of all its pairs, though replicas may share them), so it depends only on the study.
+
+    Args:
+        study: the study.
+        arm: name of the arm.
+        batch_size: B.
+        pairs: the study's data.
     """
     spec = model_spec(study, arm, batch_size, pairs)
     theta = initial_parameters(study, spec, pairs, [0])[0].requires_grad_()
     index = pairs.train[:batch_size]
-    saved: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     batch = {
         **{name: samples[index] for name, samples in pairs.modalities.items()},
         "index": torch.arange(batch_size),
@@ -171,11 +170,9 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
         "uniform": torch.zeros(batch_size, batch_size),
         "state": spec.loss.initial_state(len(pairs.train)),
     }
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = spec.objective(spec.layout.unflatten(theta), batch)
-    del loss
+    saved = saved_bytes(lambda: spec.objective(spec.layout.unflatten(theta), batch))
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
     features *= study.data.corruption == "fixed"
-    forks = any(probe[name].traits.get("forks") for name in study.probes)
+    forks = any(probe[name].traits.forks for name in study.probes)
     copies = STATE_COPIES + (FORK_COPIES if forks else 0)
-    return int(SLACK * sum(saved.values())) + copies * theta.numel() * theta.element_size() + features
+    return int(SLACK * saved) + copies * theta.numel() * theta.element_size() + features

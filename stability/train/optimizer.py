@@ -43,13 +43,13 @@ class OptimizerState:
 def initial_state(train: Train, theta: Tensor) -> OptimizerState:
     """Return the state of the study's optimizer before the first step."""
     variant, _ = optimizer_of(train)
-    return OptimizerState.zeros_like(theta, variant.traits["buffers"])
+    return OptimizerState.zeros_like(theta, variant.traits.buffers)
 
 
 def preconditioner(state: OptimizerState, train: Train) -> Tensor:
     """Return the positive diagonal (R, P) by which the optimizer divides a step: Adam's sqrt(v_hat) + eps, SGD's 1."""
     variant, options = optimizer_of(train)
-    diagonal: Tensor = variant.traits["preconditioner"](state.buffers, state.steps, **options)
+    diagonal: Tensor = variant.traits.preconditioner(state.buffers, state.steps, **options)
     return diagonal
 
 
@@ -173,11 +173,11 @@ def apply_update_(
     for number in range(chunks):
         rows = slice(number * replicas // chunks, (number + 1) * replicas // chunks)
         params, grads = theta[rows], grad[rows]
-        if decaying and variant.traits["decay"] == "in_grad":
+        if decaying and variant.traits.decay == "in_grad":
             grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
         buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
         update: Tensor = variant(grads, buffers, state.count, **options)
-        if decaying and variant.traits["decay"] == "decoupled":
+        if decaying and variant.traits.decay == "decoupled":
             update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
         update.mul_(rates[rows, None])
         if groups.lr_multiplier is not None:
@@ -209,7 +209,14 @@ class GradClipper:
 
     @classmethod
     def of(cls, train: Train, replicas: int, device: torch.device, window: int = 100) -> GradClipper:
-        """Return the clipper that a study specifies."""
+        """Return the clipper that a study specifies.
+
+        Args:
+            train: the study's training settings.
+            replicas: R.
+            device: where training takes place.
+            window: number of past steps whose norms a quantile is taken over.
+        """
         seen = torch.zeros((), dtype=torch.int64, device=device)
         return cls(train.clip_quantile, train.clip_norm, torch.zeros(replicas, window, device=device), seen)
 

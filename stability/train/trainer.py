@@ -1,10 +1,9 @@
-"""A population: the replicas of one group, trained step by step with a leading replica axis."""
+"""The training of a population step by step."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,141 +12,24 @@ from torch.nn.functional import normalize
 
 from stability.datasets import Pairs
 from stability.devices import is_accelerator, to_device
-from stability.grid import Group, Run
-from stability.probes import HeldOut, probe
-from stability.streams import stream
+from stability.grid import Group
+from stability.probes import probe
 from stability.study import Study
 from stability.train.batches import BatchStream
 from stability.train.capture import EAGER_STEPS, CapturedStep, Inputs
-from stability.train.features import Features, kept_features
-from stability.train.feed import (
-    PopulationData,
+from stability.train.data import (
     false_negative_fraction,
-    population_data,
     text_fingerprints,
     uniform_numbers,
 )
-from stability.train.forking import CHILDREN, fork_stream, forked
+from stability.train.forks import CHILDREN, fork_stream, forked
 from stability.train.gradient import value_and_grad
 from stability.train.optimizer import (
-    GradClipper,
-    LearningRates,
-    OptimizerState,
-    ParamGroups,
     apply_update_,
-    initial_state,
     update_norm,
 )
-from stability.train.population import ModelSpec, initial_parameters, model_spec
-from stability.train.probing import ProbeResult, Snapshot, held_out, probed_indices, read
-
-SCALARS = ("log_scale", "bias")
-"""Scalars of a loss that are measured at every step."""
-
-
-@dataclass
-class Population:
-    """The replicas of one group during training. R is at least 2: a single run is trained twice and measured once.
-
-    Attributes:
-        study: the study as this arm and batch size train it.
-        runs: the run of each replica.
-        spec: what all replicas share: towers, loss, layout.
-        feed: their training pairs.
-        held: the held-out pairs.
-        theta: parameters (R, P), padded to whole cache lines.
-        grad: output for the gradient, like theta.
-        optimizer: the optimizer's state.
-        groups: weight decay and learning rate factors, by parameter.
-        rates: the learning rate of each replica at each step.
-        clipper: gradient clipping.
-        alive: mask of the replicas whose loss and gradient have been finite, (R,).
-        hash_multipliers: multipliers of the text hash.
-        generators: each replica's random stream of fresh corruption.
-        loss_generators: the random streams of losses, by seed.
-        features: outputs of frozen parts of towers, by modality.
-        state: the loss's state, each tensor (R, ...), updated in place.
-        step: steps taken.
-    """
-
-    study: Study
-    runs: Sequence[Run]
-    spec: ModelSpec
-    feed: PopulationData
-    held: HeldOut
-    theta: Tensor
-    grad: Tensor
-    optimizer: OptimizerState
-    groups: ParamGroups
-    rates: LearningRates
-    clipper: GradClipper
-    alive: Tensor
-    hash_multipliers: Tensor
-    generators: Sequence[torch.Generator]
-    loss_generators: Mapping[int | str, torch.Generator]
-    features: Mapping[str, Features]
-    state: dict[str, Tensor]
-    step: int = 0
-
-    def snapshot(self) -> Snapshot:
-        """Return the state for the probes."""
-        return Snapshot(self.theta, self.optimizer, self.state, self.step)
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """The names of a step's measures, in the order of the rows of `train_step`."""
-        scalars = [name for name in SCALARS if name in self.spec.initial_scalars]
-        return ("loss", "gradient_norm", "grad_clipped_fraction", *scalars, "update_norm", "update_rms", *UNMASKED)
-
-
-UNMASKED = ("learning_rate", "false_negative_fraction")
-"""Measures that do not depend on whether a replica is alive."""
-
-
-def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
-    """Return the population of *runs* (of one arm and batch size) before the first step."""
-    spec = model_spec(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
-    theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs]).to(device)
-    feed = population_data(runs, pairs, study.data.corruption, device)
-    for tower in spec.towers.values():
-        tower.to(device)  # moves its buffers
-    hash_multipliers = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
-    parameters = [
-        (size, _decay(study, spec, name), _lr_multiplier(study, spec, name)) for name, size in spec.layout.sizes.items()
-    ]
-    return Population(
-        study=study,
-        runs=runs,
-        spec=spec,
-        feed=feed,
-        held=held_out(pairs, device),
-        theta=theta,
-        grad=torch.zeros_like(theta),
-        optimizer=initial_state(study.train, theta),
-        groups=ParamGroups.of(parameters, theta),
-        rates=LearningRates.of(study.train, [run.lr for run in runs], device),
-        clipper=GradClipper.of(study.train, len(runs), device),
-        alive=torch.ones(len(runs), dtype=torch.bool, device=device),
-        hash_multipliers=hash_multipliers.to(device),
-        generators=feed.generators("train"),
-        loss_generators={run.rng_seed: stream(run.rng_seed, "loss") for run in runs},
-        features=kept_features(study, spec, theta, feed, pairs),
-        state={
-            name: value.expand(len(runs), *value.shape).clone().to(device)
-            for name, value in spec.loss.initial_state(feed.available).items()
-        },
-    )
-
-
-def _decay(study: Study, spec: ModelSpec, name: str) -> float:
-    """Return the weight decay of a parameter: that of the study for trained matrices, else 0."""
-    return study.train.weight_decay if len(spec.layout.shapes[name]) > 1 and name not in spec.frozen else 0.0
-
-
-def _lr_multiplier(study: Study, spec: ModelSpec, name: str) -> float:
-    """Return the learning rate factor of a parameter: for scalars the product of those of study and loss, else 1."""
-    scalar = spec.loss.scalars.get(name.removeprefix("loss."))
-    return study.train.scalar_lr_multiplier * scalar.lr if name.startswith("loss.") and scalar else 1.0
+from stability.train.population import SCALARS, UNMASKED, Population, population_of
+from stability.train.probe_runner import ProbeResult, probed_indices, read
 
 
 def step_inputs(population: Population, index: Tensor, host_index: Tensor) -> Inputs:
@@ -155,11 +37,11 @@ def step_inputs(population: Population, index: Tensor, host_index: Tensor) -> In
 
     *index* (R, B) is on the device; *host_index* holds the same numbers on the CPU.
     """
-    spec, feed, device = population.spec, population.feed, population.theta.device
+    spec, data, device = population.spec, population.data, population.theta.device
     inputs = {"index": index, "rate": population.rates.at(population.step)}
-    if feed.on_host:
+    if data.on_host:
         needed = [name for name in modalities_read(population) if name != "index"]
-        batch = feed.batch(host_index, population.generators, without=set(spec.towers) - {*needed})
+        batch = data.batch(host_index, population.generators, without=set(spec.towers) - {*needed})
         inputs |= {name: batch[name] for name in needed}
     for name, kept in population.features.items():
         if kept.on_host:
@@ -232,9 +114,9 @@ def _batch(population: Population, inputs: Inputs) -> tuple[dict[str, Any], dict
         for name, kept in population.features.items()
     }
     batch: dict[str, Any] = {**inputs, "state": population.state}
-    if not population.feed.on_host:
+    if not population.data.on_host:
         without = set(population.spec.towers) - {*modalities_read(population)}
-        batch |= population.feed.batch(index, (), without=without)
+        batch |= population.data.batch(index, (), without=without)
     return batch, features
 
 
@@ -254,8 +136,8 @@ class Trainer:
 
     def _start(self, population: Population, use: str) -> None:
         self.population = population
-        feed, seeds = population.feed, [run.rng_seed for run in population.runs]
-        self._batches = BatchStream(seeds, feed.available, feed.batch_size, self.device, use)
+        data, seeds = population.data, [run.rng_seed for run in population.runs]
+        self._batches = BatchStream(seeds, data.available, data.batch_size, self.device, use)
         self._captured = CapturedStep(lambda inputs: train_step(population, inputs)) if self._capture else None
 
     @property
@@ -299,12 +181,11 @@ class Trainer:
     def read(self, name: str, children: Sequence[Tensor] | None = None) -> ProbeResult:
         """Run a probe now; *children* are the final parameters of its forks, which are trained here if None."""
         population = self.population
-        if not probe[name].traits.get("forks"):
+        if not probe[name].traits.forks:
             children = ()
         elif children is None:
             children = self.children(probed_indices(self.study, name, population.runs))
-        parts = population.spec, population.feed, population.held, population.snapshot()
-        return read(name, self.study, *parts, children)
+        return read(population, name, children)
 
     def children(self, replicas: Sequence[int]) -> list[Tensor]:
         """Train two copies of some replicas, by their indices, and return the final parameters (R, P) of each.

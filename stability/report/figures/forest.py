@@ -194,7 +194,7 @@ def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
     label = measure.label[:1].lower() + measure.label[1:]
     if finding.contrast == "divergence":
         return "share of diverged runs"
-    if contrast[claim.contrast].traits["on"] != "transform":
+    if contrast[claim.contrast].traits.on != "transform":
         return label
     return TRANSFORMS[claim.transform or measure.transform].phrase.format(label)
 

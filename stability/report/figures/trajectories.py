@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import Results
-from stability.check import chance_level
 from stability.losses import loss
+from stability.losses.chance import chance_level
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import ReportFigure
 from stability.report.style import ArmStyle, arm_styles, styled

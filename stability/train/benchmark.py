@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +11,9 @@ import torch
 
 from stability.datasets import Pairs
 from stability.grid import Group
+from stability.probes.cost import seconds_of
 from stability.study import Study
-from stability.train.forking import CHILDREN, child_steps
+from stability.train.forks import CHILDREN, child_steps
 from stability.train.trainer import Trainer
 
 REPEATED = 3.0
@@ -62,14 +63,14 @@ def time_group(
     for _ in range(trainer.warmup_steps):
         trainer.advance()
     ready = time.perf_counter() - start
-    step_seconds = sorted(_seconds(trainer.advance, device) for _ in range(steps))[steps // 2]
+    step_seconds = sorted(seconds_of(trainer.advance, device) for _ in range(steps))[steps // 2]
     children = [trainer.population.theta] * CHILDREN
     probes = loading = 0.0
     for name, seconds in cold.items():
         if seconds < REPEATED:
-            first = _seconds(partial(trainer.read, name, children), device)
+            first = seconds_of(partial(trainer.read, name, children), device)
             loading += max(0.0, seconds - first)
-            seconds = _seconds(partial(trainer.read, name, children), device)
+            seconds = seconds_of(partial(trainer.read, name, children), device)
             probes += first - seconds
         probes += seconds * len(study.due(name)) + step_seconds * child_steps(study, name, group.runs)
     return Timing(ready, step_seconds * study.train.steps, probes, loading)
@@ -80,12 +81,4 @@ def _cold(study: Study, group: Group, pairs: Pairs, device: torch.device, names:
     trainer = Trainer(study, group, pairs, device)
     trainer.advance()
     children = [trainer.population.theta] * CHILDREN
-    return {name: _seconds(partial(trainer.read, name, children), device) for name in names}
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return {name: seconds_of(partial(trainer.read, name, children), device) for name in names}

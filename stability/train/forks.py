@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +11,8 @@ from stability.devices import to_device
 from stability.grid import Run
 from stability.probes import probe
 from stability.study import Study
-from stability.train.probing import probed_indices
-
-if TYPE_CHECKING:
-    from stability.train.trainer import Population
+from stability.train.population import Population
+from stability.train.probe_runner import probed_indices
 
 CHILDREN = 2
 """Number of copies of a replica that a probe compares at the end of training."""
@@ -33,7 +30,7 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
     return replace(
         population,
         runs=runs,
-        feed=population.feed if whole else population.feed.select(list(replicas)),
+        data=population.data if whole else population.data.select(list(replicas)),
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=population.optimizer.select(rows),
@@ -54,7 +51,7 @@ def fork_stream(step: int, child: int) -> str:
 
 def child_steps(study: Study, name: str, runs: Sequence[Run]) -> float:
     """Return the number of steps that a probe's children train, in steps of all *runs*; 0 if it has no children."""
-    if not probe[name].traits.get("forks"):
+    if not probe[name].traits.forks:
         return 0.0
     share = len(probed_indices(study, name, runs)) / len(runs)
     return share * CHILDREN * sum(study.train.steps - step for step in study.due(name))

@@ -14,9 +14,9 @@ from stability.curvature.graphs import bytes_of
 from stability.curvature.products import at_index, flatten, unflatten
 from stability.devices import room_on, to_device
 from stability.landscape.filters import as_filters
-from stability.probes import Batch, Measure, Params, Replica, in_towers, probe
 from stability.probes.downstream import recall_error
 from stability.probes.matched import fitted_scalar
+from stability.probes.registry import Batch, Measure, Params, Replica, in_towers, probe
 from stability.streams import stream
 
 SLACK = 2
@@ -84,6 +84,13 @@ def flatness(
     A higher t amplifies the same change of the embeddings, and losses train t to different values. The measure is
     therefore repeated with t = *scale* for every loss, with b refitted to the batches if it is trained (NaN without a
     t, or if no b minimizes the loss); and, without L_chance, for the error 1 - recall@1 on held-out pairs.
+
+    Args:
+        replica: all replicas, with a leading axis.
+        batches: number of fixed batches.
+        draws: number of directions.
+        radius: r, the share of each filter's norm.
+        scale: t of the measures at a common scale.
     """
     # Collected outside the functions below, since vmap passes tensors only.
     moved = [name for name in replica.params if in_towers(name) and name not in replica.frozen]

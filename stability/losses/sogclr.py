@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from stability.losses import Scalar, loss
 from stability.losses.logits import off_diagonal, scaled_similarities
+from stability.losses.registry import Scalar, loss
 
 
 def global_contrastive_chance(batch_size: int) -> float:
@@ -32,7 +32,7 @@ def global_contrastive(
     state: dict[str, Tensor],
     gamma: float = 0.9,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Contrast each pair with the whole data set by running estimates; in units of similarity, and the new state.
+    """InfoNCE over the whole data set by running estimates of the denominators (SogCLR); in units of similarity.
 
     L = 1/t mean over rows, in both directions, of 1/g log u_i, u_i = (1 - g) u_i(before) + g mean_{j != i}
     e^(l_ij - l_ii), l = t <image_i, text_j>, for (B, D) inputs with unit rows, g = *gamma*; a pair seen for the first
@@ -42,6 +42,13 @@ def global_contrastive(
     training pairs, updated at *index* (B,); in logarithms, u needs no epsilon. Chance is 0. Yuan et al. (2022),
     arXiv:2202.12387, Alg. 1; Wei et al. (2024), arXiv:2407.01445, whose code was checked (``fast_clip/loss.py``: the
     update, the restart of unseen pairs; it sums both directions; its g decays to about .2).
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        index: indices (B,) of the rows among the training pairs.
+        state: "image" and "text", logarithms (n,) of the estimates; -inf: unseen.
+        gamma: share of the new batch in a running estimate, in (0, 1].
     """
     logits = scaled_similarities(image, text, log_scale)
     image_rows, image_state = _tracked(logits, state["image"], index, gamma)

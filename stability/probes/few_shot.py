@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stability.probes import Measure, Replica, embedded, probe
+from stability.probes.registry import Measure, Replica, embedded, probe
 from stability.streams import stream
 
 SHOTS = (1, 2, 5, 10)

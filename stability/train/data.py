@@ -17,7 +17,15 @@ from stability.streams import stream
 
 
 def independent_indices(seed: int | str, use: str, count: int, available: int, batch_size: int) -> Tensor:
-    """Return the indices (count, B) of independent batches, each drawn without replacement."""
+    """Return the indices (count, B) of independent batches, each drawn without replacement.
+
+    Args:
+        seed: seed of the stream.
+        use: name of the stream.
+        count: number of batches.
+        available: number of pairs.
+        batch_size: B.
+    """
     generator = stream(seed, use)
     return torch.stack([torch.randperm(available, generator=generator)[:batch_size] for _ in range(count)])
 
@@ -164,7 +172,14 @@ def exceeds_share(device: torch.device, tensors: Sequence[Tensor]) -> bool:
 
 
 def population_data(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.device) -> PopulationData:
-    """Return the training data of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh."""
+    """Return the training data of these runs on *device*; *kind* is the study's ``data.corruption``: fixed or fresh.
+
+    Args:
+        runs: the run of each replica, of one batch size.
+        pairs: the study's data.
+        kind: the study's ``data.corruption``: fixed or fresh.
+        device: where training takes place.
+    """
     image, text, caption = (rows(part, pairs.train) for part in (pairs.image, pairs.text, pairs.caption))
     clean = [(image, text, caption)] * len(runs)
     part = bool(runs[0].train_pairs)
@@ -224,15 +239,23 @@ def population_data(runs: Sequence[Run], pairs: Pairs, kind: str, device: torch.
 
 
 def held_out_data(
-    feed: PopulationData, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
+    data: PopulationData, image: Tensor, text: Tensor, extra_modalities: Sequence[Tensor], caption: Tensor, use: str
 ) -> PopulationData:
-    """Return held-out pairs for the runs of *feed*, corrupted like their training pairs.
+    """Return held-out pairs for the runs of *data*, corrupted like their training pairs.
 
     With *fresh* corruption each batch is corrupted; with *fixed* corruption the pairs are corrupted once, by each run's
     stream for this *use*.
+
+    Args:
+        data: the training data.
+        image: held-out images (m, ...).
+        text: held-out texts (m, ...).
+        extra_modalities: held-out samples of each further modality.
+        caption: ids (m,) of the captions.
+        use: name of the random stream.
     """
     clean = replace(
-        feed,
+        data,
         image=image,
         text=text,
         extra_modalities={f"modality-{number}": samples for number, samples in enumerate(extra_modalities, start=3)},
@@ -242,8 +265,8 @@ def held_out_data(
         on_host=False,
         part=False,
     )
-    noise = any(run.noise for run in feed.runs)
-    if not (feed.fresh or noise):
+    noise = any(run.noise for run in data.runs)
+    if not (data.fresh or noise):
         return clean
     on_host = replace(
         clean,
@@ -252,10 +275,10 @@ def held_out_data(
         extra_modalities={name: samples.cpu() for name, samples in clean.extra_modalities.items()},
         on_host=True,
     )
-    if feed.fresh:
+    if data.fresh:
         return on_host
-    everything = torch.arange(len(image)).expand(len(feed.runs), 1, -1)
-    noisy = replace(on_host, fresh=True).batch(everything, feed.generators(use))
+    everything = torch.arange(len(image)).expand(len(data.runs), 1, -1)
+    noisy = replace(on_host, fresh=True).batch(everything, data.generators(use))
     return replace(clean, image=noisy["image"][:, 0], text=noisy["text"][:, 0], shared_image=False, shared_text=False)
 
 

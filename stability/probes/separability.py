@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stability.probes import Measure, Params, Replica, embedded, probe
+from stability.probes.registry import Measure, Params, Replica, embedded, probe
 from stability.streams import stream
 
 WEAK_PENALTY = 1e3

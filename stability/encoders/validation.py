@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.parameter import UninitializedParameter
 
-from stability.encoders import Modality
+from stability.encoders.registry import Modality
 from stability.registry import InputError
 from stability.streams import stream
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stability.losses import Scalar, loss
 from stability.losses.logits import off_diagonal, scaled_similarities, symmetrize
+from stability.losses.registry import Scalar, loss
 from stability.losses.sigmoid import siglip_chance
 from stability.losses.softmax import clip_chance
 from stability.registry import InputError, nearest
@@ -19,7 +19,7 @@ from stability.registry import InputError, nearest
 
 @loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance)
 def hcl(image: Tensor, text: Tensor, *, log_scale: Tensor, beta: float = 1.0, positive_share: float = 0.1) -> Tensor:
-    """Contrast matches with mismatches weighted towards the hard ones, corrected for false ones; nats per pair.
+    """InfoNCE with larger weights on hard mismatches, corrected for false negatives (HCL); nats per pair.
 
     L = mean over rows, in both directions, of -log(p / (p + G)), p = e^(l_ii), l = t <image_i, text_j>, G = max([N
     sum_j w_j e^(l_ij) - tau N p] / (1 - tau), N e^(-t)) over the N = B - 1 mismatches j, with weights
@@ -27,6 +27,12 @@ def hcl(image: Tensor, text: Tensor, *, log_scale: Tensor, beta: float = 1.0, po
     unit rows. beta = 0 is the debiased loss of Chuang et al. (2020), arXiv:2007.00224; with tau = 0 too it is `clip`.
     Chance is log B. Robinson et al. (2021), arXiv:2010.04592, Eq. 4. Checked against the authors' code
     (``image/main.py``: beta 1, tau .1, t fixed at 2), which also takes mismatches within a modality.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        beta: weight of hard mismatches; 0: all weigh the same.
+        positive_share: probability that a mismatch is a false negative, in [0, 1).
     """
     scale = log_scale.exp()
     one_way = partial(_hard_row_loss, scale=scale, beta=beta, positive_share=positive_share)
@@ -56,7 +62,7 @@ def focal_sigmoid(
     gamma: float = 1.0,
     decay_steps: int = 20_000,
 ) -> Tensor:
-    """Judge every pair, those that are judged right already with less weight at first; nats per image.
+    """SigLIP's loss with focal weights that decay: less on pairs already classified correctly; nats per image.
 
     L = 1/B sum_ij sigmoid(-z_ij l_ij)^g softplus(-z_ij l_ij), z = +1 on the diagonal and -1 elsewhere, l = t
     <image_i, text_j> + b, for (B, D) inputs with unit rows; g decays from *gamma* to 0 along half a cosine over
@@ -64,6 +70,14 @@ def focal_sigmoid(
     through the weights. Lin et al. (2017), arXiv:1708.02002, Eq. 4, on SigLIP's pairs, with the schedule of Basara
     (2024). Checked against the latter's code (filipbasara0/sigmoid-contrastive-loss, ``scl/scl.py`` and ``train.py``),
     which starts at t = 5, b = -5 and clamps t at 5.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        bias: b, a scalar added to every logit.
+        step: the training step.
+        gamma: initial exponent of the weights.
+        decay_steps: steps until the exponent is 0; 0: it is constant.
     """
     progress = (step / decay_steps).clamp(max=1.0) if decay_steps else torch.zeros_like(log_scale)
     power = gamma * (1 + torch.cos(math.pi * progress)) / 2
@@ -91,13 +105,21 @@ def siglip_masked(
     keep: Literal["random", "hard", "easy"] = "random",
     ratio: float = 4.0,
 ) -> Tensor:
-    """Judge all matches but only some mismatches of the batch: random, hard or easy ones; nats per image.
+    """SigLIP's loss on all matches and a part of the batch's mismatches, random, hard or easy; nats per image.
 
     L = 1/B [sum_i softplus(-l_ii) + sum_{(i, j) kept} softplus(l_ij)], l = t <image_i, text_j> + b, for (B, D) inputs
     with unit rows. Kept are round(ratio B) of the B (B - 1) mismatches of the whole batch (at least 1): those of the
     smallest *uniform* (B, B), or those with the largest (hard) or smallest loss (easy). Chance is that of the default
     ratio; with all mismatches kept this is `siglip`. Zhai et al. (2023), arXiv:2303.15343, Sec. 4.8 (ratios from 16k to
     1.6); the paper does not state that the selection is over the whole batch: that is our interpretation.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        bias: b, a scalar added to every logit.
+        uniform: independent numbers (B, B) in [0, 1) that order random choices.
+        keep: the mismatches kept: "random", "hard" (largest loss first) or "easy" (smallest first).
+        ratio: number of mismatches kept for each match, over the batch.
     """
     logits = scaled_similarities(image, text, log_scale) + bias
     mismatches = off_diagonal(logits).flatten()
@@ -123,13 +145,20 @@ def clip_masked(
     keep: Literal["random", "hard", "easy"] = "random",
     ratio: float = 4.0,
 ) -> Tensor:
-    """Pick each match out of only some of its mismatches: random, hard or easy ones; nats per pair.
+    """CLIP's loss with a part of each row's mismatches in the denominator, random, hard or easy; nats per pair.
 
     L = mean over rows i, in both directions, of -log(e^(l_ii) / (e^(l_ii) + sum_{j kept} e^(l_ij))), l = t
     <image_i, text_j>, for (B, D) inputs with unit rows. Kept are round(ratio) of the B - 1 mismatches of each row (at
     least 1): those of the smallest *uniform* (B, B), or those with the largest (hard) or the smallest logit (easy).
     Chance is that of the default ratio; with all mismatches kept this is `clip`. This project's own counterpart of
     `siglip_masked`; the selection is per row, since a softmax without a mismatch carries no information.
+
+    Args:
+        image, text: unit rows (B, D); row i of both is a match.
+        log_scale: log t, a scalar.
+        uniform: independent numbers (B, B) in [0, 1) that order random choices.
+        keep: the mismatches kept: "random", "hard" (largest logit first) or "easy" (smallest first).
+        ratio: number of mismatches kept in each row.
     """
     row_loss = partial(_masked_row_loss, keep=keep, ratio=ratio)
     logits = scaled_similarities(image, text, log_scale)
@@ -168,13 +197,13 @@ def triplet_chance(batch_size: int, margin: float = 0.2) -> float:
 
 @loss(chance=triplet_chance)
 def triplet(image: Tensor, text: Tensor, *, margin: float = 0.2) -> Tensor:
-    """Ask each match to be closer than each of its mismatches by a margin, both ways; in squared distance.
+    """Triplet loss over all triplets of the batch, in both directions; in squared distance.
 
     L = mean over i != j, in both directions, of max(0, margin + |image_i - text_i|^2 - |image_i - text_j|^2), for
-    (B, D) inputs with unit rows, whose squared distances are 2 - 2 <image_i, text_j>. It has no scalars, and no
-    curvature apart from its kinks. Chance is the margin. Schroff et al. (2015), arXiv:1503.03832, Eq. 3 (margin .2),
-    over all triplets of the batch instead of selected ones. Zero exactly where all match-to-mismatch gaps of similarity
-    reach margin / 2.
+    (B, D) inputs with unit rows, whose squared distances are 2 - 2 <image_i, text_j>. It has no scalars and is
+    piecewise linear in the similarities. Chance is the margin. Schroff et al. (2015), arXiv:1503.03832, Eq. 3
+    (margin .2), over all triplets of the batch instead of selected ones. Zero exactly where all gaps of similarity
+    between a match and its mismatches reach margin / 2.
     """
     return symmetrize(partial(_triplet_rows, margin=margin), image @ text.T)
 

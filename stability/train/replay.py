@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from stability.datasets import Pairs
 from stability.grid import Group, Run
@@ -16,9 +16,10 @@ from stability.probes import Batch, HeldOut, Params, probe
 from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
 from stability.study import Study
-from stability.train.population import ModelSpec
-from stability.train.probing import probe_batches
-from stability.train.trainer import Population, Trainer
+from stability.train.model import ModelSpec
+from stability.train.population import Population
+from stability.train.probe_runner import probe_batches
+from stability.train.trainer import Trainer
 
 CUDA_TOLERANCE = 1e-3
 """Largest relative difference between a stored loss and a replayed one on a GPU, whose sums have no fixed order."""
@@ -131,7 +132,7 @@ def replay(
         path=path,
         spec=population.spec,
         batches=_fixed_batches(study, population, index),
-        held_out=population.held,
+        held_out=population.held_out,
     )
 
 
@@ -143,12 +144,7 @@ def _fixed_batches(study: Study, population: Population, index: int) -> Batch:
     """Return the batches (M, B, ...) of the probe ``curvature``, in the number that the study sets."""
     schedule, variant = study.probes.get("curvature"), probe["curvature"]
     count = (schedule.options if schedule else {}).get("batches", variant.options["batches"].default)
-    stacked = probe_batches("curvature", count, population.spec, population.feed, population.snapshot(), [index])
-    return {name: _first(value) for name, value in stacked.items()}
-
-
-def _first(value: Any) -> Any:
-    return {name: _first(part) for name, part in value.items()} if isinstance(value, Mapping) else value[0]
+    return pytree.tree_map(lambda value: value[0], probe_batches(population, "curvature", count, [index]))
 
 
 def _compare(run: Run, logged: list[dict[str, Tensor]], stored: pd.DataFrame, device: torch.device) -> None:

@@ -1,0 +1,56 @@
+"""Measures of every training step, which need no probe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from stability.probes.registry import Measure, probe
+
+
+def _spike_rate(column: str, name: str, of: str) -> Measure:
+    return Measure(
+        name,
+        f"Rate of spikes of the {of}",
+        f"Spikes of the {of} after warm-up: rises of 8 robust standard deviations above the 100 steps before, free of "
+        "the loss's scale. Read it on runs of 5,000 steps or more.",
+        unit="per 1,000 steps",
+        spikes=column,
+    )
+
+
+STEP_MEASURES = (
+    Measure("loss", "Training loss", "Loss of the step's batch, before the update.", "nats", better="lower"),
+    Measure(
+        "gradient_norm",
+        "Gradient norm",
+        "Euclidean norm of the batch gradient over all parameters.",
+        transform="log",
+    ),
+    Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", transform="log"),
+    Measure(
+        "update_rms",
+        "RMS of the update",
+        "Root mean square of the step over all trained weight matrices; vectors and the loss's scalars are left out.",
+        transform="log",
+    ),
+    Measure("log_scale", "log t", "Logarithm of the loss's inverse temperature t.", scalar="log_scale"),
+    Measure("bias", "Bias b", "The loss's additive bias on the logits; absent in losses without one.", scalar="bias"),
+    Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
+    Measure("grad_clipped_fraction", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
+    Measure(
+        "false_negative_fraction",
+        "False negatives",
+        "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",
+        "share",
+    ),
+    _spike_rate("loss", "loss_spike_rate", "training loss"),
+    _spike_rate("gradient_norm", "gradient_norm_spike_rate", "gradient norm"),
+    # Weight matrices only: a rule on all parameters would fire on 0-d scalars, and losses differ in how many they have.
+    _spike_rate("update_rms", "update_rms_spike_rate", "update's RMS"),
+)
+
+
+def measures_of(names: Iterable[str], offers: Collection[str]) -> dict[str, Measure]:
+    """Return by name the step measures and those of the probes *names*, on data that offer *offers*."""
+    measures = [*STEP_MEASURES, *(measure for name in names for measure in probe[name].traits.measures)]
+    return {measure.name: measure for measure in measures if not measure.needs or measure.needs in offers}
