@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from closed_form_results import STUDY, curves
 from numpy.testing import assert_allclose
+from stability.report.doubts import coarse, doubts
+from stability.report.limitations import limitations
 
 from stability import stats
 from stability.analysis import analyze
 from stability.analysis.cells import Cell, by_cell, heterogeneity_of
-from stability.report.doubts import coarse, doubts
-from stability.report.limitations import limitations
 from stability.report.method import method
 from stability.report.model import describe
 from stability.stats.wording import percent

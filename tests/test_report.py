@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from closed_form_results import manifest_of, results_of
 from pypdf import PdfReader
+from stability.report.limitations import limitations
 
 from stability.analysis import analyze, findings_text
 from stability.registry import InputError
 from stability.report import publish, render, write_report
 from stability.report.html import TEMPLATES, as_csv
-from stability.report.limitations import limitations
 from stability.report.method import FORMULAS, method
 from stability.report.model import answer_of
 from stability.report.tables import plain_table

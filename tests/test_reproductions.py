@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from stability.report.reproduced import reproduced
 
 from stability.analysis import analyze, findings_text, load_results
 from stability.registry import InputError
 from stability.report.model import describe
-from stability.report.reproduced import reproduced
 from stability.reproductions import reproduce
 from stability.study import Published, parse_study
 

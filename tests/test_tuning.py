@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stability.report.limitations import limitations
 
 from stability import analysis
 from stability.execute import Callbacks, run
 from stability.grid import run_configuration, runs_of, study_of, tuning_runs_of
 from stability.registry import InputError
 from stability.report import write_report
-from stability.report.limitations import limitations
 from stability.results import Tuning
 from stability.store import checksum
 from stability.study import FIRST_TUNING_SEED, Setting, parse_study, search_of, settings_of

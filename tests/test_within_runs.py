@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from closed_form_results import STUDY, curves
 from numpy.testing import assert_allclose
+from stability.report.limitations import limitations
 
 from stability import stats
 from stability.analysis import analyze, compared
@@ -21,7 +22,6 @@ from stability.exports import tables
 from stability.grid import runs_of
 from stability.registry import InputError
 from stability.report.figures.forest import forest_plot
-from stability.report.limitations import limitations
 from stability.report.model import describe
 from stability.results import AXES, Results
 from stability.sample_size import seeds_by_claim

@@ -1,13 +1,15 @@
-"""The sensitivity appendix as JSON data: each claim's checks next to its primary result."""
+"""The section of sensitivity: each claim's checks next to its primary result."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from stability.analysis import Finding, Findings
+from stability.analysis import Finding
+from stability.report.blocks import Block, Paragraph, Part, Table
+from stability.report.data import ReportData
+from stability.report.sections.registry import section
 from stability.report.tables import Json, minus, signs
 from stability.stats.wording import between, number
 
@@ -30,24 +32,20 @@ class _Row:
     words: str
 
 
-def appendix(findings: Findings) -> list[Json]:
-    """Return one entry per tested claim: its id, its text, and the sentence and table of its checks."""
-    return [
-        {
-            "id": claim.id,
-            "text": claim.text,
-            "agrees": claim.sensitivity.agrees,
-            "sentence": signs(claim.sensitivity.sentence),
-            "table": _table(claim),
-        }
-        for claim in sorted(findings.claims, key=lambda claim: not claim.primary)
-        if claim.sensitivity.checks
-    ]
-
-
-def _table(claim: Finding) -> Json:
+@section(
+    order=170,
+    title="Sensitivity",
+    lead="Each claim once more under other assumptions, at the same confidence and by the same rules. The primary "
+    "result decides; this says what it rests on.",
+)
+def sensitivity(data: ReportData) -> Iterator[Block]:
+    """Yield the checks of each tested claim, the primary one first."""
     heads = [{"label": label, "note": None, "numeric": numeric} for label, numeric in HEADS]
-    return {"columns": heads, "rows": [_cells(row, claim.ratio) for row in _rows(claim)]}
+    for claim in sorted(data.findings.claims, key=lambda claim: not claim.primary):
+        if claim.sensitivity.checks:
+            sentence = Paragraph(signs(claim.sensitivity.sentence), "" if claim.sensitivity.agrees else "disagrees")
+            rows = [_cells(row, claim.ratio) for row in _rows(claim)]
+            yield Part(claim.text, (sentence, Table(f"Checks of the claim {claim.id}", heads, rows, wide="last")))
 
 
 def _rows(claim: Finding) -> Iterable[_Row]:
@@ -59,7 +57,7 @@ def _rows(claim: Finding) -> Iterable[_Row]:
         yield _Row(LABELS[check.name], check.effect, check.interval, check.p_value, words)
 
 
-def _cells(row: _Row, ratio: bool) -> list[dict[str, Any]]:
+def _cells(row: _Row, ratio: bool) -> list[Json]:
     has_interval = not math.isnan(row.interval[0])
     return [
         {"text": row.method, "value": row.method},
@@ -70,6 +68,6 @@ def _cells(row: _Row, ratio: bool) -> list[dict[str, Any]]:
     ]
 
 
-def _number(value: float) -> dict[str, Any]:
+def _number(value: float) -> Json:
     finite = math.isfinite(value)
     return {"text": minus(number(value)) if finite else "–", "value": float(f"{value:.6g}") if finite else None}

@@ -1,31 +1,34 @@
-"""Published numbers next to ours as JSON data: one table per source, with the quantities that should agree."""
+"""The section of published numbers next to ours: one table per source, with the quantities that should agree."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from stability.analysis import Findings
+from stability.report.blocks import Block, Paragraph, Part, Table
+from stability.report.data import ReportData
+from stability.report.sections.registry import section
 from stability.report.tables import Json, minus
 from stability.reproductions import Reproduction
 from stability.stats.wording import between, number
 
 
-def reproduced(findings: Findings) -> list[Json]:
-    """Return one entry per published table: its subject, source and numbers, and whether its order was reproduced."""
-    return [
-        {
-            "text": reproduction.text,
-            "source": reproduction.source,
-            "transfers": reproduction.transfers,
-            "sentence": minus(reproduction.sentence),
-            "heading": reproduction.heading,
-            "table": _table(reproduction),
-        }
-        for reproduction in findings.published
-    ]
+@section(
+    order=150,
+    title="Published figures beside ours",
+    short="Published figures",
+    lead="What papers report of the same settings, next to what came out here. Sizes, data and budgets differ; this "
+    "decides no claim.",
+)
+def published(data: ReportData) -> Iterator[Block]:
+    """Yield each published table: its subject, source and numbers, and whether its order was reproduced."""
+    for reproduction in data.findings.published:
+        source = Paragraph(f"{reproduction.heading}. Published: {reproduction.source}", "small")
+        sentence = Paragraph(f"{minus(reproduction.sentence)} {reproduction.transfers}")
+        yield Part(reproduction.text, (source, _table(reproduction), sentence))
 
 
-def _table(reproduction: Reproduction) -> Json:
+def _table(reproduction: Reproduction) -> Table:
     intervals = any(math.isfinite(row.interval[0]) for row in reproduction.rows)
     heads = [("Setting", None), ("Published", reproduction.unit or None), ("Ours", reproduction.unit or None)]
     heads += [("95% interval", None), ("n", None)] if intervals else [("n", None)]
@@ -38,7 +41,7 @@ def _table(reproduction: Reproduction) -> Json:
             [*cells, *([interval] if intervals else []), {"text": str(row.n) if row.n else "–", "value": row.n}]
         )
     columns = [{"label": label, "note": note, "numeric": label != "Setting"} for label, note in heads]
-    return {"columns": columns, "rows": rows}
+    return Table(reproduction.text, columns, rows)
 
 
 def _number(value: float) -> Json:

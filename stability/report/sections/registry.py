@@ -1,0 +1,102 @@
+"""The registry of sections and their interface.
+
+A section is a function ``(data: ReportData) -> Iterator[Block | Lead]``. Its name is the section's id and anchor. One
+that yields no block is absent from the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from stability.registry import InputError, Registry, nearest
+from stability.report.blocks import Block, Lead, as_json, figures_in
+from stability.report.data import ReportData
+from stability.report.figures import ReportFigure
+from stability.report.tables import Json
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class SectionTraits:
+    """What a section declares.
+
+    Attributes:
+        order: Its place: sections come in ascending order. Those of this package have the multiples of 10.
+        title: Its heading.
+        lead: The sentences below the heading; a `Lead` adds one.
+        short: Its name in the contents; by default the title.
+    """
+
+    order: float
+    title: str
+    lead: str = ""
+    short: str = ""
+
+
+class SectionRegistry(Registry):
+    """The registry of sections, which refuses an unknown trait.
+
+    >>> @SectionRegistry("section")(order=1, title="Figures", leed="All of them.")
+    ... def figures(data): ...
+    Traceback (most recent call last):
+    stability.registry.InputError: section 'figures' has no trait 'leed'; did you mean 'lead'? (known: lead, order,
+    short, title)
+    """
+
+    def _add(self, function: F, name: str, traits: dict[str, Any]) -> F:
+        known = [trait.name for trait in fields(SectionTraits)]
+        for trait in traits:
+            if trait not in known:
+                raise InputError(f"section {function.__name__!r} has no trait {trait!r}{nearest(trait, known)}")
+        return super()._add(function, name, traits)
+
+
+section = SectionRegistry("section")
+"""The decorator of sections, with the traits of `SectionTraits`."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of one report.
+
+    Attributes:
+        id: Its id and anchor.
+        traits: What it declares.
+        lead: The sentences below its heading.
+        blocks: Its blocks, at least one.
+    """
+
+    id: str
+    traits: SectionTraits
+    lead: str
+    blocks: Sequence[Block]
+
+    @property
+    def figures(self) -> tuple[ReportFigure, ...]:
+        """Return its figures."""
+        return tuple(figures_in(self.blocks))
+
+    def to_json(self) -> Json:
+        """Return the section as JSON data."""
+        return {
+            "id": self.id,
+            "title": self.traits.title,
+            "short": self.traits.short or self.traits.title,
+            "lead": self.lead,
+            "blocks": [as_json(block) for block in self.blocks],
+        }
+
+
+def sections_of(data: ReportData) -> tuple[Section, ...]:
+    """Return the sections of a report in reading order, without those that have no block."""
+    sections = []
+    for name, variant in section.items():
+        traits, yielded = SectionTraits(**variant.traits), list(variant(data))
+        leads = [item.text for item in yielded if isinstance(item, Lead)]
+        blocks = [item for item in yielded if not isinstance(item, Lead)]
+        if blocks:
+            sections.append(Section(name, traits, " ".join(filter(None, (traits.lead, *leads))), blocks))
+    return tuple(sorted(sections, key=lambda section: section.traits.order))
