@@ -82,13 +82,6 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """A list of titles with a text of some sentences below each."""
-
-    items: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Formula:
     """A formula on a line of its own.
 
@@ -125,7 +118,7 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block = ReportFigure | Paragraph | Table | Facts | Terms | Formula | Code | Part | Details
+Block = ReportFigure | Paragraph | Table | Facts | Formula | Code | Part | Details
 
 
 def as_json(block: Block) -> Json:
@@ -138,8 +131,6 @@ def as_json(block: Block) -> Json:
         content["blocks"] = [as_json(inner) for inner in block.blocks]
     if isinstance(block, Facts):
         content["items"] = [vars(fact) for fact in block.items]
-    if isinstance(block, Terms):
-        content["items"] = [{"title": title, "text": text} for title, text in block.items]
     return {"kind": type(block).__name__.lower(), **content}
 
 

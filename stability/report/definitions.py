@@ -10,43 +10,41 @@ from stability.contrasts import contrast
 from stability.losses import loss
 from stability.report.blocks import Formula
 
-Paragraphs = Iterator[tuple[str, str] | tuple[str, str, Formula]]
-"""Paragraphs with a title and a text, and with the formula below it."""
+Paragraphs = Iterator[tuple[str, str, *tuple[Formula, ...]]]
+"""Paragraphs with a title, a text, and the formulas below it."""
 
 LOSSES = {
     "clip": Formula(
         "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
-        "L = -1/(2 B) sum_(i=1)^B [log e^(t ⟨ x_i, y_i ⟩) / (sum_j e^(t ⟨ x_i, y_j ⟩))"
-        " + log e^(t ⟨ x_i, y_i ⟩) / (sum_j e^(t ⟨ x_j, y_i ⟩))]",
+        "L = −1/(2 B) ∑_(i=1)^B [log e^(t ⟨ x_i, y_i ⟩) / (∑_j e^(t ⟨ x_i, y_j ⟩))"
+        " + log e^(t ⟨ x_i, y_i ⟩) / (∑_j e^(t ⟨ x_j, y_i ⟩))]",
     ),
     "siglip": Formula(
         "L = 1/B Σ_i Σ_j log(1 + exp(−z_ij (t⟨x_i, y_j⟩ + b))), z_ij = 1 if i = j, else −1",
-        "L = 1/B sum_(i=1)^B sum_(j=1)^B log(1 + e^(-z_(i j) (t ⟨ x_i, y_j ⟩ + b))),"
-        " quad z_(i j) = cases(+1 quad &i = j, -1 quad &i != j)",
+        "L = 1/B ∑_(i=1)^B ∑_(j=1)^B log(1 + e^(−z_(i j) (t ⟨ x_i, y_j ⟩ + b))),"
+        " quad z_(i j) = cases(+1 quad &i = j, −1 quad &i ≠ j)",
     ),
 }
 
 NOISE = Formula(
     "φ = tr Σ/(tr Σ + |G|²), tr Σ = Σ_k |g_k − ḡ|²/(K − 1), |G|² = |ḡ|² − tr Σ/K",
-    'phi = (op("tr") Sigma) / (op("tr") Sigma + |G|^2),'
-    ' quad op("tr") Sigma = 1/(K - 1) sum_(k=1)^K |g_k - macron(g)|^2,'
-    ' quad |G|^2 = |macron(g)|^2 - (op("tr") Sigma) / K',
+    'φ = (op("tr") Σ) / (op("tr") Σ + |G|^2), quad op("tr") Σ = 1/(K − 1) ∑_(k=1)^K |g_k − macron(g)|^2,'
+    ' quad |G|^2 = |macron(g)|^2 − (op("tr") Σ) / K',
 )
 
-CHANCE = Formula("f(x) = log((x − c)/(1 − c))", "f(x) = log (x - c) / (1 - c)")
+CHANCE = Formula("f(x) = log((x − c)/(1 − c))", "f(x) = log (x − c) / (1 − c)")
 
 TIME = Formula(
     "d_s = mean over cells of log min(T_a, N) − log min(T_b, N)",
-    'd_s = op("mean", limits: #true)_"cells" [log min(T_s^a, N) - log min(T_s^b, N)]',
+    'd_s = op("mean", limits: #true)_"cells" [log min(T_s^a, N) − log min(T_s^b, N)]',
 )
 
 SHARPNESS = Formula(
     "λ_max(P^−½ H P^−½) / ((2 + 2β₁)/((1 − β₁)η)), P = √v̂ + ε",
-    r'(lambda_"max" (P^(-1\/2) H P^(-1\/2))) / ((2 + 2 beta_1) \/ ((1 - beta_1) eta)),'
-    ' quad P = op("diag")(sqrt(hat(v)) + epsilon)',
+    r'(λ_"max" (P^(−1\/2) H P^(−1\/2))) / ((2 + 2 β_1) \/ ((1 − β_1) η)), quad P = op("diag")(sqrt(hat(v)) + ε)',
 )
 
-MARGIN = Formula("m = (p − q)/2, b_rel = (p + q)/2", 'm = (p - q) / 2, quad b_"rel" = (p + q) / 2')
+MARGIN = Formula("m = (p − q)/2, b_rel = (p + q)/2", 'm = (p − q) / 2, quad b_"rel" = (p + q) / 2')
 
 
 def losses(results: Results) -> Paragraphs:

@@ -17,7 +17,7 @@ from stability.study import Claim, Train, optimizer_of, search_of, settings_of
 
 INTERVAL = Formula(
     "d̄ ± t(1 − α/2k, n − 1) · s/√n, for k claims and α = .05",
-    r'macron(d) plus.minus t_(1 - alpha\/2k, thin n - 1) s / sqrt(n), quad k "claims," quad alpha = .05',
+    r'macron(d) ± t_(1 − α\/2k, thin n − 1) s / sqrt(n), quad k "claims," quad α = .05',
 )
 
 

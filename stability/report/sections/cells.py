@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from stability.report.blocks import Block, Lead, Table
-from stability.report.data import ReportData
-from stability.report.sections.registry import section
+from stability.report.blocks import Lead, Table
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import cell_table
 
 
@@ -16,7 +13,7 @@ from stability.report.tables import cell_table
     lead="Mean ± standard deviation over seeds, at the end of training; late: the mean over the last fifth of the "
     "steps.",
 )
-def cells(data: ReportData) -> Iterator[Block | Lead]:
+def cells(data: ReportData) -> Blocks:
     """Yield the table of the main measures, a row for each cell."""
     table = cell_table(data.results)
     if table["fixed"]:

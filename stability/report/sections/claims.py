@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from stability.report.blocks import Block, Table
-from stability.report.data import ReportData
+from stability.report.blocks import Table
 from stability.report.figures.forest import forest_plot
 from stability.report.model import answers
-from stability.report.sections.registry import section
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import Json
 from stability.stats.wording import confidence_in_percent
 
@@ -20,7 +17,7 @@ NUMBERS = ("Effect", "Interval", "Margin", "n", "Seeds to\nsettle")
     title="The claims",
     lead="Each claim was written down, with its measure and margin, before any run.",
 )
-def claims(data: ReportData) -> Iterator[Block]:
+def claims(data: ReportData) -> Blocks:
     """Yield the table of the claims and their forest plot."""
     if not data.findings.claims:
         return

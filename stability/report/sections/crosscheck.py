@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from stability.report.blocks import Block, Lead, Table
-from stability.report.data import ReportData
-from stability.report.sections.registry import section
+from stability.report.blocks import Lead, Table
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import crosscheck_table
 
 
 @section(order=160, title="Cross-check of the curvature", short="Cross-check")
-def crosscheck(data: ReportData) -> Iterator[Block | Lead]:
+def crosscheck(data: ReportData) -> Blocks:
     """Yield our eigenvalues and traces next to PyHessian's and the exact ones."""
     if table := crosscheck_table(data.results):
         exact = ", with the exact dense values" if len(table["columns"]) > 7 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,10 @@ import pandas as pd
 from stability.analysis import MIN_CHANCE_RATIO, Findings, Results, summarize
 from stability.contrasts import contrast
 from stability.probes import probe
-from stability.report.blocks import Block, Code, Details, Terms
+from stability.report.blocks import Code, Details, Paragraph, Part
 from stability.report.caveats import coarse, doubtful
-from stability.report.data import ReportData
 from stability.report.failures import failures
-from stability.report.sections.registry import section
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import signs
 from stability.stats.wording import number, percent, seeds
 from stability.study import optimizer_of
@@ -35,7 +35,7 @@ Limitations = Iterator[tuple[str, str]]
 
 
 @section(order=190, title="Limitations that the data show", short="Limitations")
-def limitations(data: ReportData) -> Iterator[Block]:
+def limitations(data: ReportData) -> Blocks:
     """Yield the limitations of a study, those that affect the verdicts first, and the tracebacks of failed runs."""
     results, findings = data.results, data.findings
     sources = (
@@ -57,7 +57,8 @@ def limitations(data: ReportData) -> Iterator[Block]:
         _timed(results),
         _scope(results),
     )
-    yield Terms([(title, signs(text)) for source in sources for title, text in source])
+    for title, text in chain.from_iterable(sources):
+        yield Part(title, (Paragraph(signs(text)),))
     for failure in failures(results):
         yield Details(f"Traceback: {failure['reason']}", (Code(failure["traceback"]),))
 

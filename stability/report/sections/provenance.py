@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from stability.analysis import Findings, Results
-from stability.report.blocks import Block, Code, Fact, Facts, Part
-from stability.report.data import ReportData
-from stability.report.sections.registry import section
+from stability.report.blocks import Code, Fact, Facts, Part
+from stability.report.sections.registry import Blocks, ReportData, section
 
 
 @section(order=200, title="Provenance")
-def provenance(data: ReportData) -> Iterator[Block]:
+def provenance(data: ReportData) -> Blocks:
     """Yield the provenance of the results, the command and the study file."""
     yield Facts([Fact(label, value) for label, value in provenance_rows(data.results, data.findings)])
     yield Part("To reproduce", (Code(data.findings.provenance["command"]),))

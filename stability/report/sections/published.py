@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
-from stability.report.blocks import Block, Paragraph, Part, Table
-from stability.report.data import ReportData
-from stability.report.sections.registry import section
+from stability.report.blocks import Paragraph, Part, Table
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import Json, minus
 from stability.reproductions import Reproduction
 from stability.stats.wording import between, number
@@ -20,7 +18,7 @@ from stability.stats.wording import between, number
     lead="What papers report of the same settings, next to what came out here. Sizes, data and budgets differ; this "
     "decides no claim.",
 )
-def published(data: ReportData) -> Iterator[Block]:
+def published(data: ReportData) -> Blocks:
     """Yield each published table: its subject, source and numbers, and whether its order was reproduced."""
     for reproduction in data.findings.published:
         source = Paragraph(f"{reproduction.heading}. Published: {reproduction.source}", "small")

@@ -1,12 +1,12 @@
 """The registry of sections and their interface.
 
-A section is a function ``(data: ReportData) -> Iterator[Block | Lead]``. Its name is the section's id and anchor. One
-that yields no block is absent from the report.
+A section is a function ``(data: ReportData) -> Blocks``. Its name is the section's id and anchor. One that yields no
+block is absent from the report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -16,7 +16,12 @@ from stability.report.data import ReportData
 from stability.report.figures import ReportFigure
 from stability.report.tables import Json
 
+__all__ = ["Blocks", "ReportData", "Section", "section", "sections_of"]
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+Blocks = Iterator[Block | Lead]
+"""What a section yields."""
 
 
 @dataclass(frozen=True)

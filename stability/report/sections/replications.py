@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from stability.analysis import Finding, Replication
-from stability.report.blocks import Block, Fact, Facts, Table
-from stability.report.data import ReportData
+from stability.report.blocks import Fact, Facts, Table
 from stability.report.figures.replications import replicated_rows, replication_plot
-from stability.report.sections.registry import section
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import Json, effect_in_words, interval_in_words, plain
 
 HEADS = ("Claim", "On", "Verdict", "Effect", "Interval", "n")
@@ -20,7 +17,7 @@ HEADS = ("Claim", "On", "Verdict", "Effect", "Interval", "n")
     lead="The same claims asked again, at the same margins, of other data or seeds, each with runs and tuning of its "
     "own.",
 )
-def replications(data: ReportData) -> Iterator[Block]:
+def replications(data: ReportData) -> Blocks:
     """Yield the replications, and the plot and table of all verdicts if one of them is finished."""
     findings = data.findings
     if not findings.replications:

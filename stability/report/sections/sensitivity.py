@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stability.analysis import Finding
-from stability.report.blocks import Block, Paragraph, Part, Table
-from stability.report.data import ReportData
-from stability.report.sections.registry import section
+from stability.report.blocks import Paragraph, Part, Table
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import Json, minus, signs
 from stability.stats.wording import between, number
 
@@ -38,7 +37,7 @@ class _Row:
     lead="Each claim once more under other assumptions, at the same confidence and by the same rules. The primary "
     "result decides; this says what it rests on.",
 )
-def sensitivity(data: ReportData) -> Iterator[Block]:
+def sensitivity(data: ReportData) -> Blocks:
     """Yield the checks of each tested claim, the primary one first."""
     heads = [{"label": label, "note": None, "numeric": numeric} for label, numeric in HEADS]
     for claim in sorted(data.findings.claims, key=lambda claim: not claim.primary):

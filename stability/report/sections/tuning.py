@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from stability.report.blocks import Block, Table
-from stability.report.data import ReportData
+from stability.report.blocks import Table
 from stability.report.figures.tuning import tuning_curves
-from stability.report.sections.registry import section
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import tuning_table
 
 
@@ -17,7 +14,7 @@ from stability.report.tables import tuning_table
     lead="Before the test, every arm was given as many settings to try at each batch size as any other, on seeds that "
     "the test does not use.",
 )
-def tuning(data: ReportData) -> Iterator[Block]:
+def tuning(data: ReportData) -> Blocks:
     """Yield the tuning curves and the table of the chosen settings."""
     yield from tuning_curves(data.results)
     if table := tuning_table(data.results):
