@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from stability.report.ledger import answer, coverage, entries, steadier
 
 from stability.registry import InputError
 from stability.report import publish
+from stability.report.evidence import answer, coverage, entries, steadier
 from stability.study import shipped_studies
 
 CLAIM = {
