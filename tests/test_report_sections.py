@@ -11,15 +11,17 @@ import pandas as pd
 import pytest
 from pypdf import PdfReader
 
-from stability.analysis import analyze
+from stability.analysis import analyze, load_results
+from stability.execute import run
 from stability.registry import InputError
 from stability.report import definitions, render
 from stability.report import method as method_texts
-from stability.report.blocks import Code, Details, Fact, Facts, Formula, Lead, Paragraph, Part, Table, of_kind
+from stability.report.blocks import Code, Fact, Facts, Formula, Lead, Paragraph, Part, Table, of_kind
 from stability.report.figures import ReportFigure
 from stability.report.formulas import mathml
 from stability.report.sections import section, sections_of
 from stability.report.sections.registry import ReportData
+from stability.study import parse_study
 
 HEADS = [{"label": "Arm", "note": None, "numeric": False}, {"label": "Sum", "note": "of all", "numeric": True}]
 ROWS = [
@@ -37,9 +39,9 @@ def own_sections(monkeypatch):
     monkeypatch.setattr(section, "_variants", dict(section._variants))
 
 
-def written_by(results, tmp_path):
+def written_by(results, tmp_path, checks=False):
     """Return the page without markup and the paper of a report, both without white space, and report.json."""
-    paths = render(results, analyze(results, checks=False), tmp_path)
+    paths = render(results, analyze(results, checks=checks), tmp_path)
     page = paths["html"].read_text()
     shown = unescape(re.sub(r"<[^>]*>", "", re.sub(r"<(style|script).*?</\1>", "", page, flags=re.S)))
     printed = "".join(sheet.extract_text() for sheet in PdfReader(paths["pdf"]).pages)
@@ -61,14 +63,14 @@ def test_one_function_with_each_kind_of_block_is_a_section_of_both_renderings(cl
         yield Facts([Fact("Device", "a chip", "chip --fast", "its name")])
         yield Formula("m = (p - q)/2", "m = (p − q) / 2")
         yield Part("A part", (Paragraph("In a part."), Code("x  =  1", long=True)))
-        yield Details("More", (Paragraph("On the page alone."),))
+        yield Part("More", (Paragraph("On the page alone."),), folded=True)
 
     page, shown, printed, report = written_by(closed_form, tmp_path)
     ids = [each["id"] for each in report["sections"]]
     assert ids[ids.index("learning") + 1] == "own"
     mine = report["sections"][ids.index("own")]
     assert [block["kind"] for block in mine["blocks"]] == [
-        *("paragraph", "figure", "table", "facts", "formula", "part", "details"),
+        *("paragraph", "figure", "table", "facts", "formula", "part", "part"),
     ]
     assert '<li><a href="#own">Sums</a></li>' in page
     assert (
@@ -100,6 +102,54 @@ def test_one_function_with_each_kind_of_block_is_a_section_of_both_renderings(cl
     assert squeezed("On the page alone.") not in printed
 
 
+EVERYTHING = """
+[probes.flatness]
+batches = 2
+draws = 2
+
+[tune]
+lr = [0.003, 0.03]
+seeds = 1
+
+[[rankings]]
+measure = "recall_at_1"
+
+[[claims]]
+id = "ranks"
+text = "SigLIP's embeddings have more dimensions"
+measure = "effective_rank_text"
+contrast = "difference"
+compare = ["siglip-log-b", "clip"]
+expect = "lower"
+margin = 0.1
+
+[[published]]
+text = "Recall in a paper"
+source = "A paper, Table 1"
+transfers = "The order may transfer."
+measure = "recall_at_1"
+values = { clip = 10.0, siglip-log-b = 12.0 }
+
+[replications.other-seeds]
+grid.first_seed = 100
+
+[scales.smoke]"""
+
+
+def test_every_section_is_in_both_renderings_of_a_study_that_has_everything(tiny_text, tmp_path):
+    text = tiny_text.replace("[8, 16]", "[8]").replace("[scales.smoke]", EVERYTHING)
+    study = parse_study(text, "t.toml", "t", "smoke")
+    results = load_results(run(study, "cpu", out=tmp_path / "run"))
+    _, shown, printed, report = written_by(results, tmp_path / "report", checks=True)
+    assert [each["id"] for each in report["sections"]] == sorted(
+        section, key=lambda name: section[name].traits["order"]
+    )
+    for each in report["sections"]:
+        for text in (each["title"], each["lead"]):
+            assert squeezed(text) in shown, text
+            assert squeezed(text) in printed, text
+
+
 def test_a_section_that_yields_nothing_is_absent_and_order_decides_the_place(closed_form, own_sections):
     @section(order=0, title="First")
     def first(data):
@@ -115,7 +165,7 @@ def test_a_section_that_yields_nothing_is_absent_and_order_decides_the_place(clo
 
 
 def test_an_unknown_trait_of_a_section_is_refused_with_the_nearest(own_sections):
-    with pytest.raises(InputError, match="section 'own' has no trait 'titel'; did you mean 'title'?"):
+    with pytest.raises(InputError, match=r"section 'own' has no trait 'titel'; did you mean 'title'\?"):
 
         @section(order=1, titel="Own")
         def own(data): ...
@@ -163,8 +213,8 @@ def test_the_details_of_a_failure_are_folded_on_the_page(closed_form, tmp_path):
     groups = [{"git_commit": "c0ffee", "error": "ValueError: no", "runs": [runs["run"][0]]}]
     failed = replace(closed_form, runs=runs, manifest={**closed_form.manifest, "groups": groups})
     page, shown, printed, report = written_by(failed, tmp_path)
-    (folded,) = of_kind("details", report["sections"][-2]["blocks"])
-    assert folded["summary"] == "Traceback: ValueError: no"
+    (folded,) = [part for part in of_kind("part", report["sections"][-2]["blocks"]) if part["folded"]]
+    assert folded["title"] == "Traceback: ValueError: no"
     assert "<summary>Traceback: ValueError: no</summary>" in page
     assert squeezed("Runs failed") in shown
     assert squeezed("Runs failed") in printed

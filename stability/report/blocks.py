@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from stability.report.figures import ReportFigure
@@ -104,21 +104,17 @@ class Code:
 
 @dataclass(frozen=True)
 class Part:
-    """A title with blocks below it, kept together on one page of the paper unless one of them is code."""
+    """A title with blocks below it, kept together on one page of the paper unless one of them is code.
+
+    A *folded* part shows its blocks on the page when its reader opens it; the paper leaves it out.
+    """
 
     title: str
     blocks: Sequence[Block]
+    folded: bool = False
 
 
-@dataclass(frozen=True)
-class Details:
-    """Blocks that the page shows when its reader opens the summary; the paper leaves them out."""
-
-    summary: str
-    blocks: Sequence[Block]
-
-
-Block = ReportFigure | Paragraph | Table | Facts | Formula | Code | Part | Details
+Block = ReportFigure | Paragraph | Table | Facts | Formula | Code | Part
 
 
 def as_json(block: Block) -> Json:
@@ -126,25 +122,21 @@ def as_json(block: Block) -> Json:
     if isinstance(block, ReportFigure):
         texts = {name: getattr(block, name) for name in ("id", "title", "caption", "alt")}
         return {"kind": "figure", **texts, "table": plain_table(block.table)}
-    content = {field.name: getattr(block, field.name) for field in fields(block)}
-    if isinstance(block, Part | Details):
+    content = {"kind": type(block).__name__.lower(), **vars(block)}
+    if isinstance(block, Part):
         content["blocks"] = [as_json(inner) for inner in block.blocks]
-    if isinstance(block, Facts):
-        content["items"] = [vars(fact) for fact in block.items]
-    return {"kind": type(block).__name__.lower(), **content}
+    return content | ({"items": [vars(fact) for fact in block.items]} if isinstance(block, Facts) else {})
 
 
 def figures_in(blocks: Sequence[Block]) -> Iterator[ReportFigure]:
-    """Yield the figures among blocks and inside of them."""
+    """Yield the figures among blocks and inside of their parts."""
     for block in blocks:
-        if isinstance(block, ReportFigure):
-            yield block
-        elif isinstance(block, Part | Details):
-            yield from figures_in(block.blocks)
+        if isinstance(block, ReportFigure | Part):
+            yield from figures_in(block.blocks) if isinstance(block, Part) else (block,)
 
 
 def of_kind(kind: str, blocks: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the blocks of a kind among blocks in JSON and inside of them."""
+    """Yield the blocks of a kind among blocks in JSON and inside of their parts."""
     for block in blocks:
         if block["kind"] == kind:
             yield block

@@ -12,7 +12,7 @@ import pandas as pd
 from stability.analysis import MIN_CHANCE_RATIO, Findings, Results, summarize
 from stability.contrasts import contrast
 from stability.probes import probe
-from stability.report.blocks import Code, Details, Paragraph, Part
+from stability.report.blocks import Code, Paragraph, Part
 from stability.report.caveats import coarse, doubtful
 from stability.report.failures import failures
 from stability.report.sections.registry import Blocks, ReportData, section
@@ -60,7 +60,7 @@ def limitations(data: ReportData) -> Blocks:
     for title, text in chain.from_iterable(sources):
         yield Part(title, (Paragraph(signs(text)),))
     for failure in failures(results):
-        yield Details(f"Traceback: {failure['reason']}", (Code(failure["traceback"]),))
+        yield Part(f"Traceback: {failure['reason']}", (Code(failure["traceback"]),), folded=True)
 
 
 def _unfinished(results: Results) -> Limitations:

@@ -6,9 +6,9 @@ import math
 
 from stability.report.blocks import Paragraph, Part, Table
 from stability.report.sections.registry import Blocks, ReportData, section
-from stability.report.tables import Json, minus
+from stability.report.tables import minus, number_cell
 from stability.reproductions import Reproduction
-from stability.stats.wording import between, number
+from stability.stats.wording import between
 
 
 @section(
@@ -34,14 +34,9 @@ def _table(reproduction: Reproduction) -> Table:
     for row in reproduction.rows:
         has_interval = math.isfinite(row.interval[0])
         interval = {"text": minus(between(row.interval, False)) if has_interval else "–", "value": None}
-        cells = [{"text": row.of, "value": row.of}, _number(row.published), _number(row.ours)]
+        cells = [{"text": row.of, "value": row.of}, number_cell(row.published), number_cell(row.ours)]
         rows.append(
             [*cells, *([interval] if intervals else []), {"text": str(row.n) if row.n else "–", "value": row.n}]
         )
     columns = [{"label": label, "note": note, "numeric": label != "Setting"} for label, note in heads]
     return Table(reproduction.text, columns, rows)
-
-
-def _number(value: float) -> Json:
-    finite = math.isfinite(value)
-    return {"text": minus(number(value)) if finite else "–", "value": float(f"{value:.6g}") if finite else None}

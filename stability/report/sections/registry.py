@@ -65,14 +65,7 @@ section = SectionRegistry("section")
 
 @dataclass(frozen=True)
 class Section:
-    """A section of one report.
-
-    Attributes:
-        id: Its id and anchor.
-        traits: What it declares.
-        lead: The sentences below its heading.
-        blocks: Its blocks, at least one.
-    """
+    """A section of one report: its id and anchor, the texts that it declares, its whole lead and its blocks."""
 
     id: str
     traits: SectionTraits
@@ -86,13 +79,8 @@ class Section:
 
     def to_json(self) -> Json:
         """Return the section as JSON data."""
-        return {
-            "id": self.id,
-            "title": self.traits.title,
-            "short": self.traits.short or self.traits.title,
-            "lead": self.lead,
-            "blocks": [as_json(block) for block in self.blocks],
-        }
+        texts = {"title": self.traits.title, "short": self.traits.short or self.traits.title, "lead": self.lead}
+        return {"id": self.id, **texts, "blocks": [as_json(block) for block in self.blocks]}
 
 
 def sections_of(data: ReportData) -> tuple[Section, ...]:
@@ -101,7 +89,6 @@ def sections_of(data: ReportData) -> tuple[Section, ...]:
     for name, variant in section.items():
         traits, yielded = SectionTraits(**variant.traits), list(variant(data))
         leads = [item.text for item in yielded if isinstance(item, Lead)]
-        blocks = [item for item in yielded if not isinstance(item, Lead)]
-        if blocks:
+        if blocks := [item for item in yielded if not isinstance(item, Lead)]:
             sections.append(Section(name, traits, " ".join(filter(None, (traits.lead, *leads))), blocks))
     return tuple(sorted(sections, key=lambda section: section.traits.order))

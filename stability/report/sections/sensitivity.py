@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from stability.analysis import Finding
 from stability.report.blocks import Paragraph, Part, Table
 from stability.report.sections.registry import Blocks, ReportData, section
-from stability.report.tables import Json, minus, signs
-from stability.stats.wording import between, number
+from stability.report.tables import Json, minus, number_cell, signs
+from stability.sensitivity import Check
+from stability.stats.wording import between
 
 HEADS = (("Method", False), ("Effect", True), ("Interval", True), ("p", True), ("Verdict", False))
 
@@ -20,15 +20,6 @@ LABELS = {
     "mixed-model": "Mixed model",
     "leave-one-seed-out": "Without one seed (range)",
 }
-
-
-@dataclass(frozen=True)
-class _Row:
-    method: str
-    effect: float
-    interval: tuple[float, float]
-    p_value: float
-    words: str
 
 
 @section(
@@ -43,30 +34,25 @@ def sensitivity(data: ReportData) -> Blocks:
     for claim in sorted(data.findings.claims, key=lambda claim: not claim.primary):
         if claim.sensitivity.checks:
             sentence = Paragraph(signs(claim.sensitivity.sentence), "" if claim.sensitivity.agrees else "disagrees")
-            rows = [_cells(row, claim.ratio) for row in _rows(claim)]
-            yield Part(claim.text, (sentence, Table(f"Checks of the claim {claim.id}", heads, rows, wide="last")))
+            table = Table(f"Checks of the claim {claim.id}", heads, [*_rows(claim)], wide="last")
+            yield Part(claim.text, (sentence, table))
 
 
-def _rows(claim: Finding) -> Iterable[_Row]:
-    yield _Row("As decided", claim.effect, claim.interval, claim.p_value, claim.verdict)
+def _rows(claim: Finding) -> Iterable[list[Json]]:
+    yield _row("As decided", claim, claim.ratio, claim.verdict)
     for check in claim.sensitivity.checks:
         # The note of leave-one-seed-out already names verdicts: which one, without which seed.
         with_verdict = check.verdict and check.name != "leave-one-seed-out"
         words = f"{check.verdict}: {check.note}" if with_verdict and check.note else check.note or check.verdict
-        yield _Row(LABELS[check.name], check.effect, check.interval, check.p_value, words)
+        yield _row(LABELS[check.name], check, claim.ratio, words)
 
 
-def _cells(row: _Row, ratio: bool) -> list[Json]:
-    has_interval = not math.isnan(row.interval[0])
+def _row(method: str, result: Finding | Check, ratio: bool, words: str) -> list[Json]:
+    interval = "–" if math.isnan(result.interval[0]) else minus(between(result.interval, ratio))
     return [
-        {"text": row.method, "value": row.method},
-        _number(row.effect),
-        {"text": minus(between(row.interval, ratio)) if has_interval else "–", "value": None},
-        _number(row.p_value),
-        {"text": row.words, "value": row.words},
+        {"text": method, "value": method},
+        number_cell(result.effect),
+        {"text": interval, "value": None},
+        number_cell(result.p_value),
+        {"text": words, "value": words},
     ]
-
-
-def _number(value: float) -> Json:
-    finite = math.isfinite(value)
-    return {"text": minus(number(value)) if finite else "–", "value": float(f"{value:.6g}") if finite else None}
