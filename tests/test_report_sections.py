@@ -137,7 +137,8 @@ grid.first_seed = 100
 
 
 def test_every_section_is_in_both_renderings_of_a_study_that_has_everything(tiny_text, tmp_path):
-    text = tiny_text.replace("[8, 16]", "[8]").replace("[scales.smoke]", EVERYTHING)
+    text = tiny_text.replace("[8, 16]", "[8]").replace("grid.seeds = 2", "grid.seeds = 4")
+    text = text.replace("[scales.smoke]", EVERYTHING)
     study = parse_study(text, "t.toml", "t", "smoke")
     results = load_results(run(study, "cpu", out=tmp_path / "run"))
     _, shown, printed, report = written_by(results, tmp_path / "report", checks=True)
