@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stability.vocabulary import VERDICTS
+
 RULE = (
     "A replication tests the claims of the study again, with its own runs and its own tuning, at the same margins and "
     "confidence. If the study and all finished replications have the same verdict, the claim has it everywhere (if "
@@ -15,15 +17,6 @@ RULE = (
     "that stands alone."
 )
 """The rule in words, for the method of a report."""
-
-UNANIMOUS = {
-    "supported": "held everywhere",
-    "contradicted": "contradicted everywhere",
-    "equivalent": "equivalent everywhere",
-    "inconclusive": "inconclusive everywhere",
-    "not-testable": "tested nowhere",
-}
-"""The word for a claim whose verdicts are all the same, by that verdict."""
 
 STUDY = "the study itself"
 
@@ -74,7 +67,7 @@ def _word(verdicts: Mapping[str, str]) -> str:
     if len(verdicts) == 1:
         return "not replicated yet"
     if len(distinct := {*verdicts.values()}) == 1:
-        return UNANIMOUS[distinct.pop()]
+        return VERDICTS[distinct.pop()].everywhere
     supported = [name for name, verdict in verdicts.items() if verdict == "supported"]
     contradicted = [name for name, verdict in verdicts.items() if verdict == "contradicted"]
     head = f"held on {len(supported)} of {len(verdicts)}" if supported else "" if contradicted else "held nowhere"

@@ -15,17 +15,13 @@ import pyarrow.parquet as pq
 from stability.analysis import Finding, Findings, Results, analyze, load_results, summarize
 from stability.registry import InputError, nearest
 from stability.store import write_atomically
+from stability.vocabulary import AXES, VERDICTS
 
 RUN_COLUMNS = {
     "run": "Id of the run: a digest of all that decides its numbers.",
     "arm": "The loss, or the loss with options, by its name in the study.",
     "seed": "Seed of weights, batches and noise, shared by the arms.",
-    "batch_size": "Pairs in a batch.",
-    "corruption": "Which noise is injected into the training pairs.",
-    "noise": "Share of the training pairs that it strikes.",
-    "train_pairs": "Training pairs of the run; 0 for all there are.",
-    "lr": "Learning rate.",
-    "lr_multiplier": "Multiple of the tuned or given rate.",
+    **{axis.name: axis.text for axis in AXES.values()},
     "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_multiplier.",
     "status": "finished, diverged, failed or planned.",
     "diverged_at": "Step at which the run diverged; missing if it did not.",
@@ -41,7 +37,7 @@ FINDING_COLUMNS = {
     "compare_first": "The arm that the claim is about.",
     "compare_second": "The arm that it is compared with.",
     "expect": "What the claim says of the first arm: higher, lower or equal.",
-    "verdict": "supported, contradicted, equivalent, inconclusive or not-testable.",
+    "verdict": f"One of {', '.join(VERDICTS)}.",
     "reason": "Why the claim could not be tested; else empty.",
     "effect": "First against second arm, on the scale of the contrast.",
     "interval_low": "Lower end of the confidence interval of the effect.",

@@ -9,8 +9,12 @@ from typing import Any
 
 from stability.losses import loss, scalars_of, scalars_with
 from stability.study import FIRST_TUNING_SEED, Options, Setting, Study, digest, search_of, settings_of
+from stability.vocabulary import AXES
 
 SCHEMA = 1
+
+RARE = {name: axis.default for name, axis in AXES.items() if axis.default is not None}
+"""Axes that a table of runs names only where they are used, by the level that stands for "not used"."""
 
 Chosen = Mapping[tuple[str, int], Setting]
 """The setting that tuning chose for each arm and batch size."""
@@ -203,5 +207,5 @@ def halves(group: Group) -> tuple[Group, Group]:
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return one plain row per run, for a data frame; rare fields (options, a stream...) only if they are set."""
     rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
-    rare = {"options": (), "rng_stream": "", "train_pairs": 0, "lr_multiplier": 1.0}
+    rare = {"options": (), "rng_stream": "", **RARE}
     return [{key: value for key, value in row.items() if key not in rare or value != rare[key]} for row in rows]

@@ -16,7 +16,8 @@ import pandas as pd
 from stability import stats
 from stability.results import Results, summarize
 from stability.stats.wording import between, number
-from stability.study import DOUBLING, Published
+from stability.study import Published
+from stability.vocabulary import AXES
 
 CONFIDENCE = 0.95
 """Confidence of each interval by itself, without adjustment: these tables are descriptive."""
@@ -195,11 +196,11 @@ def _over(results: Results, request: Published, values: Callable[[str], np.ndarr
 
 
 def _per(request: Published) -> str:
-    return f" per doubling of the {request.axis.replace('_', ' ')}" if request.axis in DOUBLING else ""
+    return AXES[request.axis].per
 
 
 def _slope(axis: str, levels: Sequence[float], rows: np.ndarray) -> np.ndarray:
-    """Return the least-squares slope of each row over the levels, per doubling for the axes in `DOUBLING`."""
-    x = np.log2(levels) if axis in DOUBLING else np.asarray(levels, dtype=float)
+    """Return the least-squares slope of each row over the levels, per `Axis.per`."""
+    x = np.array([AXES[axis].position(level) for level in levels])
     x = x - x.mean()
     return np.asarray(rows @ x / (x @ x))

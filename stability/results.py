@@ -17,12 +17,7 @@ from stability.losses import loss
 from stability.probes import Measure
 from stability.study import LATE, Study
 from stability.train.divergence import diverged_at
-
-AXES = ("batch_size", "train_pairs", "corruption", "noise", "lr", "lr_multiplier")
-"""Axes that distinguish the runs of a seed and arm; *train_pairs* 0: all pairs; *lr_multiplier* 1: absolute rates."""
-
-LOGARITHMS = ("log", "log_above_chance")
-"""Transforms on which differences are logarithms of ratios."""
+from stability.vocabulary import AXES
 
 FLOOR = 1.1
 """Bounded measures are clamped to at least this many times chance: the chance-corrected log is unbounded below."""

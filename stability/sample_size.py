@@ -15,8 +15,8 @@ from stability.analysis import Results, claim_confidence, compared
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.registry import InputError
-from stability.results import LOGARITHMS
 from stability.study import Claim, Study
+from stability.vocabulary import TRANSFORMS
 
 TARGET = 0.8
 """Planned power to detect a difference of the margin, and to show equality."""
@@ -102,7 +102,7 @@ def _is_ratio(claim: Claim, measure: Measure) -> bool:
     """Return whether a claim's margin is a ratio, because of its contrast or of a logarithmic scale."""
     variant = contrast[claim.contrast]
     return variant.traits["ratio"] or (
-        "log" in variant.options and (claim.transform or measure.transform) in LOGARITHMS
+        "log" in variant.options and TRANSFORMS[claim.transform or measure.transform].log
     )
 
 

@@ -18,6 +18,7 @@ from stability.stats.distribution_free import rank_estimate, sign_flip_estimate
 from stability.stats.mixed import mixed_model
 from stability.stats.verdicts import Expect
 from stability.stats.wording import between, number
+from stability.vocabulary import NOT_TESTABLE
 
 AnalysisStatus = Literal["done", "boundary", "not-converged", "not-applicable"]
 
@@ -86,7 +87,7 @@ def sensitivity(primary: Comparison, verdict: str, arms: Sequence[Array], questi
         arms: The (seeds, levels, cells) arrays passed to the contrast.
         question: What determines the verdict.
     """
-    if verdict == "not-testable" or not primary.testable:
+    if verdict == NOT_TESTABLE or not primary.testable:
         return NOTHING
     checks = (
         *_by_other_tests(primary, question),

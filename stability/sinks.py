@@ -17,9 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from stability.analysis import AXES, Results, load_results, summarize
+from stability.analysis import Results, load_results, summarize
 from stability.extras import optional
 from stability.registry import InputError, Registry
+from stability.vocabulary import AXES
 
 sink = Registry("sink")
 

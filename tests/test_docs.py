@@ -14,7 +14,7 @@ from documents import NOT_RUN, PAGES, ROOT, Block, blocks, commands, follow, sta
 from stability import cli
 from stability.contrasts import contrast
 from stability.probes import STEP_MEASURES, probe
-from stability.study.schema import CLAIM_AXES
+from stability.vocabulary import CLAIM_AXES
 
 DOCS = ROOT / "docs"
 # These two are walked by test_walkthroughs.py, with a look at what comes out.

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stability.analysis import AXES, Results, analyze
+from stability.analysis import Results, analyze
 from stability.grid import runs_of
 from stability.report import render
 from stability.report.data import ReportData
@@ -36,6 +36,7 @@ from stability.report.figures.trajectories import over_training
 from stability.report.sections import sections_of
 from stability.report.style import DARK, LIGHT, arm_styles, theme_css
 from stability.study import parse_study
+from stability.vocabulary import AXES
 from tests.report_blocks import figures_of
 
 NUMBER = r"-?\d*\.?\d+"

@@ -24,9 +24,10 @@ from stability.report.data import ReportData
 from stability.report.figures.forest import forest_plot
 from stability.report.model import answers
 from stability.report.tables import cell_table
-from stability.results import AXES, Results
+from stability.results import Results
 from stability.sample_size import seeds_by_claim
 from stability.study import parse_study, with_loss
+from stability.vocabulary import AXES
 from tests.report_blocks import texts_of
 
 OWN, OTHER = "gradient_noise_fraction_as_siglip", "gradient_noise_fraction_as_clip"

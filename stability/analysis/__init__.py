@@ -16,7 +16,6 @@ from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.reproductions import reproduce
 from stability.results import (
-    AXES,
     FLOOR,
     Replicated,
     Results,
@@ -28,9 +27,9 @@ from stability.results import (
 )
 from stability.sensitivity import NOTHING, Question, sensitivity
 from stability.study import LATE, Claim, Ranking, Study, command_of
+from stability.vocabulary import NOT_TESTABLE
 
 __all__ = [
-    "AXES",
     "FLOOR",
     "LATE",
     "MIN_CHANCE_RATIO",
@@ -66,7 +65,7 @@ def analyze(results: Results, checks: bool = True) -> Findings:
     """
     study = results.study
     findings = _family(results, checks)
-    primary = next((finding.verdict for finding in findings if finding.primary), "not-testable")
+    primary = next((finding.verdict for finding in findings if finding.primary), NOT_TESTABLE)
     untuned = _family(results.untuned, checks=False) if results.untuned else ()
     return Findings(
         study=study.name,
@@ -160,8 +159,8 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
     comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
     verdict = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
     if why := _near_chance(results, claim, contrast[claim.contrast].traits["on"], scale, reduction):
-        verdict = stats.Verdict("not-testable", why, f"Not testable: {why}.")
-    elif verdict.verdict == "not-testable" and comparison.left_out and (lost := _lost(results, claim)):
+        verdict = stats.Verdict(NOT_TESTABLE, why, f"Not testable: {why}.")
+    elif verdict.verdict == NOT_TESTABLE and comparison.left_out and (lost := _lost(results, claim)):
         why = f"{verdict.reason}; {lost}"
         verdict = replace(verdict, reason=why, sentence=f"Not testable: {why}.")
     question = Question(claim.contrast, supplied, claim.expect, claim.margin)

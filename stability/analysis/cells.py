@@ -9,19 +9,10 @@ from typing import Literal
 from stability import contrasts, stats
 from stability.analysis.pairing import ContrastInputs, contrast_inputs
 from stability.contrasts import contrast
-from stability.results import AXES, Results
+from stability.results import Results
 from stability.stats.wording import between, number
 from stability.study import Claim
-
-NAMES = {
-    "batch_size": "batch size {}",
-    "train_pairs": "{} pairs",
-    "corruption": "{}",
-    "noise": "noise {:g}",
-    "lr": "learning rate {:g}",
-    "lr_multiplier": "{:g} times the rate",
-}
-"""Format of the values of each axis."""
+from stability.vocabulary import AXES, cell_in_words
 
 FEW = 4
 """Up to this many cells are listed individually, otherwise only the two extremes."""
@@ -111,4 +102,4 @@ def _names(results: Results, claim: Claim) -> list[str]:
     cells = runs[axes].drop_duplicates().sort_values(axes)
     varied = [axis for axis in axes if cells[axis].nunique() > 1]
     rows = cells[varied].itertuples(index=False, name=None)
-    return [", ".join(NAMES[axis].format(value) for axis, value in zip(varied, row, strict=True)) for row in rows]
+    return [cell_in_words(dict(zip(varied, row, strict=True))) for row in rows]

@@ -12,20 +12,14 @@ from stability import stats
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.results import (
-    AXES,
-    LOGARITHMS,
     Results,
     chance_losses,
     steps_to_threshold,
     summarize,
     transformed,
 )
-from stability.study import DOUBLING, Claim, Study
-
-AXIS_WORDS = {"batch_size": "batch size", "train_pairs": "number of training pairs", "lr": "learning rate"}
-
-READ_AT = {"first": "at the first step", "best": "at its best", "mean_after_warmup": "averaged over training"}
-"""Phrase for each reduction in a sentence; the default, the end of training, needs none."""
+from stability.study import Claim, Study
+from stability.vocabulary import AXES, REDUCTIONS, TRANSFORMS
 
 ContrastInputs = tuple[list[np.ndarray], dict[str, Any]]
 """The arrays of a claim's two arms, and the other arguments that its contrast may take."""
@@ -40,7 +34,7 @@ def contrast_inputs(results: Results, claim: Claim, confidence: float) -> Contra
         array_of(results, claim, arm, run_values(results, claim, name, variant.traits["on"], reduction, scale))
         for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
-    names, axis = claim.compare, AXIS_WORDS.get(claim.axis, claim.axis)
+    names, axis = claim.compare, AXES.get(claim.axis)
     if claim.against_measure:
         names = (
             claim.compare[0],
@@ -49,10 +43,10 @@ def contrast_inputs(results: Results, claim: Claim, confidence: float) -> Contra
     supplied = {
         "confidence": confidence,
         "levels": levels_of(results.study, claim.axis),
-        "per": f" per doubling of the {axis}" if claim.axis in DOUBLING else f" per unit of {axis}",
-        "axis": axis or "level",
+        "per": axis.per if axis else "",
+        "axis": axis.label if axis else "level",
         "better": measure.better,
-        "log": scale in LOGARITHMS,
+        "log": TRANSFORMS[scale].log,
         "budget": float(results.study.train.steps),
         "names": names,
         "measure": _in_words(claim, measure, scale),
@@ -61,9 +55,8 @@ def contrast_inputs(results: Results, claim: Claim, confidence: float) -> Contra
 
 
 def levels_of(study: Study, axis: str) -> tuple[float, ...]:
-    """Return the sorted values of an axis as slopes use them: as base-2 logarithms for the axes in `DOUBLING`."""
-    values = sorted(study.grid.values(axis)) if axis else [0.0]
-    return tuple(float(np.log2(value)) if axis in DOUBLING else float(value) for value in values)
+    """Return the sorted values of an axis as slopes use them: see `vocabulary.Axis.position`."""
+    return tuple(AXES[axis].position(level) for level in sorted(study.grid.values(axis))) if axis else (0.0,)
 
 
 def reading_of(claim: Claim, measure: Measure) -> tuple[str, str]:
@@ -79,12 +72,12 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
     variant, label = contrast[claim.contrast], measure.label[:1].lower() + measure.label[1:]
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
-    words = [label, READ_AT.get(claim.reduction or "", "")]
+    words = [label, REDUCTIONS[claim.reduction].adverb if claim.reduction else ""]
     if scale == "relative_to_chance":
         words.insert(1, "as a share of chance")
     if variant.traits["on"] == "transform":
         words.insert(1, "above chance" if scale == "log_above_chance" else "")
-        words.insert(0, "log" if scale in LOGARITHMS and "log" not in variant.options else "")
+        words.insert(0, "log" if TRANSFORMS[scale].log and "log" not in variant.options else "")
     return " ".join(filter(None, words))
 
 

@@ -23,6 +23,7 @@ from stability.calibrate.twins import Twins
 from stability.calibrate.worlds import shape, world
 from stability.registry import InputError
 from stability.store import write_atomically
+from stability.vocabulary import VERDICTS
 
 MARK = "<!-- Everything below is written by `stability calibrate`. -->"
 HERE = "docs/calibration.md"
@@ -242,14 +243,13 @@ def _studies(studies: Sequence[StudyRates]) -> str:
 
 
 def _verdicts(twins: Twins) -> str:
-    words = ("equivalent", "inconclusive", "supported", "contradicted", "not-testable")
-    rows = [[claim, *(str(counts.get(word, 0)) for word in words)] for claim, counts in twins.verdicts.items()]
+    rows = [[claim, *(str(counts.get(word, 0)) for word in VERDICTS)] for claim, counts in twins.verdicts.items()]
     return (
         f"### {twins.loss} against itself\n\n"
         f"{twins.studies} studies of {twins.seeds} seeds and {twins.steps} steps; at most {twins.allowed} verdicts "
         f"other than equivalent and inconclusive are allowed for a claim that is judged alone. Of the studies with all "
         f"{len(twins.verdicts)} claims at their shared confidence, {twins.together} gave any of them a direction.\n\n"
-        + _grid(["claim", *words], rows)
+        + _grid(["claim", *VERDICTS], rows)
     )
 
 

@@ -16,6 +16,7 @@ from stability.contrasts import contrast
 from stability.report.tables import effect_in_words
 from stability.stats.wording import number, percent
 from stability.study import Claim
+from stability.vocabulary import NOT_TESTABLE
 
 TITLES = {"turns": "Opposite signs between cells", "differs": "Heterogeneous effect between cells"}
 
@@ -38,7 +39,7 @@ def caveats_of(results: Results, findings: Findings) -> Caveats:
     heterogeneity: dict[str, Heterogeneity] = {}
     idle: dict[str, tuple[str, str]] = {}
     for claim, finding in zip(results.study.claims, findings.claims, strict=True):
-        if finding.verdict == "not-testable":
+        if finding.verdict == NOT_TESTABLE:
             continue
         inputs = contrast_inputs(results, claim, finding.confidence)
         if disagreement := heterogeneity_of(by_cell(results, claim, inputs), finding.ratio, finding.margin):
@@ -64,7 +65,7 @@ def doubtful(findings: Findings, caveats: Caveats) -> Iterator[tuple[str, str]]:
 def coarse(results: Results, findings: Findings) -> Iterator[tuple[str, str]]:
     """Yield a limitation per claim whose time to threshold has a resolution coarser than its margin."""
     for claim, finding in zip(results.study.claims, findings.claims, strict=True):
-        if claim.threshold is None or finding.verdict == "not-testable":
+        if claim.threshold is None or finding.verdict == NOT_TESTABLE:
             continue
         measured = results.steps.loc[results.steps[claim.measure].notna(), "step"].unique()
         stride = int(np.diff(np.sort(measured)).min()) if len(measured) > 1 else 0

@@ -17,6 +17,7 @@ from stability.registry import InputError
 from stability.report.model import answer_of
 from stability.report.tables import Json
 from stability.stats.wording import number
+from stability.vocabulary import NOT_TESTABLE
 
 RULE = (
     "A primary claim counts if it compares an arm of the loss siglip with one of the loss clip on a measure of "
@@ -143,7 +144,7 @@ def _doubts(folder: Path, claim: Mapping[str, Any]) -> list[str]:
 
 def _p_value(claim: Mapping[str, Any] | None, looks: Mapping[str, Any] | None) -> float:
     """Return a primary claim's p-value times the number of its registered looks; NaN if it was not tested."""
-    if claim is None or claim["p_value"] is None or claim["verdict"] == "not-testable":
+    if claim is None or claim["p_value"] is None or claim["verdict"] == NOT_TESTABLE:
         return math.nan
     return min(1.0, float(claim["p_value"]) * max(1, len((looks or {}).get("seeds", ()))))
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from stability.agreement import RULE
 from stability.analysis import Finding, Findings, Results, look_sentence
-from stability.analysis.pairing import AXIS_WORDS, reading_of
+from stability.analysis.pairing import reading_of
 from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.report.blocks import Formula
 from stability.report.definitions import Paragraphs, losses, measures
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Claim, Train, optimizer_of, search_of, settings_of
+from stability.vocabulary import AXES, NOT_TESTABLE, REDUCTIONS, TRANSFORMS
 
 INTERVAL = Formula(
     "d̄ ± t(1 − α/2k, n − 1) · s/√n, for k claims and α = .05",
@@ -156,9 +157,7 @@ def _inference(results: Results, findings: Findings) -> Paragraphs:
         "From the mean and the standard deviation s of the n differences:",
         INTERVAL,
     )
-    if any(
-        len(results.study.grid.values(axis)) > 1 for axis in ("batch_size", "train_pairs", "corruption", "noise", "lr")
-    ):
+    if any(results.runs[axis].nunique() > 1 for axis in AXES):
         yield (
             "Cells",
             "Where a claim is a mean over several cells of the grid, its effect is also found in each, with intervals"
@@ -232,38 +231,25 @@ def _trust(findings: Findings) -> Paragraphs:
         )
 
 
-REDUCTIONS = {
-    "tail_mean": "the mean over the last fifth of a run's steps",
-    "final": "the last value of a run",
-    "first": "the first value of a run",
-    "best": "the best value of a run",
-    "mean_after_warmup": "the mean of a run after warm-up",
-}
-"""Each reduction of a run to one number, in words."""
-
-SCALES = {
-    "log": "as a logarithm",
-    "log_above_chance": "as a logarithm above chance",
-    "relative_to_chance": "as a share of chance",
-}
-
-
 def _reading(results: Results, claim: Claim) -> str:
     """Return in words how a claim reduces a run to one number, and on which scale."""
     reduction, scale = reading_of(claim, results.measures[claim.measure])
     on = contrast[claim.contrast].traits["on"]
-    parts = [REDUCTIONS.get(reduction, ""), SCALES.get(scale, "") if on == "transform" else ""]
+    parts = [
+        REDUCTIONS[reduction].text if reduction in REDUCTIONS else "",
+        TRANSFORMS[scale].text if on == "transform" else "",
+    ]
     return "".join(f", {words}" for words in parts if words)
 
 
 def _along(claim: Claim) -> str:
-    over = f" over {AXIS_WORDS.get(claim.axis, claim.axis)}" if claim.axis else ""
+    over = f" over {AXES[claim.axis].label}" if claim.axis else ""
     return over if claim.threshold is None else f"{over} at {claim.threshold:g}"
 
 
 def _test(claim: Finding) -> str:
     """Return a sentence on the test of a claim. A claim that is not testable has no p-value, even if numbers exist."""
-    if claim.verdict == "not-testable":
+    if claim.verdict == NOT_TESTABLE:
         return "Not testable; no p-value."
     return f"Test: {claim.method}. It assumes that {claim.assumptions}.{_sign_flip(claim)}"
 

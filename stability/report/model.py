@@ -16,11 +16,7 @@ from stability.report.tables import Json, effect_in_words, interval_in_words, mi
 from stability.stats.comparison import margin_region
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Study
-
-RATES = (("lr", "learning rates"), ("lr_multiplier", "multiples of the learning rate"))
-
-SHAPES = {"supported": "✔", "contradicted": "✘", "equivalent": "=", "inconclusive": "?", "not-testable": "–"}
-"""A mark for each verdict, so that no reader depends on its color."""
+from stability.vocabulary import AXES, NOT_TESTABLE, VERDICTS
 
 
 def describe(data: ReportData, sections: Sequence[Json]) -> Json:
@@ -64,14 +60,7 @@ def _facts(results: Results) -> str:
     study, runs = results.study, results.runs
     parts = [f"replication {study.replication}: {study.changes}"] if study.replication else []
     parts += [f"{len(runs):,} runs", f"{runs['arm'].nunique()} arms", f"{study.grid.seeds} seeds"]
-    for axis, word in (
-        ("batch_size", "batch sizes"),
-        ("noise", "noise levels"),
-        ("train_pairs", "numbers of pairs"),
-        *RATES,
-    ):
-        if (levels := runs[axis].nunique()) > 1:
-            parts.append(f"{levels} {word}")
+    parts += [f"{levels} {axis.plural}" for axis in AXES.values() if (levels := runs[axis.name].nunique()) > 1]
     if results.tuning:
         parts.append(f"{len(results.tuning.tried):,} tuning runs before")
     return " · ".join([*parts, lengths_in_words(study)])
@@ -104,12 +93,12 @@ def answers(data: ReportData) -> list[Json]:
 def answer_of(claim: Mapping[str, Any]) -> Json:
     """Return one claim's answer from its entry in findings.json: its numbers and their text."""
     word = claim["verdict"].replace("-", " ")
-    tested = claim["effect"] is not None and claim["verdict"] != "not-testable"
+    tested = claim["effect"] is not None and claim["verdict"] != NOT_TESTABLE
     copied_keys = ("id", "primary", "text", "source", "verdict", "sentence", "method", "assumptions", "seeds_to_settle")
     return {
         **{key: claim[key] for key in copied_keys},
         "word": word,
-        "shape": SHAPES[claim["verdict"]],
+        "shape": VERDICTS[claim["verdict"]].mark,
         "told": signs(claim["sentence"].removeprefix(f"{word.capitalize()}: ")),
         "arms": _sides(claim),
         "effect": effect_in_words(claim["effect"], claim["ratio"]) if tested else None,

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stability.analysis import AXES, Results, summarize
+from stability.analysis import Results, summarize
 from stability.analysis.pairing import reading_of
 from stability.probes import probe
 from stability.stats.wording import between, number, percent
 from stability.study import Claim, settings_of
 from stability.tuning import edges
+from stability.vocabulary import AXES
 
 Json = dict[str, Any]
 
@@ -29,22 +30,13 @@ CELL_MEASURES = (
     ("modality_gap", "final"),
 )
 
-AXIS_LABELS = {
+HEADS = {
     "arm": "Arm",
     "seed": "Seed",
-    "batch_size": "Batch",
-    "corruption": "Corruption",
-    "noise": "Noise",
-    "train_pairs": "Pairs",
-    "lr": "Rate",
-    "lr_multiplier": "× rate",
+    **{axis.name: axis.head for axis in AXES.values()},
     "runs": "Runs",
     "diverged": "Diverged",
 }
-
-
-RARE = ("train_pairs", "lr_multiplier")
-"""Axes used by few studies; omitted from tables if they do not vary."""
 
 
 def plain_table(frame: pd.DataFrame) -> Json:
@@ -88,15 +80,15 @@ def cell_table(results: Results) -> Json:
         entries = {**dict(zip(axes, key, strict=True)), **counted}
         row = [_cell(entries[name]) for name in columns]
         rows.append(row + [_mean_and_spread(values.reindex(cell["run"]).to_numpy()) for values in numbers.values()])
-    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in columns]
+    heads = [_head(HEADS[name], "", name != "arm") for name in columns]
     for name in numbers:
         measure = results.measures[name]
         notes = (measure.unit, reductions[name] if reductions[name] != "final" else "")
         heads.append(_head(measure.label, ", ".join(filter(None, notes)), True))
-    shared = {axis: _text(runs[axis].iloc[0]) for axis in AXES if axis not in axes and axis not in RARE}
+    shared = {axis: _text(runs[axis].iloc[0]) for axis in AXES if axis not in axes and AXES[axis].default is None}
     if results.tuning:
         shared["lr"] = "as tuned"
-    fixed = [f"{AXIS_LABELS[axis].lower()} {value}" for axis, value in shared.items()]
+    fixed = [f"{HEADS[axis].lower()} {value}" for axis, value in shared.items()]
     return {"columns": heads, "rows": rows, "fixed": ", ".join(fixed) or None}
 
 
@@ -119,7 +111,7 @@ def _table_reduction(results: Results, claim: Claim) -> str:
 def missing_table(runs: pd.DataFrame) -> Json:
     """Return one row per cell of the grid with missing runs: its numbers of finished, failed and missing runs."""
     axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
-    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in axes]
+    heads = [_head(HEADS[name], "", name != "arm") for name in axes]
     heads += [_head(word, "", True) for word in ("Finished", "Failed", "Missing", "Planned")]
     rows = []
     for key, cell in runs.groupby(axes, sort=False):
@@ -169,7 +161,7 @@ def crosscheck_table(results: Results) -> Json | None:
     if not len(last):
         return None
     exact = [name for name in ("dense_high", "dense_trace") if last[name].notna().any()]
-    heads = [_head(AXIS_LABELS[name], "", name != "arm") for name in ("arm", "batch_size", "seed")]
+    heads = [_head(HEADS[name], "", name != "arm") for name in ("arm", "batch_size", "seed")]
     names = ["crosscheck_high", "pyhessian_high", *exact[:1], "crosscheck_trace", "pyhessian_trace", *exact[1:]]
     heads += [_head(results.measures[name].label, "", True) for name in names]
     error_columns = {name: f"{name}_stderr" for name in ("crosscheck_trace", "pyhessian_trace")}

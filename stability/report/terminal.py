@@ -7,18 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from stability.analysis import Findings, look_sentence
+from stability.vocabulary import VERDICTS
 
 MAX_WIDTH = 80
 """Maximum width of the table in columns, even in a wider terminal: longer lines are harder to read."""
-
-MARKS = {
-    "supported": ("✔", "+", "green"),
-    "contradicted": ("✘", "x", "red"),
-    "equivalent": ("=", "=", "blue"),
-    "inconclusive": ("?", "?", "yellow"),
-    "not-testable": ("–", "-", "dim"),
-}
-"""Each verdict's mark, that mark in ASCII, and its color."""
 
 PLAIN = str.maketrans(
     {"−": "-", "–": "-", "—": "-", "×": "x", "’": "'", "‘": "'", "“": '"', "”": '"', "→": "->", "\u00a0": " "}
@@ -38,13 +30,16 @@ def print_verdicts(console: Console, findings: Findings) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
     for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
-        mark, in_ascii, color = MARKS[finding.verdict]
+        verdict = VERDICTS[finding.verdict]
         words = Text(plain(f"{finding.text}\n")).append(plain(finding.sentence), "dim")
         if findings.replications:
             words.append(plain(f"\nreplications: {findings.agreement(finding.id).clause}"), "dim")
         if untuned := next((other for other in findings.untuned if other.id == finding.id), None):
             words.append(f"\nwithout tuning: {untuned.verdict} (secondary, decides nothing)", "dim")
-        table.add_row(Text(f"{in_ascii if ascii_only else mark} {finding.verdict}", color, no_wrap=True), words)
+        table.add_row(
+            Text(f"{verdict.ascii if ascii_only else verdict.mark} {finding.verdict}", verdict.color, no_wrap=True),
+            words,
+        )
     console.print(table, width=min(MAX_WIDTH, console.width))
     if sentence := look_sentence(findings.looks):
         console.print(plain(sentence), soft_wrap=True)

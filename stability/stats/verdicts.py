@@ -9,16 +9,16 @@ from stability.registry import InputError
 from stability.stats.comparison import OPEN, Comparison, Interval, margin_region
 from stability.stats.planning import seeds_to_settle
 from stability.stats.wording import between, confidence_in_percent, number, percent, seeds
+from stability.vocabulary import VerdictName
 
 Expect = Literal["higher", "lower", "equal"]
-Word = Literal["supported", "contradicted", "equivalent", "inconclusive", "not-testable"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """A claim's verdict, its reason, one plain sentence, and for an open claim the seeds that would settle it."""
 
-    verdict: Word
+    verdict: VerdictName
     reason: str
     sentence: str
     seeds_to_settle: int | None = None
@@ -71,7 +71,7 @@ def verdict(
     side = _side(comparison.interval, region if expect == "equal" else no_effect)
     if side == "open":
         return _unsettled(comparison, region if expect == "equal" else None, margin)
-    word: Word = "supported" if side == expect else "contradicted"
+    word: VerdictName = "supported" if side == expect else "contradicted"
     beyond = f"the margin, {between(region, comparison.ratio)}" if expect == "equal" else number(no_effect[0])
     side_word = "above" if side == "higher" else "below"
     reason = f"the {confidence_in_percent(comparison.confidence)} interval lies {side_word} {beyond}"
@@ -105,7 +105,7 @@ def _obstacle(comparison: Comparison, min_pairs: int, failed: int, failure_limit
     return ""
 
 
-def _within(comparison: Comparison, word: Word, region: Interval, margin: float, real: bool) -> Verdict:
+def _within(comparison: Comparison, word: VerdictName, region: Interval, margin: float, real: bool) -> Verdict:
     confidence = confidence_in_percent(2 * comparison.confidence - 1)
     interval = between(comparison.equivalence_interval, comparison.ratio)
     inside = f"the {confidence} interval, {interval}, lies inside the margin, {between(region, comparison.ratio)}"

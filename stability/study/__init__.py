@@ -4,7 +4,6 @@ from stability.study.comparing import command_of, with_loss
 from stability.study.reading import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
 from stability.study.schema import (
     DEFAULT_SCALE,
-    DOUBLING,
     LATE,
     OPTIMIZER_OPTIONS,
     SCALES,
@@ -28,7 +27,6 @@ from stability.study.template import kinds, parse_options, study_path, write_stu
 
 __all__ = [
     "DEFAULT_SCALE",
-    "DOUBLING",
     "FIRST_TUNING_SEED",
     "LATE",
     "OPTIMIZER_OPTIONS",

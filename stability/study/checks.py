@@ -21,7 +21,6 @@ from stability.registry import InputError, Variant, nearest
 from stability.study.coverage import check_coverage, check_first, check_window
 from stability.study.published import check_published
 from stability.study.schema import (
-    CLAIM_AXES,
     OPTIMIZER_OPTIONS,
     Arm,
     Claim,
@@ -34,6 +33,7 @@ from stability.study.schema import (
 )
 from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.within import check_against
+from stability.vocabulary import CLAIM_AXES
 
 
 def check(study: Study, locate: Locate) -> None:

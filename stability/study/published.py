@@ -6,8 +6,9 @@ import math
 
 from stability.registry import InputError, nearest, shortened
 from stability.study.coverage import check_first
-from stability.study.schema import CLAIM_AXES, DOUBLING, Published, Study
+from stability.study.schema import Published, Study
 from stability.study.searching import Locate
+from stability.vocabulary import AXES, CLAIM_AXES
 
 
 def check_published(study: Study, published: Published, locate: Locate) -> None:
@@ -40,7 +41,7 @@ def _check_values(study: Study, published: Published, locate: Locate) -> None:
             if arm not in study.grid.arms:
                 raise InputError(f"{locate(key)}: {arm!r} is not in grid.arms{nearest(arm, study.grid.arms)}")
     for level in published.values if published.axis else ():
-        if not _is_level(level, above_zero=published.axis in DOUBLING):
+        if not _is_level(level, above_zero=AXES[published.axis].doubling):
             raise InputError(f"{locate('values')}: got {level!r}; allowed: values of {published.axis}, as numbers")
     if len(published.values) < 2:
         where, kind = locate("values"), f"levels of {published.axis}" if published.axis else "arms"

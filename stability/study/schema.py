@@ -14,16 +14,13 @@ from stability.encoders import Modality, encoder
 from stability.optimizers import optimizer
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Registry, Variant
+from stability.vocabulary import ReductionName, TransformName
 
 SCALES = ("smoke", "small", "full")
 DEFAULT_SCALE = "small"
-CLAIM_AXES = ("batch_size", "train_pairs", "noise", "lr")
 
 LATE = 0.2
 """The late window: the last share of a run's steps."""
-
-DOUBLING = ("batch_size", "train_pairs", "lr")
-"""Axes with multiplicative steps: slopes over them are per doubling. Noise, which starts at 0, is linear."""
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -236,10 +233,6 @@ class Schedule(_Open):
         return frozenset({*regular, *(round(share * total) for share in self.at), total})
 
 
-Reduction = Literal["first", "final", "best", "mean_after_warmup", "tail_mean"]
-"""How the steps of a run are reduced to one number: see `results.summarize`."""
-
-
 class Claim(_Frozen):
     """One falsifiable statement with everything that decides it, written before any run.
 
@@ -272,8 +265,8 @@ class Claim(_Frozen):
     expect: Literal["higher", "lower", "equal"]
     margin: Annotated[float, Field(gt=0)]
     axis: str = ""
-    reduction: Reduction | None = None
-    transform: Literal["linear", "log", "log_above_chance", "relative_to_chance"] | None = None
+    reduction: ReductionName | None = None
+    transform: TransformName | None = None
     threshold: float | None = None
     against_measure: str = ""
 
@@ -295,8 +288,8 @@ class Ranking(_Frozen):
 
     measure: Name
     losses: Literal["all"] | tuple[Name, ...] = "all"
-    reduction: Reduction | None = None
-    transform: Literal["linear", "log", "log_above_chance", "relative_to_chance"] | None = None
+    reduction: ReductionName | None = None
+    transform: TransformName | None = None
 
 
 class Published(_Frozen):
@@ -323,7 +316,7 @@ class Published(_Frozen):
     measure: Name
     values: dict[str, float]
     statistic: Literal["mean", "sd"] = "mean"
-    reduction: Reduction = "tail_mean"
+    reduction: ReductionName = "tail_mean"
     factor: float = 1.0
     unit: str = ""
     compare: tuple[Name, Name] | None = None

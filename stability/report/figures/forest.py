@@ -20,7 +20,8 @@ from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
-from stability.study import DOUBLING, Claim, Study
+from stability.study import Claim, Study
+from stability.vocabulary import AXES, NOT_TESTABLE, TRANSFORMS, VERDICTS
 
 ROW = 0.62
 """Height of a claim's row in inches."""
@@ -30,9 +31,6 @@ LETTERS = 102
 
 LETTERS_AN_INCH = 14
 """Approximate number of characters per inch of text."""
-
-VERDICTS = {"supported": "o", "contradicted": "X", "equivalent": "s", "inconclusive": "D", "not-testable": ""}
-"""The marker of each verdict; drawn hollow if inconclusive."""
 
 
 def forest_plot(results: Results, findings: Findings) -> ReportFigure | None:
@@ -95,7 +93,7 @@ def _table(claims: Sequence[Finding]) -> pd.DataFrame:
 
 def testable(claim: Finding) -> bool:
     """Return whether a claim has a finite effect and interval, which can be drawn."""
-    return claim.verdict != "not-testable" and all(map(math.isfinite, (claim.effect, *claim.interval)))
+    return claim.verdict != NOT_TESTABLE and all(map(math.isfinite, (claim.effect, *claim.interval)))
 
 
 def kinds_of(claims: Sequence[Finding]) -> list[list[Finding]]:
@@ -183,8 +181,9 @@ def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure])
     """Return the quantity whose difference a claim tests, in words."""
     claim = next(claim for claim in study.claims if claim.id == finding.id)
     first, other = (_scaled(finding, claim, measures[name]) for name in finding.measures)
-    unit = "per doubling of" if finding.contrast == "slope" and claim.axis in DOUBLING else "over"
-    along = f"{finding.contrast} {unit} {claim.axis.replace('_', ' ')} of " if claim.axis else ""
+    axis = AXES.get(claim.axis)
+    unit = "per doubling of" if axis and axis.doubling and finding.contrast == "slope" else "over"
+    along = f"{finding.contrast} {unit} {axis.label} of " if axis else ""
     if finding.against_measure:
         return f"{finding.compare[0]}: {along}{first} − {other}"
     return f"{' − '.join(finding.compare)}: {along}{first}"
@@ -193,17 +192,11 @@ def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure])
 def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
     """Return a measure on its claim's scale, in words."""
     label = measure.label[:1].lower() + measure.label[1:]
-    scales = {
-        "log_above_chance": f"log {label} above chance",
-        "log": f"log {label}",
-        "linear": label,
-        "relative_to_chance": f"{label} / chance",
-    }
     if finding.contrast == "divergence":
         return "share of diverged runs"
-    return (
-        scales[claim.transform or measure.transform] if contrast[claim.contrast].traits["on"] == "transform" else label
-    )
+    if contrast[claim.contrast].traits["on"] != "transform":
+        return label
+    return TRANSFORMS[claim.transform or measure.transform].phrase.format(label)
 
 
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:
@@ -250,7 +243,7 @@ def annotation(claim: Finding) -> str:
 
 def verdict_only(claim: Finding) -> str:
     """Return the verdict in words of a claim without an interval to draw."""
-    suffix = "" if claim.verdict == "not-testable" else ", interval unbounded"
+    suffix = "" if claim.verdict == NOT_TESTABLE else ", interval unbounded"
     return f"{claim.verdict.replace('-', ' ')}{suffix}"
 
 
@@ -266,7 +259,7 @@ def mark(axes: Axes, y: float, claim: Finding, size: float = 9) -> None:
     axes.plot(
         claim.effect,
         y,
-        VERDICTS[claim.verdict],
+        VERDICTS[claim.verdict].marker,
         markersize=size - 2 if hollow else size,
         markerfacecolor=LIGHT["page"] if hollow else color,
         markeredgecolor=color if hollow else LIGHT["page"],

@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import AXES, Results, summarize
+from stability.analysis import Results, summarize
 from stability.report.figures import levels, panels, tables
 from stability.report.figures.drawn import ReportFigure
 from stability.report.style import ArmStyle, styled
+from stability.vocabulary import AXES
 
 GEOMETRY = {
     "margin_trimmed": "trimmed margin",
@@ -91,5 +92,5 @@ def geometry_figure(
                 panels.name_rows(sheet, [(box.y0, box.y1, GEOMETRY[name].replace("trimmed ", "trimmed\n"))])
         if x == "step":
             panels.step_axis(sheet, last)
-        panels.name_axes(sheet, levels.AXIS_NAMES[x], "")
+        panels.name_axes(sheet, AXES[x].axis_label if x in AXES else "training step", "")
     return sheet.figure

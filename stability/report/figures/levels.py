@@ -11,11 +11,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from stability.analysis import AXES, Results, steps_to_threshold, summarize, transformed
+from stability.analysis import Results, steps_to_threshold, summarize, transformed
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import ReportFigure
 from stability.report.style import ArmStyle, arm_styles, styled
 from stability.stats.wording import percent
+from stability.vocabulary import AXES, REDUCTIONS, cell_title
 
 
 def per_run(results: Results, values: pd.Series) -> pd.DataFrame:
@@ -57,9 +58,9 @@ def decline(results: Results) -> Iterator[ReportFigure]:
         id="noise-decline",
         section="noise",
         title="Retrieval as pairs are corrupted",
-        caption=f"Recall@1 above chance, (x − chance) / (1 − chance), of each run ({_REDUCTIONS[reduction]}) against "
-        "the share of corrupted pairs, on a logarithmic axis: parallel lines lose the same proportion. Thin: one seed; "
-        "bold: the median of the seeds.",
+        caption="Recall@1 above chance, (x − chance) / (1 − chance), of each run "
+        f"({REDUCTIONS[reduction].of_run}) against the share of corrupted pairs, on a logarithmic axis: "
+        "parallel lines lose the same proportion. Thin: one seed; bold: the median of the seeds.",
         alt=f"Recall@1 above chance against the noise level. Median over seeds: "
         f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
         figure=level_figure(table, middle, styles, "noise", "recall@1 above chance", "log"),
@@ -67,13 +68,8 @@ def decline(results: Results) -> Iterator[ReportFigure]:
     )
 
 
-_REDUCTIONS = {
-    "first": "at its first measured step",
-    "tail_mean": "mean over the last fifth of its steps",
-    "final": "at its last measured step",
-    "best": "at its best",
-    "mean_after_warmup": "mean after warm-up",
-}
+LINE_AXES = ("batch_size", "train_pairs", "lr_multiplier", "lr", "noise")
+"""The axes that can be the x axis of a figure, from the one that is preferred where measures are drawn over levels."""
 
 
 def level_figure(
@@ -96,10 +92,9 @@ def level_figure(
         scale: The scale of the y axis, "log" or "linear".
         level: A reference level, drawn as a dotted line.
     """
-    others = [name for name in ("train_pairs", "lr", "lr_multiplier", "corruption", "noise") if name != axis]
-    others = [name for name in others if table[name].nunique() > 1]
+    others = [name for name in AXES if name not in (axis, "batch_size") and table[name].nunique() > 1]
     rows = {
-        key: ", ".join(panels.SHORT[name].format(value) for name, value in zip(others, key, strict=True))
+        key: cell_title(dict(zip(others, key, strict=True)))
         for key in (table[others].drop_duplicates().itertuples(index=False, name=None) if others else [()])
     }
     by_size = axis != "batch_size"
@@ -119,28 +114,15 @@ def level_figure(
             line = lines.sort_values(axis)
             panels.bold_line(sheet.axes[key[1:-1], key[0]], line[axis], line["median"], styles[key[-1]])
         for axes in sheet.axes.values():
-            if axis in LOGARITHMIC:
+            if AXES[axis].doubling:
                 axes.set_xscale("log")
                 axes.xaxis.set_minor_locator(NullLocator())
             panels.level_axis(axes, sorted(table[axis].unique()))
             if level is not None:
                 panels.reference(axes, level)
         panels.value_axis(sheet, scale, [*table["value"], *([] if level is None else [level])])
-        panels.name_axes(sheet, AXIS_NAMES[axis], label)
+        panels.name_axes(sheet, AXES[axis].axis_label, label)
     return sheet.figure
-
-
-AXIS_NAMES = {
-    "noise": "noise: share of corrupted pairs",
-    "step": "training step",
-    "batch_size": "batch size",
-    "train_pairs": "training pairs",
-    "lr": "learning rate",
-    "lr_multiplier": "multiple of the learning rate",
-}
-
-LOGARITHMIC = ("batch_size", "train_pairs", "lr", "lr_multiplier")
-"""The axes of the grid that are drawn on a logarithmic scale."""
 
 
 # --- along other axes ------------------------------------------------------------------------------------------------
@@ -149,7 +131,7 @@ LOGARITHMIC = ("batch_size", "train_pairs", "lr", "lr_multiplier")
 def along_axes(results: Results) -> Iterator[ReportFigure]:
     """Yield each measure whose claim runs over batch size, number of pairs or learning rate, against that axis."""
     grid = results.study.grid
-    claims = [claim for claim in results.study.claims if grid.column(claim.axis) in LOGARITHMIC]
+    claims = [claim for claim in results.study.claims if claim.axis and AXES[claim.axis].doubling]
     shown = {
         (name, grid.column(claim.axis)): claim.reduction or "tail_mean"
         for claim in reversed(claims)
@@ -168,11 +150,11 @@ def along_axes(results: Results) -> Iterator[ReportFigure]:
         yield ReportFigure(
             id=f"along-{index}",
             section="learning",
-            title=f"{measure.label} over the {AXIS_NAMES[axis]}",
+            title=f"{measure.label} over the {AXES[axis].label}",
             caption=f"{label[:1].upper() + label[1:]} of each run "
-            f"({_REDUCTIONS[reduction]}) against the {AXIS_NAMES[axis]}, whose axis is logarithmic. Thin: one seed; "
-            "bold: the median of the seeds.",
-            alt=f"{label[:1].upper() + label[1:]} against the {AXIS_NAMES[axis]}. Median over seeds: "
+            f"({REDUCTIONS[reduction].of_run}) against the {AXES[axis].label}, whose axis is logarithmic. "
+            "Thin: one seed; bold: the median of the seeds.",
+            alt=f"{label[:1].upper() + label[1:]} against the {AXES[axis].label}. Median over seeds: "
             f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
             figure=level_figure(table, middle, styles, axis, label, scale),
             table=tables.shown(middle),
@@ -198,9 +180,7 @@ def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigu
         styles, middle = styles_in(results, table), medians(table)
         label = _wrapped(measure.label[:1].lower() + measure.label[1:], measure.unit)
         scale = "log" if measure.transform == "log" and table["value"].min() > 0 else "linear"
-        varied = [
-            axis for axis in ("batch_size", "train_pairs", "lr_multiplier", "lr", "noise") if table[axis].nunique() > 2
-        ]
+        varied = [axis for axis in LINE_AXES if table[axis].nunique() > 2]
         if varied:
             figure = level_figure(table, middle, styles, varied[0], label, scale)
             legend = "Thin: one seed; bold: the median of the seeds."
@@ -211,7 +191,9 @@ def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigu
             id=f"values-{name.replace('_', '-')}",
             section="values",
             title=measure.label,
-            caption=f"{measure.text}{'' if measure.spikes else f' Of each run: {_REDUCTIONS[reduction]}.'} {legend}",
+            caption=" ".join(
+                [measure.text, *([] if measure.spikes else [f"Of each run: {REDUCTIONS[reduction].of_run}."]), legend]
+            ),
             alt=f"{measure.label} of each run. Median over seeds: "
             f"{tables.in_words(middle, list(styles), 'median', most=18)}.",
             figure=figure,
@@ -334,9 +316,7 @@ def sharpness(results: Results) -> Iterator[ReportFigure]:
     if len(middle[list(AXES)].drop_duplicates()) <= panels.MAX_READABLE_PANELS:
         figure = strip_figure(table, middle, styles, label)
     else:
-        axis = next(
-            axis for axis in ("noise", "train_pairs", "lr_multiplier", "lr", "batch_size") if table[axis].nunique() > 1
-        )
+        axis = next(axis for axis in reversed(LINE_AXES) if table[axis].nunique() > 1)
         figure = level_figure(table, middle, styles, axis, label, "log", level=1.0)
         legend = "Thin: one seed; bold: the median of the seeds."
     yield ReportFigure(

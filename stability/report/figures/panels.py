@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from stability.analysis import AXES
 from stability.report.style import LIGHT, WIDTH, ArmStyle, styled
+from stability.vocabulary import AXES, cell_title
 
 MAX_READABLE_PANELS = 12
 """Number of panels above which each is too small for more than a few marks."""
@@ -164,7 +164,7 @@ def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
     rows, columns = (table[list(key)].drop_duplicates().sort_values(list(key)) for key in (ROW, COLUMN))
     return (
         {
-            key: ", ".join(SHORT[axis].format(value) for axis, value in zip(ROW, key, strict=True) if axis in named)
+            key: cell_title({axis: value for axis, value in zip(ROW, key, strict=True) if axis in named})
             for key in rows.itertuples(index=False, name=None)
         },
         {
@@ -226,17 +226,8 @@ def _wrapped(rows: Mapping[Any, str], column: Any, styles: Mapping[str, ArmStyle
     return Sheet(inner.figure, {(row, column): panel for row, panel in by_row.items()}, styles)
 
 
-ROW, COLUMN = ("batch_size", "train_pairs", "lr", "lr_multiplier"), ("corruption", "noise")
-
-SHORT = {
-    "batch_size": "B = {}",
-    "train_pairs": "{} pairs",
-    "corruption": "{}",
-    "noise": "noise {:g}",
-    "lr": "lr {:g}",
-    "lr_multiplier": "{:g} × lr",
-}
-"""The short text of a value of each axis."""
+ROW, COLUMN = (tuple(axis.name for axis in AXES.values() if axis.facet == facet) for facet in ("row", "column"))
+"""The axes whose levels are the rows of panels, and those whose levels are the columns."""
 
 
 def grouped(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -393,21 +384,3 @@ def level_axis(axes: Axes, levels: Sequence[float]) -> None:
 def reference(axes: Axes, level: float) -> None:
     """Draw a reference level, such as chance, as a dotted line."""
     axes.axhline(level, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
-
-
-def cell_words(cell: Mapping[str, Any], varied: Sequence[str]) -> str:
-    """Return a cell in words, naming only the axes that vary.
-
-    >>> cell_words({"batch_size": 32, "noise": 0.2, "lr": 1e-3, "corruption": "mismatch"}, ["batch_size", "noise"])
-    'batch size 32, noise 0.2'
-    """
-    words = {
-        "batch_size": "batch size {}",
-        "train_pairs": "{} pairs",
-        "corruption": "{}",
-        "noise": "noise {:g}",
-        "lr": "learning rate {:g}",
-        "lr_multiplier": "{:g} times the rate",
-    }
-    named = [axis for axis in AXES if axis in varied] or ["batch_size"]
-    return ", ".join(words[axis].format(cell[axis]) for axis in named)

@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from stability.analysis import Findings, Ranked
 from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
-from stability.results import LOGARITHMS
 from stability.stats.rankings import Place
 from stability.stats.wording import between, confidence_in_percent, number
+from stability.vocabulary import TRANSFORMS
 
 ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
 """Sizes in inches: a row, the space below and above the rows, a character of a name, a column of letters."""
@@ -32,22 +32,14 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
             id=f"ranking-{index}",
             section="ranking",
             title=f"Ranking by {ranked.label}",
-            caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {ranking.n} seeds of each arm less "
-            f"that of the first, with intervals that hold at {confidence} for all {len(ranking.pairs)} pairs together. "
-            "Arms that share a letter cannot be told apart.",
+            caption=f"{ranked.label} ({TRANSFORMS[ranked.transform].description}), the mean over {ranking.n} seeds of "
+            f"each arm less that of the first, with intervals that hold at {confidence} for all "
+            f"{len(ranking.pairs)} pairs together. Arms that share a letter cannot be told apart.",
             alt=f"Ranking of {len(ranking.places)} arms by {ranked.label}. {first.name} is first, in group "
             f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.places[1:]) + ".",
             figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
-
-
-_SCALES = {
-    "linear": "as measured",
-    "log": "logarithm",
-    "log_above_chance": "log of what lies above chance",
-    "relative_to_chance": "share of the chance level",
-}
 
 
 def _words(entry: Place) -> str:
@@ -68,7 +60,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
         for rank, entry in enumerate(ranked.found.places, start=1)
     ]
     table = pd.DataFrame(rows)
-    return table.rename(columns={"mean": "mean log"}) if ranked.transform in LOGARITHMS else table
+    return table.rename(columns={"mean": "mean log"}) if TRANSFORMS[ranked.transform].log else table
 
 
 def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
@@ -98,7 +90,7 @@ def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.05)
         label = ranked.label[:1].lower() + ranked.label[1:]
-        axes.set_xlabel(f"{label} less that of {places[0].name} ({_SCALES[ranked.transform]})")
+        axes.set_xlabel(f"{label} less that of {places[0].name} ({TRANSFORMS[ranked.transform].description})")
     return figure
 
 

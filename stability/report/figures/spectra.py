@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from stability.analysis import AXES, Results
+from stability.analysis import Results
 from stability.report.figures import panels, tables
 from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, ArmStyle, arm_styles, styled
 from stability.stats.wording import number
+from stability.vocabulary import AXES, cell_title
 
 WIDTH = 0.12
 """Standard deviation of the Gaussian that replaces a quadrature node, in decades of the symmetric log axis."""
@@ -107,10 +108,7 @@ def spectra_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Figur
     """Return a figure of densities with both extreme eigenvalues: a row per arm, a column per combination of axes."""
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
     cells = table[varied].drop_duplicates().sort_values(varied).itertuples(index=False, name=None)
-    columns = {
-        key: ", ".join(panels.SHORT[axis].format(value) for axis, value in zip(varied, key, strict=True))
-        for key in cells
-    }
+    columns = {key: cell_title(dict(zip(varied, key, strict=True))) for key in cells}
     linear = linear_width(table)
     reach = symmetric_log(
         np.array([table["hessian_min_eigenvalue"].min(), table["hessian_max_eigenvalue"].max()]), linear

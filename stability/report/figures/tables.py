@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from stability.analysis import AXES, Results
+from stability.analysis import Results
 from stability.report.figures import panels
-from stability.report.figures.panels import CELL, cell_words
+from stability.report.figures.panels import CELL
 from stability.stats.wording import number
+from stability.vocabulary import AXES, cell_in_words
 
 POINTS = 6000
 """Maximum total number of points of a figure's lines: more would enlarge the page without a visible gain."""
@@ -130,6 +131,10 @@ def in_words(
     for key, rows in panels.grouped(table, *AXES):
         values = rows.set_index("arm")[value]
         names = ", ".join(f"{arm} {to_text(float(values[arm]))}" for arm in arms if arm in values.index)
-        cell = cell_words(dict(zip(AXES, key, strict=True)), varied) + ": " if varied else ""
+        cell = (
+            f"{cell_in_words({axis: level for axis, level in zip(AXES, key, strict=True) if axis in varied})}: "
+            if varied
+            else ""
+        )
         parts.append(cell + names)
     return "; ".join(parts)

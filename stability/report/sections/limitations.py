@@ -20,6 +20,7 @@ from stability.report.tables import signs
 from stability.stats.wording import number, percent, seeds
 from stability.study import optimizer_of
 from stability.tuning import edges
+from stability.vocabulary import NOT_TESTABLE
 
 SATURATED = 0.95
 """A bounded measure above this value is too close to its ceiling to show a difference."""
@@ -108,7 +109,7 @@ def _open_claims(findings: Findings) -> Limitations:
                 else "the effect is too close to the margin for a number of seeds to be promised"
             )
             yield "Too few seeds for a claim", f"“{claim.text}” stays open with {seeds(claim.n_pairs)}: {advice}."
-        elif claim.verdict == "not-testable":
+        elif claim.verdict == NOT_TESTABLE:
             yield "A claim that could not be tested", f"“{claim.text}”: {claim.reason}."
 
 

@@ -7,6 +7,7 @@ from stability.report.blocks import Fact, Facts, Table
 from stability.report.figures.replications import replicated_rows, replication_plot
 from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import Json, effect_in_words, interval_in_words, plain
+from stability.vocabulary import NOT_TESTABLE
 
 HEADS = ("Claim", "On", "Verdict", "Effect", "Interval", "n")
 
@@ -43,7 +44,7 @@ def _counts(again: Replication) -> str:
 
 
 def _row(claim: Finding, name: str, finding: Finding) -> list[Json]:
-    tested = finding.verdict != "not-testable"
+    tested = finding.verdict != NOT_TESTABLE
     effect = effect_in_words(finding.effect, finding.ratio) if tested else "–"
     interval = interval_in_words(finding.interval, finding.ratio) if tested else "–"
     values = (
