@@ -33,7 +33,7 @@ from stability.report.figures.panels import CELL, COLUMN, ROW, faceted, level_ax
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
 from stability.report.figures.trajectories import over_training
-from stability.report.sections import sections_of
+from stability.report.sections import section, sections_of
 from stability.report.style import DARK, LIGHT, arm_styles, theme_css
 from stability.study import parse_study
 from stability.vocabulary import AXES
@@ -151,8 +151,8 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = Fals
         weights = np.exp(-np.abs(np.arcsinh(nodes * 50)))
         frame["hessian_max_eigenvalue"] = np.where(curved, high, math.nan)
         frame["hessian_min_eigenvalue"] = np.where(curved, -high / 20, math.nan)
-        for end in ("high", "low"):
-            frame[f"hessian_{end}_residual"] = np.where(curved, 1e-6 * high, math.nan)
+        for end in ("max", "min"):
+            frame[f"hessian_{end}_eigenvalue_residual"] = np.where(curved, 1e-6 * high, math.nan)
         frame["sharpness_ratio"] = np.where(curved, high / 120, math.nan)
         frame["hessian_nodes"] = [nodes if shown else None for shown in curved]
         frame["hessian_weights"] = [weights / weights.sum() if shown else None for shown in curved]
@@ -175,7 +175,7 @@ def sections(results):
 
 @pytest.fixture(scope="module")
 def drawn(sections):
-    return [figure for section in sections for figure in section.figures]
+    return [figure for each in sections for figure in each.figures]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def markup(drawn):
 
 def test_a_full_study_fills_every_section_in_reading_order(sections, drawn):
     shown = ["claims", "learning", "noise", "convergence", "gradients", "scalars", "curvature", "geometry"]
-    assert [section.id for section in sections if section.figures] == shown
+    assert [each.id for each in sections if each.figures] == shown
     assert len({figure.id for figure in drawn}) == len(drawn)
 
 
@@ -196,7 +196,9 @@ def test_what_was_not_measured_is_left_out(results, drawn):
     columns = ["recall_at_1", "gradient_noise_trace_towers", "bias", "hessian_nodes", "sharpness_ratio", "modality_gap"]
     gone = {"forest", "recall", "noise-decline", "time-1", "gradient-noise", "bias", "spectra", "sharpness"}
     less = dataclasses.replace(results, steps=results.steps.drop(columns=columns))
-    left = figures_of(less, dataclasses.replace(analyze(results), claims=()))
+    data = ReportData(less, dataclasses.replace(analyze(results), claims=()))
+    sections = section.defined_in("stability.report.sections.measures").values()
+    left = [figure for each in sections for figure in each(data)]
     assert {figure.id for figure in left} == {figure.id for figure in drawn} - gone
     assert "modality_gap" not in set(left[-1].table["measure"])
 
