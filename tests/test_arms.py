@@ -19,10 +19,10 @@ from stability.optimizers.adam import adam_threshold
 from stability.optimizers.gradient_descent import sgd_threshold
 from stability.probes import Replica, probe
 from stability.registry import InputError
-from stability.report.method import method
 from stability.study import Train, parse_study
 from stability.train import Trainer
 from stability.train.optimizer import ParamGroups, apply_update_, initial_state, preconditioner
+from tests.report_blocks import texts_of
 
 
 def study_of(tiny_text, old="", new=""):
@@ -240,6 +240,6 @@ def test_a_run_of_such_a_study_is_judged_and_its_method_says_how_each_arm_was_tr
     assert len(of_sgd) == 1
     expected = of_sgd["hessian_max_eigenvalue_towers"] * 0.01 / (2 + 2 * 0.9)
     assert all(math.isclose(*pair, rel_tol=1e-3) for pair in zip(of_sgd["sharpness_ratio"], expected, strict=True))
-    told = " ".join(paragraph["text"] for paragraph in method(results, analyze(results, checks=False)))
+    told = " ".join(texts_of("method", results, analyze(results, checks=False)).values())
     assert "AdamW with β₁ = 0.9 and β₂ = 0.95" in told
     assert "The arm siglip-log-b trains with its own optimizer = sgd, momentum = 0.9." in told

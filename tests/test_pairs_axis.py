@@ -16,12 +16,11 @@ from stability.datasets import rows
 from stability.execute import run
 from stability.grid import groups_of, run_table, runs_of, tuning_runs_of
 from stability.registry import InputError
-from stability.report.figures import draw
-from stability.report.method import method
 from stability.report.tables import cell_table
 from stability.study import parse_study
 from stability.train import Trainer
 from stability.train.data import population_data, subset_indices
+from tests.report_blocks import figures_of, texts_of
 
 CPU = torch.device("cpu")
 WHOLE = re.compile(
@@ -181,9 +180,9 @@ def test_a_claim_over_pairs_is_a_slope_per_doubling_and_the_report_shows_the_axi
     findings = analyze(results, checks=False)
     table = cell_table(results)
     assert "Pairs" in [head["label"] for head in table["columns"]]
-    drawn = draw(results, findings)
+    drawn = figures_of(results, findings)
     assert any("train_pairs" in one.table.columns for one in drawn)
-    told = " ".join(paragraph["text"] for paragraph in method(results, findings))
+    told = " ".join(texts_of("method", results, findings).values())
     assert "Runs have 16, 64 training pairs. For each seed all arms use the same pairs" in told
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stability.report.ledger import answer, entries
+from stability.report.evidence import answer, entries
 from stability.study import load_study
 
 REPORTS = Path(__file__).parent.parent / "reports"

@@ -17,11 +17,10 @@ from scipy import stats as scipy_stats
 from stability.analysis import analyze, findings_text, load_results
 from stability.execute import run
 from stability.registry import InputError
-from stability.report.figures import draw
-from stability.report.model import SECTIONS, describe
 from stability.stats import paired_difference, ranking
 from stability.stats.rankings import letters_of
 from stability.study import parse_study
+from tests.report_blocks import figures_of, texts_of
 
 
 def sample(seed=0, seeds=8, arms=5):
@@ -223,14 +222,11 @@ def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     plain = json.loads(findings_text(findings))
     assert [one["measure"] for one in plain["rankings"]] == ["recall_at_1", "loss"]
     assert len(plain["rankings"][0]["found"]["pairs"]) == 3
-    drawn = [one for one in draw(ranked_run, findings) if one.section == "ranking"]
+    drawn = [one for one in figures_of(ranked_run, findings) if one.id.startswith("ranking")]
     assert [one.id for one in drawn] == ["ranking-1", "ranking-2"]
     assert list(drawn[0].table["arm"]) == [place.name for place in recall.found.places]
     assert "is first, in group a" in drawn[0].alt
-    report = describe(ranked_run, findings, drawn)
-    assert "ranking" in SECTIONS
-    assert any(section["id"] == "ranking" for section in report["sections"])
-    assert any(paragraph["title"] == "The ranking by Recall@1" for paragraph in report["method"])
+    assert "The ranking by Recall@1" in texts_of("method", ranked_run, findings)
 
 
 def test_a_study_without_rankings_says_nothing_of_them(tiny_run):

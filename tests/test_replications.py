@@ -20,10 +20,12 @@ from stability.execute.verifying import verify
 from stability.grid import runs_of, tuning_runs_of
 from stability.registry import InputError
 from stability.report import describe, publish, render
+from stability.report.data import ReportData
 from stability.store import read_manifest, read_study, replications_in
 from stability.study import Study, load_study, parse_study, with_loss
 from stability.study.searching import FIRST_TUNING_SEED
 from stability.train.probe_runner import selects
+from tests.report_blocks import section_in, texts_in
 
 BRIEF = """
 [probes.retrieval]
@@ -317,15 +319,15 @@ def test_the_report_says_where_each_claim_held(told, closed_form, tmp_path):
     assert page.index(primary["agreement"]["clause"]) < page.index('id="claims"') < page.index('id="replications"')
     assert "data.name = &#34;&lt;digits&gt;&#34;" in page
     assert "<strong>Missing:</strong> not begun." in page
-    section = next(section for section in report["sections"] if section["id"] == "replications")
-    assert [row[:3] for row in section["figures"][0]["table"]["rows"]][:3] == [
+    _, figure, _ = section_in(report, "replications")["blocks"]
+    assert [row[:3] for row in figure["table"]["rows"]][:3] == [
         ["slope", "this study", "supported"],
         ["slope", "one", "supported"],
         ["slope", "two", "contradicted"],
     ]
-    assert "slope, held on 2 of 3, contradicted on two: this study 0.06, 0.02 to 0.1" in section["figures"][0]["alt"]
-    assert any(part["title"] == "Replications" and "no further p-value" in part["text"] for part in report["method"])
-    limits = {limit["title"]: limit["text"] for limit in report["limitations"]}
+    assert "slope, held on 2 of 3, contradicted on two: this study 0.06, 0.02 to 0.1" in figure["alt"]
+    assert "no further p-value" in texts_in(report, "method")["Replications"]
+    limits = texts_in(report, "limitations")
     assert limits["Replication three missing"] == "Not begun; it counts nowhere."
     assert limits["The claim slope elsewhere"].startswith("Supported here. Also supported on one; contradicted on two")
     assert paths["pdf"].stat().st_size > 10_000
@@ -335,12 +337,11 @@ def test_a_report_in_which_every_replication_is_missing_names_them(told, closed_
     late = tuple(replace(each, missing="not begun", claims=(), counts={}) for each in told.replications)
     report = json.loads(render(closed_form, replace(told, replications=late), tmp_path, ["pdf"])["json"].read_text())
     assert report["answers"][0]["agreement"]["word"] == "not replicated yet"
-    assert next(each for each in report["sections"] if each["id"] == "replications")["figures"] == []
+    assert [block["kind"] for block in section_in(report, "replications")["blocks"]] == ["facts"]
 
 
 def test_a_report_without_replications_has_no_such_section(closed_form_report):
     report = json.loads(closed_form_report["json"].read_text())
-    assert report["replications"] is None
     assert "replications" not in [section["id"] for section in report["sections"]]
     assert "eplication" not in closed_form_report["html"].read_text()
 
@@ -350,7 +351,7 @@ def test_a_replication_is_published_with_its_study_alone(finished, tmp_path):
     render(results, analysis.analyze(results), finished / "report")
     again = finished / "replications" / "latent"
     results = analysis.load_results(again)
-    facts = describe(results, analysis.analyze(results), ())["facts"]
+    facts = describe(ReportData(results, analysis.analyze(results)), ())["facts"]
     assert facts.startswith('replication latent: data.name = "latent"')
     with pytest.raises(InputError, match="latent: is a replication; publish the run of 't' that it lies in"):
         publish([again], tmp_path)

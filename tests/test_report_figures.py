@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from stability.analysis import Results, analyze
 from stability.grid import runs_of
 from stability.report import render
-from stability.report.figures import SECTIONS, draw, svg, tables
+from stability.report.data import ReportData
+from stability.report.figures import svg, tables
 from stability.report.figures.forest import forest_figure, forest_plot
 from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import (
@@ -32,9 +33,11 @@ from stability.report.figures.panels import CELL, COLUMN, ROW, faceted, level_ax
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.tables import POINTS, of_steps, sparse, window_of, windowed
 from stability.report.figures.trajectories import over_training
+from stability.report.sections import section, sections_of
 from stability.report.style import DARK, LIGHT, arm_styles, theme_css
 from stability.study import parse_study
 from stability.vocabulary import AXES
+from tests.report_blocks import figures_of
 
 NUMBER = r"-?\d*\.?\d+"
 
@@ -148,8 +151,8 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = Fals
         weights = np.exp(-np.abs(np.arcsinh(nodes * 50)))
         frame["hessian_max_eigenvalue"] = np.where(curved, high, math.nan)
         frame["hessian_min_eigenvalue"] = np.where(curved, -high / 20, math.nan)
-        for end in ("high", "low"):
-            frame[f"hessian_{end}_residual"] = np.where(curved, 1e-6 * high, math.nan)
+        for end in ("max", "min"):
+            frame[f"hessian_{end}_eigenvalue_residual"] = np.where(curved, 1e-6 * high, math.nan)
         frame["sharpness_ratio"] = np.where(curved, high / 120, math.nan)
         frame["hessian_nodes"] = [nodes if shown else None for shown in curved]
         frame["hessian_weights"] = [weights / weights.sum() if shown else None for shown in curved]
@@ -166,8 +169,13 @@ def results():
 
 
 @pytest.fixture(scope="module")
-def drawn(results):
-    return draw(results, analyze(results))
+def sections(results):
+    return sections_of(ReportData(results, analyze(results)))
+
+
+@pytest.fixture(scope="module")
+def drawn(sections):
+    return [figure for each in sections for figure in each.figures]
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +186,9 @@ def markup(drawn):
 # --- which figures, in which order -----------------------------------------------------------------------------------
 
 
-def test_a_full_study_fills_every_section_in_reading_order(drawn):
-    not_asked = ("replications", "ranking", "tuning", "values", "landscape")
-    asked = [name for name in SECTIONS if name not in not_asked]
-    assert list(dict.fromkeys(figure.section for figure in drawn)) == asked
+def test_a_full_study_fills_every_section_in_reading_order(sections, drawn):
+    shown = ["claims", "learning", "noise", "convergence", "gradients", "scalars", "curvature", "geometry"]
+    assert [each.id for each in sections if each.figures] == shown
     assert len({figure.id for figure in drawn}) == len(drawn)
 
 
@@ -189,7 +196,9 @@ def test_what_was_not_measured_is_left_out(results, drawn):
     columns = ["recall_at_1", "gradient_noise_trace_towers", "bias", "hessian_nodes", "sharpness_ratio", "modality_gap"]
     gone = {"forest", "recall", "noise-decline", "time-1", "gradient-noise", "bias", "spectra", "sharpness"}
     less = dataclasses.replace(results, steps=results.steps.drop(columns=columns))
-    left = draw(less, dataclasses.replace(analyze(results), claims=()))
+    data = ReportData(less, dataclasses.replace(analyze(results), claims=()))
+    sections = section.defined_in("stability.report.sections.measures").values()
+    left = [figure for each in sections for figure in each(data)]
     assert {figure.id for figure in left} == {figure.id for figure in drawn} - gone
     assert "modality_gap" not in set(left[-1].table["measure"])
 
@@ -224,7 +233,7 @@ margin = 0.1
 def test_what_a_claim_compares_is_shown_where_nothing_else_shows_it(results):
     asked = made(STUDY + GAP)
     (shown,) = claimed(asked, elsewhere={"gradient_noise_fraction"})
-    assert (shown.id, shown.section) == ("values-margin-trimmed", "values")
+    assert shown.id == "values-margin-trimmed"
     assert "at its last measured step" in shown.caption
     assert set(shown.table["arm"]) == set(asked.study.grid.arms)
     assert not list(claimed(asked, elsewhere={"gradient_noise_fraction", "margin_trimmed"}))
@@ -533,7 +542,7 @@ def test_a_strip_holds_its_marks_against_the_level_it_was_given():
 
 def test_many_seeds_become_a_band_from_the_lowest_to_the_highest(results, monkeypatch):
     monkeypatch.setattr(tables, "LINES", 20)
-    shown = {figure.id: figure for figure in draw(results, analyze(results))}
+    shown = {figure.id: figure for figure in figures_of(results, analyze(results))}
     for name, median in (("recall", "the median of the seeds"), ("loss", "the median of the seeds")):
         assert f"Band: from the lowest seed to the highest; bold: {median}." in shown[name].caption
     low, high = (shown["recall"].table[name] for name in ("lowest", "highest"))

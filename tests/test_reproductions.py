@@ -11,8 +11,8 @@ import pytest
 
 from stability.analysis import analyze, findings_text, load_results
 from stability.registry import InputError
-from stability.report.model import describe
-from stability.report.reproduced import reproduced
+from stability.report.data import ReportData
+from stability.report.sections import section
 from stability.reproductions import reproduce
 from stability.study import Published, parse_study
 
@@ -200,15 +200,16 @@ def test_the_findings_and_the_report_hold_the_table_and_a_study_without_one_says
     findings = analyze(replace(known, study=study), checks=False)
     (plain,) = json.loads(findings_text(findings))["published"]
     assert plain["rows"][0]["published"] == 10.0
-    (entry,) = describe(known, findings, [])["published"]
-    assert [head["label"] for head in entry["table"]["columns"]] == [
+    (entry,) = section["published"](ReportData(known, findings))
+    table = entry.blocks[1]
+    assert [head["label"] for head in table.columns] == [
         "Setting",
         "Published",
         "Ours",
         "95% interval",
         "n",
     ]
-    assert entry["table"]["rows"][0][2]["text"] == "0.3"
+    assert table.rows[0][2]["text"] == "0.3"
     without = analyze(known, checks=False)
     assert "published" not in json.loads(findings_text(without))
-    assert reproduced(without) == []
+    assert not list(section["published"](ReportData(known, without)))

@@ -16,10 +16,9 @@ from stability.contrasts import compare
 from stability.execute import run
 from stability.grid import run_table, runs_of, tuning_runs_of
 from stability.registry import InputError
-from stability.report.figures import draw
-from stability.report.method import method
 from stability.report.tables import cell_table
 from stability.study import Setting, parse_study
+from tests.report_blocks import figures_of, texts_of
 
 WHOLE = re.compile(
     r"\[probes\.(matched_gradient_noise|geometry|separability|cross_check|curvature|gradient_noise)\]\n(\w.*\n)*"
@@ -175,11 +174,11 @@ def test_a_study_over_multiples_of_the_rate_is_judged_drawn_and_described(tiny_t
     assert "per doubling of the learning rate" in compared(results, slope, 0.95).sentence
     findings = analyze(results, checks=False)
     assert "× rate" in [head["label"] for head in cell_table(results)["columns"]]
-    (curve,) = [one for one in draw(results, findings) if one.id == "along-1"]
+    (curve,) = [one for one in figures_of(results, findings) if one.id == "along-1"]
     assert sorted(curve.table["lr_multiplier"].unique()) == [0.1, 1.0, 10.0]
     assert curve.figure.axes[0].get_xscale() == "log"
     assert "0.1 times the rate" in curve.alt
-    told = " ".join(paragraph["text"] for paragraph in method(results, findings))
+    told = " ".join(texts_of("method", results, findings).values())
     assert "Every arm was trained at 10, 0.1, 1 times the rate 0.01." in told
 
 

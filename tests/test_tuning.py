@@ -19,12 +19,12 @@ from stability.execute import Callbacks, run
 from stability.grid import runs_of, study_of, tuning_runs_of
 from stability.registry import InputError
 from stability.report import write_report
-from stability.report.limitations import limitations
 from stability.results import Tuning
 from stability.store import checksum
 from stability.study import FIRST_TUNING_SEED, Setting, parse_study, search_of, settings_of
 from stability.study.searching import refine_grid
 from stability.tuning import choose, edges
+from tests.report_blocks import section_in, texts_in, texts_of
 
 STUDY = """
 title = "Tuned"
@@ -270,18 +270,15 @@ def test_the_report_shows_the_curves_the_choice_and_the_edge(tuned_run, tmp_path
     copied = shutil.copytree(tuned_run, tmp_path / "r")
     paths = write_report(copied)
     report = json.loads(paths["json"].read_text())
-    section = next(each for each in report["sections"] if each["id"] == "tuning")
-    assert len(section["figures"][0]["table"]["rows"]) == 24
-    assert len(report["tuning"]["rows"]) == 3
-    assert [row[3]["value"] is None or row[3]["text"].startswith("bias") for row in report["tuning"]["rows"]] == [
-        True
-    ] * 3
+    figure, table = section_in(report, "tuning")["blocks"]
+    assert len(figure["table"]["rows"]) == 24
+    assert [row[3]["value"] is None or row[3]["text"].startswith("bias") for row in table["rows"]] == [True] * 3
     assert report["answers"][0]["untuned"]["verdict"]
-    assert any(part["title"] == "Tuning" and "4 settings were tried" in part["text"] for part in report["method"])
+    assert "4 settings were tried" in texts_in(report, "method")["Tuning"]
     page = paths["html"].read_text()
     assert "Without tuning (secondary, decides nothing)" in page
     results = analysis.load_results(copied)
-    said = {each["title"] for each in limitations(results, analysis.analyze(results))}
+    said = texts_of("limitations", results, analysis.analyze(results))
     assert ("Tuned to the edge of the search" in said) == bool(edges(results.study, results.tuning))
 
 

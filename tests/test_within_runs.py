@@ -20,13 +20,15 @@ from stability.calibrate.worlds import NoiseModel, shape
 from stability.exports import tables
 from stability.grid import runs_of
 from stability.registry import InputError
+from stability.report.data import ReportData
 from stability.report.figures.forest import forest_plot
-from stability.report.limitations import limitations
-from stability.report.model import describe
+from stability.report.model import answers
+from stability.report.tables import cell_table
 from stability.results import Results
 from stability.sample_size import seeds_by_claim
 from stability.study import parse_study, with_loss
 from stability.vocabulary import AXES
+from tests.report_blocks import texts_of
 
 OWN, OTHER = "gradient_noise_fraction_as_siglip", "gradient_noise_fraction_as_clip"
 CLAIM = f"""
@@ -235,15 +237,14 @@ def test_findings_and_tables_name_the_other_measure_where_there_is_one(results, 
 
 def test_the_report_says_what_was_subtracted_from_what(results, findings):
     drawn = forest_plot(results, findings)
-    report = describe(results, findings, [drawn])
-    answer = next(answer for answer in report["answers"] if answer["id"] == "matched")
+    answer = next(answer for answer in answers(ReportData(results, findings)) if answer["id"] == "matched")
     assert answer["arms"] == ("gradient noise fraction as siglip against gradient noise fraction as clip, both of clip")
-    told = {part["title"]: part["text"] for part in report["method"]}
+    told = texts_of("method", results, findings)
     assert "(towers as clip) of the same runs of clip: the two numbers of a run" in told["The claim matched"]
     assert "expected lower, margin 0.1" in told["The claim matched"]
     assert "held-out pairs" in told["Both losses at the same parameters"]
     assert f"matched: supported, ratio clip's {OWN} to {OTHER} 0." in drawn.alt
-    heads = [column["label"] for column in report["cells"]["columns"]]
+    heads = [column["label"] for column in cell_table(results)["columns"]]
     assert {label[:1].upper() + label[1:] for label in LABELS} <= set(heads)
 
 
@@ -271,7 +272,7 @@ def test_sides_at_the_ceiling_of_their_measure_are_a_limitation(study):
     for own, other in ((0.99, 0.995), (0.9, 0.995)):
         logs = np.log(np.tile([own, other], (runs, 1))) + np.random.default_rng(0).normal(0, 1e-4, (runs, 2))
         made = results_with(study, logs)
-        said[own] = {limit["title"]: limit["text"] for limit in limitations(made, analyze(made, checks=False))}
+        said[own] = texts_of("limitations", made, analyze(made, checks=False))
     title = "Gradient noise fraction (towers as siglip) saturated"
     assert "above 98% of the highest value that there is, 1, at batch 8 (0.99 and 0.995 of it)" in said[0.99][title]
     assert "at batch 16 (0.99 and 0.995 of it)" in said[0.99][title]

@@ -11,11 +11,13 @@ from stability.analysis import Findings, Results, findings_text
 from stability.registry import InputError
 from stability.report import style
 from stability.report.comparison import write_comparison
-from stability.report.figures import ReportFigure, draw, svg
+from stability.report.data import ReportData
+from stability.report.figures import ReportFigure, svg
 from stability.report.html import page
 from stability.report.model import describe
 from stability.report.pdf import document, why_no_pdf
 from stability.report.publish import publish
+from stability.report.sections import sections_of
 from stability.store import write_atomically
 
 FORMATS = ("html", "pdf")
@@ -64,8 +66,10 @@ def render(
     if no_pdf and "pdf" in (formats or ()):
         raise InputError(f"formats: {no_pdf}")
     chosen = formats if formats is not None else [name for name in FORMATS if name != "pdf" or not no_pdf]
-    drawn = draw(results, findings, grids)
-    report = describe(results, findings, drawn)
+    data = ReportData(results, findings, grids)
+    sections = sections_of(data)
+    drawn = [figure for section in sections for figure in section.figures]
+    report = describe(data, [section.to_json() for section in sections])
     text = findings_text(findings)
     files = {
         "json": ("report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"),
@@ -84,7 +88,7 @@ def render(
 
 def _picture(drawn: Iterable[ReportFigure]) -> dict[str, tuple[str, bytes]]:
     """Return the figure of the claims as a separate file with a white background, for a slide or a README."""
-    claims = next((item for item in drawn if item.section == "claims"), None)
+    claims = next((item for item in drawn if item.id == "forest"), None)
     if claims is None:
         return {}
     markup = svg(claims.figure, claims.id, label=claims.alt)

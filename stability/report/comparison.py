@@ -15,7 +15,8 @@ from stability import analysis
 from stability.analysis import Findings, Results, summarize
 from stability.registry import InputError
 from stability.report.html import environment
-from stability.report.model import answer_of, interim, provenance_rows
+from stability.report.model import answer_of, interim
+from stability.report.sections.provenance import provenance_rows
 from stability.report.tables import Json, effect_in_words
 from stability.stats.wording import number, percent
 from stability.store import write_atomically

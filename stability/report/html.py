@@ -16,6 +16,8 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stability.report.blocks import of_kind
+from stability.report.formulas import mathml
 from stability.report.style import theme_css
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,7 +42,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, str], findings: str, *
     shown = {
         figure["id"]: {"svg": Markup(figures[figure["id"]]), **_data(as_csv(figure["table"]))}
         for section in report["sections"]
-        for figure in section["figures"]
+        for figure in of_kind("figure", section["blocks"])
     }
     template = environment().get_template("page.html")
     return template.render(report=report, figures=shown, findings=_json_block(findings), pdf=pdf, no_pdf=no_pdf)
@@ -56,6 +58,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    templates.filters["mathml"] = lambda formula: Markup(mathml(formula))
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     templates.globals |= {

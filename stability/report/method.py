@@ -1,13 +1,8 @@
-"""The method section of a report: the steps by which this study reached its verdicts, and no others.
-
-A paragraph may refer to formulas. Each rendering typesets them in its own notation (templates/formulas.*); `FORMULAS`
-is their plain-text form.
-"""
+"""The method of a study: the steps by which it reached its verdicts, and no others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from stability.agreement import RULE
@@ -15,42 +10,26 @@ from stability.analysis import Finding, Findings, Results, look_sentence
 from stability.analysis.pairing import reading_of
 from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
-from stability.losses import loss
+from stability.report.blocks import Formula
+from stability.report.definitions import Paragraphs, losses, measures
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Claim, Train, optimizer_of, search_of, settings_of
 from stability.vocabulary import AXES, NOT_TESTABLE, REDUCTIONS, TRANSFORMS
 
-FORMULAS = {
-    "clip": "L = −1/(2B) Σ_i [log softmax_j(t⟨x_i, y_j⟩)_i + log softmax_j(t⟨x_j, y_i⟩)_i]",
-    "siglip": "L = 1/B Σ_i Σ_j log(1 + exp(−z_ij (t⟨x_i, y_j⟩ + b))), z_ij = 1 if i = j, else −1",
-    "interval": "d̄ ± t(1 − α/2k, n − 1) · s/√n, for k claims and α = .05",
-    "chance": "f(x) = log((x − c)/(1 − c))",
-    "time": "d_s = mean over cells of log min(T_a, N) − log min(T_b, N)",
-    "noise": "φ = tr Σ/(tr Σ + |G|²), tr Σ = Σ_k |g_k − ḡ|²/(K − 1), |G|² = |ḡ|² − tr Σ/K",
-    "sharpness": "λ_max(P^−½ H P^−½) / ((2 + 2β₁)/((1 − β₁)η)), P = √v̂ + ε",
-    "margin": "m = (p − q)/2, b_rel = (p + q)/2",
-}
-"""Each formula in plain characters: the alternative text of the typeset formula."""
+INTERVAL = Formula(
+    "d̄ ± t(1 − α/2k, n − 1) · s/√n, for k claims and α = .05",
+    r'macron(d) ± t_(1 − α\/2k, thin n − 1) s / sqrt(n), quad k "claims," quad α = .05',
+)
 
 
-def method(results: Results, findings: Findings) -> list[dict[str, Any]]:
-    """Return the method as paragraphs: each a title, a text, and the formulas after it as {id, alt}."""
-    sources = (
-        _pairing(results),
-        _tuning(results),
-        _losses(results),
-        _inference(results, findings),
-        _trust(findings),
-        _measures(results, findings),
-    )
-    return [
-        {"title": title, "text": text, "formulas": [{"id": name, "alt": FORMULAS[name]} for name in names]}
-        for source in sources
-        for title, text, *names in source
-    ]
-
-
-Paragraphs = Iterator[tuple[str, ...]]
+def paragraphs(results: Results, findings: Findings) -> Paragraphs:
+    """Yield the paragraphs of the method."""
+    yield from _pairing(results)
+    yield from _tuning(results)
+    yield from losses(results)
+    yield from _inference(results, findings)
+    yield from _trust(findings)
+    yield from measures(results, findings)
 
 
 def _pairing(results: Results) -> Paragraphs:
@@ -163,23 +142,6 @@ def _own_streams(results: Results) -> str:
     return f" Exception: {' and '.join(arms)} deliberately {words} random streams." if arms else ""
 
 
-def _losses(results: Results) -> Paragraphs:
-    study = results.study
-    arms = {name: study.arm(name) for name in study.grid.arms}
-    for name in dict.fromkeys(arm.loss for arm in arms.values()):
-        using = [f"{label}{_options(arm.options)}" for label, arm in arms.items() if arm.loss == name]
-        summary = loss[name].summary.replace(" - ", " − ").replace(" x ", " × ")
-        text = f"{summary} Arms: {', '.join(using)}."
-        if name in ("clip", "siglip"):
-            text += " With x and y the unit embeddings of a batch of B images and texts:"
-        yield (f"The loss {name}", text, *([name] if name in FORMULAS else []))
-
-
-def _options(options: dict[str, Any]) -> str:
-    words = ", ".join(f"{key} = {value}" for key, value in options.items())
-    return f" ({words})" if words else ""
-
-
 def _inference(results: Results, findings: Findings) -> Paragraphs:
     if not findings.claims:
         return
@@ -193,7 +155,7 @@ def _inference(results: Results, findings: Findings) -> Paragraphs:
         f"still one run: n counts seeds. The interval is Student's, at a confidence of {level}: 95% shared among "
         f"{looks}{count} {'claim' if count == 1 else 'claims'} (Bonferroni), so interval and verdict cannot disagree. "
         "From the mean and the standard deviation s of the n differences:",
-        "interval",
+        INTERVAL,
     )
     if any(results.runs[axis].nunique() > 1 for axis in AXES):
         yield (
@@ -266,69 +228,6 @@ def _trust(findings: Findings) -> Paragraphs:
             "Error rates of these verdicts",
             f"Measured for the contrasts of this study. {rates} All settings are in docs/calibration.md of the source; "
             "the command stability calibrate measures them again.",
-        )
-
-
-def _measures(results: Results, findings: Findings) -> Paragraphs:
-    columns = set(results.steps.columns)
-    scales = {
-        claim.measure for claim in findings.claims if results.measures[claim.measure].transform == "log_above_chance"
-    }
-    if "gradient_noise_trace_towers" in columns:
-        yield (
-            "Gradient noise",
-            "At a checkpoint, gradients g of K whole batches of the training size are drawn independently; a batch is "
-            "never split, since a contrastive loss couples its samples. Trace and squared mean are averaged over a "
-            "window of steps before they are divided, because |G|² alone may come out negative. Towers and the loss's "
-            "scalars are apart.",
-            "noise",
-        )
-    if "matched_bias" in columns:
-        yield (
-            "Both losses at the same parameters",
-            "The gradient noise of CLIP's loss and of SigLIP's is taken over the same batches at one checkpoint, "
-            "whichever loss trained it, at the checkpoint's own t. Where it has no b, SigLIP's is the one that "
-            "minimizes its mean loss over as many batches of held-out pairs: b is never fitted on a pair of the "
-            "training set, of which the batches that are measured are drawn.",
-        )
-    if scales and any(contrast[claim.contrast].traits.on == "transform" for claim in findings.claims):
-        yield (
-            "Bounded measures",
-            "A measure x between chance c and 1 is compared on a chance-corrected logarithmic scale, because otherwise "
-            "an arm with low initial values would appear to lose less. Values below 1.1 × chance are set to 1.1 × "
-            "chance.",
-            "chance",
-        )
-    if any(claim.contrast == "time_to_threshold" for claim in findings.claims):
-        yield (
-            "Time to threshold",
-            "T is the first evaluation at or beyond the threshold, N the steps of a run. A run that never gets there "
-            "counts as one that took all N, which draws the ratio towards 1. Per seed s:",
-            "time",
-        )
-    if "hessian_max_eigenvalue" in columns:
-        yield (
-            "Curvature",
-            "The Hessian H belongs to the mean training loss over fixed batches. Its ends and density come from "
-            "Lanczos with full reorthogonalization, its trace from Hutchinson's estimate, all seeded. Sharpness is "
-            "taken as Adam sees it, over the towers, in units of the edge of stability at momentum β₁ and learning "
-            "rate η (Cohen et al. 2022, arXiv:2207.14484):",
-            "sharpness",
-        )
-    if "filter_sharpness" in columns:
-        yield (
-            "Flatness",
-            "Every filter of the encoders (the weights behind one output) is moved at random by a given share of its "
-            "own norm, in both directions; the mean rise of the loss over fixed batches, divided by the loss's chance "
-            "level, changes neither with the loss's scale nor with the scale of a filter (Li et al. 2018, "
-            "arXiv:1712.09913).",
-        )
-    if "margin" in columns:
-        yield (
-            "Margin and relative bias",
-            "p is the smallest similarity of a matching held-out pair, q the largest of a mismatched one (trimmed: the "
-            "5% and 95% quantiles). Pairs with equal captions match (Bangachev et al. 2025, arXiv:2509.18552).",
-            "margin",
         )
 
 

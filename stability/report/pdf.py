@@ -30,14 +30,13 @@ def why_no_pdf() -> str:
 def document(report: Mapping[str, Any], figures: Mapping[str, str]) -> bytes:
     """Return the PDF of a report, given each figure's SVG by id.
 
-    The template reads the report as data, so none of its text is interpreted as markup. Raises `ImportError` if
-    `why_no_pdf` gives a reason.
+    The template reads the report as data: only its formulas, which no study can set, are interpreted as markup. Raises
+    `ImportError` if `why_no_pdf` gives a reason.
     """
     import typst
 
     files: Any = {  # typst accepts the files of a document by name, but its type hints do not cover that
         "main": (TEMPLATES / "report.typ").read_bytes(),
-        "formulas.typ": (TEMPLATES / "formulas.typ").read_bytes(),
         "report.json": json.dumps(report, allow_nan=False).encode(),
         **{f"{name}.svg": svg.encode() for name, svg in figures.items()},
     }

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stability.registry import InputError
+from stability.report.evidence import RULE, answer, coverage, entries
 from stability.report.html import environment
-from stability.report.ledger import RULE, answer, coverage, entries
 from stability.report.pdf import why_no_pdf
 from stability.store import read_manifest, write_atomically
 from stability.study import shipped_studies

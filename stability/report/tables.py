@@ -190,6 +190,11 @@ def _text(value: Any) -> str:
     return minus(number(as_json)) if isinstance(as_json, float) else str(as_json)
 
 
+def number_cell(value: float) -> Json:
+    """Return a number as a cell; one that is not finite is "–" and null."""
+    return {"text": minus(number(value)) if math.isfinite(value) else "–", "value": plain(value)}
+
+
 def _with_error(value: float, error: float | None) -> Json:
     cell = _cell(value)
     if error is not None and math.isfinite(error):

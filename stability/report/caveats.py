@@ -1,4 +1,4 @@
-"""Doubts about a verdict: cells that disagree, effects smaller than their margin, and coarse time resolution."""
+"""Caveats of a verdict: cells that disagree, effects smaller than their margin, and coarse time resolution."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TITLES = {"turns": "Opposite signs between cells", "differs": "Heterogeneous eff
 
 
 @dataclass(frozen=True)
-class Doubts:
-    """Doubts about the verdicts of a study, by claim id.
+class Caveats:
+    """What the data say against the verdicts of a study, by claim id.
 
     Attributes:
         heterogeneity: How the effects in the claim's cells disagree.
@@ -34,8 +34,8 @@ class Doubts:
     idle: Mapping[str, tuple[str, str]]
 
 
-def doubts(results: Results, findings: Findings) -> Doubts:
-    """Return the doubts that the data raise about the verdict of each tested claim."""
+def caveats_of(results: Results, findings: Findings) -> Caveats:
+    """Return what the data say against the verdict of each tested claim."""
     heterogeneity: dict[str, Heterogeneity] = {}
     idle: dict[str, tuple[str, str]] = {}
     for claim, finding in zip(results.study.claims, findings.claims, strict=True):
@@ -46,19 +46,19 @@ def doubts(results: Results, findings: Findings) -> Doubts:
             heterogeneity[claim.id] = disagreement
         if note := _idle(claim, finding, inputs):
             idle[claim.id] = note
-    return Doubts(heterogeneity, idle)
+    return Caveats(heterogeneity, idle)
 
 
-def doubtful(findings: Findings, claim_doubts: Doubts) -> Iterator[tuple[str, str]]:
-    """Yield a limitation for each doubt about a claim."""
+def doubtful(findings: Findings, caveats: Caveats) -> Iterator[tuple[str, str]]:
+    """Yield a limitation for each caveat of a claim."""
     for finding in findings.claims:
-        if disagreement := claim_doubts.heterogeneity.get(finding.id):
+        if disagreement := caveats.heterogeneity.get(finding.id):
             yield (
                 TITLES[disagreement.how],
                 f"“{finding.text}”: {disagreement.sentence} (intervals at 95% for all cells together). The effect "
                 f"given, {effect_in_words(finding.effect, finding.ratio)}, is the mean over the cells.",
             )
-        if note := claim_doubts.idle.get(finding.id):
+        if note := caveats.idle.get(finding.id):
             yield note[0], f"“{finding.text}”: {note[1]}"
 
 

@@ -1,9 +1,10 @@
-"""The limitations of a study that its own data show, each with a title and one or two sentences."""
+"""The section of the limitations that a study's own data show, each with a title and one or two sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ import pandas as pd
 from stability.analysis import MIN_CHANCE_RATIO, Findings, Results, summarize
 from stability.contrasts import contrast
 from stability.probes import probe
-from stability.report.doubts import Doubts, coarse, doubtful, doubts
+from stability.report.blocks import Code, Paragraph, Part
+from stability.report.caveats import coarse, doubtful
 from stability.report.failures import failures
+from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import signs
 from stability.stats.wording import number, percent, seeds
 from stability.study import optimizer_of
@@ -29,17 +32,18 @@ CONVERGED = 0.05
 """An eigenvalue counts as converged if its residual is at most this share of it."""
 
 
-def limitations(results: Results, findings: Findings, claim_doubts: Doubts | None = None) -> list[dict[str, str]]:
-    """Return the limitations of a study as {title, text}, those that affect the verdicts first.
+Limitations = Iterator[tuple[str, str]]
 
-    *claim_doubts* is the result of `doubts`, computed here if None.
-    """
-    claim_doubts = claim_doubts or doubts(results, findings)
+
+@section(order=190, title="Limitations that the data show", short="Limitations")
+def limitations(data: ReportData) -> Blocks:
+    """Yield the limitations of a study, those that affect the verdicts first, and the tracebacks of failed runs."""
+    results, findings = data.results, data.findings
     sources = (
         _unfinished(results),
         _open_claims(findings),
         _fragile(findings),
-        doubtful(findings, claim_doubts),
+        doubtful(findings, data.caveats),
         _not_replicated(findings),
         _diverged(results),
         _left_out(results),
@@ -54,10 +58,10 @@ def limitations(results: Results, findings: Findings, claim_doubts: Doubts | Non
         _timed(results),
         _scope(results),
     )
-    return [{"title": title, "text": signs(text)} for source in sources for title, text in source]
-
-
-Limitations = Iterator[tuple[str, str]]
+    for title, text in chain.from_iterable(sources):
+        yield Part(title, (Paragraph(signs(text)),))
+    for failure in failures(results):
+        yield Part(f"Traceback: {failure['reason']}", (Code(failure["traceback"]),), folded=True)
 
 
 def _unfinished(results: Results) -> Limitations:

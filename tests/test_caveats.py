@@ -10,12 +10,12 @@ from numpy.testing import assert_allclose
 from stability import stats
 from stability.analysis import analyze
 from stability.analysis.cells import Cell, by_cell, heterogeneity_of
-from stability.report.doubts import coarse, doubts
-from stability.report.limitations import limitations
-from stability.report.method import method
-from stability.report.model import describe
+from stability.report.caveats import caveats_of, coarse
+from stability.report.data import ReportData
+from stability.report.model import answers
 from stability.stats.wording import percent
 from stability.study import parse_study
+from tests.report_blocks import texts_of
 
 LEVEL = """
 [[claims]]
@@ -85,14 +85,14 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     study = study_of(LEVEL)
     made = made_of(study, factor)
     findings = analyze(made, checks=False)
-    found = doubts(made, findings).heterogeneity.get("level")
+    found = caveats_of(made, findings).heterogeneity.get("level")
     assert (found and found.how) == how
-    answer = describe(made, findings, [])["answers"][2]
-    said = {limit["title"]: limit["text"] for limit in limitations(made, findings)}
+    answer = answers(ReportData(made, findings))[2]
+    said = texts_of("limitations", made, findings)
     assert answer["turns"] == (how == "turns")
     assert bool(answer["uneven"]) == (how == "turns")  # that it only differs is said of the primary claim
-    first = describe(made, replace(findings, claims=tuple(replace(c, primary=True) for c in findings.claims)), [])
-    assert bool(first["answers"][2]["uneven"]) == (how is not None)
+    primary = replace(findings, claims=tuple(replace(c, primary=True) for c in findings.claims))
+    assert bool(answers(ReportData(made, primary))[2]["uneven"]) == (how is not None)
     assert ("Opposite signs between cells" in said) == (how == "turns")
     assert ("Heterogeneous effect between cells" in said) == (how == "differs")
     if how:
@@ -127,13 +127,11 @@ def test_equal_sides_that_are_smaller_than_the_margin_are_a_limitation(rates, ti
     made = replace(made, steps=steps)
     findings = analyze(made, checks=False)
     assert findings.claims[2].verdict == "equivalent"
-    found = doubts(made, findings).idle.get("spikes")
+    found = caveats_of(made, findings).idle.get("spikes")
     assert (found and found[0]) == title
-    told = describe(made, findings, [])
-    assert told["answers"][2]["idle"] == (found and found[1])
-    assert [each["title"] for each in told["limitations"] if "SigLIP spikes less" in each["text"]] == [title] * bool(
-        title
-    )
+    assert answers(ReportData(made, findings))[2]["idle"] == (found and found[1])
+    limits = texts_of("limitations", made, findings)
+    assert [name for name, text in limits.items() if "SigLIP spikes less" in text] == [title] * bool(title)
 
 
 def test_steps_that_are_counted_in_strides_longer_than_the_margin_are_a_limitation():
@@ -150,7 +148,7 @@ def test_steps_that_are_counted_in_strides_longer_than_the_margin_are_a_limitati
 def test_the_method_says_what_a_claim_takes_of_a_run_and_along_what():
     study = study_of(LEVEL)
     made = curves(study)
-    told = {part["title"]: part["text"] for part in method(made, analyze(made, checks=False))}
+    told = texts_of("method", made, analyze(made, checks=False))
     late = "the mean over the last fifth of a run's steps"
     assert (
         f"Measure: Recall@1, {late}, as a logarithm above chance; contrast slope over noise" in told["The claim slope"]

@@ -4,7 +4,7 @@ import pytest
 
 from stability.registry import InputError
 from stability.report import publish
-from stability.report.ledger import answer, coverage, entries, steadier
+from stability.report.evidence import answer, coverage, entries, steadier
 from stability.study import shipped_studies
 
 CLAIM = {
