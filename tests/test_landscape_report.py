@@ -13,7 +13,7 @@ import torch
 from stability import landscape
 from stability.execute import replay_run, run
 from stability.grid import runs_of
-from stability.landscape.figures import Place, bands, connectivity_figure, line_figure, plane_figure
+from stability.landscape.figures import CenterMarker, connectivity_figure, contour_levels, line_figure, plane_figure
 from stability.study import parse_study
 from tests.test_cli import called
 
@@ -133,7 +133,7 @@ def made(function) -> pd.DataFrame:
 
 
 def drawn(table, at=(0.0, 0.0)):
-    return plane_figure(table, ("x", "y"), "loss (nats)", "made", Place(at, 1.0, (2.0, -4.0)))
+    return plane_figure(table, ("x", "y"), "loss (nats)", "made", CenterMarker(at, 1.0, (2.0, -4.0)))
 
 
 def test_a_plane_names_axes_curvature_centre_and_lowest_point():
@@ -165,7 +165,7 @@ def test_a_flat_plane_and_a_centre_outside_it_can_be_drawn():
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 7.5), (0.01, 500.0), (2.0, 2.0), (1.93, 331.7)])
 def test_bands_rise_and_hold_all_values(low, high):
-    edges = bands(low, high)
+    edges = contour_levels(low, high)
     assert edges == sorted(set(edges))
     assert edges[0] <= low <= high <= edges[-1]
 
@@ -173,7 +173,7 @@ def test_bands_rise_and_hold_all_values(low, high):
 def test_a_line_shows_its_parabola_and_where_it_is_not_finite():
     steps = np.linspace(-1, 1, 5)
     table = pd.DataFrame({"first": steps, "value": [np.nan, 1.0, 0.0, 1.0, 4.0], "model": 4 * steps**2})
-    figure = line_figure(table, "log t", "loss (nats)", "made", Place((0.0,), 0.0, (8.0,)))
+    figure = line_figure(table, "log t", "loss (nats)", "made", CenterMarker((0.0,), 0.0, (8.0,)))
     assert "curvature d'Hd 8 along the line; 1 of 5 points not finite" in words_of(figure)
     figure.savefig("/dev/null", format="png")
 

@@ -46,29 +46,23 @@ SMALL = {
     "grid.batch_size = [16, 32]": "grid.batch_size = [16]",
     "steps = 20": "steps = 10",
 }
-"""What is less in the quickstart's smoke scale where the README trains it a second and a third time."""
+"""What is less in the smoke scale of the quickstart here; `make test-slow` trains all of it, for the pages of docs."""
 
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch, one_core):
-    """A folder with nothing in it but the README's files and data of the reader's own."""
+    """A folder with the README's files, data of the reader's own, and a quickstart whose smoke scale is smaller."""
     numbers = np.random.default_rng(0)
     np.savez(tmp_path / "vectors.npz", audio=numbers.normal(size=(200, 6)), text=numbers.normal(size=(200, 4)))
     for name, block in FILES.items():
         (tmp_path / name).write_text(block)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def small_quickstart(reader):
-    """A quickstart whose smoke scale is smaller, in front of the one that ships with the package."""
     text = shipped_studies()["quickstart"].read_text()
     for before, after in SMALL.items():
         assert text.count(before) == 1
         text = text.replace(before, after)
-    (reader / "studies").mkdir()
-    (reader / "studies" / "quickstart.toml").write_text(text)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "quickstart.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
 
 
 def commands(pattern: str) -> list[str]:
@@ -109,7 +103,7 @@ def test_every_command_and_block_about_the_quickstart_s_run(reader, capsys):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_every_command_of_a_chapter_in_the_order_of_reading(chapter, small_quickstart):
+def test_every_command_of_a_chapter_in_the_order_of_reading(chapter, reader):
     run_all(commands(CHAPTERS[chapter]))
 
 
@@ -120,7 +114,7 @@ def execute(block: str) -> None:
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
-def test_every_other_code_block(small_quickstart, capsys):
+def test_every_other_code_block(reader, capsys):
     for block in BLOCKS:
         if "runs/quickstart-smoke" not in block:
             execute(block)

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability import analysis
-from stability.agreement import agreement
 from stability.execute import run
 from stability.execute.verifying import verify
 from stability.grid import runs_of, tuning_runs_of
 from stability.registry import InputError
+from stability.replication_agreement import agreement
 from stability.report import describe, publish, render
 from stability.store import read_manifest, read_study, replications_in
 from stability.study import Study, load_study, parse_study, with_loss

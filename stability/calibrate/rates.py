@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stability import contrasts, stats
-from stability.calibrate.worlds import BUDGET, LEVELS, YES_NO, NoiseModel, shape, world
+from stability.calibrate.scenarios import BUDGET, LEVELS, YES_NO, NoiseModel, shape, world
 from stability.contrasts import contrast
 from stability.registry import InputError, nearest
 from stability.stats import Comparison

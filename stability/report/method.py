@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from stability.agreement import RULE
 from stability.analysis import Finding, Findings, Results, look_sentence
 from stability.analysis.pairing import AXIS_WORDS, reading_of
 from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
 from stability.losses import loss
+from stability.replication_agreement import RULE
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Claim, Train, optimizer_of, search_of, settings_of
 

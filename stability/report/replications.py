@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stability.agreement import RULE
 from stability.analysis import Finding, Findings, Replication
+from stability.replication_agreement import RULE
 from stability.report.figures.replications import replicated_rows
 from stability.report.tables import Json, effect_in_words, interval_in_words, plain
 

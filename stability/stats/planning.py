@@ -107,13 +107,28 @@ def seeds_to_settle(
     fewest = math.ceil(1 - math.log2(1 - confidence))
     if sd == 0:
         return fewest
-    # chdtri inverts the upper tail: 80% of the distribution lies above the 0.2 quantile.
-    bound = sd * math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
+    bound = upper_sd(sd, n)
     width = math.log(high) if ratio else high
-    if bound > 100 * width:
-        return None
-    to_detect = seeds_needed(width, bound, confidence=confidence, target=target)
-    return max(to_detect, seeds_for_equivalence(width, bound, confidence=confidence, target=target))
+    return None if bound > 100 * width else seeds_for_both(width, bound, confidence=confidence, target=target)
+
+
+def upper_sd(sd: float, n: int) -> float:
+    """Return the upper 80% bound of a standard deviation that was estimated from *n* pairs."""
+    # chdtri inverts the upper tail: 80% of the distribution lies above the 0.2 quantile.
+    return sd * math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
+
+
+def seeds_for_both(margin: float, sd: float, *, confidence: float = 0.95, target: float = 0.8) -> int:
+    """Return the seeds that detect a difference of the margin and show equality of equal arms.
+
+    Args:
+        margin: The margin on the scale of the test.
+        sd: Standard deviation of the paired differences, on the same scale.
+        confidence: 1 - alpha.
+        target: Power of either test to reach.
+    """
+    to_detect = seeds_needed(margin, sd, confidence=confidence, target=target)
+    return max(to_detect, seeds_for_equivalence(margin, sd, confidence=confidence, target=target))
 
 
 def looks(at: Sequence[int] = (5, 10, 20), *, alpha: float = 0.05) -> dict[int, float]:

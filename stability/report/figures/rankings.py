@@ -13,7 +13,7 @@ from stability.analysis import Findings, Ranked
 from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
 from stability.results import LOGARITHMS
-from stability.stats.rankings import Place
+from stability.stats.rankings import RankedArm
 from stability.stats.wording import between, confidence_in_percent, number
 
 ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
@@ -27,7 +27,7 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
         if ranking.problem:
             continue
         confidence = confidence_in_percent(ranking.confidence)
-        first = ranking.places[0]
+        first = ranking.arms[0]
         yield ReportFigure(
             id=f"ranking-{index}",
             section="ranking",
@@ -35,8 +35,8 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
             caption=f"{ranked.label} ({_SCALES[ranked.transform]}), the mean over {ranking.n} seeds of each arm less "
             f"that of the first, with intervals that hold at {confidence} for all {len(ranking.pairs)} pairs together. "
             "Arms that share a letter cannot be told apart.",
-            alt=f"Ranking of {len(ranking.places)} arms by {ranked.label}. {first.name} is first, in group "
-            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.places[1:]) + ".",
+            alt=f"Ranking of {len(ranking.arms)} arms by {ranked.label}. {first.name} is first, in group "
+            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.arms[1:]) + ".",
             figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
@@ -50,7 +50,7 @@ _SCALES = {
 }
 
 
-def _words(entry: Place) -> str:
+def _words(entry: RankedArm) -> str:
     return f"{entry.name} {number(entry.behind)} ({between(entry.interval, False)}), in group {entry.letters}"
 
 
@@ -65,7 +65,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
             "high": entry.interval[1],
             "letters": entry.letters,
         }
-        for rank, entry in enumerate(ranked.found.places, start=1)
+        for rank, entry in enumerate(ranked.found.arms, start=1)
     ]
     table = pd.DataFrame(rows)
     return table.rename(columns={"mean": "mean log"}) if ranked.transform in LOGARITHMS else table
@@ -73,7 +73,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
 
 def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
-    places = ranked.found.places
+    places = ranked.found.arms
     columns = sorted({letter for entry in places for letter in _letters(entry)}, key=lambda label: (len(label), label))
     total = TOP + ROW * len(places) + FOOT
     right = COLUMN * (len(columns) + 1)
@@ -102,6 +102,6 @@ def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     return figure
 
 
-def _letters(entry: Place) -> list[str]:
+def _letters(entry: RankedArm) -> list[str]:
     """Split an arm's letters; after the end of the alphabet, a letter is followed by a number."""
     return re.findall(r"[a-z]\d*", entry.letters)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stability.stats.wording import enumerated
+
 RULE = (
     "A replication tests the claims of the study again, with its own runs and its own tuning, at the same margins and "
     "confidence. If the study and all finished replications have the same verdict, the claim has it everywhere (if "
@@ -86,5 +88,4 @@ def _plain(verdict: str) -> str:
 
 
 def _join(names: Sequence[str]) -> str:
-    plain = [name.replace("-", " ") for name in names]
-    return " and ".join(filter(None, [", ".join(plain[:-1]), plain[-1]]))
+    return enumerated([_plain(name) for name in names])
