@@ -102,7 +102,7 @@ def test_a_study_of_a_packaged_loss_trains_in_worker_processes(installed, brief_
 
     paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "stability.cli", "run", "brief.toml", "--scale", "smoke", "--on", "processes:1"],
+        [sys.executable, "-m", "stability.cli", "run", "brief.toml", "--on", "processes:1"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
@@ -110,4 +110,4 @@ def test_a_study_of_a_packaged_loss_trains_in_worker_processes(installed, brief_
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/brief-smoke/report/index.html").is_file()
+    assert (tmp_path / "runs/brief-small/report/index.html").is_file()
