@@ -102,7 +102,15 @@ def plane_figure(
 
 
 def line_figure(table: pd.DataFrame, label: str, value: str, title: str, center: CenterMarker) -> Figure:
-    """Plot the value along a line and the parabola at its center; *table* has columns first, value and model."""
+    """Plot the value along a line and the parabola at its center; *table* has columns first, value and model.
+
+    Args:
+        table: One row per point, with columns first (the coordinate), value and model (the parabola).
+        label: Name of the coordinate.
+        value: Name of the value, with its unit.
+        title: Title of the figure.
+        center: The marker at the center.
+    """
     finite = table[np.isfinite(table["value"])]
     figure, axes = _canvas(COLUMN * 0.7, title, _notes(center, table))
     axes.plot(table["first"], table["value"], color=_line_color(0), marker=".", label=value)
@@ -129,6 +137,13 @@ def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, 
     """Plot loss and recall along the straight line between two runs, with the chord and the largest gap to it.
 
     Both tables have columns first, value and chord; *errors* holds 1 - recall.
+
+    Args:
+        losses: One row per point of the line, with columns first, value and chord.
+        errors: The same for 1 - recall.
+        value: Name of the loss, with its unit.
+        title: Title of the figure.
+        note: Second line of the title.
     """
     recall = errors.assign(value=1 - errors["value"], chord=1 - errors["chord"])
     figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")

@@ -20,6 +20,12 @@ def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -
     1 - F(t; n - 1, d sqrt(n)) + F(-t; n - 1, d sqrt(n)), F the noncentral t distribution, d = effect / sd
     in standard deviations of the paired differences.
 
+    Args:
+        n: Number of seeds.
+        effect: True mean difference.
+        sd: Standard deviation of the paired differences, in the same unit.
+        confidence: 1 - alpha.
+
     >>> round(power(10, 1.0), 2), round(power(16, 1.0, confidence=0.99), 2)
     (0.8, 0.83)
     """
@@ -43,6 +49,13 @@ def equivalence_power(
 
     Given the sample SD s, the test rejects if |mean| < margin - t s / sqrt(n). This function averages that
     probability over the chi-square distribution of s, at 500 equally likely values.
+
+    Args:
+        n: Number of seeds.
+        margin: Half the width of the region of equality.
+        sd: Standard deviation of the paired differences, in the same unit.
+        effect: True mean difference.
+        confidence: 1 - alpha.
     """
     check_confidence(confidence)
     if n < 2:
@@ -59,6 +72,12 @@ def equivalence_power(
 def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
     """Return the smallest number of seeds whose power to detect *effect* reaches *target*.
 
+    Args:
+        effect: True mean difference.
+        sd: Standard deviation of the paired differences, in the same unit.
+        confidence: 1 - alpha.
+        target: Power to reach.
+
     >>> [seeds_needed(d, confidence=c) for d in (1.0, 1.5) for c in (0.95, 0.99)]
     [10, 16, 6, 9]
     """
@@ -70,6 +89,12 @@ def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, ta
 
 def seeds_for_equivalence(margin: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
     """Return the smallest number of seeds whose power to show equivalence of equal arms reaches *target*.
+
+    Args:
+        margin: Half the width of the region of equality.
+        sd: Standard deviation of the paired differences, in the same unit.
+        confidence: 1 - alpha.
+        target: Power to reach.
 
     >>> seeds_for_equivalence(1.0), seeds_for_equivalence(0.5), seeds_for_equivalence(0.5, confidence=0.99)
     (11, 36, 55)
