@@ -131,9 +131,7 @@ def checksum_matches(path: Path, expected: str | None) -> bool:
 
 def damaged_groups(run_dir: Path, groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a sentence for each finished group whose file is missing or has another checksum."""
-    finished = {
-        group_path(run_dir, group["id"]): group["checksum"] for group in groups if group["status"] == "finished"
-    }
+    finished = {group_path(run_dir, g["id"]): g["checksum"] for g in groups if g["status"] == "finished"}
     return tuple(
         f"{path}: missing or damaged; `stability run` will compute it again"
         for path, expected in finished.items()
