@@ -103,7 +103,7 @@ def eigen(
         steps: Lanczos steps.
         seed: Seed of the first Lanczos vector.
         block: Returns whether a parameter, by its name, takes part; None for all.
-        chunk_size: Number of batches that are computed together; None for all that fit.
+        chunk_size: Number of batches that share one graph; None for as many as memory holds.
     """
     pairs = eigenvectors(
         objective, params, count, end=end, steps=steps, seed=seed, batches=batches, block=block, chunk_size=chunk_size
