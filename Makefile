@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install demo test test-slow docs lint browser clean
+.PHONY: install demo test check test-slow docs lint browser clean
 
 install: $(READY)
 
@@ -24,6 +24,19 @@ lint: $(READY)
 # Two processes: half of the suite's time is spent waiting for processes that it starts.
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+# What concerns a change, in seconds: make check stability/losses/softmax.py. The files are goals without a recipe.
+FILES := $(filter %.py,$(MAKECMDGOALS))
+PACKAGE_FILES := $(filter stability/%,$(FILES))
+
+check: $(READY)
+	$(if $(FILES),,$(error name the changed files: make check FILE.py ...))
+	$(BIN)/ruff check $(FILES)
+	$(BIN)/ruff format --check $(FILES)
+	$(if $(PACKAGE_FILES),$(BIN)/mypy $(PACKAGE_FILES))
+	$(BIN)/pytest --quiet $(shell $(BIN)/python tests/concerned.py $(FILES)) || [ $$? -eq 5 ]  # 5: there is none
+
+$(FILES): ; @:
 
 # The documentation as pages, in site/; a broken link or an unknown name fails.
 docs: $(READY)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stability.analysis import Finding, Findings, Results, analyze, load_results, summarize
 from stability.registry import InputError, nearest
-from stability.store import write_atomically
+from stability.store import write_atomically, writing
 from stability.vocabulary import AXES, VERDICTS
 
 RUN_COLUMNS = {
@@ -160,19 +160,11 @@ def export(
     if format not in FORMATS:
         raise InputError(f"--format: unknown format {format!r}{nearest(format, FORMATS)}")
     results = load_results(run_dir, warn)
-    folder = writable(Path(out) if out is not None else Path(run_dir) / "export")
-    paths = {}
-    for name, frame in tables(results, analyze(results)).items():
-        paths[name] = folder / f"{name}.{format}"
-        write_atomically(paths[name], FORMATS[format](frame))
-    return paths
-
-
-def writable(folder: Path) -> Path:
-    """Create a folder if needed and return it, or raise `InputError` that names it."""
-    try:
+    folder = Path(out) if out is not None else Path(run_dir) / "export"
+    with writing(f"--out {folder}:", "; name a folder that can"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"--out {folder}: cannot be written ({reason}); name a folder that can") from error
-    return folder
+        paths = {}
+        for name, frame in tables(results, analyze(results)).items():
+            paths[name] = folder / f"{name}.{format}"
+            write_atomically(paths[name], FORMATS[format](frame))
+    return paths

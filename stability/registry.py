@@ -19,6 +19,14 @@ class InputError(ValueError):
     """The user's input is wrong; the message is one plain sentence. The command line exits with 2."""
 
 
+class UnknownNameError(InputError):
+    """A name is not registered; `kind` says as what, for example ``loss``."""
+
+    def __init__(self, sentence: str, kind: str = "") -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
 FORMER_NAMES = {
     "loss": "arms",
     "pairs": "train_pairs",
@@ -202,7 +210,7 @@ class Registry(Mapping[str, Variant[T]]):
     (['red_apple', 'lemon'], True, 'A red one.')
     >>> fruit.get_or_explain("lemmon", "study.toml: fruit")
     Traceback (most recent call last):
-    stability.registry.InputError: study.toml: fruit: unknown fruit 'lemmon'; did you mean 'lemon'? (known: lemon,
+    stability.registry.UnknownNameError: study.toml: fruit: unknown fruit 'lemmon'; did you mean 'lemon'? (known: lemon,
     red_apple)
     >>> @fruit(sower=True)
     ... def lime(): ...
@@ -283,9 +291,9 @@ class Registry(Mapping[str, Variant[T]]):
         self._variants[name] = replace(self._variants[name], source=source, package=package)
 
     def get_or_explain(self, name: str, where: str) -> Variant[T]:
-        """Return the variant called *name*, or raise `InputError` with the nearest name."""
+        """Return the variant called *name*, or raise `UnknownNameError` with the nearest name."""
         if name not in self:
-            raise InputError(f"{where}: unknown {self.kind} {name!r}{nearest(name, self)}")
+            raise UnknownNameError(f"{where}: unknown {self.kind} {name!r}{nearest(name, self)}", self.kind)
         return self[name]
 
 

@@ -27,7 +27,15 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """One row: an arm or a level, the published figure, and ours with its interval over *n* seeds (NaN: none)."""
+    """One row: an arm or a level, the published figure, and ours with its interval over *n* seeds (NaN: none).
+
+    Attributes:
+        of: An arm, or a level of the axis.
+        published: The published number; NaN if there is none.
+        ours: Our number; NaN if there is none.
+        interval: 95% interval of our number.
+        n: Number of seeds that have a value.
+    """
 
     of: str
     published: float

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from scipy.special import chdtri
 
 from stability import analysis, stats
 from stability.analysis import Results, claim_confidence, compared
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.registry import InputError
+from stability.stats.planning import seeds_for_both, upper_sd
 from stability.study import Claim, Study
 from stability.vocabulary import TRANSFORMS
 
@@ -91,10 +91,10 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
         sd, n = comparison.sd, comparison.n
         if not (math.isfinite(sd) and sd > 0):
             return replace(need, why=f"the differences of the pilot's {n} seeds do not vary")
-    bound = sd * math.sqrt((n - 1) / float(chdtri(n - 1, TARGET))) if n else sd
+    bound = upper_sd(sd, n) if n else sd
     if bound > MOST_MARGINS * width:
         return replace(need, why=f"the differences vary more than {MOST_MARGINS} times the margin")
-    likely, safe = (_settling(width, spread, confidence) for spread in (sd, bound))
+    likely, safe = (seeds_for_both(width, spread, confidence=confidence, target=TARGET) for spread in (sd, bound))
     return replace(need, pilot=n, sd=sd, bound=bound, likely=likely, safe=safe, note=note)
 
 
@@ -102,11 +102,6 @@ def _is_ratio(claim: Claim, measure: Measure) -> bool:
     """Return whether a claim's margin is a ratio, because of its contrast or of a logarithmic scale."""
     variant = contrast[claim.contrast]
     return variant.traits.ratio or ("log" in variant.options and TRANSFORMS[claim.transform or measure.transform].log)
-
-
-def _settling(width: float, sd: float, confidence: float) -> int:
-    to_detect = stats.seeds_needed(width, sd, confidence=confidence, target=TARGET)
-    return max(to_detect, stats.seeds_for_equivalence(width, sd, confidence=confidence, target=TARGET))
 
 
 def power_curves(needs: Sequence[Need]) -> pd.DataFrame:

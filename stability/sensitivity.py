@@ -14,10 +14,10 @@ from stability import contrasts, stats
 from stability.contrasts import contrast
 from stability.stats import Comparison
 from stability.stats.comparison import Array, Estimate, paired_values
-from stability.stats.distribution_free import rank_estimate, sign_flip_estimate
 from stability.stats.mixed import mixed_model
+from stability.stats.nonparametric import rank_estimate, sign_flip_estimate
 from stability.stats.verdicts import Expect
-from stability.stats.wording import between, number
+from stability.stats.wording import between, enumerated, number
 from stability.vocabulary import NOT_TESTABLE
 
 AnalysisStatus = Literal["done", "boundary", "not-converged", "not-applicable"]
@@ -59,7 +59,14 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Question:
-    """What determines a claim's verdict in addition to the data: contrast, its arguments, direction and margin."""
+    """What determines a claim's verdict in addition to the data.
+
+    Attributes:
+        contrast: Name of the contrast.
+        supplied: The arguments of the contrast besides the arms.
+        expect: The expected direction.
+        margin: Smallest effect that matters, on the displayed scale.
+    """
 
     contrast: str
     supplied: Mapping[str, Any]
@@ -96,7 +103,7 @@ def sensitivity(primary: Comparison, verdict: str, arms: Sequence[Array], questi
     )
     disagreements = [sentence for check in checks if (sentence := _disagreement(check, verdict, primary.ratio))]
     checked = [NAMES[check.name] for check in checks if check.verdict]
-    agreement = f"The verdict, {verdict}, is the same {_listed(checked)}."
+    agreement = f"The verdict, {verdict}, is the same {enumerated(checked)}."
     return Sensitivity(not disagreements, " ".join(disagreements) if disagreements else agreement, checks)
 
 
@@ -181,7 +188,9 @@ def _without_each_seed(primary: Comparison, verdict: str, arms: Sequence[Array],
 
 
 def _without_seeds(seeds: Sequence[int], word: str) -> str:
-    which = f"seed {seeds[0]}" if len(seeds) == 1 else f"any one of the seeds {_listed([str(seed) for seed in seeds])}"
+    which = (
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"any one of the seeds {enumerated([str(seed) for seed in seeds])}"
+    )
     return f"{word} without {which}"
 
 
@@ -194,16 +203,13 @@ def _check(
     outcome: AnalysisStatus,
     note: str,
 ) -> Check:
-    to_display = _exp if primary.ratio else float
+    shown = estimate.displayed(primary.ratio)
     comparison = dataclasses.replace(
         primary,
-        effect=to_display(estimate.center),
-        interval=(to_display(estimate.interval[0]), to_display(estimate.interval[1])),
-        equivalence_interval=(
-            to_display(estimate.equivalence_interval[0]),
-            to_display(estimate.equivalence_interval[1]),
-        ),
-        p_value=estimate.p_value,
+        effect=shown.center,
+        interval=shown.interval,
+        equivalence_interval=shown.equivalence_interval,
+        p_value=shown.p_value,
     )
     word = question.verdict(comparison)
     return Check(name, method, comparison.effect, comparison.interval, comparison.p_value, word, outcome, note)
@@ -221,11 +227,3 @@ def _disagreement(check: Check, verdict: str, ratio: bool) -> str:
     statement = f"{NAMES[check.name].capitalize()} it is {check.verdict}, not {verdict}"
     numbers = f" (effect {number(check.effect)}, interval {between(check.interval, ratio)})"
     return f"{statement}{numbers}{': ' + check.note if check.note else ''}."
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
-def _exp(x: float) -> float:
-    return math.inf if x > 700 else math.exp(x)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
 from stability import analysis, execute
-from stability.execute import Callbacks
+from stability.execute import RunOptions
 from stability.registry import InputError
 from stability.store import MANIFEST, read_manifest
 from stability.study import Study, with_looks
@@ -15,7 +15,7 @@ SETTLED = ("supported", "contradicted", "equivalent")
 """Verdicts after which no more seeds are added."""
 
 FIRST_LOOK = 5
-NO_PROGRESS = Callbacks()
+"""Number of seeds at the first look."""
 
 
 def looks_up_to(most: int) -> tuple[int, ...]:
@@ -35,17 +35,8 @@ def looks_up_to(most: int) -> tuple[int, ...]:
     return (*looks, most) if looks[-1] < most else tuple(looks)
 
 
-def run_until_settled(
-    study: Study,
-    most: int,
-    device: str = "auto",
-    executor: Executor | None = None,
-    out: str | Path | None = None,
-    watch: Callbacks = NO_PROGRESS,
-    save_params: bool = False,
-    replications: bool = True,
-) -> Path:
-    """Train *study* with 5, 10, 20, ... seeds until its primary claim is settled, and return its directory.
+def run_until_settled(study: Study, most: int, where: Path, options: RunOptions) -> None:
+    """Train *study* with 5, 10, 20, ... seeds until its primary claim is settled.
 
     Each look tests at an equal share of the study's alpha (Bonferroni), so repeated looks do not raise the error rate.
     The looks are written to the manifest before the first step and are part of the study's hash; a directory started
@@ -54,37 +45,31 @@ def run_until_settled(
     Args:
         study: The study.
         most: Number of seeds at which training ends in any case.
-        device: Device to train on.
-        executor: Runs the groups; default in this process.
-        out: Run directory; default named after the study.
-        watch: Progress callbacks.
-        save_params: Whether to save final parameters.
-        replications: Whether to train the study's replications at the end, with their own numbers of seeds.
+        where: Run directory.
+        options: How groups are trained. Replications are trained at the end, with their own numbers of seeds.
 
     Raises:
         InputError: The study has no claims.
     """
     if study.primary is None:
         raise InputError(f"--until-settled: the study {study.name!r} has no claim that could be settled")
-    where = Path(out) if out is not None else execute.default_out(study)
+    say = options.callbacks.say
     looks = looks_up_to(most)
     reached = read_manifest(where)["seeds"] if (where / MANIFEST).is_file() else 0
     for seeds in looks:
         # Earlier looks left the claim open, since a later one was reached.
         if seeds < reached and seeds != looks[-1]:
             continue
-        at_look = with_looks(study, looks, seeds)
-        execute.run(at_look, device, executor, where, watch, save_params, replications=False)
+        execute.train_study(with_looks(study, looks, seeds), where, replace(options, replications=False))
         if not _complete(where):
             break
-        findings = analysis.analyze(analysis.load_results(where, watch.say))
+        findings = analysis.analyze(analysis.load_results(where, say))
         if findings.verdict in SETTLED:
             break
         if seeds < looks[-1]:
-            watch.say(f"{seeds} seeds: the primary claim is {findings.verdict}; going on")
-    if replications:
-        execute.run_replications(study, device, executor, where, watch, save_params)
-    return where
+            say(f"{seeds} seeds: the primary claim is {findings.verdict}; going on")
+    if options.replications:
+        execute.train_replications(study, where, options)
 
 
 def _complete(where: Path) -> bool:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from stability.grid import SCHEMA
 from stability.probes import Measure
-from stability.registry import InputError
+from stability.registry import InputError, UnknownNameError
 from stability.study import Study, parse_study, with_looks
 
 MANIFEST = "manifest.json"
@@ -53,6 +53,29 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def writing(subject: str, hint: str = "") -> Iterator[None]:
+    """Turn an `OSError` into the `InputError` that *subject* cannot be written, with the reason and a *hint*.
+
+    >>> with writing("--out runs/a:", "; name a directory that can"):
+    ...     raise PermissionError(errno.EACCES, "Permission denied")
+    Traceback (most recent call last):
+    stability.registry.InputError: --out runs/a: cannot be written (permission denied); name a directory that can
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{subject} cannot be written ({(error.strerror or str(error)).lower()}){hint}") from error
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], subject: str = "") -> None:
+    """Create *folder* and write *files* by name into it, each atomically; errors name it and the *subject*."""
+    with writing(f"{folder}: {subject}".rstrip()):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
 
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -108,9 +131,7 @@ def checksum_matches(path: Path, expected: str | None) -> bool:
 
 def damaged_groups(run_dir: Path, groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a sentence for each finished group whose file is missing or has another checksum."""
-    finished = {
-        group_path(run_dir, group["id"]): group["checksum"] for group in groups if group["status"] == "finished"
-    }
+    finished = {group_path(run_dir, g["id"]): g["checksum"] for g in groups if g["status"] == "finished"}
     return tuple(
         f"{path}: missing or damaged; `stability run` will compute it again"
         for path, expected in finished.items()
@@ -168,13 +189,10 @@ def read_parameters(path: Path, run: str) -> dict[str, Tensor]:
 
 def make_writable(run_dir: Path) -> None:
     """Create a run directory, or raise `InputError` if nothing can be written there."""
-    try:
+    with writing(f"--out {run_dir}:", "; name a directory that can"):
         (run_dir / "groups").mkdir(parents=True, exist_ok=True)
         # An unnamed file: another process that works in this directory neither sees nor removes it.
         TemporaryFile(dir=run_dir / "groups").close()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"--out {run_dir}: cannot be written ({reason}); name a directory that can") from error
 
 
 def remove_stale(run_dir: Path) -> None:
@@ -230,11 +248,10 @@ def read_study(manifest: Mapping[str, Any], where: Path) -> Study:
     source, replication = str(where / MANIFEST), manifest.get("replication", "")
     try:
         study = parse_study(manifest["study_text"], source, manifest["study"], manifest["scale"], replication)
-    except InputError as error:
-        hint = (
-            "; a loss of a file of yours has to be named again: --loss FILE.py" if "unknown loss" in str(error) else ""
-        )
-        raise InputError(f"{error}{hint}") from error
+    except UnknownNameError as error:
+        if error.kind != "loss":
+            raise
+        raise InputError(f"{error}; a loss of a file of yours has to be named again: --loss FILE.py") from error
     if "looks" not in manifest:
         return study
     return with_looks(study, manifest["looks"], manifest["seeds"])

@@ -5,6 +5,8 @@ What only some of them need is imported where it is used, so that the others run
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,23 @@ grid.seeds = 2
 train.steps = 4
 """
 
+BRIEF_PROBE = """
+[probes.retrieval]
+every = 4
+
+[[claims]]
+id = "recall"
+primary = true
+text = "SigLIP recalls more"
+measure = "recall_at_1"
+contrast = "difference"
+compare = ["siglip-log-b", "clip"]
+expect = "higher"
+margin = 0.25
+"""
+
+BRIEF = TINY[: TINY.index("[probes.retrieval]")] + BRIEF_PROBE + TINY[TINY.index("[scales.smoke]") :]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
@@ -128,6 +147,38 @@ def tiny_run(tiny: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from stability.execute import run
 
     return run(tiny, "cpu", out=tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def brief_text() -> str:
+    """The tiny study with the cheapest probe and one claim, for tests in which the measures do not matter."""
+    return BRIEF
+
+
+@pytest.fixture(scope="session")
+def brief() -> Study:
+    return parse_study(BRIEF, "brief.toml", "brief")
+
+
+@pytest.fixture(scope="session")
+def brief_run(brief: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the brief study; treat it as read-only."""
+    from stability.execute import run
+
+    return run(brief, "cpu", out=tmp_path_factory.mktemp("runs") / "brief")
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """One core for the test, so that ``--on local`` trains in this process instead of starting workers."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    # Sessions of tests that run side by side do not all take the same one.
+    os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="session")

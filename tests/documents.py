@@ -12,17 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from stability import cli
-from stability.contrasts import contrast
-from stability.datasets import dataset
-from stability.encoders import encoder
-from stability.losses import loss
-from stability.probes import probe
+from command_line import CATALOGUES, call
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-CATALOGUES = (loss, encoder, dataset, probe, contrast)
 NOT_RUN = " (not run)"
 
 Start = Callable[[list[str], Path], None]
@@ -79,17 +72,17 @@ def start_here(words: list[str], folder: Path) -> None:
     """Run a command in this process, whose folder is *folder*, as if it were one of its own: nothing is left of it."""
     program, *rest = words
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", words)
         patch.syspath_prepend(folder)
-        for registry in CATALOGUES:
-            patch.setattr(registry, "_variants", dict(registry._variants))
         if program == "python":
+            patch.setattr(sys, "argv", words)
+            for registry in CATALOGUES:
+                patch.setattr(registry, "_variants", dict(registry._variants))
             runpy.run_path(rest[0], run_name="__main__")
         else:
             assert program == "stability", words
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-            assert not ended.value.code, words
+            called = call(*rest)
+            assert called.code == 0, (words, called.err)
+            sys.stdout.write(called.out)
     for name in [name for name in sys.modules if (folder / f"{name}.py").is_file()]:
         del sys.modules[name]
 

@@ -15,6 +15,7 @@ from scipy.stats import binomtest, multinomial
 
 from stability import cli
 from stability.calibrate import record
+from stability.calibrate.aa_tests import Twins
 from stability.calibrate.rates import (
     CORRELATIONS,
     SEEDS,
@@ -29,8 +30,7 @@ from stability.calibrate.rates import (
     simulate,
 )
 from stability.calibrate.record import MARK, Calibration, from_json, markdown, summary, to_json, write
-from stability.calibrate.twins import Twins
-from stability.calibrate.worlds import NoiseModel, mcnemar, shape, world
+from stability.calibrate.scenarios import NoiseModel, mcnemar, shape, world
 from stability.contrasts import contrast
 from stability.registry import InputError
 

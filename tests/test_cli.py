@@ -12,22 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import call
 
 from stability import cli
 from stability.study import study_files
 
 PROGRAM = [sys.executable, "-m", "stability.cli"]
-
-
-def called(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    """Return exit code, output and error output of a command line run in this process."""
-    monkeypatch.setattr(sys, "argv", ["stability", *words])
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    signal.signal(signal.SIGTERM, before)
-    printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out, printed.err
 
 
 def fresh_python(script: str) -> subprocess.CompletedProcess[str]:
@@ -64,14 +54,14 @@ def test_importing_the_package_does_not_import_torch_and_offers_the_promised_nam
 
 
 @pytest.mark.parametrize("what", cli.CATALOGUES)
-def test_every_catalogue_is_listed_with_a_line_for_each_entry(monkeypatch, capsys, what):
-    code, out, _ = called(monkeypatch, capsys, "list", what)
-    assert code == 0
+def test_every_catalogue_is_listed_with_a_line_for_each_entry(what):
+    called = call("list", what)
+    assert called.code == 0
     entries = {"studies": study_files, "measures": cli.measures}.get(what, lambda: cli.catalogue(what))()
     assert entries
     for name in entries:
         # Beside the name, or below it, something is said of it.
-        assert re.search(rf"^{re.escape(name)}(\n)? +\S.{{9}}", out, re.MULTILINE), name
+        assert re.search(rf"^{re.escape(name)}(\n)? +\S.{{9}}", called.out, re.MULTILINE), name
 
 
 @pytest.mark.parametrize(
@@ -95,27 +85,27 @@ def test_every_catalogue_is_listed_with_a_line_for_each_entry(monkeypatch, capsy
         (["publish", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, tmp_path, words, sentence):
+def test_wrong_input_is_one_sentence_and_exit_code_2(monkeypatch, tmp_path, words, sentence):
     here = Path.cwd()
     monkeypatch.chdir(tmp_path)
-    code, _, err = called(monkeypatch, capsys, *words)
-    assert code == 2
-    assert err.startswith("stability: ")
-    assert sentence in err
-    assert len(err.strip().splitlines()) == 1
+    called = call(*words)
+    assert called.code == 2
+    assert called.err.startswith("stability: ")
+    assert sentence in called.err
+    assert len(called.err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == [], here
 
 
-def test_a_study_is_planned_run_reported_and_published(monkeypatch, capsys, tmp_path, tiny_text):
+def test_a_study_is_planned_run_and_reported(monkeypatch, tmp_path, brief_text, one_core):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.toml").write_text(tiny_text)
-    code, out, _ = called(monkeypatch, capsys, "plan", "tiny.toml", "--scale", "smoke")
-    assert code == 0
-    assert "16, in 4 groups, 4 steps each" in out
-    code, out, err = called(monkeypatch, capsys, "run", "tiny.toml", "--scale", "smoke", "--device", "cpu")
-    assert code == 0, err
-    assert out.strip().splitlines()[-1] == "report: runs/tiny-smoke/report/index.html"
-    report = tmp_path / "runs/tiny-smoke/report"
+    (tmp_path / "brief.toml").write_text(brief_text)
+    planned = call("plan", "brief.toml", "--scale", "smoke")
+    assert planned.code == 0, planned.err
+    assert "16, in 4 groups, 4 steps each" in planned.out
+    ran = call("run", "brief.toml", "--scale", "smoke", "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert ran.out.strip().splitlines()[-1] == "report: runs/brief-smoke/report/index.html"
+    report = tmp_path / "runs/brief-smoke/report"
     assert {path.name for path in report.iterdir()} == {
         "index.html",
         "report.pdf",
@@ -123,36 +113,40 @@ def test_a_study_is_planned_run_reported_and_published(monkeypatch, capsys, tmp_
         "report.json",
         "answer.svg",
     }
-    claims = json.loads((report / "findings.json").read_text())["claims"]
-    for claim in claims:
-        assert claim["verdict"] in out
+    for claim in json.loads((report / "findings.json").read_text())["claims"]:
+        assert claim["verdict"] in ran.out
     before = {path.name: path.read_bytes() for path in report.iterdir()}
-    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke")
-    assert code == 0
+    assert call("report", "runs/brief-smoke").code == 0
     assert {path.name: path.read_bytes() for path in report.iterdir()} == before
-    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke", "--json")
-    assert code == 0
-    assert out == before["findings.json"].decode()
-    shutil.copytree("runs/tiny-smoke", "other")
-    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke", "other")
-    assert (code, out) == (0, f"comparison: {tmp_path / 'other-against-tiny-smoke' / 'index.html'}\n")
-    code, out, _ = called(monkeypatch, capsys, "report", "runs/tiny-smoke", "other", "--json", "--out", "beside")
-    assert code == 0
-    assert json.loads(out)["names"] == ["tiny-smoke", "other"]
-    code, out, _ = called(monkeypatch, capsys, "publish", "runs/tiny-smoke")
-    assert code == 0
+
+
+def test_a_run_is_compared_with_another_and_published(monkeypatch, tmp_path, tiny_run):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run, "runs/tiny-small")
+    reported = call("report", "runs/tiny-small", "--json")
+    assert reported.code == 0, reported.err
+    before = {path.name: path.read_bytes() for path in (tmp_path / "runs/tiny-small/report").iterdir()}
+    assert reported.out == before["findings.json"].decode()
+    shutil.copytree("runs/tiny-small", "other")
+    compared = call("report", "runs/tiny-small", "other")
+    page = tmp_path / "other-against-tiny-small" / "index.html"
+    assert (compared.code, compared.out) == (0, f"comparison: {page}\n")
+    compared = call("report", "runs/tiny-small", "other", "--json", "--out", "beside")
+    assert compared.code == 0
+    assert json.loads(compared.out)["names"] == ["tiny-small", "other"]
+    assert call("publish", "runs/tiny-small").code == 0
     published = {path.name: path.read_bytes() for path in (tmp_path / "reports/tiny").iterdir()}
     assert published == before
     assert "tiny" in (tmp_path / "reports/index.html").read_text()
 
 
-def test_a_report_without_typst_ends_well_and_says_what_brings_the_pdf(monkeypatch, capsys, tiny_run, tmp_path):
-    where = tmp_path / "tiny"
-    shutil.copytree(tiny_run, where)
+def test_a_report_without_typst_ends_well_and_says_what_brings_the_pdf(monkeypatch, brief_run, tmp_path):
+    where = tmp_path / "brief"
+    shutil.copytree(brief_run, where)
     monkeypatch.setitem(sys.modules, "typst", None)
-    code, said, err = called(monkeypatch, capsys, "report", str(where))
-    assert code == 0, err
-    assert f"`pip install typst` brings it, and `stability report {where}` writes the PDF then" in said
+    called = call("report", str(where))
+    assert called.code == 0, called.err
+    assert f"`pip install typst` brings it, and `stability report {where}` writes the PDF then" in called.out
     assert (where / "report" / "index.html").is_file()
     assert not (where / "report" / "report.pdf").exists()
 

@@ -19,8 +19,8 @@ from stability.curvature import spectrum
 from stability.execute import run
 from stability.exports import FORMATS, export, tables
 from stability.registry import InputError
-from stability.sinks import send, sink
 from stability.study import parse_study
+from stability.trackers import send, tracker
 
 READERS = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}
 
@@ -87,14 +87,14 @@ def test_lists_survive_in_every_format(tiny_run, results, tmp_path):
 def test_wrong_wishes_are_one_sentence(tiny_run, tmp_path):
     with pytest.raises(InputError, match=r"--format: unknown format 'cvs'; did you mean 'csv'\?"):
         export(tiny_run, "cvs")
-    with pytest.raises(InputError, match=r"--tracker: unknown sink 'tensorbord'; did you mean 'tensorboard'\?"):
+    with pytest.raises(InputError, match=r"--tracker: unknown tracker 'tensorbord'; did you mean 'tensorboard'\?"):
         send(tiny_run, "tensorbord")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--out .*file/in: cannot be written \(not a directory\)"):
         export(tiny_run, "csv", tmp_path / "file" / "in")
     with pytest.raises(InputError, match="no run lies here"):
         export(tmp_path)
-    for name in sink:
+    for name in tracker:
         with pytest.raises(InputError, match="holds files already; name a folder that is empty or not there"):
             send(tiny_run, name, tmp_path)
 
@@ -107,7 +107,7 @@ def test_the_command_line_exports(tiny_run, tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "findings.json") in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sink)
+@pytest.mark.parametrize("name", tracker)
 def test_a_tracker_that_is_missing_is_named_with_its_extra(name, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import call
 
 from stability import landscape
 from stability.execute import replay_run, run
 from stability.grid import runs_of
-from stability.landscape.figures import Place, bands, connectivity_figure, line_figure, plane_figure
+from stability.landscape.figures import CenterMarker, connectivity_figure, contour_levels, line_figure, plane_figure
 from stability.study import parse_study
-from tests.test_cli import called
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,12 @@ def words_of(figure) -> str:
 
 
 @pytest.mark.parametrize("kind", ["filter", "eigen", "pca", "scalars"])
-def test_the_verb_writes_picture_and_grid_and_prints_where(monkeypatch, capsys, study, where, kind):
+def test_the_verb_writes_picture_and_grid_and_prints_where(study, where, kind):
     run_id = one(study, "siglip-log-b")
-    code, out, err = called(
-        monkeypatch, capsys, "landscape", str(where), "--run", run_id[:10], "--kind", kind, "--points", "3"
-    )
-    assert code == 0, err
+    called = call("landscape", str(where), "--run", run_id[:10], "--kind", kind, "--points", "3")
+    assert called.code == 0, called.err
     paths = [where / "landscape" / f"{run_id}-{kind}.{ending}" for ending in ("png", "svg", "parquet")]
-    assert out.split() == [str(path) for path in paths]
+    assert called.out.split() == [str(path) for path in paths]
     assert paths[0].read_bytes()[:4] == b"\x89PNG"
     assert "curvature d'Hd" in paths[1].read_text()
     grid = pd.read_parquet(paths[2])
@@ -68,28 +66,24 @@ def test_the_verb_writes_picture_and_grid_and_prints_where(monkeypatch, capsys, 
         assert grid["value"][4] == pytest.approx(center, rel=1e-5)
 
 
-def test_one_scalar_is_a_line_at_a_step_of_one_s_own_and_a_second_call_gives_the_same_bytes(
-    monkeypatch, capsys, study, where
-):
+def test_one_scalar_is_a_line_at_a_step_of_one_s_own_and_a_second_call_gives_the_same_bytes(study, where):
     run_id = one(study, "clip")
     words = ["landscape", str(where), "--run", run_id, "--kind", "scalars", "--step", "2", "--span", "-1", "0.5"]
-    code, _, err = called(monkeypatch, capsys, *words, "--points", "4")
-    assert code == 0, err
+    called = call(*words, "--points", "4")
+    assert called.code == 0, called.err
     files = {path: path.read_bytes() for path in where.glob(f"landscape/{run_id}-scalars-step-2.*")}
     assert len(files) == 3
     grid = pd.read_parquet(where / "landscape" / f"{run_id}-scalars-step-2.parquet")
     log_scale = float(replay_run(where, run_id, step=2).params["loss.log_scale"])
     assert np.allclose(grid["first"], log_scale + np.array([-1.0, -0.5, 0.0, 0.5]))
-    called(monkeypatch, capsys, *words, "--points", "4")
+    call(*words, "--points", "4")
     assert {path: path.read_bytes() for path in files} == files
 
 
-def test_the_way_between_two_runs_starts_and_ends_at_their_own_loss_and_recall(monkeypatch, capsys, study, where):
+def test_the_way_between_two_runs_starts_and_ends_at_their_own_loss_and_recall(study, where):
     ids = [each.id for each in runs_of(study) if each.arm == "clip"][:2]
-    code, _, err = called(
-        monkeypatch, capsys, "landscape", str(where), "--run", ids[0], "--second-run", ids[1], "--points", "5"
-    )
-    assert code == 0, err
+    called = call("landscape", str(where), "--run", ids[0], "--second-run", ids[1], "--points", "5")
+    assert called.code == 0, called.err
     way = pd.read_parquet(where / "landscape" / f"{ids[0]}-{ids[1]}-connectivity.parquet")
     first, second = (replay_run(where, each) for each in ids)
     for place, replay in ((0, first), (4, second)):
@@ -112,13 +106,13 @@ def test_the_way_between_two_runs_starts_and_ends_at_their_own_loss_and_recall(m
         (["--run", "{clip}", "--span", "1", "0"], "span is (1, 0); allowed"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(monkeypatch, capsys, study, where, words, sentence):
+def test_bad_input_is_one_sentence_and_exit_code_2(study, where, words, sentence):
     ids = {arm: one(study, arm) for arm in ("clip", "siglip-log-b")}
     before = set(where.rglob("*"))
-    code, _, err = called(monkeypatch, capsys, "landscape", str(where), *(word.format(**ids) for word in words))
-    assert code == 2
-    assert sentence.format(**ids) in err
-    assert len(err.strip().splitlines()) == 1
+    called = call("landscape", str(where), *(word.format(**ids) for word in words))
+    assert called.code == 2
+    assert sentence.format(**ids) in called.err
+    assert len(called.err.strip().splitlines()) == 1
     assert set(where.rglob("*")) == before
 
 
@@ -133,7 +127,7 @@ def made(function) -> pd.DataFrame:
 
 
 def drawn(table, at=(0.0, 0.0)):
-    return plane_figure(table, ("x", "y"), "loss (nats)", "made", Place(at, 1.0, (2.0, -4.0)))
+    return plane_figure(table, ("x", "y"), "loss (nats)", "made", CenterMarker(at, 1.0, (2.0, -4.0)))
 
 
 def test_a_plane_names_axes_curvature_centre_and_lowest_point():
@@ -165,7 +159,7 @@ def test_a_flat_plane_and_a_centre_outside_it_can_be_drawn():
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 7.5), (0.01, 500.0), (2.0, 2.0), (1.93, 331.7)])
 def test_bands_rise_and_hold_all_values(low, high):
-    edges = bands(low, high)
+    edges = contour_levels(low, high)
     assert edges == sorted(set(edges))
     assert edges[0] <= low <= high <= edges[-1]
 
@@ -173,7 +167,7 @@ def test_bands_rise_and_hold_all_values(low, high):
 def test_a_line_shows_its_parabola_and_where_it_is_not_finite():
     steps = np.linspace(-1, 1, 5)
     table = pd.DataFrame({"first": steps, "value": [np.nan, 1.0, 0.0, 1.0, 4.0], "model": 4 * steps**2})
-    figure = line_figure(table, "log t", "loss (nats)", "made", Place((0.0,), 0.0, (8.0,)))
+    figure = line_figure(table, "log t", "loss (nats)", "made", CenterMarker((0.0,), 0.0, (8.0,)))
     assert "curvature d'Hd 8 along the line; 1 of 5 points not finite" in words_of(figure)
     figure.savefig("/dev/null", format="png")
 

@@ -31,10 +31,10 @@ def test_the_peak_of_memory_tells_what_was_touched_even_if_freed_since_and_begin
     assert abs(second - before) < 20e6
 
 
-def test_every_arm_and_shape_is_measured_once_and_probes_for_one_arm_of_each_shape(tiny):
-    plan = plan_groups(tiny, CPU, runs_of(tiny))
-    samples, start = _measured(tiny, plan, CPU, steps=1, workers=1, executor=None)
-    assert samples.keys() == {(group.arm, _shape(tiny, group)) for group in plan.groups}
+def test_every_arm_and_shape_is_measured_once_and_probes_for_one_arm_of_each_shape(brief):
+    plan = plan_groups(brief, CPU, runs_of(brief))
+    samples, start = _measured(brief, plan, CPU, steps=1, workers=1, executor=None)
+    assert samples.keys() == {(group.arm, _shape(brief, group)) for group in plan.groups}
     assert start >= 0
     by_shape: dict[object, set[float]] = {}
     for (_, shape), sample in samples.items():
@@ -43,7 +43,7 @@ def test_every_arm_and_shape_is_measured_once_and_probes_for_one_arm_of_each_sha
     assert all(len(probes) == 1 for probes in by_shape.values())
 
 
-def test_what_a_process_loads_at_its_first_reading_is_no_cost_of_every_group(tiny, monkeypatch):
+def test_what_a_process_loads_at_its_first_reading_is_no_cost_of_every_group(brief, monkeypatch):
     """A group's probes are timed as later ones find them; the loading stands apart, once."""
     monkeypatch.setattr(probe, "_variants", dict(probe._variants))
     begun = []
@@ -55,17 +55,17 @@ def test_what_a_process_loads_at_its_first_reading_is_no_cost_of_every_group(tin
         begun.append(True)
         return {"loaded": torch.ones(())}
 
-    study = tiny.model_copy(update={"probes": {"loads-once": Schedule(every=1)}, "claims": ()})
+    study = brief.model_copy(update={"probes": {"loads-once": Schedule(every=1)}, "claims": ()})
     group = plan_groups(study, CPU, runs_of(study)).groups[0]
     found = [measure(study, group, CPU, bytes_expected=1, steps=1, with_probes=True).timing for _ in range(2)]
     assert found[0].loading > 0.6
     assert max(found[0].probes, found[1].probes + found[1].loading) < 0.6
 
 
-def test_where_the_system_does_not_tell_the_peak_the_expected_bytes_stand_in(tiny, monkeypatch):
-    group = plan_groups(tiny, CPU, runs_of(tiny)).groups[0]
+def test_where_the_system_does_not_tell_the_peak_the_expected_bytes_stand_in(brief, monkeypatch):
+    group = plan_groups(brief, CPU, runs_of(brief)).groups[0]
     monkeypatch.setattr("pathlib.Path.write_text", _refuse)
-    sample = measure(tiny, group, CPU, bytes_expected=10**9, steps=1, with_probes=False)
+    sample = measure(brief, group, CPU, bytes_expected=10**9, steps=1, with_probes=False)
     assert sample.bytes == 10**9
     assert sample.timing.probes == 0
 
@@ -74,8 +74,8 @@ def _refuse(*arguments: object, **options: object) -> int:
     raise OSError("no such file")
 
 
-def test_more_workers_take_less_time_and_more_memory_with_the_same_groups(tiny):
-    one, four = (estimate(tiny, CPU, steps=1, workers=count) for count in (1, 4))
+def test_more_workers_take_less_time_and_more_memory_with_the_same_groups(brief):
+    one, four = (estimate(brief, CPU, steps=1, workers=count) for count in (1, 4))
     assert (one.groups, one.workers, four.workers) == (four.groups, 1, 4)
     assert four.bytes > 2 * one.bytes
     assert four.seconds < one.seconds

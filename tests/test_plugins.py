@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tomllib
 
 import pytest
+from command_line import call
 
 from stability.grid import runs_of
 from stability.losses import loss
@@ -133,36 +132,33 @@ def test_plain_data_come_back_from_toml_as_they_were():
     assert tomllib.loads(toml(odd)) == odd
 
 
-def stability(*words: str, cwd) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stability.cli", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def test_check_passes_a_sound_loss_and_names_what_fails_in_an_unsound_one(file, tmp_path):
-    sound = stability("check", file(), cwd=tmp_path)
-    assert sound.returncode == 0, sound.stderr
-    assert "FAIL" not in sound.stdout.split("reported")[0]
+def test_check_passes_a_sound_loss_and_names_what_fails_in_an_unsound_one(file):
+    sound = call("check", file())
+    assert sound.code == 0, sound.err
+    assert "FAIL" not in sound.out.split("reported")[0]
     wrong = LOSS.replace("    return ", "    image[0] = 0 * image[0]\n    return ").replace(
         "st.loss(", "st.loss(name='bad', "
     )
-    unsound = stability("check", file(wrong, "bad.py"), cwd=tmp_path)
-    assert unsound.returncode == 1, unsound.stdout + unsound.stderr
-    assert "required properties fail" in unsound.stderr
-    assert stability("check", "nowhere.py", cwd=tmp_path).returncode == 2
+    unsound = call("check", file(wrong, "bad.py"))
+    assert unsound.code == 1, unsound.out + unsound.err
+    assert "required properties fail" in unsound.err
+    assert call("check", "nowhere.py").code == 2
 
 
-def test_a_loss_that_is_in_no_catalogue_goes_through_compare_to_a_report(file, tmp_path, tiny_text):
-    (tmp_path / "tiny.toml").write_text(tiny_text)
-    words = ("compare", "--loss", file(), "--against", "clip", "--study", "tiny.toml", "--scale", "smoke")
-    ran = stability(*words, "--device", "cpu", "--on", "processes:2", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    run_dir = tmp_path / "runs/tiny-smoke-margin_sigmoid"
+def test_a_loss_that_is_in_no_catalogue_goes_through_compare_to_a_report(file, tmp_path, brief_text, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brief.toml").write_text(brief_text)
+    words = ("compare", "--loss", file(), "--against", "clip", "--study", "brief.toml", "--scale", "smoke")
+    # In a worker process, which has to load the file itself.
+    ran = call(*words, "--device", "cpu", "--on", "processes:1")
+    assert ran.code == 0, ran.err
+    run_dir = tmp_path / "runs/brief-smoke-margin_sigmoid"
     findings = json.loads((run_dir / "report/findings.json").read_text())
     assert {tuple(claim["compare"]) for claim in findings["claims"]} == {("margin_sigmoid", "clip")}
     assert "margin_sigmoid" in (run_dir / "report/index.html").read_text()
-    refused = stability("report", str(run_dir), cwd=tmp_path)
-    assert (refused.returncode, "--loss" in refused.stderr) == (2, True), refused.stderr
-    assert stability("report", str(run_dir), "--loss", file(), cwd=tmp_path).returncode == 0
+    refused = call("report", str(run_dir))
+    assert (refused.code, "--loss" in refused.err) == (2, True), refused.err
+    assert call("report", str(run_dir), "--loss", file()).code == 0
 
 
 def test_a_byte_order_mark_before_the_source_is_no_part_of_it(catalogue, tmp_path):

@@ -41,7 +41,7 @@ def test_with_two_arms_the_interval_is_that_of_the_paired_difference():
     (pair,) = found.pairs
     assert pair.names == ("b", "a")
     assert_allclose(pair.interval, expected.interval, rtol=1e-12)
-    assert_allclose(found.places[1].interval, [-end for end in expected.interval[::-1]], rtol=1e-12)
+    assert_allclose(found.arms[1].interval, [-end for end in expected.interval[::-1]], rtol=1e-12)
 
 
 def test_each_of_the_pairs_has_a_share_of_the_error():
@@ -59,14 +59,14 @@ def test_neither_the_order_of_arms_and_seeds_nor_what_a_seed_adds_to_all_arms_ma
     values = sample()
     plain = ranking(values, NAMES)
     turned = ranking((values + shift)[seeds][:, arms], [NAMES[arm] for arm in arms])
-    assert [(p.name, p.letters) for p in turned.places] == [(p.name, p.letters) for p in plain.places]
-    assert_allclose([p.interval for p in turned.places], [p.interval for p in plain.places], atol=1e-9)
+    assert [(p.name, p.letters) for p in turned.arms] == [(p.name, p.letters) for p in plain.arms]
+    assert_allclose([p.interval for p in turned.arms], [p.interval for p in plain.arms], atol=1e-9)
 
 
 def test_lower_is_better_reverses_the_order():
     values = sample()
     up, down = ranking(values, NAMES), ranking(values, NAMES, better="lower")
-    assert [place.name for place in down.places] == [place.name for place in up.places][::-1]
+    assert [place.name for place in down.arms] == [place.name for place in up.arms][::-1]
     assert all(pair.difference <= 0 for pair in down.pairs)
 
 
@@ -75,7 +75,7 @@ def test_a_seed_without_a_value_is_left_out_for_all_and_one_seed_ranks_nothing()
     values[3, 2] = np.nan
     found = ranking(values, NAMES)
     assert (found.n, found.left_out) == (7, 1)
-    assert_allclose(found.places[0].mean, np.delete(values, 3, 0).mean(0).max())
+    assert_allclose(found.arms[0].mean, np.delete(values, 3, 0).mean(0).max())
     assert ranking(values[:1], NAMES).problem == "1 of 1 seeds have a value for every arm"
     with pytest.raises(InputError, match="allowed: \\(seeds, arms\\)"):
         ranking(values, NAMES[:3])
@@ -83,9 +83,9 @@ def test_a_seed_without_a_value_is_left_out_for_all_and_one_seed_ranks_nothing()
 
 def test_differences_that_do_not_vary_are_apart_once_their_sign_alone_says_so():
     few, many = (ranking(np.tile([1.0, 2.0, 2.0], (seeds, 1)), ["a", "b", "c"]) for seeds in (4, 12))
-    assert [place.letters for place in few.places] == ["a", "a", "a"]
-    assert few.places[1].interval == (-math.inf, math.inf)
-    assert [(place.name, place.letters) for place in many.places] == [("b", "a"), ("c", "a"), ("a", "b")]
+    assert [place.letters for place in few.arms] == ["a", "a", "a"]
+    assert few.arms[1].interval == (-math.inf, math.inf)
+    assert [(place.name, place.letters) for place in many.arms] == [("b", "a"), ("c", "a"), ("a", "b")]
 
 
 # --- letters ---------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def any_wrong(seeds, arms, spread, trials, seed):
     for _ in range(trials):
         values = rng.normal(size=(seeds, arms)) * spread + rng.normal(size=(seeds, 1))
         found = ranking(values, [str(arm) for arm in range(arms)])
-        wrong += any(pair.apart for pair in found.pairs)
+        wrong += any(pair.is_distinct for pair in found.pairs)
     return wrong / trials
 
 
@@ -210,8 +210,8 @@ def ranked_run(tiny_text, tmp_path_factory):
 def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     findings = analyze(ranked_run, checks=False)
     recall, loss = findings.rankings
-    assert {place.name for place in recall.found.places} == {"clip", "siglip-log-b", "dcl"}
-    assert {place.name for place in loss.found.places} == {"clip", "dcl"}
+    assert {place.name for place in recall.found.arms} == {"clip", "siglip-log-b", "dcl"}
+    assert {place.name for place in loss.found.arms} == {"clip", "dcl"}
     assert recall.found.confidence == loss.found.confidence == 1 - 0.05 / 2
     assert (recall.transform, loss.transform, recall.better, loss.better) == (
         "log_above_chance",
@@ -224,7 +224,7 @@ def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     assert len(plain["rankings"][0]["found"]["pairs"]) == 3
     drawn = [one for one in figures_of(ranked_run, findings) if one.id.startswith("ranking")]
     assert [one.id for one in drawn] == ["ranking-1", "ranking-2"]
-    assert list(drawn[0].table["arm"]) == [place.name for place in recall.found.places]
+    assert list(drawn[0].table["arm"]) == [place.name for place in recall.found.arms]
     assert "is first, in group a" in drawn[0].alt
     assert "The ranking by Recall@1" in texts_of("method", ranked_run, findings)
 

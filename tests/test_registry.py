@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-
 from stability.calibrate.worlds import shape, world
+
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import dataset
@@ -16,9 +16,9 @@ from stability.losses import Scalar, loss
 from stability.optimizers import optimizer
 from stability.probes import probe
 from stability.registry import InputError, Registry
-from stability.sinks import sink
+from stability.trackers import tracker
 
-REGISTRIES = (loss, probe, dataset, encoder, corruption, contrast, optimizer, direction, sink, shape, world)
+REGISTRIES = (loss, probe, dataset, encoder, corruption, contrast, optimizer, direction, tracker, shape, world)
 
 
 def mine() -> None:

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability import analysis
-from stability.agreement import agreement
 from stability.execute import run
 from stability.execute.verifying import verify
 from stability.grid import runs_of, tuning_runs_of
 from stability.registry import InputError
+from stability.replication_agreement import agreement
 from stability.report import describe, publish, render
 from stability.report.data import ReportData
 from stability.store import read_manifest, read_study, replications_in
@@ -27,20 +27,6 @@ from stability.study.searching import FIRST_TUNING_SEED
 from stability.train.probe_runner import selects
 from tests.report_blocks import section_in, texts_in
 
-BRIEF = """
-[probes.retrieval]
-every = 4
-
-[[claims]]
-id = "recall"
-primary = true
-text = "SigLIP recalls more"
-measure = "recall_at_1"
-contrast = "difference"
-compare = ["siglip-log-b", "clip"]
-expect = "higher"
-margin = 0.25
-"""
 AGAIN = """
 [replications.seeds]
 grid.first_seed = 100
@@ -53,10 +39,9 @@ grid.seeds = 2
 
 
 @pytest.fixture(scope="module")
-def text(tiny_text):
-    """The tiny study with the cheapest probe, one claim, no tuning, and two replications."""
-    head, scales = tiny_text.split("[probes.retrieval]")[0], tiny_text[tiny_text.index("[scales.smoke]") :]
-    return head + BRIEF + scales + AGAIN
+def text(brief_text):
+    """The brief study with two replications."""
+    return brief_text + AGAIN
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +98,7 @@ def test_another_dataset_takes_no_option_of_the_first_but_keeps_how_it_is_corrup
 
 
 def test_the_search_of_a_replication_has_seeds_of_its_own(text):
-    tuned = text.replace(BRIEF, "[tune]\nlr = [0.01, 0.02]\nseeds = 2\n" + BRIEF)
+    tuned = text.replace("[probes.retrieval]", "[tune]\nlr = [0.01, 0.02]\nseeds = 2\n[probes.retrieval]")
     study = parse_study(tuned, "t.toml", "t")
     searched = [{run.seed - FIRST_TUNING_SEED for run in tuning_runs_of(each)} for each in (study, *study.replications)]
     assert searched == [{0, 1}, {100, 101}, {0, 1}]

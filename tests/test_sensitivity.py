@@ -19,8 +19,8 @@ from stability.analysis import analyze, findings_text
 from stability.contrasts import compare, contrast
 from stability.registry import InputError
 from stability.sensitivity import NOTHING, Question, sensitivity
-from stability.stats.distribution_free import rank_estimate, sign_flip_estimate, signed_rank_chances
 from stability.stats.mixed import mixed_model
+from stability.stats.nonparametric import rank_estimate, sign_flip_estimate, signed_rank_chances
 
 
 def test_the_chances_of_a_rank_sum_are_those_of_all_signs():

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from stability import analysis
-from stability.execute import Callbacks, run
+from stability.execute import Callbacks, RunOptions, run
 from stability.registry import InputError
 from stability.sequential import looks_up_to, run_until_settled
 from stability.store import checksum, read_manifest
@@ -65,7 +65,8 @@ def test_looks_double_up_to_the_last():
 def test_a_planted_difference_stops_at_the_first_look_and_the_looks_are_registered_before(tmp_path):
     seen = []
     watch = Callbacks(begin=lambda groups: seen.append(read_manifest(tmp_path / "r")["looks"]))
-    out = run_until_settled(study_with(*APART), 20, "cpu", out=tmp_path / "r", watch=watch)
+    out = tmp_path / "r"
+    run_until_settled(study_with(*APART), 20, out, RunOptions("cpu", callbacks=watch))
     assert seen == [[5, 10, 20]]
     findings = analysis.analyze(analysis.load_results(out))
     assert findings.verdict == "supported"
@@ -90,9 +91,10 @@ def test_no_difference_to_be_found_runs_to_the_last_look_and_keeps_finished_seed
         if len(kept) == 3:
             raise Enough
 
+    out = tmp_path / "r"
     with pytest.raises(Enough):
-        run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Callbacks(say=said.append, done=stop))
-    out = run_until_settled(study, 10, "cpu", out=tmp_path / "r", watch=Callbacks(say=said.append, done=done))
+        run_until_settled(study, 10, out, RunOptions("cpu", callbacks=Callbacks(say=said.append, done=stop)))
+    run_until_settled(study, 10, out, RunOptions("cpu", callbacks=Callbacks(say=said.append, done=done)))
     assert len(kept) == 4
     assert kept == {path.stem: checksum(path) for path in (out / "groups").iterdir()}
     assert any("5 seeds: the primary claim is" in sentence for sentence in said)
@@ -105,9 +107,9 @@ def test_a_directory_begun_without_looks_is_refused_and_the_other_way_round(tmp_
     study = study_with(*ALIKE)
     out = run(study, "cpu", out=tmp_path / "r")
     with pytest.raises(InputError, match="was begun with no looks registered, not looks at 5, 10 seeds"):
-        run_until_settled(study, 10, "cpu", out=out)
+        run_until_settled(study, 10, out, RunOptions("cpu"))
     with pytest.raises(InputError, match="has no claim"):
-        run_until_settled(study.model_copy(update={"claims": ()}), 10, "cpu", out=tmp_path / "n")
+        run_until_settled(study.model_copy(update={"claims": ()}), 10, tmp_path / "n", RunOptions("cpu"))
 
 
 def test_the_looks_are_part_of_the_hash():

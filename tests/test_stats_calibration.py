@@ -11,7 +11,7 @@ import pytest
 
 from stability import stats as st
 from stability.calibrate.rates import upper_band
-from stability.calibrate.worlds import NoiseModel
+from stability.calibrate.scenarios import NoiseModel
 
 SHAPES = ("normal", "t4", "skewed", "ties")
 

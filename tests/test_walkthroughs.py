@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 from documents import ROOT, follow, start_here
@@ -16,15 +15,11 @@ REPORTS = {
 
 
 @pytest.fixture
-def nothing(tmp_path, monkeypatch):
+def nothing(tmp_path, monkeypatch, one_core):
     """An empty folder, a cache of its own, and one core, so that groups train in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STABILITY_CACHE", str(tmp_path / "cache"))
-    cores = os.sched_getaffinity(0)
-    # Sessions of tests that run side by side do not all take the same one.
-    os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
-    yield tmp_path
-    os.sched_setaffinity(0, cores)
+    return tmp_path
 
 
 @pytest.mark.parametrize("page", REPORTS)

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from stability import stats
 from stability.analysis import analyze, compared
 from stability.calibrate.rates import upper_band
-from stability.calibrate.worlds import NoiseModel, shape
+from stability.calibrate.scenarios import NoiseModel, shape
 from stability.exports import tables
 from stability.grid import runs_of
 from stability.registry import InputError

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from stability import stats
-from stability.agreement import Agreement, agreement
+from stability.replication_agreement import Agreement, agreement
 from stability.reproductions import Reproduction
 from stability.sensitivity import Sensitivity
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stability import contrasts, stats
-from stability.calibrate.worlds import BUDGET, LEVELS, YES_NO, NoiseModel, shape, world
+from stability.calibrate.scenarios import BUDGET, LEVELS, YES_NO, NoiseModel, shape, world
 from stability.contrasts import contrast
 from stability.registry import InputError, nearest
 from stability.stats import Comparison
@@ -36,7 +36,14 @@ STUDY_OF_FIVE = ("level", "positive", "trend", "spread_of_one_cell", "time")
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of the calibration: a world, the shape of its noise, seeds, and the correlation of the two arms."""
+    """One setting of the calibration: a world, the shape of its noise, seeds, and the correlation of the two arms.
+
+    Attributes:
+        world: Name of the world.
+        shape: Name of the shape of its noise.
+        seeds: Number of seeds.
+        correlation: Correlation of the two arms, 0 to 1.
+    """
 
     world: str
     shape: str
@@ -86,7 +93,14 @@ class Rates:
 
 @dataclass(frozen=True)
 class StudyRates:
-    """The share of simulated studies of five claims without effect in which any claim was given a direction."""
+    """The share of simulated studies of five claims without effect in which any claim was given a direction.
+
+    Attributes:
+        shape: Name of the shape of the noise.
+        seeds: Number of seeds.
+        trials: Number of simulated studies.
+        wrong: Share of them in which any claim was given a direction.
+    """
 
     shape: str
     seeds: int
@@ -131,7 +145,14 @@ def cells_of(names: Iterable[str] = ()) -> tuple[Cell, ...]:
 
 
 def compare(name: str, noise: NoiseModel, effect: float, confidence: float = 1 - NOMINAL) -> Comparison:
-    """Return the comparison of one draw from a world by its contrast."""
+    """Return the comparison of one draw from a world by its contrast.
+
+    Args:
+        name: Name of the world.
+        noise: Noise of the two arms.
+        effect: The planted effect; 0 for none.
+        confidence: 1 - alpha.
+    """
     supplied: dict[str, Any] = {
         "confidence": confidence,
         "levels": LEVELS,

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from stability.calibrate.aa_tests import Twins
 from stability.calibrate.rates import (
     CORRELATIONS,
     ENOUGH,
@@ -19,14 +20,12 @@ from stability.calibrate.rates import (
     StudyRates,
     upper_band,
 )
-from stability.calibrate.twins import Twins
-from stability.calibrate.worlds import shape, world
+from stability.calibrate.scenarios import shape, world
 from stability.registry import InputError
-from stability.store import write_atomically
+from stability.store import write_atomically, writing
 from stability.vocabulary import VERDICTS
 
 MARK = "<!-- Everything below is written by `stability calibrate`. -->"
-HERE = "docs/calibration.md"
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,13 @@ def write(out: Path, new: Calibration) -> None:
     """
     check_out(out)
     numbers = out.with_suffix(".json")
-    try:
+    with writing(f"--out {out}:"):
         existing = from_json(numbers.read_text(encoding="utf-8"), str(numbers)) if numbers.exists() else Calibration()
         merged = replace(existing, **{key: value for key, value in vars(new).items() if value})
         prose = out.read_text(encoding="utf-8").split(MARK)[0] if out.exists() else "# Calibration\n\n"
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(numbers, to_json(merged).encode())
         write_atomically(out, (prose + MARK + "\n\n" + markdown(merged)).encode())
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ torch takes seconds, so every verb imports what it needs only when it is called,
 from stability.cli.app import app, main
 
 # Verbs register on import, in the order in which --help lists them.
-from stability.cli import catalogues, studies, own, finished, calibration  # isort: skip
+from stability.cli import catalogues, studies, custom, runs, calibration  # isort: skip
 from stability.cli.catalogues import CATALOGUES, catalogue, measures
 
 __all__ = [
@@ -16,9 +16,9 @@ __all__ = [
     "calibration",
     "catalogue",
     "catalogues",
-    "finished",
+    "custom",
     "main",
     "measures",
-    "own",
+    "runs",
     "studies",
 ]

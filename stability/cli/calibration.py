@@ -64,8 +64,8 @@ def _train_twins(studies: int) -> Calibration:
     """Return the verdicts on studies of a loss against itself, trained in a temporary directory."""
     from tempfile import TemporaryDirectory
 
+    from stability.calibrate.aa_tests import LOSSES, end_to_end, twin_study
     from stability.calibrate.record import Calibration
-    from stability.calibrate.twins import LOSSES, end_to_end, twin_study
     from stability.execute import executor_of
 
     twins = []

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stability.cli.terminal import console_to, print_error
-from stability.registry import InputError
 
 
 def load_custom(loss: str, encoders: Sequence[str] | None) -> None:
@@ -26,14 +25,9 @@ def write_report(where: Path, as_json: bool = False) -> int:
 
     console = console_to()
     notices = console_to(stderr=as_json)
-    try:
-        results = load_results(
-            where, lambda sentence: notices.print(sentence, style="yellow", soft_wrap=True, markup=False)
-        )
-    except InputError as error:
-        if "unknown loss" in str(error):
-            raise InputError(f"{error}; if it is a loss of your own, name its file again with --loss") from error
-        raise
+    results = load_results(
+        where, lambda sentence: notices.print(sentence, style="yellow", soft_wrap=True, markup=False)
+    )
     findings = analyze(results)
     with notices.status("writing the report"):
         paths = render(results, findings, where / "report", grids=where / "landscape")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from stability.cli.terminal import console_to, print_error, print_rows, progress
 from stability.registry import InputError, nearest
 
 if TYPE_CHECKING:
+    from stability.execute import RunOptions
     from stability.execute.planning import Cost
     from stability.plugins import Plugin
     from stability.sample_size import Need
@@ -155,66 +157,42 @@ def run(
     encoders: Encoders = None,
 ) -> None:
     """Train what is missing of a study, test its claims and write the report."""
-    from stability.execute import default_out
+    from stability.execute import RunOptions, default_out
 
     loaded, plugins = load_with_encoders(encoders, study, scale)
     where = out or default_out(loaded)
     if until_settled is not None and (retry_failed or fail_fast):
         raise InputError("--until-settled: cannot be joined with --retry-failed or --fail-fast")
-    code = train_and_report(
-        loaded,
-        device,
-        on,
-        where,
-        plugins,
-        most=until_settled,
-        save_params=save_params,
-        only_failed=retry_failed,
-        fail_fast=fail_fast,
-        replications=replications,
+    options = RunOptions(
+        device, save_params=save_params, only_failed=retry_failed, fail_fast=fail_fast, replications=replications
     )
-    raise typer.Exit(code)
+    raise typer.Exit(train_and_report(loaded, on, where, plugins, options, until_settled))
 
 
 def train_and_report(
-    study: Study,
-    device: str,
-    on: str,
-    where: Path,
-    plugins: Sequence[Plugin] = (),
-    *,
-    most: int | None = None,
-    save_params: bool = False,
-    only_failed: bool = False,
-    fail_fast: bool = False,
-    replications: bool = True,
+    study: Study, on: str, where: Path, plugins: Sequence[Plugin], options: RunOptions, most: int | None = None
 ) -> int:
     """Train what is missing of a study, write the report and return the exit code.
 
     Args:
         study: The study.
-        device: ``auto``, ``cpu`` or ``cuda``.
         on: Where groups are trained, as ``--on`` names it.
         where: The run directory.
         plugins: Files with losses or encoders of the user.
+        options: How groups are trained; executor and callbacks are added here.
         most: Add seeds up to this number until the primary claim is settled; None to train the study's seeds.
-        save_params: Keep the final parameters of every run.
-        only_failed: Train only the groups that have failed before.
-        fail_fast: Start no further group after one that fails.
-        replications: Also train the study's replications.
     """
-    from stability.execute import executor_of
-    from stability.execute import run as train
+    from stability.execute import executor_of, train_study
     from stability.sequential import run_until_settled
     from stability.store import disk_faults_named, read_manifest
 
     try:
-        with executor_of(on, device, plugins) as executor, progress(study) as callbacks:
+        with executor_of(on, options.device, plugins) as executor, progress(study) as callbacks:
+            options = replace(options, executor=executor, callbacks=callbacks)
             if most is None:
-                switches = {"only_failed": only_failed, "fail_fast": fail_fast, "replications": replications}
-                train(study, device, executor, where, callbacks, save_params, **switches)
+                train_study(study, where, options)
             else:
-                run_until_settled(study, most, device, executor, where, callbacks, save_params, replications)
+                run_until_settled(study, most, where, options)
         if read_manifest(where).get("tuning"):
             unfinished = f"{where}: the search is not finished, so there is nothing to report"
             print_error(f"{unfinished}; see {where / 'manifest.json'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -37,19 +38,46 @@ from stability.study import Study, load_study
 
 __all__ = [
     "Callbacks",
+    "RunOptions",
     "default_out",
     "estimate",
     "executor_of",
     "pick_device",
     "replay_run",
     "run",
-    "run_replications",
+    "train_replications",
+    "train_study",
 ]
 
 
 def default_out(study: Study) -> Path:
     """Return ``runs/<study>-<scale>``."""
     return Path("runs") / f"{study.name}-{study.scale}"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a study is trained.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        executor: Trains the groups; None trains them serially in this process. Workers that do not see the run
+            directory send their files.
+        callbacks: Called as the run proceeds.
+        save_params: Also write the parameters after the last step, as ``params/<group>.safetensors``. Groups that
+            finished without it are trained again, to the same bytes.
+        only_failed: Train nothing but the groups that have failed before.
+        fail_fast: Start no further group after one that fails.
+        replications: Also train the study's replications, each in ``replications/<name>`` of the run directory.
+    """
+
+    device: str = "auto"
+    executor: Executor | None = None
+    callbacks: Callbacks = NO_CALLBACKS
+    save_params: bool = False
+    only_failed: bool = False
+    fail_fast: bool = False
+    replications: bool = True
 
 
 def run(
@@ -72,16 +100,14 @@ def run(
 
     Args:
         study: A study, or the name or path of its file.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        executor: Trains the groups; None trains them serially in this process. Workers that do not see *out* send
-            their files.
+        device: See `RunOptions`, as for all arguments below but *out*.
+        executor: Trains the groups; None trains them serially in this process.
         out: The run directory (default: `default_out`).
         callbacks: Called as the run proceeds.
-        save_params: Also write the parameters after the last step, as ``params/<group>.safetensors``. Groups that
-            finished without it are trained again, to the same bytes.
+        save_params: Also write the parameters after the last step.
         only_failed: Train nothing but the groups that have failed before.
         fail_fast: Start no further group after one that fails.
-        replications: Also train the study's replications, each in ``replications/<name>`` of *out*.
+        replications: Also train the study's replications.
 
     Returns:
         The run directory.
@@ -92,36 +118,29 @@ def run(
     """
     study = study if isinstance(study, Study) else load_study(study)
     where = Path(out) if out is not None else default_out(study)
-    resolved_device = pick_device(device)
-    make_writable(where)
-    with disk_faults_named(where), run_lock(where):
-        callbacks.open(study)
-        while _train_pending(study, resolved_device, executor, where, callbacks, save_params, only_failed, fail_fast):
-            pass
-        if replications:
-            run_replications(study, device, executor, where, callbacks, save_params, only_failed, fail_fast)
+    options = RunOptions(device, executor, callbacks, save_params, only_failed, fail_fast, replications)
+    train_study(study, where, options)
     return where
 
 
-def run_replications(
-    study: Study,
-    device: str,
-    executor: Executor | None,
-    where: Path,
-    callbacks: Callbacks,
-    save_params: bool,
-    only_failed: bool = False,
-    fail_fast: bool = False,
-) -> None:
-    """Train what is missing of the replications of *study*, each in a separate run directory inside *where*.
+def train_study(study: Study, where: Path, options: RunOptions) -> None:
+    """Train every run of *study* that the run directory *where* does not contain yet, as `run` does."""
+    device = pick_device(options.device)
+    make_writable(where)
+    with disk_faults_named(where), run_lock(where):
+        options.callbacks.open(study)
+        while _train_pending(study, where, device, options):
+            pass
+        if options.replications:
+            train_replications(study, where, options)
 
-    The other arguments are those of `run`.
-    """
+
+def train_replications(study: Study, where: Path, options: RunOptions) -> None:
+    """Train what is missing of the replications of *study*, each in a separate run directory inside *where*."""
     for replication in study.replications:
-        if fail_fast and _has_failed(where):
+        if options.fail_fast and _has_failed(where):
             break
-        out = replication_path(where, replication.replication)
-        run(replication, device, executor, out, callbacks, save_params, only_failed=only_failed, fail_fast=fail_fast)
+        train_study(replication, replication_path(where, replication.replication), options)
 
 
 def _has_failed(where: Path) -> bool:
@@ -130,22 +149,14 @@ def _has_failed(where: Path) -> bool:
     return any(entry["status"] == "failed" for run_dir in run_dirs for entry in read_manifest(run_dir)["groups"])
 
 
-def _train_pending(
-    study: Study,
-    device: torch.device,
-    executor: Executor | None,
-    where: Path,
-    callbacks: Callbacks,
-    save_params: bool,
-    only_failed: bool,
-    fail_fast: bool,
-) -> bool:
+def _train_pending(study: Study, where: Path, device: torch.device, options: RunOptions) -> bool:
     """Train the groups that can be planned now, and return whether more follow.
 
     While the tuning search is unfinished only its groups can be planned; those of the test follow.
     """
+    executor, callbacks, save_params = options.executor, options.callbacks, options.save_params
     manifest, groups = open_run(study, where, device, callbacks.say, save_params, sharing_of(executor))
-    if only_failed:
+    if options.only_failed:
         groups = _failed(manifest, groups, where, callbacks)
     callbacks.begin(len(groups))
     tasks = deque(_task(study, group, where.resolve(), device, save_params, manifest) for group in groups)
@@ -163,9 +174,9 @@ def _train_pending(
             callbacks.done(task.group, result.seconds)
             continue
         _record(where, manifest, task, result, callbacks)
-        if fail_fast and result.failure:
+        if options.fail_fast and result.failure:
             stop.set()
-    if not manifest.get("tuning") or only_failed or stop.is_set():
+    if not manifest.get("tuning") or options.only_failed or stop.is_set():
         return False
     failed = sum(entry["status"] == "failed" for entry in manifest["groups"] if entry.get("tuning"))
     if failed:

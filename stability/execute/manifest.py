@@ -152,7 +152,14 @@ def _as_planned(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_group(where: Path, manifest: dict[str, Any], group: Group, parts: Sequence[Group]) -> None:
-    """Replace *group* by *parts* in the manifest, in memory and on disk."""
+    """Replace *group* by *parts* in the manifest, in memory and on disk.
+
+    Args:
+        where: The run directory.
+        manifest: Its manifest, which is changed in place.
+        group: The group to replace.
+        parts: Groups that have its runs.
+    """
     index = next(index for index, entry in enumerate(manifest["groups"]) if entry["id"] == group.id)
     commit = manifest["groups"][index]["git_commit"]
     manifest["groups"][index : index + 1] = [_entry(part, commit) for part in parts]

@@ -92,7 +92,18 @@ def eigen(
 ) -> list[Direction]:
     """Compute unit eigenvectors of the Hessian of *objective*, the most extreme first.
 
-    The options are those of `stability.curvature.eigenvectors`; parameters outside *block* are fixed.
+    Parameters outside *block* are fixed; see `stability.curvature.eigenvectors`.
+
+    Args:
+        params: The point, tensors by name.
+        count: Number of eigenvectors.
+        objective: ``objective(params)`` or ``objective(params, batch)``.
+        end: ``high`` for the largest eigenvalues, ``low`` for the smallest.
+        batches: Batches whose mean is taken; None for an objective without batches.
+        steps: Lanczos steps.
+        seed: Seed of the first Lanczos vector.
+        block: Returns whether a parameter, by its name, takes part; None for all.
+        chunk_size: Number of batches that share one graph; None for as many as memory holds.
     """
     pairs = eigenvectors(
         objective, params, count, end=end, steps=steps, seed=seed, batches=batches, block=block, chunk_size=chunk_size

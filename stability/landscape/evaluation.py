@@ -81,6 +81,12 @@ def taylor(objective: Objective, params: Point, axes: Sequence[Point], batches: 
     """Return slope g'd_k (K,) and curvature d_j' H d_k (K, K) of the objective at *params* along *axes*, float64.
 
     These are the derivatives of the slice at its center. They take one Hessian-vector product per axis.
+
+    Args:
+        objective: ``objective(params)`` or ``objective(params, batch)``.
+        params: The point, tensors by name.
+        axes: K directions, each with tensors of the same shapes.
+        batches: Batches whose mean is taken.
     """
     hessian = hessian_of(objective, params, batches=batches, chunk_size=1, retain_graph=False)
     basis = torch.stack([flatten({name: axis[name].detach() for name in params}, 0) for axis in axes])

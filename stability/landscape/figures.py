@@ -28,7 +28,7 @@ from stability.stats.wording import number
 COLUMN = 3.5
 """Width of these figures in inches: one column of a two-column page."""
 
-BANDS = 11
+LEVELS = 11
 """Approximate number of color bands of a plane."""
 
 LOG_SCALE_RATIO = 20.0
@@ -36,7 +36,7 @@ LOG_SCALE_RATIO = 20.0
 
 
 @dataclass(frozen=True)
-class Place:
+class CenterMarker:
     """The marker at the center of a figure.
 
     Attributes:
@@ -53,7 +53,12 @@ class Place:
 
 
 def plane_figure(
-    table: pd.DataFrame, labels: tuple[str, str], value: str, title: str, center: Place, path: np.ndarray | None = None
+    table: pd.DataFrame,
+    labels: tuple[str, str],
+    value: str,
+    title: str,
+    center: CenterMarker,
+    path: np.ndarray | None = None,
 ) -> Figure:
     """Plot contours over a plane, with the center and the lowest grid point marked and non-finite points hatched.
 
@@ -96,8 +101,16 @@ def plane_figure(
     return figure
 
 
-def line_figure(table: pd.DataFrame, label: str, value: str, title: str, center: Place) -> Figure:
-    """Plot the value along a line and the parabola at its center; *table* has columns first, value and model."""
+def line_figure(table: pd.DataFrame, label: str, value: str, title: str, center: CenterMarker) -> Figure:
+    """Plot the value along a line and the parabola at its center; *table* has columns first, value and model.
+
+    Args:
+        table: One row per point, with columns first (the coordinate), value and model (the parabola).
+        label: Name of the coordinate.
+        value: Name of the value, with its unit.
+        title: Title of the figure.
+        center: The marker at the center.
+    """
     finite = table[np.isfinite(table["value"])]
     figure, axes = _canvas(COLUMN * 0.7, title, _notes(center, table))
     axes.plot(table["first"], table["value"], color=_line_color(0), marker=".", label=value)
@@ -124,6 +137,13 @@ def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, 
     """Plot loss and recall along the straight line between two runs, with the chord and the largest gap to it.
 
     Both tables have columns first, value and chord; *errors* holds 1 - recall.
+
+    Args:
+        losses: One row per point of the line, with columns first, value and chord.
+        errors: The same for 1 - recall.
+        value: Name of the loss, with its unit.
+        title: Title of the figure.
+        note: Second line of the title.
     """
     recall = errors.assign(value=1 - errors["value"], chord=1 - errors["chord"])
     figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")
@@ -180,7 +200,7 @@ def _canvas(height: float, title: str, note: str) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _notes(center: Place, table: pd.DataFrame) -> str:
+def _notes(center: CenterMarker, table: pd.DataFrame) -> str:
     """Describe the curvature along the axes and the number of non-finite points."""
     names = ("across", "up") if len(center.curvature) > 1 else ("along the line",)
     words = ", ".join(f"{number(value)} {name}" for value, name in zip(center.curvature, names, strict=True))
@@ -192,7 +212,7 @@ def _notes(center: Place, table: pd.DataFrame) -> str:
 
 def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, z: np.ma.MaskedArray) -> ContourSet:
     """Draw color bands and their labeled edges; return the bands."""
-    levels = bands(float(z.min()), float(z.max()))
+    levels = contour_levels(float(z.min()), float(z.max()))
     norm = BoundaryNorm(levels, mpl.colormaps["cividis"].N)
     filled = axes.contourf(x, y, z, levels=levels, cmap="cividis", norm=norm)
     if z.min() < z.max():
@@ -203,18 +223,18 @@ def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, z: np.ma.MaskedArray) ->
     return filled
 
 
-def bands(low: float, high: float) -> list[float]:
+def contour_levels(low: float, high: float) -> list[float]:
     """Return increasing contour levels from *low* to *high*: round numbers, or a constant ratio for a wide range.
 
-    >>> bands(0.0, 1.0)[:3], [round(edge, 3) for edge in bands(1.0, 2048.0)][:3]
+    >>> contour_levels(0.0, 1.0)[:3], [round(edge, 3) for edge in contour_levels(1.0, 2048.0)][:3]
     ([0.0, 0.1, 0.2], [1.0, 2.0, 4.0])
     """
     if not low < high:
         return [low - 0.5, low + 0.5]
     if low > 0 and high / low > LOG_SCALE_RATIO:
-        edges = [float(f"{edge:.1e}") for edge in np.geomspace(low, high, BANDS + 1)]
+        edges = [float(f"{edge:.1e}") for edge in np.geomspace(low, high, LEVELS + 1)]
         return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
-    return [float(round(edge, 12)) for edge in MaxNLocator(BANDS).tick_values(low, high)]
+    return [float(round(edge, 12)) for edge in MaxNLocator(LEVELS).tick_values(low, high)]
 
 
 def _lowest(table: pd.DataFrame) -> tuple[float, ...] | None:

@@ -57,9 +57,9 @@ class Slice1D:
 
     def figure(self, label: str = "steps along the direction", value: str = "objective", title: str = "") -> Figure:
         """Plot the values and the second-order model with matplotlib's current settings."""
-        from stability.landscape.figures import Place, line_figure
+        from stability.landscape.figures import CenterMarker, line_figure
 
-        center = Place((0.0,), self.center, (self.curvature,), "center")
+        center = CenterMarker((0.0,), self.center, (self.curvature,), "center")
         return line_figure(self.table(), label, value, title, center)
 
     def _repr_html_(self) -> str:
@@ -112,9 +112,9 @@ class Slice2D:
         title: str = "",
     ) -> Figure:
         """Plot contours, the center and the lowest point with matplotlib's current settings."""
-        from stability.landscape.figures import Place, plane_figure
+        from stability.landscape.figures import CenterMarker, plane_figure
 
-        center = Place((0.0, 0.0), self.center, tuple(self.curvature.diagonal().tolist()), "center")
+        center = CenterMarker((0.0, 0.0), self.center, tuple(self.curvature.diagonal().tolist()), "center")
         return plane_figure(self.table(), labels, value, title, center)
 
     def _repr_html_(self) -> str:

@@ -18,7 +18,7 @@ from stability.report.model import describe
 from stability.report.pdf import document, why_no_pdf
 from stability.report.publish import publish
 from stability.report.sections import sections_of
-from stability.store import write_atomically
+from stability.store import write_files, writing
 
 FORMATS = ("html", "pdf")
 
@@ -97,12 +97,8 @@ def _picture(drawn: Iterable[ReportFigure]) -> dict[str, tuple[str, bytes]]:
 
 
 def _write(out_dir: Path, files: dict[str, tuple[str, bytes]], outdated: Iterable[str]) -> dict[str, Path]:
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
+    with writing(f"{out_dir}: the report"):
         for name in outdated:
             (out_dir / name).unlink(missing_ok=True)
-        for name, content in files.values():
-            write_atomically(out_dir / name, content)
-    except OSError as error:
-        raise InputError(f"{out_dir}: the report cannot be written ({error.strerror or error})") from error
+    write_files(out_dir, dict(files.values()), "the report")
     return {kind: out_dir / name for kind, (name, _) in files.items()}

@@ -19,7 +19,7 @@ from stability.report.model import answer_of, interim
 from stability.report.sections.provenance import provenance_rows
 from stability.report.tables import Json, effect_in_words
 from stability.stats.wording import number, percent
-from stability.store import write_atomically
+from stability.store import write_files
 
 FILES = {"html": "index.html", "json": "comparison.json"}
 
@@ -42,13 +42,8 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path | No
         raise InputError(f"{after}: given twice; allowed: two runs of one study")
     folder = Path(out) if out else after.resolve().parent / f"{after.resolve().name}-against-{before.resolve().name}"
     compared = compare(analysis.load_results(before), analysis.load_results(after), (before.name, after.name))
-    files = {"html": page(compared), "json": json.dumps(compared, indent=1, allow_nan=False) + "\n"}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for kind, text in files.items():
-            write_atomically(folder / FILES[kind], text.encode())
-    except OSError as error:
-        raise InputError(f"{folder}: the comparison cannot be written ({error.strerror or error})") from error
+    texts = {"html": page(compared), "json": json.dumps(compared, indent=1, allow_nan=False) + "\n"}
+    write_files(folder, {FILES[kind]: text.encode() for kind, text in texts.items()}, "the comparison")
     return {kind: folder / name for kind, name in FILES.items()}
 
 

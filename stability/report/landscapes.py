@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from stability import landscape
 from stability.execute import replay_run
 from stability.execute.machine import reproducible_arithmetic
-from stability.landscape.figures import Place, connectivity_figure, line_figure, plane_figure
+from stability.landscape.figures import CenterMarker, connectivity_figure, line_figure, plane_figure
 from stability.landscape.slices import Span
 from stability.probes import STEP_MEASURES, in_towers
 from stability.registry import InputError, nearest
 from stability.report.style import LIGHT, styled
-from stability.store import write_atomically
+from stability.store import write_files
 from stability.train import Replay
 
 PATH_POINTS = 21
@@ -118,13 +118,13 @@ def _slice(replay: Replay, view: View, points: int, span: Span | None) -> tuple[
             replay.objective, replay.params, view.axes[0], spans[0], points, batches=replay.batches
         )
         table = line.table().assign(first=lambda rows: rows["first"] + view.origin[0])
-        center = Place(view.origin[:1], line.center, (line.curvature,))
+        center = CenterMarker(view.origin[:1], line.center, (line.curvature,))
         return table, line_figure(table, view.labels[0], value, title, center)
     plane = landscape.slice2d(replay.objective, replay.params, view.axes, spans, points, batches=replay.batches)
     table = plane.table().assign(
         first=lambda rows: rows["first"] + view.origin[0], second=lambda rows: rows["second"] + view.origin[1]
     )
-    center = Place(view.origin, plane.center, tuple(plane.curvature.diagonal().tolist()))
+    center = CenterMarker(view.origin, plane.center, tuple(plane.curvature.diagonal().tolist()))
     return table, plane_figure(table, (view.labels[0], view.labels[1]), value, title, center, view.path)
 
 
@@ -234,11 +234,5 @@ def _write(folder: Path, name: str, table: pd.DataFrame, figure: Figure) -> dict
         with styled():
             figure.savefig(file, format=kind, facecolor=LIGHT["page"], **settings)
         files[kind] = file.getvalue()
-    paths = {kind: folder / f"{name}.{kind}" for kind in ("png", "svg", "parquet")}
-    try:
-        folder.mkdir(exist_ok=True)
-        for kind, path in paths.items():
-            write_atomically(path, files[kind])
-    except OSError as error:
-        raise InputError(f"{folder}: the landscape cannot be written ({error.strerror or error})") from error
-    return paths
+    write_files(folder, {f"{name}.{kind}": content for kind, content in files.items()}, "the landscape")
+    return {kind: folder / f"{name}.{kind}" for kind in ("png", "svg", "parquet")}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from stability.agreement import RULE
 from stability.analysis import Finding, Findings, Results, look_sentence
 from stability.analysis.pairing import reading_of
 from stability.calibrate.record import published, summary
 from stability.contrasts import contrast
+from stability.replication_agreement import RULE
 from stability.report.blocks import Formula
 from stability.report.definitions import Paragraphs, losses, measures
 from stability.stats.wording import confidence_in_percent, number

@@ -10,7 +10,7 @@ from stability.registry import InputError
 from stability.report.evidence import RULE, answer, coverage, entries
 from stability.report.html import environment
 from stability.report.pdf import why_no_pdf
-from stability.store import read_manifest, write_atomically
+from stability.store import read_manifest, write_atomically, writing
 from stability.study import shipped_studies
 
 FILES = ("index.html", "report.pdf", "findings.json", "report.json")
@@ -53,8 +53,6 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with writing(f"{path}:"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -21,7 +21,7 @@ from stability.stats.planning import (
 )
 from stability.stats.rankings import Ranking, ranking
 from stability.stats.ratios import fraction_interval
-from stability.stats.spiking import (
+from stability.stats.spike_detection import (
     Spikes,
     loss_spikes_by_deviation,
     loss_spikes_by_height,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -77,7 +77,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Account:
-    """The words of a comparison: its method, assumptions, the name of the effect and the clause that states it."""
+    """The words of a comparison.
+
+    Attributes:
+        method: The test or interval, by name.
+        assumptions: What the method assumes.
+        quantity: Name of the effect, such as ``ratio of steps``.
+        clause: Returns the clause that states an effect.
+        ratio: Whether the effect is a ratio.
+    """
 
     method: str
     assumptions: str
@@ -88,7 +96,16 @@ class Account:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An effect with its intervals on the scale of the analysis (logs are not yet converted to ratios)."""
+    """An effect with its intervals on the scale of the analysis (logs are not yet converted to ratios).
+
+    Attributes:
+        center: The effect.
+        interval: Two-sided interval at 1 - alpha.
+        equivalence_interval: Interval at 1 - 2 alpha.
+        p_value: Two-sided p-value.
+        sd: Standard deviation of one number per seed.
+        outcome: Whether a test was made, or the numbers are constant.
+    """
 
     center: float
     interval: Interval
@@ -96,6 +113,14 @@ class Estimate:
     p_value: float
     sd: float
     outcome: ComparisonStatus = "tested"
+
+    def displayed(self, ratio: bool) -> Estimate:
+        """Return the estimate on the displayed scale: with *ratio*, the exponentials of logs."""
+        if not ratio:
+            return self
+        (low, high), (narrow_low, narrow_high) = self.interval, self.equivalence_interval
+        interval, equivalence_interval = (_exp(low), _exp(high)), (_exp(narrow_low), _exp(narrow_high))
+        return replace(self, center=_exp(self.center), interval=interval, equivalence_interval=equivalence_interval)
 
 
 UNBOUNDED: Interval = (-math.inf, math.inf)
@@ -121,10 +146,8 @@ def build_comparison(
         left_out: Number of pairs without a finite value.
         note: Text appended to the sentence.
     """
-    to_display = _exp if account.ratio else float
-    effect = to_display(estimate.center)
-    interval = (to_display(estimate.interval[0]), to_display(estimate.interval[1]))
-    n = len(per_seed)
+    shown = estimate.displayed(account.ratio)
+    effect, interval, n = shown.center, shown.interval, len(per_seed)
     sentence = (
         f"{account.clause(effect)} ({account.quantity} {number(effect)}, "
         f"{confidence_in_percent(confidence)} CI {between(interval, account.ratio)}, n = {seeds(n)})"
@@ -136,10 +159,7 @@ def build_comparison(
     return Comparison(
         effect=effect,
         interval=interval,
-        equivalence_interval=(
-            to_display(estimate.equivalence_interval[0]),
-            to_display(estimate.equivalence_interval[1]),
-        ),
+        equivalence_interval=shown.equivalence_interval,
         p_value=estimate.p_value,
         n=n,
         method=account.method if estimate.outcome == "tested" else "exact sign interval of the median",
@@ -177,12 +197,12 @@ def untestable(
     """
     per_seed = np.empty(0) if per_seed is None else per_seed
     n = len(per_seed) if n is None else n
-    to_display = _exp if account.ratio else float
-    unbounded = (to_display(-math.inf), math.inf)
+    mean = float(np.mean(per_seed)) if per_seed.size else math.nan
+    shown = Estimate(mean, UNBOUNDED, UNBOUNDED, math.nan, math.nan).displayed(account.ratio)
     return Comparison(
-        effect=to_display(float(np.mean(per_seed))) if per_seed.size else math.nan,
-        interval=unbounded,
-        equivalence_interval=unbounded,
+        effect=shown.center,
+        interval=shown.interval,
+        equivalence_interval=shown.equivalence_interval,
         p_value=math.nan,
         n=n,
         method=account.method,
@@ -200,8 +220,12 @@ def untestable(
 def compare_seeds(per_seed: Array, account: Account, confidence: float, resolution: float) -> Comparison:
     """Return the paired t comparison of one number per seed, NaN for a seed without one.
 
-    *resolution* is the magnitude of the values from which the numbers were computed: numbers that differ only by its
-    rounding error are equal.
+    Args:
+        per_seed: The numbers, (seeds,).
+        account: Words of the comparison.
+        confidence: 1 - alpha.
+        resolution: Magnitude of the values from which the numbers were computed: numbers that differ only by its
+            rounding error are equal.
     """
     check_confidence(confidence)
     used = per_seed[np.isfinite(per_seed)]
@@ -222,11 +246,23 @@ def estimate_mean(per_seed: Array, confidence: float, resolution: float) -> Esti
 
 def t_estimate(per_seed: Array, confidence: float) -> Estimate:
     """Return mean +- t SD / sqrt(n) with n - 1 degrees of freedom, at 1 - alpha and at 1 - 2 alpha."""
-    n, alpha = len(per_seed), 1 - confidence
     center, sd = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1))
-    error = sd / math.sqrt(n)
-    wide, narrow = (float(stdtrit(n - 1, 1 - tail)) * error for tail in (alpha / 2, alpha))
-    p_value = 2 * float(stdtr(n - 1, -abs(center) / error))
+    return student_estimate(center, sd / math.sqrt(len(per_seed)), sd, len(per_seed) - 1, confidence)
+
+
+def student_estimate(center: float, error: float, sd: float, df: int, confidence: float) -> Estimate:
+    """Return *center* with t intervals of *df* degrees of freedom.
+
+    Args:
+        center: The effect.
+        error: Standard error of the effect.
+        sd: Standard deviation of one number per seed.
+        df: Degrees of freedom.
+        confidence: 1 - alpha.
+    """
+    alpha = 1 - confidence
+    wide, narrow = (float(stdtrit(df, 1 - tail)) * error for tail in (alpha / 2, alpha))
+    p_value = 2 * float(stdtr(df, -abs(center) / error))
     return Estimate(center, (center - wide, center + wide), (center - narrow, center + narrow), p_value, sd)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.special import bdtr, betaincinv, ndtri, stdtr, stdtrit
+from scipy.special import bdtr, betaincinv, ndtri
 
 from stability.registry import InputError
 from stability.stats.comparison import (
@@ -20,6 +21,7 @@ from stability.stats.comparison import (
     build_comparison,
     check_confidence,
     paired_values,
+    student_estimate,
     untestable,
 )
 from stability.stats.wording import Clause, Names
@@ -78,18 +80,13 @@ def _clause(names: Names, measure: str, count_a: int, count_b: int, runs: int) -
 
 
 def _shares(per_seed: Array, cells: int, confidence: float) -> Estimate:
-    n, alpha = len(per_seed), 1 - confidence
+    n = len(per_seed)
     typical = max(1 / cells, float(np.sqrt(np.mean(per_seed**2))))
     center, sd = float(per_seed.mean()), float(np.std([*per_seed, typical, -typical], ddof=1))
-    error = sd / math.sqrt(n)
-    wide, narrow = (float(stdtrit(n - 1, 1 - tail)) * error for tail in (alpha / 2, alpha))
-    return Estimate(
-        center=center,
-        interval=(max(-1.0, center - wide), min(1.0, center + wide)),
-        equivalence_interval=(max(-1.0, center - narrow), min(1.0, center + narrow)),
-        p_value=2 * float(stdtr(n - 1, -abs(center) / error)),
-        sd=sd,
-    )
+    estimate = student_estimate(center, sd / math.sqrt(n), sd, n - 1, confidence)
+    (low, high), (narrow_low, narrow_high) = estimate.interval, estimate.equivalence_interval
+    interval, equivalence_interval = (max(-1.0, low), min(1.0, high)), (max(-1.0, narrow_low), min(1.0, narrow_high))
+    return replace(estimate, interval=interval, equivalence_interval=equivalence_interval)
 
 
 def _mcnemar(a: Array, b: Array, confidence: float, sd: float) -> Estimate:

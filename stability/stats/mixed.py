@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
-from stability.stats.comparison import Array, Estimate
+from stability.stats.comparison import Array, Estimate, student_estimate
 
 Fit = Literal["fitted", "boundary", "not-converged", "not-applicable"]
 
@@ -30,12 +29,18 @@ class MixedModel:
 def mixed_model(a: Array, b: Array, *, confidence: float, levels: Array | None = None) -> MixedModel:
     """Return the effect of the arm, or with *levels* its effect on the slope over them, by a mixed model (REML).
 
-    *a* and *b* are (seeds, levels, cells) and finite. Fixed effects: one for each level and cell, the arm, and with
+    Fixed effects: one for each level and cell, the arm, and with
     *levels* the arm times the level. Random effects: the seed, the arm within the seed, and with *levels* the slope of
     the arm within the seed. Intervals and p-value are Student's with n - 1 degrees of freedom, n the number of seeds.
 
     The fit is one of: "fitted"; "boundary", a variance was estimated as 0, so the interval is likely too narrow;
     "not-converged"; "not-applicable", a seed has one number per arm, so the components cannot be identified.
+
+    Args:
+        a: Values of the first arm, (seeds, levels, cells), finite.
+        b: Values of the second arm, same shape.
+        confidence: 1 - alpha.
+        levels: Values of the axis, (levels,); None for the effect of the arm itself.
     """
     seeds, per_run = len(a), a[0].size if len(a) else 0
     if per_run < 2 or seeds < 3:
@@ -55,7 +60,9 @@ def mixed_model(a: Array, b: Array, *, confidence: float, levels: Array | None =
     index = 0 if levels is None else 1
     if result is None or not math.isfinite(error := float(result.bse[index]) * size) or error <= 0:
         return MixedModel("not-converged", reason=messages or "no standard error could be computed")
-    estimate = _student(float(result.params[index]) * size, error, seeds, confidence)
+    estimate = student_estimate(
+        float(result.params[index]) * size, error, error * math.sqrt(seeds), seeds - 1, confidence
+    )
     if not result.converged:
         return MixedModel("not-converged", estimate, messages or "the optimizer stopped before a maximum")
     if (np.asarray(result.vcomp) < NEGLIGIBLE).any():
@@ -80,15 +87,3 @@ def _fit(response: Array, fixed: Array, random: dict[str, Array], seeds: int) ->
         except (np.linalg.LinAlgError, ValueError) as error:
             return None, f"the fit failed: {error}"
     return result, "; ".join(dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught))
-
-
-def _student(center: float, error: float, seeds: int, confidence: float) -> Estimate:
-    df, alpha = seeds - 1, 1 - confidence
-    wide, narrow = (float(stdtrit(df, 1 - tail)) * error for tail in (alpha / 2, alpha))
-    return Estimate(
-        center=center,
-        interval=(center - wide, center + wide),
-        equivalence_interval=(center - narrow, center + narrow),
-        p_value=2 * float(stdtr(df, -abs(center) / error)),
-        sd=error * math.sqrt(seeds),
-    )

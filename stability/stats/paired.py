@@ -71,8 +71,15 @@ def log_ratio(
 ) -> Comparison:
     """Return the ratio a / b of a positive quantity: mean log ratio over seeds with its paired t interval.
 
-    *a* and *b* are (seeds,) or (seeds, cells...), raw and positive. A value at or below 0 has no logarithm, and
-    dropping its seed would bias the ratio, so the outcome is then "not-positive".
+    A value at or below 0 has no logarithm, and dropping its seed would bias the ratio, so the outcome is then
+    "not-positive".
+
+    Args:
+        a: Values of the first arm, (seeds,) or (seeds, cells...), raw and positive.
+        b: Values of the second arm, same shape.
+        confidence: 1 - alpha.
+        names: Names of the two arms in the sentence.
+        measure: Name of the measure in the sentence.
     """
     left, right = paired_values(a, b)
     bad = int(np.any((left <= 0) | (right <= 0), axis=1).sum())
@@ -201,7 +208,15 @@ def equivalence(
     The null hypothesis is a difference of at least *margin*: outside [-m, m], or with *log* (values are
     logarithms) a ratio outside [1 / (1 + m), 1 + m]. Arms are equivalent at alpha = 1 - confidence if
     `equivalence_interval` lies inside. Schuirmann (1987), J. Pharmacokinet. Biopharm. 15:657.
-    The other arguments are those of `paired_difference`.
+
+    Args:
+        a: Values of the first arm, (seeds,) or (seeds, cells...).
+        b: Values of the second arm, same shape.
+        margin: Smallest effect that matters, above 0; a relative one with *log*.
+        confidence: 1 - alpha.
+        log: Whether the values are logarithms, so that the effect is a ratio.
+        names: Names of the two arms in the sentence.
+        measure: Name of the measure in the sentence.
     """
     low, high = margin_region(margin, ratio=log)
     result = paired_difference(a, b, confidence=confidence, log=log, names=names, measure=measure)

@@ -20,6 +20,12 @@ def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -
     1 - F(t; n - 1, d sqrt(n)) + F(-t; n - 1, d sqrt(n)), F the noncentral t distribution, d = effect / sd
     in standard deviations of the paired differences.
 
+    Args:
+        n: Number of seeds.
+        effect: True mean difference.
+        sd: Standard deviation of the paired differences, in the same unit.
+        confidence: 1 - alpha.
+
     >>> round(power(10, 1.0), 2), round(power(16, 1.0, confidence=0.99), 2)
     (0.8, 0.83)
     """
@@ -43,6 +49,13 @@ def equivalence_power(
 
     Given the sample SD s, the test rejects if |mean| < margin - t s / sqrt(n). This function averages that
     probability over the chi-square distribution of s, at 500 equally likely values.
+
+    Args:
+        n: Number of seeds.
+        margin: Half the width of the region of equality.
+        sd: Standard deviation of the paired differences, in the same unit.
+        effect: True mean difference.
+        confidence: 1 - alpha.
     """
     check_confidence(confidence)
     if n < 2:
@@ -59,6 +72,12 @@ def equivalence_power(
 def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
     """Return the smallest number of seeds whose power to detect *effect* reaches *target*.
 
+    Args:
+        effect: True mean difference.
+        sd: Standard deviation of the paired differences, in the same unit.
+        confidence: 1 - alpha.
+        target: Power to reach.
+
     >>> [seeds_needed(d, confidence=c) for d in (1.0, 1.5) for c in (0.95, 0.99)]
     [10, 16, 6, 9]
     """
@@ -70,6 +89,12 @@ def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, ta
 
 def seeds_for_equivalence(margin: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
     """Return the smallest number of seeds whose power to show equivalence of equal arms reaches *target*.
+
+    Args:
+        margin: Half the width of the region of equality.
+        sd: Standard deviation of the paired differences, in the same unit.
+        confidence: 1 - alpha.
+        target: Power to reach.
 
     >>> seeds_for_equivalence(1.0), seeds_for_equivalence(0.5), seeds_for_equivalence(0.5, confidence=0.99)
     (11, 36, 55)
@@ -107,13 +132,28 @@ def seeds_to_settle(
     fewest = math.ceil(1 - math.log2(1 - confidence))
     if sd == 0:
         return fewest
-    # chdtri inverts the upper tail: 80% of the distribution lies above the 0.2 quantile.
-    bound = sd * math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
+    bound = upper_sd(sd, n)
     width = math.log(high) if ratio else high
-    if bound > 100 * width:
-        return None
-    to_detect = seeds_needed(width, bound, confidence=confidence, target=target)
-    return max(to_detect, seeds_for_equivalence(width, bound, confidence=confidence, target=target))
+    return None if bound > 100 * width else seeds_for_both(width, bound, confidence=confidence, target=target)
+
+
+def upper_sd(sd: float, n: int) -> float:
+    """Return the upper 80% bound of a standard deviation that was estimated from *n* pairs."""
+    # chdtri inverts the upper tail: 80% of the distribution lies above the 0.2 quantile.
+    return sd * math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
+
+
+def seeds_for_both(margin: float, sd: float, *, confidence: float = 0.95, target: float = 0.8) -> int:
+    """Return the seeds that detect a difference of the margin and show equality of equal arms.
+
+    Args:
+        margin: The margin on the scale of the test.
+        sd: Standard deviation of the paired differences, on the same scale.
+        confidence: 1 - alpha.
+        target: Power of either test to reach.
+    """
+    to_detect = seeds_needed(margin, sd, confidence=confidence, target=target)
+    return max(to_detect, seeds_for_equivalence(margin, sd, confidence=confidence, target=target))
 
 
 def looks(at: Sequence[int] = (5, 10, 20), *, alpha: float = 0.05) -> dict[int, float]:

@@ -18,7 +18,7 @@ from stability.stats.comparison import ROUNDING, Array, Interval, check_confiden
 
 
 @dataclass(frozen=True)
-class Place:
+class RankedArm:
     """One arm in a ranking.
 
     Attributes:
@@ -45,7 +45,7 @@ class Pair:
     interval: Interval
 
     @property
-    def apart(self) -> bool:
+    def is_distinct(self) -> bool:
         """Return whether the interval excludes 0."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
@@ -55,7 +55,7 @@ class Ranking:
     """Arms from best to worst, with all their pairs.
 
     Attributes:
-        places: The arms, best first.
+        arms: The arms, best first.
         pairs: All pairs of arms.
         confidence: Simultaneous confidence of all intervals.
         n: Number of seeds used.
@@ -63,7 +63,7 @@ class Ranking:
         problem: Why there is no ranking; empty if there is one.
     """
 
-    places: tuple[Place, ...]
+    arms: tuple[RankedArm, ...]
     pairs: tuple[Pair, ...]
     confidence: float
     n: int
@@ -87,11 +87,17 @@ def ranking(
     seeds (a wrong pair in 11% at 5 seeds), and its intervals are only 3% shorter at 10 to 20 seeds. Seeds with a
     missing value are left out for all arms.
 
+    Args:
+        values: One number per seed and arm, (seeds, arms); NaN where a run has none.
+        names: Names of the arms, in the order of the columns.
+        better: Whether the largest or the smallest mean comes first.
+        confidence: 1 - alpha, for all intervals together.
+
     Raises:
         InputError: *values* have another shape, or there are fewer than two arms.
 
     >>> result = ranking([[1.0, 3.0, 1.1], [1.2, 3.1, 1.1], [0.9, 3.2, 1.0], [1.0, 3.0, 0.9]], ["a", "b", "c"])
-    >>> [(place.name, place.letters) for place in result.places]
+    >>> [(arm.name, arm.letters) for arm in result.arms]
     [('b', 'a'), ('c', 'b'), ('a', 'b')]
     """
     check_confidence(confidence)
@@ -116,12 +122,12 @@ def ranking(
         (i, j): Pair((sorted_names[i], sorted_names[j]), means[i] - means[j], interval)
         for (i, j), interval in intervals.items()
     }
-    letters = letters_of(len(names), {index for index, pair in pairs.items() if pair.apart})
-    places = tuple(
-        Place(name, means[j], letters[j], means[j] - means[0], _mirrored(intervals[0, j]) if j else (0.0, 0.0))
+    letters = letters_of(len(names), {index for index, pair in pairs.items() if pair.is_distinct})
+    arms = tuple(
+        RankedArm(name, means[j], letters[j], means[j] - means[0], _mirrored(intervals[0, j]) if j else (0.0, 0.0))
         for j, name in enumerate(sorted_names)
     )
-    return Ranking(places, tuple(pairs.values()), confidence, n, left_out)
+    return Ranking(arms, tuple(pairs.values()), confidence, n, left_out)
 
 
 def _interval(differences: Array, alpha: float) -> Interval:

@@ -16,7 +16,14 @@ Expect = Literal["higher", "lower", "equal"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's verdict, its reason, one plain sentence, and for an open claim the seeds that would settle it."""
+    """A claim's verdict, its reason, one plain sentence, and for an open claim the seeds that would settle it.
+
+    Attributes:
+        verdict: The verdict.
+        reason: Which condition decided, in words.
+        sentence: Verdict and effect in one plain sentence.
+        seeds_to_settle: Seeds that would settle an open claim; None if it is settled or this is unknown.
+    """
 
     verdict: VerdictName
     reason: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Names = tuple[str, str]
 """The names of two arms; the second may be another measure of the first arm (see `own_measure`)."""
@@ -45,6 +45,15 @@ def confidence_in_percent(confidence: float) -> str:
 def seeds(n: int) -> str:
     """Return a count of seeds in words: ``"1 seed"``, ``"2 seeds"``."""
     return f"{n} seed" if n == 1 else f"{n} seeds"
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """Return words as an enumeration.
+
+    >>> enumerated(["a"]), enumerated(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def between(interval: tuple[float, float], ratio: bool) -> str:

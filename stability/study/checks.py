@@ -17,7 +17,7 @@ from stability.encoders.validation import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.optimizers import optimizer
 from stability.probes import Measure, probe
-from stability.registry import InputError, Variant, nearest
+from stability.registry import InputError, UnknownNameError, Variant, nearest
 from stability.study.coverage import check_coverage, check_first, check_window
 from stability.study.published import check_published
 from stability.study.schema import (
@@ -145,7 +145,7 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
     for index, name in enumerate(study.grid.arms):
         if name not in study.arms and name not in loss:
             hint = nearest(name, {*loss, *study.arms})
-            raise InputError(f"{locate('grid', 'arms', index)}: unknown loss {name!r}{hint}")
+            raise UnknownNameError(f"{locate('grid', 'arms', index)}: unknown loss {name!r}{hint}", loss.kind)
         variant = loss[study.arm(name).loss]
         if variant.package:
             _check_packaged_loss(variant)

@@ -10,11 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from stability.registry import InputError
 from stability.report.figures import panels
 from stability.report.style import LIGHT, arm_styles, styled
 from stability.sample_size import TARGET, Need
-from stability.store import write_atomically
+from stability.store import write_files
 
 COLUMNS = 3
 
@@ -48,16 +47,12 @@ def write_power(folder: Path, curves: pd.DataFrame, needs: Sequence[Need]) -> di
     """Write power.svg and power.png to *folder* and return their paths; raises `InputError` if that fails."""
     import io
 
-    figure, paths = power_figure(curves, needs), {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for kind in ("svg", "png"):
-            buffer = io.BytesIO()
-            with styled():
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(buffer, format=kind, dpi=160, facecolor=LIGHT["page"], metadata=metadata)
-            paths[kind] = folder / f"power.{kind}"
-            write_atomically(paths[kind], buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"{folder}: the figure cannot be written ({error.strerror or error})") from error
-    return paths
+    figure, files = power_figure(curves, needs), {}
+    for kind in ("svg", "png"):
+        buffer = io.BytesIO()
+        with styled():
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(buffer, format=kind, dpi=160, facecolor=LIGHT["page"], metadata=metadata)
+        files[f"power.{kind}"] = buffer.getvalue()
+    write_files(folder, files, "the figure")
+    return {kind: folder / f"power.{kind}" for kind in ("svg", "png")}

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from stability.analysis import Findings, Ranked
 from stability.report.figures.drawn import ReportFigure
 from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
-from stability.stats.rankings import Place
+from stability.stats.rankings import RankedArm
 from stability.stats.wording import between, confidence_in_percent, number
 from stability.vocabulary import TRANSFORMS
 
@@ -27,7 +27,7 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
         if ranking.problem:
             continue
         confidence = confidence_in_percent(ranking.confidence)
-        first = ranking.places[0]
+        first = ranking.arms[0]
         yield ReportFigure(
             id=f"ranking-{index}",
             section="ranking",
@@ -35,14 +35,14 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
             caption=f"{ranked.label} ({TRANSFORMS[ranked.transform].description}), the mean over {ranking.n} seeds of "
             f"each arm less that of the first, with intervals that hold at {confidence} for all "
             f"{len(ranking.pairs)} pairs together. Arms that share a letter cannot be told apart.",
-            alt=f"Ranking of {len(ranking.places)} arms by {ranked.label}. {first.name} is first, in group "
-            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.places[1:]) + ".",
+            alt=f"Ranking of {len(ranking.arms)} arms by {ranked.label}. {first.name} is first, in group "
+            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.arms[1:]) + ".",
             figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
 
 
-def _words(entry: Place) -> str:
+def _words(entry: RankedArm) -> str:
     return f"{entry.name} {number(entry.behind)} ({between(entry.interval, False)}), in group {entry.letters}"
 
 
@@ -57,7 +57,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
             "high": entry.interval[1],
             "letters": entry.letters,
         }
-        for rank, entry in enumerate(ranked.found.places, start=1)
+        for rank, entry in enumerate(ranked.found.arms, start=1)
     ]
     table = pd.DataFrame(rows)
     return table.rename(columns={"mean": "mean log"}) if TRANSFORMS[ranked.transform].log else table
@@ -65,35 +65,35 @@ def _table(ranked: Ranked) -> pd.DataFrame:
 
 def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
-    places = ranked.found.places
-    columns = sorted({letter for entry in places for letter in _letters(entry)}, key=lambda label: (len(label), label))
-    total = TOP + ROW * len(places) + FOOT
+    arms = ranked.found.arms
+    columns = sorted({letter for entry in arms for letter in _letters(entry)}, key=lambda label: (len(label), label))
+    total = TOP + ROW * len(arms) + FOOT
     right = COLUMN * (len(columns) + 1)
-    left = 0.25 + CHARACTER * max(len(entry.name) for entry in places)
+    left = 0.25 + CHARACTER * max(len(entry.name) for entry in arms)
     width = WIDTH - left - right
     with styled():
         figure = Figure(figsize=(WIDTH, total))
-        axes = figure.add_axes((left / WIDTH, FOOT / total, width / WIDTH, ROW * len(places) / total))
-        axes.set_ylim(len(places) - 0.5, -0.5)
+        axes = figure.add_axes((left / WIDTH, FOOT / total, width / WIDTH, ROW * len(arms) / total))
+        axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
-        for row, entry in enumerate(places):
+        for row, entry in enumerate(arms):
             style = styles[entry.name]
             axes.plot(entry.interval, (row, row), color=style.color, linewidth=1.2, solid_capstyle="butt")
             axes.plot([entry.behind], [row], marker=style.marker, color=style.color, markersize=5, linestyle="none")
             for letter in _letters(entry):
                 x = 1 + COLUMN * (columns.index(letter) + 0.75) / width
                 axes.text(x, row, letter, transform=axes.get_yaxis_transform(), ha="center", va="center")
-        axes.set_yticks(range(len(places)), [entry.name for entry in places])
+        axes.set_yticks(range(len(arms)), [entry.name for entry in arms])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.05)
         label = ranked.label[:1].lower() + ranked.label[1:]
-        axes.set_xlabel(f"{label} less that of {places[0].name} ({TRANSFORMS[ranked.transform].description})")
+        axes.set_xlabel(f"{label} less that of {arms[0].name} ({TRANSFORMS[ranked.transform].description})")
     return figure
 
 
-def _letters(entry: Place) -> list[str]:
+def _letters(entry: RankedArm) -> list[str]:
     """Split an arm's letters; after the end of the alphabet, a letter is followed by a number."""
     return re.findall(r"[a-z]\d*", entry.letters)

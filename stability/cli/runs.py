@@ -51,7 +51,7 @@ def export(
 ) -> None:
     """Write a run's tables (runs, curves, findings, and what their columns mean) for other programs."""
     from stability.exports import export as write
-    from stability.sinks import send
+    from stability.trackers import send
 
     load_custom(loss, encoders)
     console = console_to()

@@ -100,7 +100,14 @@ def lopsided(rng: np.random.Generator, size: tuple[int, ...]) -> Array:
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """The noise of a world: its shape, the number of seeds, and the correlation between the two arms."""
+    """The noise of a world: its shape, the number of seeds, and the correlation between the two arms.
+
+    Attributes:
+        rng: Random generator of all draws.
+        shape: Name of the shape, as registered by `shape`.
+        seeds: Number of seeds.
+        correlation: Correlation between the two arms, 0 to 1.
+    """
 
     rng: np.random.Generator
     shape: str

@@ -58,6 +58,7 @@ def compare(
     encoders: Encoders = None,
 ) -> None:
     """Compare a loss of your own with known ones, claim by claim, in a report of its own."""
+    from stability.execute import RunOptions
     from stability.plugins import find_loss
     from stability.study import parse_study, with_loss
 
@@ -68,4 +69,4 @@ def compare(
         with_loss(base, variant.name, baselines), f"{study} with {loss}", f"{base.name}-{variant.name}", scale
     )
     where = out or Path("runs") / f"{base.name}-{scale}-{variant.name}"
-    raise typer.Exit(train_and_report(derived, device, on, where, (*plugins, *encoder_plugins)))
+    raise typer.Exit(train_and_report(derived, on, where, (*plugins, *encoder_plugins), RunOptions(device)))

@@ -155,7 +155,15 @@ def end_to_end(
     executor: Executor | None = None,
     watch: Callbacks | None = None,
 ) -> Twins:
-    """Return the verdicts on small studies of *loss* against itself, trained in *out* and analyzed like any other."""
+    """Return the verdicts on small studies of *loss* against itself, trained in *out* and analyzed like any other.
+
+    Args:
+        out: Run directory of all small studies together.
+        loss: Name of the loss that is compared with itself.
+        studies: Number of small studies.
+        executor: Trains the groups; None trains them in this process.
+        watch: Called as the training proceeds.
+    """
     pooled = load_results(run(twin_study(loss, studies), "cpu", executor, out, watch or Callbacks()))
     verdicts: dict[str, Counter[str]] = {claim.id: Counter() for claim in pooled.study.claims}
     any_direction = 0

@@ -86,6 +86,13 @@ def loss_spikes_by_deviation(
     specify the running window; here it is the preceding *window* values. One large spike inflates the deviation and
     hides the next, and normal noise exceeds 3.2 deviations about once in 1,000 steps. Use this for comparison with
     published rates, not for verdicts.
+
+    Args:
+        loss: Loss at each step, (steps,).
+        deviations: Height of a spike above the running mean, in running standard deviations.
+        window: Number of preceding values of the running mean.
+        start: First step that is examined.
+        merge: Spikes at most this many steps apart count as one.
     """
     values = _row(loss)
     first = max(start, window)
@@ -103,6 +110,12 @@ def loss_spikes_by_height(loss: ArrayLike, *, height: float = 0.1, window: int =
     This is the operational rule of the Qwen3.8-Next report (arXiv:2608.30320), which gives the rate per 10,000 steps.
     The median is that of the *window* steps that end with the step itself. The rule depends on the scale of the loss,
     so it cannot compare losses. Use it only for comparison with published rates.
+
+    Args:
+        loss: Loss at each step in nats, (steps,).
+        height: Height of a spike above the median, in nats.
+        window: Number of values of the median.
+        start: First step that is used.
     """
     values = _row(loss)
     first = start + window - 1
@@ -120,6 +133,12 @@ def update_spikes_by_level(rms: ArrayLike, *, level: float = 2.3, start: int = 1
     RMS_t = sqrt(mean(g_t^2 / max(v_t, eps^2))) with Adam's bias-corrected v; it is 1 if v is accurate. Wortsman et al.
     (2023), arXiv:2304.13013. The meaning of the level depends on beta2, and trained scalars exceed it almost always:
     pass weight matrices, and compare at equal beta2.
+
+    Args:
+        rms: RMS at each step, (steps,).
+        level: The RMS that counts as a spike.
+        start: First step that is examined.
+        merge: Spikes at most this many steps apart count as one.
     """
     values = _row(rms)[start:]
     seen = np.isfinite(values)

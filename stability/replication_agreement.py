@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stability.stats.wording import enumerated
 from stability.vocabulary import VERDICTS
 
 RULE = (
@@ -79,5 +80,4 @@ def _plain(verdict: str) -> str:
 
 
 def _join(names: Sequence[str]) -> str:
-    plain = [name.replace("-", " ") for name in names]
-    return " and ".join(filter(None, [", ".join(plain[:-1]), plain[-1]]))
+    return enumerated([_plain(name) for name in names])

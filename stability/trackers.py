@@ -20,9 +20,10 @@ import pandas as pd
 from stability.analysis import Results, load_results, summarize
 from stability.extras import optional
 from stability.registry import InputError, Registry, Traits
+from stability.store import writing
 from stability.vocabulary import AXES
 
-sink = Registry("sink", Traits)
+tracker = Registry("tracker", Traits)
 
 BATCH = 1000
 """Largest number of metrics that MLflow accepts in one call."""
@@ -64,15 +65,12 @@ def send(
     Raises:
         InputError: The tracker is unknown or not installed, or the folder is not empty.
     """
-    variant = sink.get_or_explain(to, "--tracker")
+    variant = tracker.get_or_explain(to, "--tracker")
     results = load_results(run_dir, warn)
     folder = Path(out) if out is not None else Path(run_dir) / "export" / to
-    try:
+    with writing(f"--out {folder}:", "; name a folder that can"):
         folder.mkdir(parents=True, exist_ok=True)
         used = any(folder.iterdir())
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"--out {folder}: cannot be written ({reason}); name a folder that can") from error
     if used:
         raise InputError(f"--out {folder}: holds files already; name a folder that is empty or not there")
     sentence: str = variant(results, folder)
@@ -106,7 +104,7 @@ def _points(curves: pd.DataFrame) -> Iterator[tuple[int, dict[str, float]]]:
         yield step, {str(name): value for name, value in row.items() if math.isfinite(value)}
 
 
-@sink
+@tracker
 def tensorboard(results: Results, out: Path) -> str:
     """Write TensorBoard event files, one folder per run, with the grid cells as hyperparameters."""
     optional("tensorboard", "--tracker tensorboard", "tensorboard")
@@ -123,7 +121,7 @@ def tensorboard(results: Results, out: Path) -> str:
     return f"tensorboard --logdir {out}"
 
 
-@sink
+@tracker
 def wandb(results: Results, out: Path) -> str:
     """Write Weights & Biases runs, offline unless WANDB_MODE says otherwise; ``wandb sync`` uploads them."""
     library = optional("wandb", "--tracker wandb", "wandb")
@@ -144,7 +142,7 @@ def wandb(results: Results, out: Path) -> str:
     return f"wandb sync {out}/wandb/offline-run-*" if mode == "offline" else f"sent to Weights & Biases ({mode})"
 
 
-@sink
+@tracker
 def mlflow(results: Results, out: Path) -> str:
     """Write MLflow runs into a database in the folder, or to the server that MLFLOW_TRACKING_URI names."""
     library = optional("mlflow", "--tracker mlflow", "mlflow")

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from stability.analysis import analyze, load_results
-from stability.calibrate.twins import RIGHT, SEEDS, TWINS, end_to_end, parts, twin_study
+from stability.calibrate.aa_tests import RIGHT, SEEDS, TWINS, end_to_end, parts, twin_study
 from stability.execute import run
 from stability.grid import run_table, runs_of
 from stability.study import parse_study
