@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from stability.losses import loss, scalars_of, scalars_with
-from stability.study import FIRST_TUNING_SEED, Options, Setting, Study, digest, search_of, settings_of
+from stability.study import (
+    FIRST_TUNING_SEED,
+    Options,
+    Setting,
+    Settings,
+    Study,
+    combinations,
+    digest,
+    search_of,
+    settings_of,
+)
 from stability.vocabulary import AXES
 
 SCHEMA = 1
@@ -36,6 +46,7 @@ class Run:
         rng_stream: Name of the arm's separate random stream; "" if it shares that of the other arms.
         train_pairs: Number of training pairs; 0 for all.
         lr_multiplier: Ratio of *lr* to the tuned or configured learning rate.
+        settings: Values of the grid's axes over keys of other tables.
     """
 
     arm: str
@@ -49,6 +60,12 @@ class Run:
     rng_stream: str = ""
     train_pairs: int = 0
     lr_multiplier: float = 1.0
+    settings: Settings = ()
+
+    @property
+    def levels(self) -> dict[str, Any]:
+        """The values of its setting axes as they stand in tables: a list of numbers as text."""
+        return {key: level_in_tables(value) for key, value in self.settings}
 
     @property
     def tuning(self) -> bool:
@@ -83,10 +100,15 @@ class Group:
         """Whether its runs belong to the tuning search, not to the test."""
         return self.runs[0].tuning
 
+    @property
+    def settings(self) -> Settings:
+        """The values of setting axes that all its runs share."""
+        return self.runs[0].settings
+
 
 def study_of(study: Study, group: Group) -> Study:
     """Return the study with which a group's runs are trained: *study* or its tuning search, as the group's arm."""
-    return (search_of(study) if group.tuning else study).trained_as(group.arm, group.batch_size)
+    return (search_of(study) if group.tuning else study.at(group.settings)).trained_as(group.arm, group.batch_size)
 
 
 def run_configuration(study: Study, options: Options = (), **cell: Any) -> dict[str, Any]:
@@ -143,29 +165,46 @@ def tuning_runs_of(study: Study) -> tuple[Run, ...]:
 
 
 def _expand(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int) -> tuple[Run, ...]:
+    return tuple(
+        run
+        for values in combinations(study.grid.settings)
+        for run in _expand_at(study.at(values), values, settings, first)
+    )
+
+
+def _expand_at(
+    study: Study, values: Settings, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int
+) -> Iterator[Run]:
+    """Yield the runs at one combination of the *values* of setting axes; *study* has them already."""
     grid = study.grid
     seeds = range(first, first + grid.seeds)
     plain = study.canonical()
     axes = (grid.arms, grid.batch_size, grid.values("train_pairs"), grid.corruption, grid.noise)
     multipliers = grid.lr_multipliers or (1.0,)
-    runs = []
     for arm, size, pairs, corruption, noise in itertools.product(*axes):
         for setting, multiplier, seed in itertools.product(settings[arm, size], multipliers, seeds):
             cell = {"arm": arm, "batch_size": size, "corruption": corruption, "noise": noise}
             cell |= {"lr": _multiply(setting.lr, multiplier), "seed": seed}
             axis = {"train_pairs": pairs} if pairs else {}
             configuration = _configuration(study, plain, setting.options, cell | axis)
-            runs.append(
-                Run(
-                    **cell,
-                    id=digest(configuration),
-                    options=setting.options,
-                    rng_stream=study.arm(arm).rng_stream,
-                    train_pairs=pairs,
-                    lr_multiplier=multiplier,
-                )
+            yield Run(
+                **cell,
+                id=digest(configuration),
+                options=setting.options,
+                rng_stream=study.arm(arm).rng_stream,
+                train_pairs=pairs,
+                lr_multiplier=multiplier,
+                settings=values,
             )
-    return tuple(runs)
+
+
+def level_in_tables(value: Any) -> Any:
+    """Return a value of a setting axis as tables of runs hold it.
+
+    >>> level_in_tables(0.1), level_in_tables((0.9, 0.95))
+    (0.1, '0.9, 0.95')
+    """
+    return ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else value
 
 
 def _multiply(lr: float, multiplier: float) -> float:
@@ -177,21 +216,30 @@ def _multiply(lr: float, multiplier: float) -> float:
     return lr if multiplier == 1.0 else float(f"{lr * multiplier:.12g}")
 
 
-def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[Group, ...]:
-    """Return the runs grouped by arm and batch size, in even parts of at most ``width[arm, batch_size]`` runs.
+def shape_of(run: Run) -> str:
+    """Return in words what determines the bytes of a run's replica: arm, batch size, and settings.
+
+    >>> shape_of(Run("clip", 8, "mismatch", 0.0, 1e-3, 0, "", settings=(("model.*.width", 16),)))
+    'clip 8 model.*.width=16'
+    """
+    return " ".join([run.arm, f"{run.batch_size}", *(f"{key}={value}" for key, value in run.levels.items())])
+
+
+def groups_of(runs: Iterable[Run], width: Callable[[Run], int]) -> tuple[Group, ...]:
+    """Return the runs grouped by `shape_of`, in even parts of at most ``width(run)`` runs.
 
     Runs of the tuning search and of the test are in separate groups, and so are runs with different options of the loss
     or numbers of training pairs. A group's id is the digest of its runs' ids, so the same runs always form the same
     group.
     """
 
-    def shape(run: Run) -> tuple[str, int, bool, str, int]:
-        return run.arm, run.batch_size, run.tuning, repr(run.options), run.train_pairs
+    def key(run: Run) -> tuple[Any, ...]:
+        return run.arm, run.batch_size, repr(run.settings), run.tuning, repr(run.options), run.train_pairs
 
     groups = []
-    for (arm, batch_size, *_), members in itertools.groupby(sorted(runs, key=shape), key=shape):
+    for _, members in itertools.groupby(sorted(runs, key=key), key=key):
         equal_shape = list(members)
-        parts = -(-len(equal_shape) // width[arm, batch_size])
+        parts = -(-len(equal_shape) // width(equal_shape[0]))
         size = -(-len(equal_shape) // parts)
         groups += [tuple(equal_shape[start : start + size]) for start in range(0, len(equal_shape), size)]
     return tuple(Group(digest([run.id for run in group]), group) for group in groups)
@@ -206,6 +254,9 @@ def halves(group: Group) -> tuple[Group, Group]:
 
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return one plain row per run, for a data frame; rare fields (options, a stream...) only if they are set."""
-    rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
+    rows = [
+        {("run" if key == "id" else key): value for key, value in vars(run).items() if key != "settings"} | run.levels
+        for run in runs
+    ]
     rare = {"options": (), "rng_stream": "", **RARE}
     return [{key: value for key, value in row.items() if key not in rare or value != rare[key]} for row in rows]
