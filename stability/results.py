@@ -88,7 +88,7 @@ def run_frame(
     rows = []
     for run in runs_of(study) if runs is None else runs:
         trained = at[run.settings]
-        row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}, **run.levels}
+        row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}, **dict(run.levels)}
         if study.tune or study.grid.lr_multipliers:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
         row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}

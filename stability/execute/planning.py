@@ -80,7 +80,7 @@ def plan_groups(
     needs, width = {}, {}
     by_settings: dict[Settings, dict[str, Run]] = {}
     for run in (*runs, *(run for group in kept for run in group.runs)):
-        by_settings.setdefault(run.settings, {})[shape_of(run)] = run
+        by_settings.setdefault(run.shared, {})[shape_of(run)] = run
     for settings, run_by_shape in by_settings.items():
         at = study.at(settings)
         pairs = at.pairs()

@@ -24,6 +24,11 @@ EXCLUDED = {
 """Keys that no axis can set, and why."""
 
 
+NONE = "none"
+OPTIONAL = ("train.clip_norm", "train.clip_quantile")
+"""Keys that a study may leave out; as a level of such an axis, "none" stands for that."""
+
+
 def flattened(grid: Mapping[str, Any]) -> dict[str, Any]:
     """Return a grid with nested tables as dotted keys: TOML reads an unquoted ``train.warmup`` as a table.
 
@@ -84,7 +89,10 @@ def with_settings(plain: Mapping[str, Any], settings: Settings) -> dict[str, Any
                 table = table.setdefault(name, {})
                 if not isinstance(table, dict):
                     raise InputError(f"{'.'.join(path[:-1])} is not a table")
-            table[path[-1]] = value
+            if value == NONE and key in OPTIONAL:
+                table.pop(path[-1], None)
+            else:
+                table[path[-1]] = value
     return merged
 
 

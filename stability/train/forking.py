@@ -13,6 +13,7 @@ from stability.grid import Run
 from stability.probes import probe
 from stability.study import Study
 from stability.train.probing import probed_indices
+from stability.train.recipes import recipes_of
 
 if TYPE_CHECKING:
     from stability.train.trainer import Population
@@ -37,6 +38,7 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=population.optimizer.select(rows),
+        recipes=recipes_of(population.study, population.spec, runs, theta),
         rates=population.rates.select(rows),
         clipper=population.clipper.select(rows),
         alive=population.alive[rows],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.func import vmap
 from stability.check import chance_level
 from stability.datasets import Pairs, rows
 from stability.devices import is_accelerator, room_on, to_device
-from stability.grid import Run
+from stability.grid import Run, train_of
 from stability.losses import loss
 from stability.probes import HeldOut, Replica, probe
 from stability.streams import stream
@@ -127,7 +128,13 @@ def read(
         # A single replica is measured twice, unless the probe measures replicas one by one.
         least = 1 if probe[name].traits.get("alone") else 2
         widest = max(least, room // bytes_per_reading(name, _options(study, name), spec, feed, held, snapshot))
-    parts = [_read_some(name, study, spec, feed, held, snapshot, children, part) for part in _chunks(chosen, widest)]
+    parts = []
+    for train, same in itertools.groupby(chosen, key=lambda replica: train_of(study, feed.runs[replica])):
+        trained = study if train == study.train else study.model_copy(update={"train": train})
+        parts += [
+            _read_some(name, trained, spec, feed, held, snapshot, children, part)
+            for part in _chunks(list(same), widest)
+        ]
     return ProbeResult(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from stability.datasets import Pairs
 from stability.devices import is_accelerator, to_device
-from stability.grid import Group, Run
+from stability.grid import Group, Run, train_of
 from stability.probes import HeldOut, probe
 from stability.streams import stream
 from stability.study import Study
@@ -33,13 +33,14 @@ from stability.train.optimizer import (
     GradClipper,
     LearningRates,
     OptimizerState,
-    ParamGroups,
+    Recipe,
     apply_update_,
     initial_state,
     update_norm,
 )
 from stability.train.population import ModelSpec, initial_parameters, model_spec
 from stability.train.probing import ProbeResult, Snapshot, held_out, probed_indices, read
+from stability.train.recipes import recipes_of
 
 SCALARS = ("log_scale", "bias")
 """Scalars of a loss that are measured at every step."""
@@ -58,7 +59,7 @@ class Population:
         theta: parameters (R, P), padded to whole cache lines.
         grad: output for the gradient, like theta.
         optimizer: the optimizer's state.
-        groups: weight decay and learning rate factors, by parameter.
+        recipes: the training settings of the replicas.
         rates: the learning rate of each replica at each step.
         clipper: gradient clipping.
         alive: mask of the replicas whose loss and gradient have been finite, (R,).
@@ -78,7 +79,7 @@ class Population:
     theta: Tensor
     grad: Tensor
     optimizer: OptimizerState
-    groups: ParamGroups
+    recipes: Sequence[Recipe]
     rates: LearningRates
     clipper: GradClipper
     alive: Tensor
@@ -107,14 +108,17 @@ UNMASKED = ("learning_rate", "false_negative_fraction")
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
     """Return the population of *runs* (of one arm and batch size) before the first step."""
     spec = model_spec(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
-    theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs]).to(device)
+    theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs])
+    for name in spec.initial_scalars:
+        for replica, run in enumerate(runs):
+            if name in (own := dict(run.scalars)):
+                spec.layout.view(theta, f"loss.{name}")[replica] = own[name]
+    theta = theta.to(device)
+    trains = [train_of(study, run) for run in runs]
     feed = population_data(runs, pairs, study.data.corruption, device)
     for tower in spec.towers.values():
         tower.to(device)  # moves its buffers
     hash_multipliers = torch.randint(-(2**62), 2**62, (feed.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
-    parameters = [
-        (size, _decay(study, spec, name), _lr_multiplier(study, spec, name)) for name, size in spec.layout.sizes.items()
-    ]
     return Population(
         study=study,
         runs=runs,
@@ -124,9 +128,9 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=initial_state(study.train, theta),
-        groups=ParamGroups.of(parameters, theta),
-        rates=LearningRates.of(study.train, [run.lr for run in runs], device),
-        clipper=GradClipper.of(study.train, len(runs), device),
+        recipes=recipes_of(study, spec, runs, theta),
+        rates=LearningRates.of(trains, [run.lr for run in runs], device),
+        clipper=GradClipper.of(trains, device),
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         hash_multipliers=hash_multipliers.to(device),
         generators=feed.generators("train"),
@@ -137,17 +141,6 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
             for name, value in spec.loss.initial_state(feed.available).items()
         },
     )
-
-
-def _decay(study: Study, spec: ModelSpec, name: str) -> float:
-    """Return the weight decay of a parameter: that of the study for trained matrices, else 0."""
-    return study.train.weight_decay if len(spec.layout.shapes[name]) > 1 and name not in spec.frozen else 0.0
-
-
-def _lr_multiplier(study: Study, spec: ModelSpec, name: str) -> float:
-    """Return the learning rate factor of a parameter: for scalars the product of those of study and loss, else 1."""
-    scalar = spec.loss.scalars.get(name.removeprefix("loss."))
-    return study.train.scalar_lr_multiplier * scalar.lr if name.startswith("loss.") and scalar else 1.0
 
 
 def step_inputs(population: Population, index: Tensor, host_index: Tensor) -> Inputs:
@@ -184,7 +177,7 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
     unaffected, since nothing in the step reduces over replicas. On an accelerator the host reads nothing here, and all
     persistent state is updated in place, so the step can be captured once and replayed.
     """
-    spec, train = population.spec, population.study.train
+    spec = population.spec
     with torch.no_grad():
         batch, features = _batch(population, inputs)
         # Copied before the update changes them.
@@ -207,8 +200,7 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
             population.grad,
             population.optimizer,
             inputs["rate"],
-            population.groups,
-            train,
+            population.recipes,
             measure=lambda update: update_norm(update) | {"update_rms": spec.rms_of_matrices(update)},
             dead=dead if some_dead else None,
         )
