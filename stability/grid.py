@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stability.losses import loss, scalars_of, scalars_with
-from stability.study import FIRST_TUNING_SEED, Options, Setting, Study, digest, search_of, settings_of
+from stability.study import (
+    FIRST_TUNING_SEED,
+    Options,
+    Setting,
+    Settings,
+    Study,
+    Train,
+    combinations,
+    digest,
+    search_of,
+    settings_of,
+)
 from stability.vocabulary import AXES
 
 SCHEMA = 1
+
+PER_REPLICA = {
+    f"train.{name}"
+    for name in (
+        "warmup",
+        "lr_schedule",
+        "betas",
+        "eps",
+        "momentum",
+        "weight_decay",
+        "clip_norm",
+        "scalar_lr_multiplier",
+    )
+}
+"""Setting axes whose levels are trained side by side in one population."""
 
 RARE = {name: axis.default for name, axis in AXES.items() if axis.default is not None}
 """Axes that a table of runs names only where they are used, by the level that stands for "not used"."""
@@ -36,6 +62,11 @@ class Run:
         rng_stream: Name of the arm's separate random stream; "" if it shares that of the other arms.
         train_pairs: Number of training pairs; 0 for all.
         lr_multiplier: Ratio of *lr* to the tuned or configured learning rate.
+        settings: Values of the grid's axes over keys of other tables.
+        levels: The same as columns of a table hold them (see `level_of`).
+        shared: Those of *settings* that all runs trained together must share.
+        train: Keys of ``[train]`` in which it may differ from the runs trained with it.
+        scalars: Initial values of the loss's scalars in which it may differ from them.
     """
 
     arm: str
@@ -49,6 +80,11 @@ class Run:
     rng_stream: str = ""
     train_pairs: int = 0
     lr_multiplier: float = 1.0
+    settings: Settings = ()
+    levels: Settings = ()
+    shared: Settings = ()
+    train: Settings = ()
+    scalars: Settings = ()
 
     @property
     def tuning(self) -> bool:
@@ -83,10 +119,15 @@ class Group:
         """Whether its runs belong to the tuning search, not to the test."""
         return self.runs[0].tuning
 
+    @property
+    def settings(self) -> Settings:
+        """The values of setting axes that all its runs share."""
+        return self.runs[0].shared
+
 
 def study_of(study: Study, group: Group) -> Study:
     """Return the study with which a group's runs are trained: *study* or its tuning search, as the group's arm."""
-    return (search_of(study) if group.tuning else study).trained_as(group.arm, group.batch_size)
+    return (search_of(study) if group.tuning else study.at(group.settings)).trained_as(group.arm, group.batch_size)
 
 
 def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +165,11 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}
 
 
+def train_of(study: Study, run: Run) -> Train:
+    """Return how a run of a group is trained: as *study*, which is that of the group, but for its own values."""
+    return study.train.model_copy(update=dict(run.train)) if run.train else study.train
+
+
 def runs_of(study: Study, chosen: Chosen | None = None) -> tuple[Run, ...]:
     """Return every run of the test grid, seeds innermost, with the *chosen* settings or the rates of the grid."""
     grid = study.grid
@@ -143,29 +189,72 @@ def tuning_runs_of(study: Study) -> tuple[Run, ...]:
 
 
 def _expand(study: Study, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int) -> tuple[Run, ...]:
+    axes = study.grid.settings
+    return tuple(
+        replace(run, levels=tuple((key, level_of(value, axes[key])) for key, value in values))
+        for values in combinations(axes)
+        for run in _expand_at(study.at(values), values, settings, first)
+    )
+
+
+def level_of(value: Any, axis: Sequence[Any]) -> Any:
+    """Return a value of a setting axis as tables hold it: as text if the axis has values that are not numbers.
+
+    >>> level_of(0.1, (0.0, 0.1)), level_of((0.9, 0.95), ((0.9, 0.95), (0.9, 0.999))), level_of(1.0, (1.0, "none"))
+    (0.1, '0.9, 0.95', '1')
+    """
+    if all(isinstance(each, int | float) and not isinstance(each, bool) for each in axis):
+        return value
+    parts = value if isinstance(value, tuple) else (value,)
+    return ", ".join(f"{part:g}" if isinstance(part, float) else f"{part}" for part in parts)
+
+
+def _expand_at(
+    study: Study, values: Settings, settings: Mapping[tuple[str, int], Iterable[Setting]], first: int
+) -> Iterator[Run]:
+    """Yield the runs at one combination of the *values* of setting axes; *study* has them already."""
     grid = study.grid
     seeds = range(first, first + grid.seeds)
     plain = study.canonical()
     axes = (grid.arms, grid.batch_size, grid.values("train_pairs"), grid.corruption, grid.noise)
     multipliers = grid.lr_multipliers or (1.0,)
-    runs = []
     for arm, size, pairs, corruption, noise in itertools.product(*axes):
+        shared, train, scalars = _parts(study, arm, size, values)
         for setting, multiplier, seed in itertools.product(settings[arm, size], multipliers, seeds):
             cell = {"arm": arm, "batch_size": size, "corruption": corruption, "noise": noise}
             cell |= {"lr": _multiply(setting.lr, multiplier), "seed": seed}
             axis = {"train_pairs": pairs} if pairs else {}
             configuration = _configuration(study, plain, setting.options, cell | axis)
-            runs.append(
-                Run(
-                    **cell,
-                    id=digest(configuration),
-                    options=setting.options,
-                    rng_stream=study.arm(arm).rng_stream,
-                    train_pairs=pairs,
-                    lr_multiplier=multiplier,
-                )
+            yield Run(
+                **cell,
+                id=digest(configuration),
+                options=setting.options,
+                rng_stream=study.arm(arm).rng_stream,
+                train_pairs=pairs,
+                lr_multiplier=multiplier,
+                settings=values,
+                shared=shared,
+                train=train,
+                scalars=scalars,
             )
-    return tuple(runs)
+
+
+def _parts(study: Study, arm: str, batch_size: int, values: Settings) -> tuple[Settings, Settings, Settings]:
+    """Return the values that all runs of a group share, the keys of ``[train]`` that a run can have for itself, and the
+    initial values of scalars that it can have for itself.
+    """
+    trained = study.trained_as(arm, batch_size).train
+    declared = scalars_with(loss[study.arm(arm).loss], study.arm(arm).options)
+    shared, train, scalars = {}, {}, {}
+    for key, value in values:
+        name = key.rpartition(".")[2]
+        if key in PER_REPLICA:
+            train[name] = getattr(trained, name)
+        elif key.startswith("arms.*.") and name in declared and declared[name].trained:
+            scalars[name] = declared[name].at(batch_size)
+        else:
+            shared[key] = value
+    return tuple(shared.items()), tuple(train.items()), tuple(scalars.items())
 
 
 def _multiply(lr: float, multiplier: float) -> float:
@@ -177,21 +266,33 @@ def _multiply(lr: float, multiplier: float) -> float:
     return lr if multiplier == 1.0 else float(f"{lr * multiplier:.12g}")
 
 
-def groups_of(runs: Iterable[Run], width: dict[tuple[str, int], int]) -> tuple[Group, ...]:
-    """Return the runs grouped by arm and batch size, in even parts of at most ``width[arm, batch_size]`` runs.
+PARTS = ("settings", "levels", "shared", "train", "scalars")
+
+
+def shape_of(run: Run) -> str:
+    """Return in words what determines the bytes of a run's replica: arm, batch size, and settings.
+
+    >>> shape_of(Run("clip", 8, "mismatch", 0.0, 1e-3, 0, "", shared=(("model.*.width", 16),)))
+    'clip 8 model.*.width=16'
+    """
+    return " ".join([run.arm, f"{run.batch_size}", *(f"{key}={value}" for key, value in run.shared)])
+
+
+def groups_of(runs: Iterable[Run], width: Callable[[Run], int]) -> tuple[Group, ...]:
+    """Return the runs grouped by `shape_of`, in even parts of at most ``width(run)`` runs.
 
     Runs of the tuning search and of the test are in separate groups, and so are runs with different options of the loss
     or numbers of training pairs. A group's id is the digest of its runs' ids, so the same runs always form the same
     group.
     """
 
-    def shape(run: Run) -> tuple[str, int, bool, str, int]:
-        return run.arm, run.batch_size, run.tuning, repr(run.options), run.train_pairs
+    def key(run: Run) -> tuple[Any, ...]:
+        return run.arm, run.batch_size, repr(run.shared), run.tuning, repr(run.options), run.train_pairs
 
     groups = []
-    for (arm, batch_size, *_), members in itertools.groupby(sorted(runs, key=shape), key=shape):
+    for _, members in itertools.groupby(sorted(runs, key=key), key=key):
         equal_shape = list(members)
-        parts = -(-len(equal_shape) // width[arm, batch_size])
+        parts = -(-len(equal_shape) // width(equal_shape[0]))
         size = -(-len(equal_shape) // parts)
         groups += [tuple(equal_shape[start : start + size]) for start in range(0, len(equal_shape), size)]
     return tuple(Group(digest([run.id for run in group]), group) for group in groups)
@@ -206,6 +307,10 @@ def halves(group: Group) -> tuple[Group, Group]:
 
 def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """Return one plain row per run, for a data frame; rare fields (options, a stream...) only if they are set."""
-    rows = [{("run" if key == "id" else key): value for key, value in asdict(run).items()} for run in runs]
+    rows = [
+        {("run" if key == "id" else key): value for key, value in vars(run).items() if key not in PARTS}
+        | dict(run.levels)
+        for run in runs
+    ]
     rare = {"options": (), "rng_stream": "", **RARE}
     return [{key: value for key, value in row.items() if key not in rare or value != rare[key]} for row in rows]

@@ -15,7 +15,7 @@ from stability.grid import Chosen, Run, runs_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
 from stability.probes import Measure
-from stability.study import LATE, Study
+from stability.study import LATE, Study, combinations
 from stability.vocabulary import AXES
 
 FLOOR = 1.1
@@ -83,28 +83,31 @@ def run_frame(
     """
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
-    chance = {
-        (arm, size): chance_level(loss[study.arm(arm).loss], size, study.arm(arm).options)
-        for arm in study.grid.arms
-        for size in study.grid.batch_size
-    }
+    at = {settings: study.at(settings) for settings in ((), *combinations(study.grid.settings))}
     rows = []
     for run in runs_of(study) if runs is None else runs:
-        row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}}
+        trained = at[run.settings]
+        row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}, **dict(run.levels)}
         if study.tune or study.grid.lr_multipliers:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
         row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
         if row["status"] == "finished" and run.id not in losses:
             row["status"] = "planned"
         if run.id in losses:
-            total, warmup = study.lengths(run.batch_size)
-            step = diverged_at(losses[run.id].to_numpy()[:total], chance[run.arm, run.batch_size], warmup)
+            total, warmup = trained.lengths(run.batch_size)
+            chance = _chance_level(trained, run.arm, run.batch_size)
+            step = diverged_at(losses[run.id].to_numpy()[:total], chance, warmup)
             row |= {
                 "status": "finished" if step is None else "diverged",
                 "diverged_at": math.nan if step is None else step,
             }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _chance_level(study: Study, name: str, batch_size: int) -> float:
+    arm = study.arm(name)
+    return chance_level(loss[arm.loss], batch_size, arm.options)
 
 
 def summarize(results: Results, name: str, reduction: str) -> pd.Series:
@@ -139,8 +142,10 @@ def summarize(results: Results, name: str, reduction: str) -> pd.Series:
 
 def _lengths(results: Results) -> tuple[pd.Series, pd.Series]:
     """Return the steps and the warm-up steps of each run, indexed by run."""
-    lengths = results.runs["batch_size"].map(results.study.lengths)
-    total, warmup = (pd.Series([pair[k] for pair in lengths], results.runs["run"], dtype=float) for k in (0, 1))
+    runs, train = results.runs, results.study.train
+    warmups = runs.get("train.warmup", pd.Series(train.warmup, runs.index))
+    lengths = [results.study.lengths(*pair) for pair in zip(runs["batch_size"], warmups, strict=True)]
+    total, warmup = (pd.Series([pair[k] for pair in lengths], runs["run"], dtype=float) for k in (0, 1))
     return total, warmup
 
 

@@ -6,7 +6,7 @@ Whoever names, formats or orders one of these reads it here, so that a new axis 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -132,6 +132,41 @@ AXES: Mapping[str, Axis] = {
 }
 """The axes in the order in which runs are sorted and cells are named."""
 
+DOUBLING_SETTINGS = {"width", "depth", "heads", "embed_dim", "scalar_lr_multiplier", "clip_norm", "max_scale"}
+"""Keys of other tables whose levels are multiplicative when they are an axis."""
+
+TOWERS = {"image": " of the image tower", "text": " of the text tower", "extra_modalities": " of the other towers"}
+
+
+def axis_of(name: str) -> Axis:
+    """Return an axis by its column: one of `AXES`, or a key of another table, such as ``train.warmup``.
+
+    >>> axis_of("model.image.width").label, axis_of("train.weight_decay").phrase.format(0.1)
+    ('width of the image tower', 'weight decay 0.1')
+    """
+    if name in AXES:
+        return AXES[name]
+    _, *middle, key = name.split(".")
+    label = key.replace("_", " ") + TOWERS.get("".join(middle), "")
+    return Axis(
+        name,
+        label=label,
+        plural=f"levels of {label}",
+        head=label[:1].upper() + label[1:],
+        text=f"Value of {name} in the study.",
+        short=f"{label} {{}}",
+        phrase=f"{label} {{}}",
+        doubling=key in DOUBLING_SETTINGS,
+        facet="row",
+    )
+
+
+def axes_in(columns: Iterable[Any]) -> tuple[str, ...]:
+    """Return the axes among the columns of a table of runs, in the order in which runs are sorted."""
+    known = tuple(map(str, columns))
+    return (*(name for name in AXES if name in known), *sorted(name for name in known if "." in name))
+
+
 CLAIM_AXES = ("batch_size", "train_pairs", "noise", "lr")
 """The axes over which a claim can run; over *lr* it runs over the multiples of the rate if the grid has those."""
 
@@ -142,7 +177,7 @@ def cell_in_words(cell: Mapping[str, Any]) -> str:
     >>> cell_in_words({"batch_size": 32, "noise": 0.2})
     'batch size 32, noise 0.2'
     """
-    return ", ".join(AXES[axis].phrase.format(level) for axis, level in cell.items())
+    return ", ".join(axis_of(axis).phrase.format(level) for axis, level in cell.items())
 
 
 def cell_title(cell: Mapping[str, Any]) -> str:
@@ -151,7 +186,7 @@ def cell_title(cell: Mapping[str, Any]) -> str:
     >>> cell_title({"batch_size": 32, "lr": 1e-3})
     'B = 32, lr 0.001'
     """
-    return ", ".join(AXES[axis].short.format(level) for axis, level in cell.items())
+    return ", ".join(axis_of(axis).short.format(level) for axis, level in cell.items())
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from stability.probes import Replica, probe
 from stability.registry import InputError
 from stability.study import Train, parse_study
 from stability.train import Trainer
-from stability.train.optimizer import ParamGroups, apply_update_, initial_state, preconditioner
+from stability.train.optimizer import Recipe, apply_update_, initial_state, preconditioner
 from tests.report_blocks import texts_of
 
 
@@ -36,7 +36,7 @@ def with_train(tiny_text, table):
 
 def trained(study, arm, steps=5):
     runs = [run for run in runs_of(study) if run.arm == arm and run.batch_size == 8]
-    (group,) = groups_of(runs, {(arm, 8): 32})
+    (group,) = groups_of(runs, lambda run: 32)
     trainer = Trainer(study, group, study.pairs(), torch.device("cpu"))
     for _ in range(steps):
         trainer.step()
@@ -53,7 +53,7 @@ def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replic
     start = torch.randn(3, 7, generator=generator, dtype=torch.float64)
     rates = torch.tensor([0.01, 0.1, 0.5], dtype=torch.float64)
     ours, state = start.clone(), initial_state(train, start)
-    groups = ParamGroups.of([(4, 0.1, 1.0), (3, 0.0, 2.0)], start)
+    recipes = [Recipe.of_all(train, [(4, 0.1, 1.0), (3, 0.0, 2.0)], start)]
     theirs = [(nn.Parameter(row[:4].clone()), nn.Parameter(row[4:].clone())) for row in start]
     optimizers = [
         torch.optim.SGD(
@@ -65,7 +65,7 @@ def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replic
     ]
     for _ in range(20):
         gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-        apply_update_(ours, gradient.clone(), state, rates, groups, train)
+        apply_update_(ours, gradient.clone(), state, rates, recipes)
         for row, (decayed, bare), optimizer in zip(gradient, theirs, optimizers, strict=True):
             decayed.grad, bare.grad = row[:4].clone(), row[4:].clone()
             optimizer.step()
@@ -79,13 +79,13 @@ def test_heavy_ball_on_a_parabola_converges_just_below_the_threshold_and_explode
     ends = []
     for sharpness in (0.99 * edge, 1.01 * edge):
         place = torch.ones(2, 1, dtype=torch.float64)
-        state, rates, groups = (
+        state, rates, recipes = (
             initial_state(train, place),
             torch.full((2,), 0.1),
-            ParamGroups.of([(1, 0.0, 1.0)], place),
+            [Recipe.of_all(train, [(1, 0.0, 1.0)], place)],
         )
         for _ in range(4000):
-            apply_update_(place, sharpness * place, state, rates, groups, train)
+            apply_update_(place, sharpness * place, state, rates, recipes)
         ends.append(float(place.abs().max()))
     assert ends[0] < 1e-3
     assert ends[1] > 1e3
@@ -211,7 +211,7 @@ def test_a_mistake_is_one_sentence_that_names_the_key(tiny_text, table, sentence
 def test_the_rms_of_an_update_is_that_of_the_weight_matrices_that_are_trained(tiny_text):
     study = study_of(tiny_text)
     runs = [run for run in runs_of(study) if run.arm == "clip" and run.batch_size == 8]
-    (group,) = groups_of(runs, {("clip", 8): 32})
+    (group,) = groups_of(runs, lambda run: 32)
     trainer = Trainer(study, group, study.pairs(), torch.device("cpu"))
     spec, before = trainer.population.spec, trainer.population.theta.clone()
     measured = trainer.step()["update_rms"]

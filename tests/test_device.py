@@ -106,7 +106,7 @@ def test_gradients_are_clipped_at_a_quantile_of_their_own_history_as_on_the_cpu(
     norms = torch.tensor([[1.0, 4.0], [3.0, 2.0], [5.0, 1.0], [2.0, 8.0]])
 
     def clipped(device: torch.device) -> Any:
-        clip = GradClipper.of(Train(steps=4, clip_quantile=0.5), 2, device, window=2)
+        clip = GradClipper.of([Train(steps=4, clip_quantile=0.5)] * 2, device, window=2)
         gradients = torch.linspace(-1, 1, 24).view(4, 2, 3).to(device)
         return [clip(gradient, norm) for gradient, norm in zip(gradients, norms.to(device), strict=True)], gradients
 

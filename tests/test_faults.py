@@ -192,7 +192,7 @@ def test_a_group_of_two_that_lacks_memory_has_failed(quick, tmp_path, monkeypatc
 
 def test_halves_keep_the_runs_in_order(quick):
     runs = runs_of(quick)[:3]
-    (group,) = groups_of(runs, {("clip", 8): 32})
+    (group,) = groups_of(runs, lambda run: 32)
     first, second = halves(group)
     assert first.runs + second.runs == group.runs
     assert (len(first.runs), len(second.runs)) == (2, 1)
@@ -326,7 +326,7 @@ def test_workers_that_cannot_begin_fail_their_groups_instead_of_being_started_fo
 
 
 def test_a_worker_without_the_disk_sends_its_files_and_reports_its_heartbeats(quick, quick_run, tmp_path):
-    group = groups_of([each for each in runs_of(quick) if each.arm == "clip"], {("clip", 8): 32})[0]
+    group = groups_of([each for each in runs_of(quick) if each.arm == "clip"], lambda run: 32)[0]
     heartbeats: list[str] = []
     task = Task(quick, group, tmp_path / "not-here", torch.device("cpu"), save_params=True, token="shared")
     outcome = train_remote(task, heartbeats.append)
@@ -405,7 +405,7 @@ def test_a_worker_aborts_an_orphaned_group(quick, tmp_path, monkeypatch):
     from stability.execute import worker
 
     monkeypatch.setattr(worker, "HEARTBEAT", 0.0)
-    (group, *_) = groups_of(runs_of(quick), {(arm, 8): 32 for arm in ("clip", "siglip")})
+    (group, *_) = groups_of(runs_of(quick), lambda run: 32)
     (tmp_path / "groups").mkdir()
     token = tmp_path / "groups/.shared-7"
     task = Task(quick, group, tmp_path, torch.device("cpu"), token=token.name)

@@ -43,7 +43,7 @@ def study(tiny_text):
 
 def trainer_of(study, kept=True, runs=slice(None)):
     chosen = [run for run in runs_of(study) if run.arm == "clip" and run.batch_size == 8][runs]
-    (group,) = groups_of(chosen, {("clip", 8): 64})
+    (group,) = groups_of(chosen, lambda run: 64)
     trainer = Trainer(study, group, study.pairs(), CPU)
     if not kept:
         trainer.population = replace(trainer.population, features={})

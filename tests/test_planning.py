@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stability.execute.machine import peak_of
-from stability.execute.planning import _measured, _shape, estimate, measure, plan_groups, workers_on
+from stability.execute.planning import _cost_shape, _measured, estimate, measure, plan_groups, workers_on
 from stability.grid import runs_of
 from stability.probes import Measure, Replica, probe
 from stability.registry import InputError
@@ -34,7 +34,7 @@ def test_the_peak_of_memory_tells_what_was_touched_even_if_freed_since_and_begin
 def test_every_arm_and_shape_is_measured_once_and_probes_for_one_arm_of_each_shape(brief):
     plan = plan_groups(brief, CPU, runs_of(brief))
     samples, start = _measured(brief, plan, CPU, steps=1, workers=1, executor=None)
-    assert samples.keys() == {(group.arm, _shape(brief, group)) for group in plan.groups}
+    assert samples.keys() == {(group.arm, _cost_shape(brief, group)) for group in plan.groups}
     assert start >= 0
     by_shape: dict[object, set[float]] = {}
     for (_, shape), sample in samples.items():

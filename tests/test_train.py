@@ -34,7 +34,7 @@ from stability.train.model import Layout, build_towers
 from stability.train.optimizer import (
     GradClipper,
     LearningRates,
-    ParamGroups,
+    Recipe,
     apply_update_,
     initial_state,
     lr_schedule_factor,
@@ -57,7 +57,7 @@ def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own
     start = torch.randn(3, 7, generator=generator, dtype=torch.float64)
     lrs = torch.tensor([0.01, 0.1, 0.5], dtype=torch.float64)
     ours, state = start.clone(), initial_state(train, start)
-    groups = ParamGroups.of([(3, 0.1, 1.0), (1, 0.1, 1.0), (3, 0.0, 1.0)], start)
+    recipes = [Recipe.of_all(train, [(3, 0.1, 1.0), (1, 0.1, 1.0), (3, 0.0, 1.0)], start)]
     theirs = [(nn.Parameter(row[:4].clone()), nn.Parameter(row[4:].clone())) for row in start]
     optimizers = [
         torch.optim.AdamW(
@@ -70,7 +70,7 @@ def test_the_optimizer_equals_torch_s_adamw_step_for_step_with_a_rate_of_its_own
     ]
     for _ in range(20):
         gradient = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-        apply_update_(ours, gradient.clone(), state, lrs, groups, train)
+        apply_update_(ours, gradient.clone(), state, lrs, recipes)
         for row, (decayed, bare), optimizer in zip(gradient, theirs, optimizers, strict=True):
             decayed.grad, bare.grad = row[:4].clone(), row[4:].clone()
             optimizer.step()
@@ -138,15 +138,15 @@ def test_the_optimizer_returns_the_norms_of_the_updates_and_leaves_dead_replicas
     generator = torch.Generator().manual_seed(0)
     start, gradient = torch.randn(2, 5, 7, generator=generator)
     train, rates = Train(steps=3), torch.tensor([0.1, 0.1, 0.2, 0.1, 0.2])
-    groups, dead = (
-        ParamGroups.of([(4, 0.1, 1.0), (3, 0.0, 2.0)], start),
+    recipes, dead = (
+        [Recipe.of_all(train, [(4, 0.1, 1.0), (3, 0.0, 2.0)], start)],
         torch.tensor([False, True, False, False, True]),
     )
     results = []
     for chunk in (1, 14, 10**6):
         monkeypatch.setattr("stability.train.optimizer.CHUNK_FLOATS", chunk)
         theta, state = start.clone(), initial_state(train, start)
-        norms = apply_update_(theta, gradient.clone(), state, rates, groups, train, dead=dead)["update_norm"]
+        norms = apply_update_(theta, gradient.clone(), state, rates, recipes, dead=dead)["update_norm"]
         assert_close(norms, (theta - start).norm(dim=-1))
         assert torch.equal(norms == 0, dead)
         assert torch.equal((theta == start).all(-1), dead)
@@ -157,7 +157,7 @@ def test_the_optimizer_returns_the_norms_of_the_updates_and_leaves_dead_replicas
 def test_rates_are_those_of_each_replica_at_each_step_and_stay_after_the_last():
     train = Train(steps=8, warmup=4, lr_schedule="cosine")
     lrs = [0.1, 0.3, 0.1]
-    rates = LearningRates.of(train, lrs, CPU)
+    rates = LearningRates.of([train] * 3, lrs, CPU)
     assert rates.table.shape == (8, 2)
     for step in range(10):
         assert (
@@ -340,7 +340,7 @@ def test_scalars_start_where_the_arm_says_and_neither_they_nor_biases_decay(tiny
     population = population_of(tiny, some_runs(tiny, "siglip-log-b"), tiny.pairs(), CPU)
     params = population.spec.layout.unflatten(population.theta.detach())
     assert_close(params["loss.bias"], torch.full((6,), -math.log(8)))
-    groups, width = population.groups, population.theta.shape[1]
+    groups, width = population.recipes[0].groups, population.theta.shape[1]
     decay = F.pad(groups.decay, (0, width - len(groups.decay)))
     multiplier = groups.lr_multiplier
     for name, value in population.spec.layout.unflatten(decay).items():

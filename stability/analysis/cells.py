@@ -12,7 +12,7 @@ from stability.contrasts import contrast
 from stability.results import Results
 from stability.stats.wording import between, number
 from stability.study import Claim
-from stability.vocabulary import AXES, cell_in_words
+from stability.vocabulary import axes_in, cell_in_words
 
 FEW = 4
 """Up to this many cells are listed individually, otherwise only the two extremes."""
@@ -97,7 +97,7 @@ def _cell_text(cell: Cell, ratio: bool) -> str:
 def _names(results: Results, claim: Claim) -> list[str]:
     """Return the names of a claim's cells, in the order of its arrays."""
     over = results.study.grid.column(claim.axis)
-    axes = [axis for axis in AXES if axis != over]
+    axes = [axis for axis in axes_in(results.runs.columns) if axis != over]
     runs = results.runs[results.runs["arm"] == claim.compare[0]]
     cells = runs[axes].drop_duplicates().sort_values(axes)
     varied = [axis for axis in axes if cells[axis].nunique() > 1]

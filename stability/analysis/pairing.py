@@ -19,7 +19,7 @@ from stability.results import (
     transformed,
 )
 from stability.study import Claim, Study
-from stability.vocabulary import AXES, REDUCTIONS, TRANSFORMS
+from stability.vocabulary import REDUCTIONS, TRANSFORMS, axes_in, axis_of
 
 ContrastInputs = tuple[list[np.ndarray], dict[str, Any]]
 """The arrays of a claim's two arms, and the other arguments that its contrast may take."""
@@ -34,7 +34,7 @@ def contrast_inputs(results: Results, claim: Claim, confidence: float) -> Contra
         array_of(results, claim, arm, run_values(results, claim, name, variant.traits.on, reduction, scale))
         for arm, name in zip(claim.compare, claim.measures, strict=True)
     ]
-    names, axis = claim.compare, AXES.get(claim.axis)
+    names, axis = claim.compare, axis_of(claim.axis) if claim.axis else None
     if claim.against_measure:
         names = (
             claim.compare[0],
@@ -56,7 +56,7 @@ def contrast_inputs(results: Results, claim: Claim, confidence: float) -> Contra
 
 def levels_of(study: Study, axis: str) -> tuple[float, ...]:
     """Return the sorted values of an axis as slopes use them: see `vocabulary.Axis.position`."""
-    return tuple(AXES[axis].position(level) for level in sorted(study.grid.values(axis))) if axis else (0.0,)
+    return tuple(axis_of(axis).position(level) for level in sorted(study.grid.values(axis))) if axis else (0.0,)
 
 
 def reading_of(claim: Claim, measure: Measure) -> tuple[str, str]:
@@ -108,7 +108,7 @@ def array_of(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np
     runs = results.runs[results.runs["arm"] == arm]
     axis = results.study.grid.column(claim.axis)
     level = runs[axis] if axis else 0
-    cells = [other for other in AXES if other != axis]
+    cells = [other for other in axes_in(runs.columns) if other != axis]
     frame = runs.assign(number=numbers.loc[runs["run"]].to_numpy(), level=level)
     # The grid is a full product, so sorted runs can be reshaped.
     ordered = frame.sort_values(["seed", "level", *cells])["number"].to_numpy(dtype=float)

@@ -20,7 +20,7 @@ from stability.execute.planning import estimate, sharing_of
 from stability.execute.replaying import replay_run
 from stability.execute.scheduling import NO_CALLBACKS, Callbacks, run_parallel, run_serial
 from stability.execute.worker import GroupResult, Task
-from stability.grid import Group, halves
+from stability.grid import Group, halves, shape_of
 from stability.registry import InputError
 from stability.store import (
     checksum,
@@ -187,7 +187,7 @@ def _train_pending(study: Study, where: Path, device: torch.device, options: Run
 def _task(
     study: Study, group: Group, where: Path, device: torch.device, save_params: bool, manifest: dict[str, Any]
 ) -> Task:
-    memory = manifest["bytes_per_replica"][f"{group.arm} {group.batch_size}"] * len(group.runs)
+    memory = manifest["bytes_per_replica"][shape_of(group.runs[0])] * len(group.runs)
     return Task(study, group, where, device, save_params, memory)
 
 

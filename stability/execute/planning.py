@@ -14,9 +14,9 @@ from stability.devices import is_accelerator
 from stability.execute.devices import devices_of
 from stability.execute.machine import core_count, device_memory, device_model, peak_of, reproducible_arithmetic
 from stability.execute.pool import WorkerPool
-from stability.grid import Group, Run, groups_of, runs_of, study_of, tuning_runs_of
+from stability.grid import Group, Run, groups_of, runs_of, shape_of, study_of, tuning_runs_of
 from stability.registry import InputError
-from stability.study import Study
+from stability.study import Settings, Study
 from stability.train import Timing, time_group
 from stability.train.data import HOST_SHARE
 from stability.train.memory import DataBytes, bytes_of_data, bytes_per_replica
@@ -28,7 +28,7 @@ MAX_REPLICAS = {"cpu": 32, "cuda": 1024}
 
 @dataclass(frozen=True)
 class Plan:
-    """The groups still to be trained, longest first, and the bytes of one replica of each arm and batch size."""
+    """The groups still to be trained, longest first, and the bytes of one replica of each shape."""
 
     groups: tuple[Group, ...]
     bytes: dict[str, int]
@@ -76,18 +76,21 @@ def plan_groups(
         kept: Groups planned before.
         sharing: How many workers share a GPU.
     """
-    pairs = study.pairs()
-    data = bytes_of_data(study, pairs) if is_accelerator(device) else DataBytes(0, 0, 0)
-    needs = {
-        (arm, size): bytes_per_replica(study, arm, size, pairs)
-        for arm in study.grid.arms
-        for size in study.grid.batch_size
-    }
     memory = device_memory(device) // (sharing if is_accelerator(device) else worker_count(device))
-    width = {shape: _width(memory, MAX_REPLICAS[device.type], need, data) for shape, need in needs.items()}
-    groups = (*kept, *groups_of(runs, width))
-    longest_first = sorted(groups, key=lambda group: -needs[group.arm, group.batch_size] * len(group.runs))
-    return Plan(tuple(longest_first), {f"{arm} {size}": need for (arm, size), need in needs.items()})
+    needs, width = {}, {}
+    by_settings: dict[Settings, dict[str, Run]] = {}
+    for run in (*runs, *(run for group in kept for run in group.runs)):
+        by_settings.setdefault(run.shared, {})[shape_of(run)] = run
+    for settings, run_by_shape in by_settings.items():
+        at = study.at(settings)
+        pairs = at.pairs()
+        data = bytes_of_data(at, pairs) if is_accelerator(device) else DataBytes(0, 0, 0)
+        for shape, run in run_by_shape.items():
+            needs[shape] = bytes_per_replica(at, run.arm, run.batch_size, pairs)
+            width[shape] = _width(memory, MAX_REPLICAS[device.type], needs[shape], data)
+    groups = (*kept, *groups_of(runs, lambda run: width[shape_of(run)]))
+    longest_first = sorted(groups, key=lambda group: -needs[shape_of(group.runs[0])] * len(group.runs))
+    return Plan(tuple(longest_first), needs)
 
 
 def _width(memory: int, widest: int, need: int, data: DataBytes) -> int:
@@ -159,9 +162,10 @@ def measure(
         with_probes: Whether to time each probe too.
     """
     began = time.time()
-    pairs = study.pairs()
+    trained = study_of(study, group)
+    pairs = trained.pairs()
     with reproducible_arithmetic(), peak_of(device) as peak_memory:
-        timing = time_group(study_of(study, group), group, pairs, device, steps, with_probes)
+        timing = time_group(trained, group, pairs, device, steps, with_probes)
         peak = peak_memory()
     return MeasuredCost(began, timing, bytes_expected if peak is None else peak)
 
@@ -196,7 +200,7 @@ def estimate(
     seconds: dict[bool, list[float]] = {True: [], False: []}
     peaks = []
     for group in plan.groups:
-        sample = samples[group.arm, _shape(study, group)]
+        sample = samples[group.arm, _cost_shape(study, group)]
         seconds[group.tuning] += [sample.timing.seconds] * (1 if group.tuning else copies)
         peaks.append(sample.bytes)
     # Each worker starts once, and loads data and libraries at its first measurement.
@@ -216,21 +220,21 @@ def estimate(
     )
 
 
-Shape = tuple[int, bool, int, tuple[int, ...]]
+CostShape = tuple[int, Settings, bool, int, tuple[int, ...]]
 
 
-def _shape(study: Study, group: Group) -> Shape:
-    """Return what a group's cost depends on besides its arm: batch size, tuning or test, runs, runs probed."""
+def _cost_shape(study: Study, group: Group) -> CostShape:
+    """Return what a group's cost depends on besides its arm: batch size, settings, tuning, runs, and runs probed."""
     trained = study_of(study, group)
     probed = tuple(sum(selects(trained, name, run) for run in group.runs) for name in trained.probes)
-    return group.batch_size, group.tuning, len(group.runs), probed
+    return group.batch_size, group.settings, group.tuning, len(group.runs), probed
 
 
 def _measured(
     study: Study, plan: Plan, device: torch.device, steps: int, workers: int, executor: Executor | None
-) -> tuple[dict[tuple[str, Shape], MeasuredCost], float]:
+) -> tuple[dict[tuple[str, CostShape], MeasuredCost], float]:
     """Return the measured cost of each arm and shape, and the seconds until a worker was ready for the first."""
-    groups = {(group.arm, _shape(study, group)): group for group in reversed(plan.groups)}
+    groups = {(group.arm, _cost_shape(study, group)): group for group in reversed(plan.groups)}
     probed = {shape: arm for arm, shape in groups}
     work = {
         (arm, shape): partial(
@@ -238,7 +242,7 @@ def _measured(
             study,
             group,
             device,
-            bytes_expected=plan.bytes[f"{arm} {group.batch_size}"] * max(2, len(group.runs)),
+            bytes_expected=plan.bytes[shape_of(group.runs[0])] * max(2, len(group.runs)),
             steps=steps,
             with_probes=probed[shape] == arm,
         )

@@ -85,7 +85,7 @@ def train_local(task: Task, progress: Callable[[int], None]) -> GroupResult:
     try:
         with reproducible_arithmetic():
             study = study_of(task.study, task.group)
-            notes = train_group(study, task.group, task.study.pairs(), path, task.device, progress, params)
+            notes = train_group(study, task.group, study.pairs(), path, task.device, progress, params)
     except Exception as error:  # noqa: BLE001 (a user's loss may raise anything; the traceback is kept)
         seconds = time.perf_counter() - start
         if isinstance(error, OSError) and (sentence := disk_fault(error, task.where)):

@@ -23,6 +23,7 @@ from stability.study.schema import (
     optimizer_options,
 )
 from stability.study.searching import FIRST_TUNING_SEED, Setting, search_of, settings_of, tuning_measure
+from stability.study.setting_axes import Settings, combinations
 from stability.study.template import kinds, parse_options, study_path, write_study
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "Ranking",
     "Schedule",
     "Setting",
+    "Settings",
     "Study",
     "Train",
     "Tune",
+    "combinations",
     "command_of",
     "digest",
     "find_study",

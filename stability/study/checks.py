@@ -24,6 +24,7 @@ from stability.study.schema import (
     OPTIMIZER_OPTIONS,
     Arm,
     Claim,
+    Grid,
     Ranking,
     Schedule,
     Study,
@@ -32,8 +33,9 @@ from stability.study.schema import (
     optimizer_options,
 )
 from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
+from stability.study.setting_axes import check_keys
 from stability.study.within import check_against
-from stability.vocabulary import CLAIM_AXES
+from stability.vocabulary import CLAIM_AXES, axis_of
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -134,6 +136,8 @@ def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mappin
 
 
 def _check_grid(study: Study, available: int, locate: Locate) -> None:
+    check_keys(study.grid.options, list(Grid.model_fields), locate)
+    _check_own_settings(study, locate)
     for key, values in study.grid:
         if isinstance(values, tuple) and len(set(values)) < len(values):
             raise InputError(f"{locate('grid', key)}: got {list(values)}; allowed: values that differ")
@@ -166,6 +170,16 @@ def _check_grid(study: Study, available: int, locate: Locate) -> None:
     if study.grid.lr_multipliers and len(study.grid.lr) != 1:
         where = locate("grid", "lr")
         raise InputError(f"{where}: got {list(study.grid.lr)}; allowed with lr_multipliers: the one rate they multiply")
+
+
+def _check_own_settings(study: Study, locate: Locate) -> None:
+    """Raise `InputError` for an arm that sets a key itself over which the grid has an axis."""
+    for key in study.grid.settings:
+        table, _, name = key.rpartition(".")
+        for arm_name, arm in study.arms.items():
+            own = arm.options if table == "arms.*" else arm.train.given if arm.train and table == "train" else {}
+            if name in own:
+                raise InputError(f"{locate('grid', key)}: arm {arm_name!r} sets {name} itself; allowed: one of the two")
 
 
 def _check_sizes(study: Study, available: int, locate: Locate) -> None:
@@ -354,11 +368,23 @@ def _check_needs(study: Study, claim: Claim, variant: Variant, locate: Locate) -
     for key in ("axis", "threshold"):
         if key not in variant.traits.needs and getattr(claim, key) not in ("", None):
             raise InputError(f"{locate(key)}: contrast {claim.contrast!r} takes no {key}")
-    if claim.axis and claim.axis not in CLAIM_AXES:
-        raise InputError(f"{locate('axis')}: unknown axis {claim.axis!r}{nearest(claim.axis, CLAIM_AXES)}")
+    if claim.axis and claim.axis not in (axes := (*CLAIM_AXES, *study.grid.settings)):
+        raise InputError(f"{locate('axis')}: unknown axis {claim.axis!r}{nearest(claim.axis, axes)}")
+    if claim.axis in study.grid.settings:
+        _check_levels(study, claim, locate)
     if "axis" in variant.traits.needs and len(study.grid.values(claim.axis)) < 2:
         key = "lr_multipliers" if study.grid.column(claim.axis) == "lr_multiplier" else claim.axis
         raise InputError(f"{locate('axis')}: grid.{key} has one value; allowed: two or more")
+
+
+def _check_levels(study: Study, claim: Claim, locate: Locate) -> None:
+    """Raise `InputError` unless the levels of a claim's setting axis are numbers that a slope can use."""
+    axis = axis_of(claim.axis)
+    for level in study.grid.values(claim.axis):
+        is_number = isinstance(level, int | float) and not isinstance(level, bool)
+        if not is_number or (axis.doubling and level <= 0):
+            allowed = "levels above 0, since its slope is per doubling" if is_number else "an axis of numbers"
+            raise InputError(f"{locate('axis')}: grid.{claim.axis} has the level {level!r}; allowed: {allowed}")
 
 
 def _check_ids(study: Study, locate: Locate) -> None:

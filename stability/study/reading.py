@@ -18,6 +18,10 @@ from stability.study.naming import with_canonical_names
 from stability.study.overriding import at_scale, in_words, overridden, replication_tables
 from stability.study.schema import DEFAULT_SCALE, NAME_PATTERN, Study
 from stability.study.searching import Locate
+from stability.study.setting_axes import Settings, combinations, flattened, with_settings
+
+CLAIMING = ("claims", "rankings", "published", "looks")
+"""Keys that say what the runs of a study decide."""
 
 HIDDEN = ("name", "scale", "text", "looks", "replication", "changes")
 """Fields of a study that a file cannot set."""
@@ -87,6 +91,7 @@ def parse_study(text: str, where: str, name: str, scale: str | None = None, repl
     scale = scale or DEFAULT_SCALE
     plain = with_canonical_names(plain)
     plain, changed = at_scale(plain, scale, where)
+    _flatten_grid(plain)
     tables = replication_tables(plain, where)
     plain.pop("replications", None)
 
@@ -113,6 +118,7 @@ def parse_study(text: str, where: str, name: str, scale: str | None = None, repl
 def _replication(plain: dict[str, Any], name: str, table: dict[str, Any], where: str) -> Study:
     """Return the validated study *plain* with the overrides of one replication."""
     merged, changed = overridden(plain, table)
+    _flatten_grid(merged)
 
     def locate(*keys: str | int) -> str:
         location = f"{where}: replications.{name}"
@@ -136,7 +142,39 @@ def _valid(plain: dict[str, Any], locate: Locate) -> Study:
     except ValidationError as error:
         raise InputError(_sentence(error, locate)) from error
     check(study, locate)
+    for settings in combinations(study.grid.settings) if study.grid.settings else ():
+        _check_settings(study, plain, settings, locate)
     return study
+
+
+def _check_settings(study: Study, plain: dict[str, Any], settings: Settings, locate: Locate) -> None:
+    """Raise `InputError` unless the study is valid with one combination of the values of its setting axes."""
+    levels = dict(settings)
+
+    def locate_setting(*keys: str | int) -> str:
+        dotted = _dotted(keys)
+        axis = next((key for key in levels if dotted and _stands_for(key, dotted)), None)
+        if axis is not None:
+            return f"{locate('grid', axis)}[{study.grid.settings[axis].index(levels[axis])}]"
+        values = ", ".join(f"{key} = {shortened(value)}" for key, value in levels.items())
+        return f"{locate()} (where {values}): {dotted}"
+
+    try:
+        merged = with_settings(plain, settings)
+    except InputError as error:
+        raise InputError(f"{locate('grid')}: {error}") from error
+    # Claims and rankings are about all settings together.
+    _valid({key: value for key, value in merged.items() if key not in CLAIMING}, locate_setting)
+
+
+def _stands_for(axis: str, dotted: str) -> bool:
+    """Return whether an axis of settings sets the key at a path of a study.
+
+    >>> _stands_for("model.*.width", "model.image.width"), _stands_for("train.betas", "train.betas[1]")
+    (True, True)
+    """
+    pattern = re.escape(axis).replace(r"\*", r"[^.]+")
+    return re.match(rf"{pattern}($|[.\[])", dotted) is not None
 
 
 def with_looks(study: Study, looks: Sequence[int], seeds: int) -> Study:
@@ -154,8 +192,13 @@ def with_looks(study: Study, looks: Sequence[int], seeds: int) -> Study:
     return at(seeds)
 
 
+def _flatten_grid(plain: dict[str, Any]) -> None:
+    if isinstance(plain.get("grid"), dict):
+        plain["grid"] = flattened(plain["grid"])
+
+
 def _dotted(keys: Sequence[str | int]) -> str:
-    dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    dotted = "".join(f"[{key}]" if isinstance(key, int) else f'."{key}"' if "." in key else f".{key}" for key in keys)
     return dotted.lstrip(".")
 
 

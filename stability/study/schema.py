@@ -14,6 +14,7 @@ from stability.encoders import Modality, encoder
 from stability.optimizers import optimizer
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Registry, Variant
+from stability.study.setting_axes import Settings, with_settings
 from stability.vocabulary import ReductionName, TransformName
 
 SCALES = ("smoke", "small", "full")
@@ -21,6 +22,9 @@ DEFAULT_SCALE = "small"
 
 LATE = 0.2
 """The late window: the last share of a run's steps."""
+
+HIDDEN = ("name", "scale", "text", "replications", "replication", "changes")
+"""Fields of a study that are not part of its data."""
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -155,8 +159,10 @@ class ArmTrain(_Frozen):
         return self.model_dump(exclude_none=True)
 
 
-class Grid(_Frozen):
+class Grid(_Open):
     """The axes that are crossed: every combination is a run.
+
+    A dotted key is an axis over a key of another table (see `settings`).
 
     Attributes:
         arms: Names of losses or of tables ``[arms.NAME]``.
@@ -181,8 +187,18 @@ class Grid(_Frozen):
     seeds: Positive
     first_seed: Annotated[int, Field(ge=0)] = 0
 
+    @property
+    def settings(self) -> dict[str, tuple[Any, ...]]:
+        """Return the axes over keys of other tables, by dotted key such as ``train.warmup``, in alphabetical order."""
+        return {
+            key: tuple(tuple(value) if isinstance(value, list) else value for value in values)
+            for key, values in sorted(self.options.items())
+        }
+
     def values(self, axis: str) -> tuple[Any, ...]:
         """Return the values of an axis of a claim; for the rate its multipliers, if the grid has them."""
+        if axis in self.options:
+            return self.settings[axis]
         values: tuple[Any, ...] = getattr(self, "lr_multipliers" if self.column(axis) == "lr_multiplier" else axis)
         return values or (0,)
 
@@ -408,6 +424,15 @@ class Study(_Frozen):
             return {**kept, "fingerprint": self.pairs().fingerprint}
         return _without_defaults(dataset, self.data.name, plain)
 
+    def at(self, settings: Settings) -> Study:
+        """Return the study as its runs with these values of `Grid.settings` are trained."""
+        if not settings:
+            return self
+        plain = with_settings(self.model_dump(mode="json"), settings)
+        # Written with the same bytes as in a file, so that a run has the same id as in a study that sets the key.
+        study = Study.model_validate_json(json.dumps(plain))
+        return study.model_copy(update={key: getattr(self, key) for key in HIDDEN})
+
     def arm(self, name: str, settings: Options = ()) -> Arm:
         """Return the arm of that name with *settings* applied; a loss name is an arm without options."""
         arm = self.arms.get(name) or Arm(loss=name)
@@ -433,12 +458,13 @@ class Study(_Frozen):
             )
         return train
 
-    def lengths(self, batch_size: int) -> tuple[int, int]:
-        """Return the total and warm-up steps of the runs at a batch size."""
+    def lengths(self, batch_size: int, warmup: int | None = None) -> tuple[int, int]:
+        """Return the total and warm-up steps of the runs at a batch size; *warmup* replaces that of ``[train]``."""
+        warmup = self.train.warmup if warmup is None else warmup
         if self.train.budget == "steps":
-            return self.train.steps, self.train.warmup
+            return self.train.steps, warmup
         share = min(self.grid.batch_size) / batch_size
-        return max(1, round(self.train.steps * share)), round(self.train.warmup * share)
+        return max(1, round(self.train.steps * share)), round(warmup * share)
 
     def trained_as(self, arm: str, batch_size: int) -> Study:
         """Return the study with the ``[train]`` that the runs of an arm at a batch size have."""

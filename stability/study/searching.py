@@ -6,11 +6,12 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from stability.losses import Scalar, loss, options_of, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import Options, Study, Tune
+from stability.study.schema import Grid, Options, Study, Tune
 
 Locate = Callable[..., str]
 """Function from keys and indices to a location in the file, which starts an error sentence."""
@@ -104,7 +105,7 @@ def search_of(study: Study) -> Study:
     """Return the study of the tuning runs of *study*: with the steps, noise and seeds of ``[tune]``, without claims.
 
     Only the probes that make the tuning measure run, on every tuning run. If the grid has several numbers of training
-    pairs, the search uses the largest.
+    pairs, the search uses the largest; axes over keys of other tables keep the study's own value.
     """
     tune = study.tune
     assert tune is not None
@@ -119,12 +120,13 @@ def search_of(study: Study) -> Study:
             update={"seeds": seeds, "noise": None, "batch_size": None, "train_pairs": None}
         )
     noise = min(study.grid.noise) if tune.noise is None else tune.noise
-    cells = {"corruption": study.grid.corruption[:1], "noise": (noise,), "lr": tune.lr, "seeds": tune.seeds}
+    cells: dict[str, Any] = {name: getattr(study.grid, name) for name in Grid.model_fields}
+    cells |= {"corruption": study.grid.corruption[:1], "noise": (noise,), "lr": tune.lr, "seeds": tune.seeds}
     cells |= {"lr_multipliers": (), "train_pairs": study.grid.train_pairs and (max(study.grid.train_pairs),)}
     return study.model_copy(
         update={
             "train": study.train.model_copy(update={"steps": tune.steps or study.train.steps}),
-            "grid": study.grid.model_copy(update=cells),
+            "grid": Grid(**cells),
             "probes": probes,
             "claims": (),
             "rankings": (),

@@ -13,6 +13,7 @@ from stability.probes import probe
 from stability.study import Study
 from stability.train.population import Population
 from stability.train.probe_runner import probed_indices
+from stability.train.recipes import recipes_of
 
 CHILDREN = 2
 """Number of copies of a replica that a probe compares at the end of training."""
@@ -34,6 +35,7 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=population.optimizer.select(rows),
+        recipes=recipes_of(population.study, population.spec, runs, theta),
         rates=population.rates.select(rows),
         clipper=population.clipper.select(rows),
         alive=population.alive[rows],

@@ -80,14 +80,17 @@ class LearningRates:
     column: Tensor
 
     @classmethod
-    def of(cls, train: Train, lrs: Sequence[float], device: torch.device) -> LearningRates:
-        """Return the rates of replicas with these base rates."""
-        distinct = list(dict.fromkeys(lrs))
-        factors = [lr_schedule_factor(train, step) for step in range(train.steps)]
+    def of(cls, trains: Sequence[Train], lrs: Sequence[float], device: torch.device) -> LearningRates:
+        """Return the rates of replicas with these training settings and base rates."""
+        keys = [(lr, train.warmup, train.lr_schedule) for train, lr in zip(trains, lrs, strict=True)]
+        distinct = dict(zip(keys, trains, strict=True))
         # Products in float64, rounded once.
-        table = torch.tensor(factors, dtype=torch.float64)[:, None] * torch.tensor(distinct, dtype=torch.float64)
-        column = torch.tensor([distinct.index(lr) for lr in lrs])
-        return cls(table.float().to(device), column.to(device))
+        rates = [
+            [lr * lr_schedule_factor(train, step) for step in range(train.steps)]
+            for (lr, *_), train in distinct.items()
+        ]
+        column = torch.tensor([list(distinct).index(key) for key in keys])
+        return cls(torch.tensor(rates, dtype=torch.float64).T.float().contiguous().to(device), column.to(device))
 
     def at(self, step: int) -> Tensor:
         """Return the rates (R,) at *step*; those of the last step from then on."""
@@ -124,6 +127,26 @@ class ParamGroups:
         return cls(decay[:decaying], None if bool((multiplier == 1).all()) else multiplier)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """The training settings of consecutive replicas.
+
+    Attributes:
+        rows: which replicas.
+        train: their settings.
+        groups: their weight decay and learning rate factors, by parameter.
+    """
+
+    rows: slice
+    train: Train
+    groups: ParamGroups
+
+    @classmethod
+    def of_all(cls, train: Train, parameters: Sequence[tuple[int, float, float]], theta: Tensor) -> Recipe:
+        """Return one recipe for all replicas of *theta*; for *parameters* see `ParamGroups.of`."""
+        return cls(slice(0, len(theta)), train, ParamGroups.of(parameters, theta))
+
+
 def update_norm(update: Tensor) -> dict[str, Tensor]:
     """Return the Euclidean norm (R,) of each replica's update (R, P)."""
     return {"update_norm": torch.linalg.vector_norm(update, dim=-1)}
@@ -138,57 +161,66 @@ def apply_update_(
     grad: Tensor,
     state: OptimizerState,
     rates: Tensor,
-    groups: ParamGroups,
-    train: Train,
+    recipes: Sequence[Recipe],
     *,
     measure: Callable[[Tensor], dict[str, Tensor]] = update_norm,
     dead: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Apply one step of the study's optimizer in place, with about ten operations for all replicas.
 
-    All operations are elementwise, so a replica's bits do not depend on the other replicas. On a CPU, chunks of
-    replicas that fit its cache are updated and measured one after another.
+    All operations are elementwise, so a replica's bits do not depend on the other replicas. Replicas of one recipe are
+    updated together; on a CPU, chunks of them that fit its cache are updated and measured one after another.
 
     Args:
         theta: parameters (R, P), updated.
         grad: gradients (R, P); overwritten if the optimizer adds the weight decay to them.
         state: the optimizer's state, updated.
         rates: learning rates (R,).
-        groups: weight decay and learning rate factors.
-        train: the study's training settings.
+        recipes: the training settings of all replicas, in their order.
         measure: maps the update (r, P) of r replicas to measures by name, each (r,).
         dead: mask (R,) of replicas that keep their parameters.
 
     Returns:
         The measures, each (R,).
     """
-    variant, options = optimizer_of(train)
     state.count += 1
     state.steps += 1
-    replicas, width = theta.shape
-    chunk = replicas if is_accelerator(theta.device) else max(1, CHUNK_FLOATS // width)
-    chunks = -(-replicas // chunk)
-    decaying = len(groups.decay)
+    chunk = len(theta) if is_accelerator(theta.device) else max(1, CHUNK_FLOATS // theta.shape[-1])
     measures: list[Mapping[str, Tensor]] = []
-    for number in range(chunks):
-        rows = slice(number * replicas // chunks, (number + 1) * replicas // chunks)
-        params, grads = theta[rows], grad[rows]
-        if decaying and variant.traits.decay == "in_grad":
-            grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
-        buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
-        update: Tensor = variant(grads, buffers, state.count, **options)
-        if decaying and variant.traits.decay == "decoupled":
-            update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
-        update.mul_(rates[rows, None])
-        if groups.lr_multiplier is not None:
-            update.mul_(groups.lr_multiplier)
-        if dead is not None:
-            update.masked_fill_(dead[rows, None], 0.0)
-        params += update
-        measures.append(measure(update))
+    for recipe in recipes:
+        variant, options = optimizer_of(recipe.train)
+        groups, decaying = recipe.groups, len(recipe.groups.decay)
+        for rows in _chunks(recipe.rows, chunk):
+            params, grads = theta[rows], grad[rows]
+            if decaying and variant.traits.decay == "in_grad":
+                grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
+            buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
+            update: Tensor = variant(grads, buffers, state.count, **options)
+            if decaying and variant.traits.decay == "decoupled":
+                update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
+            update.mul_(rates[rows, None])
+            if groups.lr_multiplier is not None:
+                update.mul_(groups.lr_multiplier)
+            if dead is not None:
+                update.masked_fill_(dead[rows, None], 0.0)
+            params += update
+            measures.append(measure(update))
     if len(measures) == 1:
         return dict(measures[0])
     return {name: torch.cat([part[name] for part in measures]) for name in measures[0]}
+
+
+def _chunks(rows: slice, most: int) -> list[slice]:
+    """Split replicas into even parts of at most *most*.
+
+    >>> _chunks(slice(2, 7), 3)
+    [slice(2, 4, None), slice(4, 7, None)]
+    """
+    count = rows.stop - rows.start
+    parts = -(-count // most)
+    return [
+        slice(rows.start + part * count // parts, rows.start + (part + 1) * count // parts) for part in range(parts)
+    ]
 
 
 @dataclass
@@ -197,32 +229,34 @@ class GradClipper:
 
     Attributes:
         quantile: quantile of the norms of the last *window* steps, or None.
-        norm: absolute bound, or None.
+        norm: absolute bounds (R,), infinite for a replica without one; None if no replica has one.
         recent: recent norms (R, window), indexed by step modulo the window.
         seen: number of steps recorded, 0-d int64 on the device.
     """
 
     quantile: float | None
-    norm: float | None
+    norm: Tensor | None
     recent: Tensor
     seen: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def of(cls, train: Train, replicas: int, device: torch.device, window: int = 100) -> GradClipper:
-        """Return the clipper that a study specifies.
+    def of(cls, trains: Sequence[Train], device: torch.device, window: int = 100) -> GradClipper:
+        """Return the clipper of replicas with these training settings.
 
         Args:
-            train: the study's training settings.
-            replicas: R.
+            trains: the training settings of each replica.
             device: where training takes place.
             window: number of past steps whose norms a quantile is taken over.
         """
         seen = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(train.clip_quantile, train.clip_norm, torch.zeros(replicas, window, device=device), seen)
+        norms = [math.inf if train.clip_norm is None else train.clip_norm for train in trains]
+        bound = torch.tensor(norms, device=device) if min(norms) < math.inf else None
+        return cls(trains[0].clip_quantile, bound, torch.zeros(len(trains), window, device=device), seen)
 
     def select(self, rows: Tensor) -> GradClipper:
         """Return a copy of the clipper for some replicas, by their indices."""
-        return GradClipper(self.quantile, self.norm, self.recent[rows], self.seen.clone())
+        norm = None if self.norm is None else self.norm[rows]
+        return GradClipper(self.quantile, norm, self.recent[rows], self.seen.clone())
 
     def __call__(self, grad: Tensor, norm: Tensor) -> Tensor:
         """Clip the gradient (R, P) with norms *norm* (R,) in place; return 1 for clipped replicas, else 0, (R,).
@@ -232,7 +266,7 @@ class GradClipper:
         if self.quantile is None and self.norm is None:
             return torch.zeros_like(norm)
         if self.norm is not None:
-            bound = torch.full_like(norm, self.norm)
+            bound = self.norm
         else:
             assert self.quantile is not None
             window = self.recent.shape[1]

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from stability.datasets import Pairs, rows
-from stability.grid import Run
+from stability.grid import Run, train_of
 from stability.probes import HeldOut
 from stability.streams import stream
 from stability.study import Study
 from stability.train.data import PopulationData, population_data
 from stability.train.features import Features, kept_features
 from stability.train.model import ModelSpec, initial_parameters, model_spec
-from stability.train.optimizer import GradClipper, LearningRates, OptimizerState, ParamGroups, initial_state
+from stability.train.optimizer import GradClipper, LearningRates, OptimizerState, Recipe, initial_state
+from stability.train.recipes import recipes_of
 
 SCALARS = ("log_scale", "bias")
 """Scalars of a loss that are measured at every step."""
@@ -38,7 +39,7 @@ class Population:
         theta: parameters (R, P), padded to whole cache lines.
         grad: output for the gradient, like theta.
         optimizer: the optimizer's state.
-        groups: weight decay and learning rate factors, by parameter.
+        recipes: the training settings of the replicas.
         rates: the learning rate of each replica at each step.
         clipper: gradient clipping.
         alive: mask of the replicas whose loss and gradient have been finite, (R,).
@@ -58,7 +59,7 @@ class Population:
     theta: Tensor
     grad: Tensor
     optimizer: OptimizerState
-    groups: ParamGroups
+    recipes: Sequence[Recipe]
     rates: LearningRates
     clipper: GradClipper
     alive: Tensor
@@ -86,14 +87,16 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         device: where training takes place.
     """
     spec = model_spec(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
-    theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs]).to(device)
+    theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs])
+    for replica, run in enumerate(runs):
+        for name, value in run.scalars:
+            spec.layout.view(theta, f"loss.{name}")[replica] = value
+    theta = theta.to(device)
+    trains = [train_of(study, run) for run in runs]
     data = population_data(runs, pairs, study.data.corruption, device)
     for tower in spec.towers.values():
         tower.to(device)  # moves its buffers
     hash_multipliers = torch.randint(-(2**62), 2**62, (data.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
-    parameters = [
-        (size, _decay(study, spec, name), _lr_multiplier(study, spec, name)) for name, size in spec.layout.sizes.items()
-    ]
     return Population(
         study=study,
         runs=runs,
@@ -103,9 +106,9 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=initial_state(study.train, theta),
-        groups=ParamGroups.of(parameters, theta),
-        rates=LearningRates.of(study.train, [run.lr for run in runs], device),
-        clipper=GradClipper.of(study.train, len(runs), device),
+        recipes=recipes_of(study, spec, runs, theta),
+        rates=LearningRates.of(trains, [run.lr for run in runs], device),
+        clipper=GradClipper.of(trains, device),
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         hash_multipliers=hash_multipliers.to(device),
         generators=data.generators("train"),
@@ -116,17 +119,6 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
             for name, value in spec.loss.initial_state(data.available).items()
         },
     )
-
-
-def _decay(study: Study, spec: ModelSpec, name: str) -> float:
-    """Return the weight decay of a parameter: that of the study for trained matrices, else 0."""
-    return study.train.weight_decay if len(spec.layout.shapes[name]) > 1 and name not in spec.frozen else 0.0
-
-
-def _lr_multiplier(study: Study, spec: ModelSpec, name: str) -> float:
-    """Return the learning rate factor of a parameter: for scalars the product of those of study and loss, else 1."""
-    scalar = spec.loss.scalars.get(name.removeprefix("loss."))
-    return study.train.scalar_lr_multiplier * scalar.lr_multiplier if name.startswith("loss.") and scalar else 1.0
 
 
 def held_out(pairs: Pairs, device: torch.device) -> HeldOut:

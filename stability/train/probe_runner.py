@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from stability.devices import is_accelerator, room_on, to_device
-from stability.grid import Run
+from stability.grid import Run, train_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
 from stability.probes import Replica, probe
@@ -88,7 +89,10 @@ def read(population: Population, name: str, children: Sequence[Tensor] = ()) -> 
         # A single replica is measured twice, unless the probe measures replicas one by one.
         least = 1 if traits.alone else 2
         widest = max(least, room // bytes_per_reading(population, name, _options(population.study, name)))
-    parts = [_read_some(population, name, children, part) for part in _chunks(chosen, widest)]
+    study, parts = population.study, []
+    for train, same in itertools.groupby(chosen, key=lambda replica: train_of(study, population.runs[replica])):
+        as_trained = replace(population, study=study.model_copy(update={"train": train}))
+        parts += [_read_some(as_trained, name, children, part) for part in _chunks(list(same), widest)]
     return ProbeResult(chosen, _on_host({key: torch.cat([part[key] for part in parts]) for key in parts[0]}))
 
 

@@ -66,7 +66,7 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
     unaffected, since nothing in the step reduces over replicas. On an accelerator the host reads nothing here, and all
     persistent state is updated in place, so the step can be captured once and replayed.
     """
-    spec, train = population.spec, population.study.train
+    spec = population.spec
     with torch.no_grad():
         batch, features = _batch(population, inputs)
         # Copied before the update changes them.
@@ -89,8 +89,7 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
             population.grad,
             population.optimizer,
             inputs["rate"],
-            population.groups,
-            train,
+            population.recipes,
             measure=lambda update: update_norm(update) | {"update_rms": spec.rms_of_matrices(update)},
             dead=dead if some_dead else None,
         )

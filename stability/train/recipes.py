@@ -1,0 +1,38 @@
+"""Training settings in which the replicas of a population differ, such as betas, weight decay and the scalars' rate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from stability.grid import Run, train_of
+from stability.study import Study, Train
+from stability.train.model import ModelSpec
+from stability.train.optimizer import ParamGroups, Recipe
+
+
+def recipes_of(study: Study, spec: ModelSpec, runs: Sequence[Run], theta: Tensor) -> tuple[Recipe, ...]:
+    """Return the training settings of the replicas of *theta*, one recipe for consecutive replicas with the same."""
+    recipes, start = [], 0
+    for train, same in itertools.groupby(train_of(study, run) for run in runs):
+        rows = slice(start, start + len(list(same)))
+        parameters = [
+            (size, _decay(train, spec, name), _lr_multiplier(train, spec, name))
+            for name, size in spec.layout.sizes.items()
+        ]
+        recipes.append(Recipe(rows, train, ParamGroups.of(parameters, theta)))
+        start = rows.stop
+    return tuple(recipes)
+
+
+def _decay(train: Train, spec: ModelSpec, name: str) -> float:
+    """Return the weight decay of a parameter: that of the run for trained matrices, else 0."""
+    return train.weight_decay if len(spec.layout.shapes[name]) > 1 and name not in spec.frozen else 0.0
+
+
+def _lr_multiplier(train: Train, spec: ModelSpec, name: str) -> float:
+    """Return the learning rate factor of a parameter: for scalars the product of those of run and loss, else 1."""
+    scalar = spec.loss.scalars.get(name.removeprefix("loss."))
+    return train.scalar_lr_multiplier * scalar.lr_multiplier if name.startswith("loss.") and scalar else 1.0

@@ -1,0 +1,245 @@
+"""Axes of the grid over keys of other tables: `"train.warmup" = [0, 20]`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stability.analysis import analyze, load_results
+from stability.execute import run
+from stability.grid import groups_of, runs_of, study_of
+from stability.registry import InputError
+from stability.study import Study, parse_study
+from stability.train import Trainer
+
+CPU = torch.device("cpu")
+
+PER_REPLICA = {
+    '"train.warmup"': "[0, 4]",
+    '"train.lr_schedule"': '["constant", "cosine"]',
+    '"train.betas"': "[[0.9, 0.95], [0.5, 0.999]]",
+    '"train.eps"': "[1e-8, 1e-3]",
+    '"train.weight_decay"': "[0.0, 0.5]",
+    '"train.clip_norm"': '["none", 0.01]',
+    '"train.scalar_lr_multiplier"': "[1.0, 10.0]",
+    '"arms.*.log_scale"': "[0.0, 2.0]",
+}
+OTHERS = {
+    '"model.image.width"': "[8, 16]",
+    '"model.*.width"': "[8, 16]",
+    '"model.embed_dim"': "[4, 8]",
+    '"data.pairs"': "[64, 96]",
+    '"arms.*.max_scale"': "[2.0, 100.0]",
+}
+
+
+def study_with(axis: str, levels: str, claims: str = "") -> Study:
+    text = f"""
+title = "T"
+question = "Q?"
+[data]
+name = "latent"
+pairs = 64
+held_out = 0.25
+[model]
+image = "mlp"
+text = "mlp"
+embed_dim = 8
+[train]
+steps = 12
+[grid]
+arms = ["clip", "siglip"]
+batch_size = [8]
+lr = [1e-2]
+seeds = 2
+{axis} = {levels}
+[probes.retrieval]
+every = 4
+{claims}
+"""
+    return parse_study(text, "t.toml", "t")
+
+
+def without_axis(study: Study, assignment: str) -> Study:
+    """Return the study whose own key has the value of one level of its axis."""
+    key, _, value = assignment.partition(" = ")
+    lines = [line for line in study.text.splitlines() if not line.startswith(f'"{key}"')]
+    table, _, name = key.rpartition(".")
+    index = lines.index(f"[{table}]")
+    lines = [line for line in lines if not line.startswith(f"{name} = ")]
+    lines.insert(index + 1, f"{name} = {value}")
+    return parse_study("\n".join(lines), "t.toml", "t")
+
+
+@pytest.mark.parametrize(("axis", "levels"), [*PER_REPLICA.items(), *OTHERS.items()])
+def test_every_level_makes_runs_of_its_own(axis, levels):
+    study = study_with(axis, levels)
+    runs = runs_of(study)
+    assert len(runs) == len({run.id for run in runs}) == 2 * 2 * 2
+    assert {key for run in runs for key, _ in run.settings} == {axis.strip('"')}
+
+
+@pytest.mark.parametrize(
+    ("axis", "levels", "value"),
+    [
+        ('"train.warmup"', "[0, 4]", "train.warmup = 4"),
+        ('"train.betas"', "[[0.9, 0.95], [0.9, 0.999]]", "train.betas = [0.9, 0.95]"),
+        ('"data.pairs"', "[64, 96]", "data.pairs = 96"),
+        ('"model.embed_dim"', "[4, 8]", "model.embed_dim = 4"),
+    ],
+)
+def test_a_run_has_the_id_that_it_has_in_a_study_that_sets_the_key(axis, levels, value):
+    study = study_with(axis, levels)
+    alone = {run.id for run in runs_of(without_axis(study, value))}
+    assert alone < {run.id for run in runs_of(study)}
+    assert len(alone) == 4
+
+
+@pytest.mark.parametrize(("axis", "levels"), PER_REPLICA.items())
+def test_levels_of_training_settings_share_a_population_and_each_run_is_as_if_alone(axis, levels):
+    study = study_with(axis, levels)
+    groups = groups_of(runs_of(study), lambda run: 32)
+    assert len(groups) == 2
+    for group in groups:
+        together = Trainer(study_of(study, group), group, study.pairs(), CPU)
+        for _ in range(study.train.steps):
+            together.advance()
+        measured = together.read("retrieval")
+        assert len({tuple(row.tolist()) for row in together.population.theta}) == len(group.runs)
+        for index, one in enumerate(group.runs):
+            (alone_group,) = groups_of([one], lambda run: 32)
+            alone = Trainer(study_of(study, alone_group), alone_group, study.pairs(), CPU)
+            for _ in range(study.train.steps):
+                alone.advance()
+            assert torch.equal(alone.population.theta[0], together.population.theta[index]), (axis, one.settings)
+            values = alone.read("retrieval").values
+            assert all(torch.equal(values[name][0], measured.values[name][index]) for name in values)
+
+
+@pytest.mark.parametrize(("axis", "levels"), PER_REPLICA.items())
+def test_a_run_trains_as_in_a_study_whose_own_table_has_the_level(axis, levels):
+    """The slow way: a study for each level, with the key written where it belongs."""
+    study = study_with(axis, levels)
+    for run_ in [each for each in runs_of(study) if each.seed == 0]:
+        plain = study.at(run_.settings)
+        (slow,) = (each for each in runs_of(plain) if (each.arm, each.seed) == (run_.arm, 0))
+        trained = []
+        for owner, chosen in ((study, run_), (plain, slow)):
+            (group,) = groups_of([chosen], lambda run: 32)
+            trainer = Trainer(study_of(owner, group), group, owner.pairs(), CPU)
+            for _ in range(6):
+                trainer.advance()
+            trained.append(trainer.population.theta[0])
+        assert slow.id == run_.id
+        assert torch.equal(*trained), (axis, run_.settings)
+
+
+@pytest.mark.parametrize(("axis", "levels"), OTHERS.items())
+def test_settings_that_change_shapes_data_or_the_loss_get_groups_of_their_own(axis, levels):
+    groups = groups_of(runs_of(study_with(axis, levels)), lambda run: 32)
+    assert len(groups) == 4
+    assert all(len({run.settings for run in group.runs}) == 1 for group in groups)
+
+
+CLAIM = """
+[[claims]]
+id = "a"
+primary = true
+text = "siglip's recall changes more with warm-up"
+measure = "recall_at_1"
+contrast = "slope"
+axis = "train.warmup"
+compare = ["siglip", "clip"]
+expect = "higher"
+margin = 0.1
+transform = "linear"
+"""
+
+
+def test_a_claim_along_a_setting_is_the_slope_over_its_levels(tmp_path):
+    study = study_with('"train.warmup"', "[0, 2, 8]", CLAIM)
+    run(study, device="cpu", out=tmp_path / "run")
+    results = load_results(tmp_path / "run")
+    assert sorted(results.runs["train.warmup"].unique()) == [0, 2, 8]
+    (finding,) = analyze(results).claims
+    late = results.steps[results.steps["step"] >= 0.8 * 12][["run", "recall_at_1", "recall_at_1_chance"]].dropna()
+    table = results.runs.set_index("run").join(late.groupby("run").mean())
+    # A diverged run has learned nothing.
+    table["recall_at_1"] = table["recall_at_1"].where(table["status"] == "finished", table["recall_at_1_chance"])
+    slopes = {}
+    for (arm, seed), rows in table.groupby(["arm", "seed"]):
+        x = rows["train.warmup"].to_numpy(float)
+        slopes[arm, seed] = (x - x.mean()) @ rows["recall_at_1"].to_numpy(float) / ((x - x.mean()) ** 2).sum()
+    expected = sum(slopes["siglip", seed] - slopes["clip", seed] for seed in (0, 1)) / 2
+    assert math.isclose(finding.effect, expected, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("axis", "levels", "sentence"),
+    [
+        ('"train.warmup"', "[0, 50]", 'grid."train.warmup"[1]: got 50; allowed: fewer than train.steps = 12'),
+        ('"train.warmupp"', "[0]", "did you mean 'warmup'"),
+        ('"train.warmup"', "[]", "allowed: a list of at least one value"),
+        ('"train.warmup"', "4", "allowed: a list of at least one value"),
+        ('"train.warmup"', "[4, 4]", "allowed: values that differ"),
+        ('"train.steps"', "[4, 8]", "cannot be an axis: all runs of a study are equally long"),
+        ('"data.name"', '["digits"]', "cannot be an axis: other data are a replication"),
+        ('"train.betas"', "[[0.9, 1.5]]", 'grid."train.betas"[0]: got 1.5; allowed: less than 1'),
+        ('"train.betas"', '["none"]', "got 'none'"),
+        ('"model.*.widht"', "[8]", "did you mean 'width'"),
+        ('"model.image.width"', "[0]", "width"),
+        ('"arms.*.max_scales"', "[1.0]", "did you mean 'max_scale'"),
+        ('"arms.clip.max_scale"', "[1.0]", "allowed: arms.*.KEY"),
+        ('"tune.lr"', "[1.0]", "allowed: keys of other tables, as train.KEY, model.KEY, data.KEY, arms.KEY"),
+        ("warmup", "[1]", "grid.warmup: unknown key"),
+        ('"train.optimizer"', '["adamw", "adam"]', "unknown optimizer 'adam'; did you mean 'adamw'?"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_in_one_sentence(axis, levels, sentence):
+    with pytest.raises(InputError) as error:
+        study_with(axis, levels)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("t.toml")
+
+
+def test_an_arm_that_sets_the_key_itself_is_refused():
+    arms = '[arms.clip]\nloss = "clip"\nmax_scale = 5.0\n'
+    with pytest.raises(InputError, match="arm 'clip' sets max_scale itself; allowed: one of the two"):
+        study_with('"arms.*.max_scale"', "[1.0, 2.0]", arms)
+
+
+@pytest.mark.parametrize(
+    ("axis", "levels", "sentence"),
+    [
+        ('"train.betas"', "[[0.9, 0.95], [0.9, 0.999]]", "allowed: an axis of numbers"),
+        ('"train.scalar_lr_multiplier"', "[1.0]", "has one value; allowed: two or more"),
+        ('"train.eps"', "[1e-8, 1e-3]", "unknown axis 'train.warmup'"),
+    ],
+)
+def test_a_claim_along_what_has_no_slope_is_refused(axis, levels, sentence):
+    claim = CLAIM if "unknown" in sentence else CLAIM.replace('"train.warmup"', axis)
+    with pytest.raises(InputError) as error:
+        study_with(axis, levels, claim)
+    assert sentence in str(error.value)
+
+
+def test_an_unquoted_key_and_one_of_a_scale_are_read_alike():
+    quoted, unquoted = study_with('"train.warmup"', "[0, 4]"), study_with("train.warmup", "[0, 4]")
+    assert quoted.hash == unquoted.hash
+    scaled = study_with('"train.warmup"', "[0, 4]", "[scales.smoke]\ngrid.train.warmup = [1, 2]")
+    smaller = parse_study(scaled.text, "t.toml", "t", "smoke")
+    assert smaller.grid.settings == {"train.warmup": (1, 2)}
+
+
+def test_equal_samples_scale_the_warm_up_of_every_level():
+    study = study_with(
+        '"train.warmup"', "[0, 4]", "[scales.smoke]\ntrain.budget = 'samples'\ngrid.batch_size = [8, 16]"
+    )
+    study = parse_study(study.text, "t.toml", "t", "smoke")
+    warmups = {
+        (run.batch_size, dict(run.settings)["train.warmup"]): dict(run.train)["warmup"] for run in runs_of(study)
+    }
+    assert warmups == {(8, 0): 0, (8, 4): 4, (16, 0): 0, (16, 4): 2}
