@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from stability.losses import loss, scalars_of, scalars_with
@@ -144,11 +144,8 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     arm = study.arm(cell["arm"], options)
     variant = loss[arm.loss]
     declared = scalars_of(variant)
-    # The multiplier is "lr" in an identity, so that runs keep their ids.
     scalars = {
-        name: {"initial": scalar.initial, "trained": scalar.trained, "lr": scalar.lr_multiplier}
-        for name, scalar in scalars_with(variant, arm.options).items()
-        if scalar != declared[name]
+        name: asdict(scalar) for name, scalar in scalars_with(variant, arm.options).items() if scalar != declared[name]
     }
     set_options = {
         name: value

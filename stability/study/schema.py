@@ -407,9 +407,6 @@ class Study(_Frozen):
             plain["model"]["sources"] = sources
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
-        for value in (value for arm in plain.get("arms", {}).values() for value in arm.values()):
-            if isinstance(value, dict) and "lr_multiplier" in value:
-                value["lr"] = value.pop("lr_multiplier")  # its name in an identity, so that hashes stay as they are
         return plain
 
     @property

@@ -44,7 +44,14 @@ section = Registry("section", SectionTraits)
 
 @dataclass(frozen=True)
 class Section:
-    """A section of one report: its id and anchor, the texts that it declares, its whole lead and its blocks."""
+    """A section of one report.
+
+    Attributes:
+        id: Its id and anchor.
+        traits: What it declares.
+        lead: The declared lead with the sentences that the data add.
+        blocks: Its blocks, at least one.
+    """
 
     id: str
     traits: SectionTraits
