@@ -37,7 +37,6 @@ class WorldTraits(Traits):
 
     Attributes:
         contrast: The contrast that tests it.
-        cells: The number of values per seed and level.
         effect: The planted effect of simulations with one.
         truth: ``(noise, effect) -> float``: the true effect; None if there is no closed form.
         power: ``(seeds, correlation, effect) -> float``: the power of an exact test with normal noise; None if unknown.
@@ -45,7 +44,6 @@ class WorldTraits(Traits):
     """
 
     contrast: str
-    cells: int
     effect: float
     truth: Callable[[NoiseModel, float], float | None]
     power: Callable[[int, float, float], float] | None
@@ -139,7 +137,7 @@ SIGMA = 0.3
 Sample = tuple[Array, Array]
 
 
-@world(contrast="difference", cells=1, effect=1.0, truth=lambda noise, d: d * noise.gap, power=noncentral_t)
+@world(contrast="difference", effect=1.0, truth=lambda noise, d: d * noise.gap, power=noncentral_t)
 def level(noise: NoiseModel, effect: float) -> Sample:
     """Return levels that lie *effect* standard deviations of their differences apart."""
     a, b = noise.arms()
@@ -148,7 +146,6 @@ def level(noise: NoiseModel, effect: float) -> Sample:
 
 @world(
     contrast="ratio",
-    cells=1,
     effect=1.0,
     truth=lambda noise, d: math.exp(SIGMA * d * noise.gap),
     power=noncentral_t,
@@ -163,7 +160,7 @@ def _slope_gap(noise: NoiseModel) -> float:
     return noise.gap / math.sqrt(float(np.square(np.array(LEVELS) - np.mean(LEVELS)).sum()))
 
 
-@world(contrast="slope", cells=1, effect=1.0, truth=lambda noise, d: d * _slope_gap(noise), power=noncentral_t)
+@world(contrast="slope", effect=1.0, truth=lambda noise, d: d * _slope_gap(noise), power=noncentral_t)
 def trend(noise: NoiseModel, effect: float) -> Sample:
     """Return lines over the levels whose slopes lie *effect* standard deviations of their differences apart."""
     a, b = noise.arms(levels=len(LEVELS))
@@ -172,7 +169,6 @@ def trend(noise: NoiseModel, effect: float) -> Sample:
 
 @world(
     contrast="interaction",
-    cells=1,
     effect=1.0,
     truth=lambda noise, d: d * math.sqrt(2) * noise.gap,
     power=noncentral_t,
@@ -190,7 +186,6 @@ PEAK = 20.0
 
 @world(
     contrast="lr_sensitivity",
-    cells=1,
     effect=1.0,
     truth=lambda noise, d: d * math.sqrt(2 / 3) * noise.gap,
     power=noncentral_t,
@@ -204,14 +199,14 @@ def peak(noise: NoiseModel, effect: float) -> Sample:
     return a, b
 
 
-@world(contrast="spread", cells=1, effect=math.log(3), truth=lambda noise, d: math.exp(d), power=None)
+@world(contrast="spread", effect=math.log(3), truth=lambda noise, d: math.exp(d), power=None)
 def spread_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
     """Return numbers whose standard deviations over seeds have the logarithm of their ratio *effect*."""
     a, b = noise.arms()
     return math.exp(effect) * a, b
 
 
-@world(contrast="spread", cells=6, effect=math.log(1.5), truth=lambda noise, d: math.exp(d), power=None)
+@world(contrast="spread", effect=math.log(1.5), truth=lambda noise, d: math.exp(d), power=None)
 def spread_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
     """Return six cells of numbers whose standard deviations over seeds have the log ratio *effect*."""
     a, b = noise.arms(cells=6)
@@ -220,7 +215,6 @@ def spread_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
 
 @world(
     contrast="time_to_threshold",
-    cells=1,
     effect=1.0,
     truth=lambda noise, d: None if d else 1.0,
     power=noncentral_t,
@@ -268,13 +262,13 @@ def _outcomes(noise: NoiseModel, effect: float, cells: int) -> Sample:
     return a.astype(float), b.astype(float)
 
 
-@world(contrast="divergence", cells=1, effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=mcnemar)
+@world(contrast="divergence", effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=mcnemar)
 def divergence_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
     """Return which runs diverged, at rates *effect* apart around 40%."""
     return _outcomes(noise, effect, cells=1)
 
 
-@world(contrast="divergence", cells=6, effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=None)
+@world(contrast="divergence", effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=None)
 def divergence_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
     """Return which of a seed's six runs diverged, at rates *effect* apart around 40%."""
     return _outcomes(noise, effect, cells=6)
