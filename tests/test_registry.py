@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from stability.calibrate.worlds import shape, world
 
+from stability.calibrate.scenarios import shape, world
 from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import dataset

@@ -14,7 +14,8 @@ from stability.analysis import analyze
 from stability.registry import InputError
 from stability.report import render, write_comparison
 from stability.report.comparison import compare
-from stability.report.terminal import MARKS, print_verdicts
+from stability.report.terminal import print_verdicts
+from stability.vocabulary import VERDICTS
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def printed(findings, **options):
 @pytest.fixture(scope="module")
 def all_verdicts(closed_form):
     findings = analyze(closed_form)
-    claims = [replace(findings.claims[0], verdict=verdict, primary=False, text="It’s “so” −1×") for verdict in MARKS]
+    claims = [replace(findings.claims[0], verdict=verdict, primary=False, text="It’s “so” −1×") for verdict in VERDICTS]
     return replace(findings, claims=tuple(claims))
 
 
@@ -128,8 +129,8 @@ def test_verdicts_fit_eighty_columns_and_are_ascii_where_piped(all_verdicts, wid
     out = printed(all_verdicts, width=width)
     assert out.isascii()
     assert max(map(len, out.splitlines())) <= 80
-    for verdict, (_, mark, _) in MARKS.items():
-        assert f"\n{mark} {verdict} " in f"\n{out}"
+    for verdict, shown in VERDICTS.items():
+        assert f"\n{shown.ascii} {verdict} " in f"\n{out}"
     assert 'It\'s "so" -1x' in out
 
 
