@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from stability.analysis import Findings, Results
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures.convergence import convergence
+from stability.report.figures.figure import ReportFigure
 from stability.report.figures.forest import forest_plot
 from stability.report.figures.geometry import GEOMETRY, embedding_geometry
-from stability.report.figures.levels import along_axes, claimed, convergence, decline, sharpness
-from stability.report.figures.markup import svg
+from stability.report.figures.levels import along_axes, claimed, decline, flatness, sharpness
 from stability.report.figures.rankings import ranking_plots
 from stability.report.figures.replications import replication_plot
-from stability.report.figures.slices import flatness, landscapes
+from stability.report.figures.slices import landscapes
 from stability.report.figures.spectra import spectral_densities
+from stability.report.figures.svg import svg
 from stability.report.figures.trajectories import PLOTS, over_training
 from stability.report.figures.tuning import tuning_curves
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Findings, Ranked
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures.figure import ReportFigure
 from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
 from stability.stats.rankings import Place
 from stability.stats.wording import between, confidence_in_percent, number
@@ -36,13 +36,13 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
             f"each arm less that of the first, with intervals that hold at {confidence} for all "
             f"{len(ranking.pairs)} pairs together. Arms that share a letter cannot be told apart.",
             alt=f"Ranking of {len(ranking.places)} arms by {ranked.label}. {first.name} is first, in group "
-            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.places[1:]) + ".",
+            f"{first.letters}; " + "; ".join(_describe(entry) for entry in ranking.places[1:]) + ".",
             figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
 
 
-def _words(entry: Place) -> str:
+def _describe(entry: Place) -> str:
     return f"{entry.name} {number(entry.behind)} ({between(entry.interval, False)}), in group {entry.letters}"
 
 

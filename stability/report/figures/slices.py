@@ -15,11 +15,11 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import Results, summarize
+from stability.analysis import Results
 from stability.landscape.figures import bands
 from stability.registry import InputError
-from stability.report.figures import levels, panels, tables
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures import panels, scales, tables
+from stability.report.figures.figure import ReportFigure
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.results import chance_losses
 from stability.stats.wording import number
@@ -29,27 +29,6 @@ MOST = 6
 
 POINTS = 41
 """Number of points of a slice, for any resolution of its grid."""
-
-
-def flatness(results: Results) -> Iterator[ReportFigure]:
-    """Yield the filter-normalized sharpness of every run, if it was measured."""
-    name = "filter_sharpness"
-    if name not in results.steps or name not in results.measures:
-        return
-    table = levels.per_run(results, summarize(results, name, "final"))
-    if not len(table):
-        return
-    styles, middle = levels.styles_in(results, table), levels.medians(table)
-    yield ReportFigure(
-        id="flatness",
-        section="landscape",
-        title="Rise of the loss around the end of training",
-        caption="Mean rise of the loss when every filter of the encoders moves at random by a given share of its norm, "
-        "over the loss's chance level: lower is flatter. Each mark is one seed, the bar their median.",
-        alt=f"Filter-normalized sharpness. Median over seeds: {tables.in_words(middle, list(styles), 'median')}.",
-        figure=levels.strip_figure(table, middle, styles, "rise / chance", level=None, scale="linear"),
-        table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
-    )
 
 
 def landscapes(results: Results, folder: Path) -> Iterator[ReportFigure]:
@@ -112,17 +91,13 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> ReportFigure:
         .agg(lowest=lambda rise: rise.quantile(0.25), median="median", highest=lambda rise: rise.quantile(0.75))
         .reset_index()
     )
-    styles = levels.styles_in(results, thin)
+    styles = tables.styles_in(results, thin)
     sheet = panels.faceted(thin, styles)
     with styled():
-        for axes, lines in panels.by_panel(sheet, middle):
-            panels.bands(axes, lines, "step", styles)
-            for arm, style in styles.items():
-                part = lines[lines["arm"] == arm]
-                panels.bold_line(axes, part["step"], part["median"], style)
+        panels.draw_lines(sheet, thin, middle, "step", [*panels.ROW, *panels.COLUMN], banded=True)
         for axes in sheet.axes.values():
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        panels.value_axis(sheet, "linear", thin["value"])
+        scales.value_axis(sheet, "linear", thin["value"])
         panels.name_axes(sheet, "step along the direction, in filter norms", "rise / chance")
     far_end = middle.groupby(panels.CELL, sort=False).tail(1)
     return ReportFigure(

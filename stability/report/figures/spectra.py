@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stability.analysis import Results
-from stability.report.figures import panels, tables
-from stability.report.figures.drawn import ReportFigure
-from stability.report.style import LIGHT, ArmStyle, arm_styles, styled
-from stability.stats.wording import number
+from stability.report.figures import panels, scales, tables
+from stability.report.figures.figure import ReportFigure
+from stability.report.style import LIGHT, ArmStyle, styled
 from stability.vocabulary import AXES, cell_title
 
 WIDTH = 0.12
@@ -28,6 +27,9 @@ CROWDED = 150
 LOWEST = 1e-4
 """Lower end of the density axis: mass per decade."""
 
+EXTREMES = {"hessian_min_eigenvalue": "lowest", "hessian_max_eigenvalue": "highest"}
+"""The columns of the extreme eigenvalues, and their names in a panel."""
+
 
 def spectral_densities(results: Results) -> Iterator[ReportFigure]:
     """Yield the spectra at the last measured step of each run."""
@@ -36,19 +38,15 @@ def spectral_densities(results: Results) -> Iterator[ReportFigure]:
         return
     measured = results.steps[results.steps[nodes].notna() & results.steps["hessian_max_eigenvalue"].notna()]
     last = measured.sort_values("step", kind="stable").groupby("run", sort=False).tail(1)
-    columns = ["run", "step", nodes, "hessian_weights", "hessian_min_eigenvalue", "hessian_max_eigenvalue"]
+    columns = ["run", "step", nodes, "hessian_weights", *EXTREMES]
     table = results.runs[["run", *panels.CELL, "seed"]].merge(last[columns], on="run", how="inner")
     table = table[[_usable(row) for row in table[nodes]]]
     if not len(table):
         return
-    styles = {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in set(table["arm"])}
-    extremes = {
-        name: table.groupby(panels.CELL, sort=False)[name].median().rename("value").reset_index()
-        for name in ("hessian_min_eigenvalue", "hessian_max_eigenvalue")
-    }
-    words = "; ".join(
-        f"{label}: {tables.in_words(extremes[name], list(styles), 'value')}"
-        for name, label in (("hessian_max_eigenvalue", "highest eigenvalue"), ("hessian_min_eigenvalue", "lowest"))
+    styles = tables.styles_in(results, table)
+    extremes = table.groupby(panels.CELL, sort=False)[list(EXTREMES)].median().reset_index()
+    highest, lowest = (
+        tables.in_words(extremes, list(styles), name) for name in ("hessian_max_eigenvalue", "hessian_min_eigenvalue")
     )
     yield ReportFigure(
         id="spectra",
@@ -59,7 +57,8 @@ def spectral_densities(results: Results) -> Iterator[ReportFigure]:
         f"{panels.BANDED if tables.banded(table) else panels.THIN}; bold: their mean; "
         "triangles and numbers: the lowest and the highest eigenvalue (median of the seeds). Eigenvalues scale with "
         "the loss, so compare shapes and signs between arms, not sizes.",
-        alt=f"Hessian spectral densities, one row per arm. Median over seeds of the {words}.",
+        alt=f"Hessian spectral densities, one row per arm. Median over seeds of the highest "
+        f"eigenvalue: {highest}; lowest: {lowest}.",
         figure=spectra_figure(table, styles),
         table=tables.shown(_long(table)),
     )
@@ -73,8 +72,7 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per quadrature node, largest first to be read."""
     long = table.explode(["hessian_nodes", "hessian_weights"], ignore_index=True)
     renamed = long.rename(columns={"hessian_nodes": "eigenvalue", "hessian_weights": "mass"})
-    kinds = {"eigenvalue": float, "mass": float}
-    return renamed.drop(columns=["hessian_min_eigenvalue", "hessian_max_eigenvalue"]).astype(kinds)
+    return renamed.drop(columns=list(EXTREMES)).astype({"eigenvalue": float, "mass": float})
 
 
 def symmetric_log(x: np.ndarray | float, linear: float) -> np.ndarray:
@@ -107,33 +105,29 @@ def linear_width(table: pd.DataFrame) -> float:
 def spectra_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure of densities with both extreme eigenvalues: a row per arm, a column per combination of axes."""
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
-    cells = table[varied].drop_duplicates().sort_values(varied).itertuples(index=False, name=None)
-    columns = {key: cell_title(dict(zip(varied, key, strict=True))) for key in cells}
+    columns = {key: cell_title(dict(zip(varied, key, strict=True))) for key in tables.levels_of(table, varied)}
     linear = linear_width(table)
     reach = symmetric_log(
         np.array([table["hessian_min_eigenvalue"].min(), table["hessian_max_eigenvalue"].max()]), linear
     )
     grid = np.linspace(reach[0] - 0.5, reach[1] + 0.5, 160 if len(table) <= CROWDED else 80)
-    sheet = panels.sheet(dict.fromkeys(styles, ""), columns, styles, height=1.1)
+    sheet = panels.crossed({(arm,): "" for arm in styles}, columns, styles, height=1.1)
     with styled():
         for key, seeds in panels.grouped(table, "arm", *varied):
-            axes, color = sheet.axes[key[0], key[1:]], styles[key[0]].color
+            axes, color = sheet.axes[key], styles[key[0]].color
             curves = [
                 density(np.asarray(nodes, float), np.asarray(weights, float), grid, linear)
                 for nodes, weights in zip(seeds["hessian_nodes"], seeds["hessian_weights"], strict=True)
             ]
             _curves(axes, grid, np.maximum(curves, LOWEST / 10), color, tables.banded(table))
-            for name, corner, side in (
-                ("hessian_min_eigenvalue", 0.01, "left"),
-                ("hessian_max_eigenvalue", 0.99, "right"),
-            ):
+            for (name, label), corner, side in zip(EXTREMES.items(), (0.01, 0.99), ("left", "right"), strict=True):
                 eigenvalue = float(seeds[name].median())
                 x = float(symmetric_log(eigenvalue, linear))
                 axes.plot([x], [LOWEST], marker="^", markersize=5, color=LIGHT["ink"], clip_on=False, zorder=5)
-                words = f"{name.removeprefix('hessian_')}est {number(eigenvalue).replace('-', '−')}"
-                axes.text(corner, 0.97, words, transform=axes.transAxes, ha=side, va="top", fontsize=7)
+                text = f"{label} {scales.signed(eigenvalue)}"
+                axes.text(corner, 0.97, text, transform=axes.transAxes, ha=side, va="top", fontsize=7)
         for axes in sheet.axes.values():
-            panels.log_axis(axes, "y", LOWEST, 10)
+            scales.log_axis(axes, "y", LOWEST, 10)
             axes.set_ylim(LOWEST, 10)
             _symmetric_axis(axes, reach, linear)
             axes.axvline(0, color=LIGHT["rule"], linewidth=0.8, zorder=0)
@@ -163,5 +157,5 @@ def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float) -> None:
     axes.set_xlim(*limits)
     axes.xaxis.set_major_locator(FixedLocator(list(shown)))
     axes.xaxis.set_minor_locator(NullLocator())
-    labels = {round(x, 6): panels.tick(value) for x, value in shown.items()}
+    labels = {round(x, 6): scales.tick(value) for x, value in shown.items()}
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: labels.get(round(x, 6), "")))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 
 from stability.analysis import Results
 from stability.report.figures import panels
 from stability.report.figures.panels import CELL
+from stability.report.style import ArmStyle, arm_styles
 from stability.stats.wording import number
 from stability.vocabulary import AXES, cell_in_words
 
@@ -26,6 +28,27 @@ def of_steps(results: Results, values: pd.Series) -> pd.DataFrame:
     rows = rows[rows["value"].map(math.isfinite)]
     named = results.runs[["run", *CELL, "seed"]]
     return rows.merge(named, on="run", how="inner", sort=False)
+
+
+def of_runs(results: Results, values: pd.Series) -> pd.DataFrame:
+    """Return one row per run (cell, seed, run, value) of a series indexed by run, without non-finite values."""
+    table = results.runs[["run", *CELL, "seed"]]
+    table = table.assign(value=values.reindex(table["run"]).to_numpy(dtype=float))
+    return table[table["value"].map(math.isfinite)]
+
+
+def styles_in(results: Results, table: pd.DataFrame) -> dict[str, ArmStyle]:
+    """Return the plot styles of the arms in a table, in the study's order."""
+    present = set(table["arm"])
+    return {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in present}
+
+
+def levels_of(table: pd.DataFrame, axes: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the sorted combinations of levels of some axes in a table; one empty combination if there are no axes."""
+    if not axes:
+        return [()]
+    columns = list(axes)
+    return list(table[columns].drop_duplicates().sort_values(columns).itertuples(index=False, name=None))
 
 
 def window_of(table: pd.DataFrame) -> int:
@@ -79,12 +102,12 @@ def windowed(table: pd.DataFrame, window: int) -> pd.DataFrame:
     return means.assign(step=(means["step"] + window_ends) / 2)
 
 
-def across_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return per cell and step the number of seeds, their median, lowest and highest value."""
-    grouped = table.groupby([*CELL, "step"], sort=True)["value"]
+def across_seeds(table: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """Return per cell, and per value of the columns *keys*, the number of seeds, their median, lowest and highest."""
+    grouped = table.groupby([*CELL, *keys], sort=True)["value"]
     summary = grouped.agg(seeds="count", median="median", lowest="min", highest="max").reset_index()
     order = {arm: index for index, arm in enumerate(dict.fromkeys(table["arm"]))}
-    return summary.sort_values([*AXES, "arm", "step"], key=lambda c: c.map(order) if c.name == "arm" else c)
+    return summary.sort_values([*AXES, "arm", *keys], key=lambda c: c.map(order) if c.name == "arm" else c)
 
 
 def shown(table: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
