@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -86,7 +85,6 @@ def tuning_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle], label: st
         for axes in sheet.axes.values():
             scales.log_axis(axes, "x", low, high)
             axes.set_xlim(low / 1.2, high * 1.2)
-            axes.set(xlabel="", ylabel="")
         scales.value_axis(sheet, scale, table["value"], zero=zero)
         panels.name_axes(sheet, "learning rate", label)
     return sheet.figure
@@ -94,21 +92,18 @@ def tuning_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle], label: st
 
 def _panel(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> None:
     """Draw the runs of a batch size: their means as lines, and those with other options thinner and paler."""
-    colors = {arm: style.color for arm, style in styles.items()}
-    semantics: dict[str, Any] = {"x": "lr", "y": "value", "hue": "arm", "palette": colors, "legend": False, "ax": axes}
-    arms = {"style": "arm", "markers": {arm: style.marker for arm, style in styles.items()}}
-    for other, alpha, width, size in ((True, 0.45, 0.7, 2), (False, 1.0, 1.6, 3.5)):
-        part = rows[rows["other"] == other]
-        for (arm, _), line in panels.grouped(part, "arm", "options"):
-            means = line.groupby("lr")["value"].mean()
-            axes.plot(means.index, means, color=colors[arm], linestyle=styles[arm].dash, linewidth=width, alpha=alpha)
-        finished, diverged = part[~part["diverged"]], part[part["diverged"]]
-        sns.scatterplot(finished, **semantics, **arms, s=size**2, linewidth=0, alpha=alpha)
-        sns.scatterplot(diverged, **semantics, marker="x", s=size**2, linewidth=width * 0.6, alpha=alpha)
+    for (arm, other, _), line in panels.grouped(rows, "arm", "other", "options"):
+        style, width, size = styles[arm], 0.7 if other else 1.6, 2 if other else 3.5
+        look: dict[str, Any] = {"color": style.color, "alpha": 0.45 if other else 1.0, "zorder": 1.9 if other else 2}
+        means = line.groupby("lr")["value"].mean()
+        axes.plot(means.index, means, linestyle=style.dash, linewidth=width, **look)
+        for diverged, runs in line.groupby("diverged"):
+            look |= {"marker": "x" if diverged else style.marker, "markeredgewidth": 0.6 * width if diverged else 0}
+            axes.plot(runs["lr"], runs["value"], linestyle="none", markersize=size, **look)
     chosen = rows[rows["chosen"]].groupby("arm", as_index=False)[["lr", "value"]].mean()
     ring: dict[str, Any] = {
         "facecolors": "none",
-        "edgecolors": chosen["arm"].map(colors),
+        "edgecolors": [styles[arm].color for arm in chosen["arm"]],
         "linewidths": 1.2,
         "zorder": 4,
     }
