@@ -13,7 +13,7 @@ import torch
 from stability import landscape
 from stability.execute import replay_run, run
 from stability.grid import runs_of
-from stability.landscape.figures import Place, bands, connectivity_figure, line_figure, plane_figure
+from stability.landscape.figures import Place, connectivity_figure, contour_levels, line_figure, plane_figure
 from stability.study import parse_study
 from tests.test_cli import called
 
@@ -165,7 +165,7 @@ def test_a_flat_plane_and_a_centre_outside_it_can_be_drawn():
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 7.5), (0.01, 500.0), (2.0, 2.0), (1.93, 331.7)])
 def test_bands_rise_and_hold_all_values(low, high):
-    edges = bands(low, high)
+    edges = contour_levels(low, high)
     assert edges == sorted(set(edges))
     assert edges[0] <= low <= high <= edges[-1]
 

@@ -97,7 +97,15 @@ def plane_figure(
 
 
 def line_figure(table: pd.DataFrame, label: str, value: str, title: str, center: Place) -> Figure:
-    """Plot the value along a line and the parabola at its center; *table* has columns first, value and model."""
+    """Plot the value along a line and the parabola at its center.
+
+    Args:
+        table: columns first (steps along the line), value and model (the parabola).
+        label: of the x axis.
+        value: name of the plotted value.
+        title: of the figure.
+        center: the marker at the center.
+    """
     finite = table[np.isfinite(table["value"])]
     figure, axes = _canvas(COLUMN * 0.7, title, _notes(center, table))
     axes.plot(table["first"], table["value"], color=_line_color(0), marker=".", label=value)
@@ -123,7 +131,12 @@ def line_figure(table: pd.DataFrame, label: str, value: str, title: str, center:
 def connectivity_figure(losses: pd.DataFrame, errors: pd.DataFrame, value: str, title: str, note: str) -> Figure:
     """Plot loss and recall along the straight line between two runs, with the chord and the largest gap to it.
 
-    Both tables have columns first, value and chord; *errors* holds 1 - recall.
+    Args:
+        losses: columns first (share of the way), value (the loss) and chord (the straight line between its ends).
+        errors: the same columns for 1 - recall.
+        value: name of the loss.
+        title: of the figure.
+        note: a second title below it.
     """
     recall = errors.assign(value=1 - errors["value"], chord=1 - errors["chord"])
     figure = Figure(figsize=(COLUMN, COLUMN * 1.35), layout="constrained")
@@ -192,7 +205,7 @@ def _notes(center: Place, table: pd.DataFrame) -> str:
 
 def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, z: np.ma.MaskedArray) -> ContourSet:
     """Draw color bands and their labeled edges; return the bands."""
-    levels = bands(float(z.min()), float(z.max()))
+    levels = contour_levels(float(z.min()), float(z.max()))
     norm = BoundaryNorm(levels, mpl.colormaps["cividis"].N)
     filled = axes.contourf(x, y, z, levels=levels, cmap="cividis", norm=norm)
     if z.min() < z.max():
@@ -203,10 +216,10 @@ def _contours(axes: Axes, x: np.ndarray, y: np.ndarray, z: np.ma.MaskedArray) ->
     return filled
 
 
-def bands(low: float, high: float) -> list[float]:
+def contour_levels(low: float, high: float) -> list[float]:
     """Return increasing contour levels from *low* to *high*: round numbers, or a constant ratio for a wide range.
 
-    >>> bands(0.0, 1.0)[:3], [round(edge, 3) for edge in bands(1.0, 2048.0)][:3]
+    >>> contour_levels(0.0, 1.0)[:3], [round(edge, 3) for edge in contour_levels(1.0, 2048.0)][:3]
     ([0.0, 0.1, 0.2], [1.0, 2.0, 4.0])
     """
     if not low < high:
@@ -225,7 +238,7 @@ def _lowest(table: pd.DataFrame) -> tuple[float, ...] | None:
     return float(row["first"]), float(row["second"]), float(row["value"])
 
 
-def _mark(axes: Axes, words: str, marker: str, point: Sequence[float] | None) -> None:
+def _mark(axes: Axes, name: str, marker: str, point: Sequence[float] | None) -> None:
     """Mark one point and give its value in the legend; a point outside the axes is omitted.
 
     *point* holds the coordinates, then the value; None draws nothing.
@@ -241,7 +254,7 @@ def _mark(axes: Axes, words: str, marker: str, point: Sequence[float] | None) ->
     axes.plot(
         x, y, marker=marker, linestyle="", markersize=7 if marker == "+" else 5, markerfacecolor="none",
         markeredgecolor="black", markeredgewidth=1.2, path_effects=[withStroke(linewidth=2.6, foreground="white")],
-        label=f"{words} ({number(value)})", clip_on=False, zorder=6,
+        label=f"{name} ({number(value)})", clip_on=False, zorder=6,
     )  # fmt: skip
 
 

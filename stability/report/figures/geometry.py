@@ -34,7 +34,7 @@ def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
         [tables.across_seeds(part, "step").assign(measure=name) for name, part in long.groupby("measure", sort=False)]
     )
     last = middle[(middle["noise"] == middle["noise"].min()) & (middle["step"] == middle["step"].max())]
-    words = "; ".join(
+    at_end = "; ".join(
         f"{GEOMETRY[name]}: {tables.in_words(last[last['measure'] == name], list(styles), 'median')}" for name in names
     )
     subject = "Final geometry" if noisy else "Geometry"
@@ -48,7 +48,7 @@ def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
         "matching pairs' similarities to the 95% quantile of mismatched ones (above 0: told apart). Relative bias: "
         "their midpoint. Modality gap: distance between the mean image and the mean text embedding. Thin: one seed; "
         "bold: the median of the seeds.",
-        alt=f"Geometry at the end, median over seeds at noise {last['noise'].min():g}. {words}.",
+        alt=f"Geometry at the end, median over seeds at noise {last['noise'].min():g}. {at_end}.",
         figure=geometry_figure(long, middle, styles, x, float(results.study.train.steps)),
         table=tables.shown(middle[columns]),
     )
@@ -85,7 +85,7 @@ def geometry_figure(
                 scales.reference(axes, 0.0)
             if (size,) == next(iter(sizes)):
                 box = axes.get_position()
-                panels.name_row(sheet, box.y0, box.y1, GEOMETRY[name].replace("trimmed ", "trimmed\n"))
+                panels.name_row(sheet, (box.y0, box.y1), GEOMETRY[name].replace("trimmed ", "trimmed\n"))
         if x == "step":
             scales.step_axis(sheet, last)
         panels.name_axes(sheet, AXES[x].axis_label if x in AXES else "training step", "")

@@ -23,12 +23,7 @@ LINE_AXES = ("batch_size", "train_pairs", "lr_multiplier", "lr", "noise")
 
 
 def level_figure(
-    table: pd.DataFrame,
-    styles: Mapping[str, ArmStyle],
-    axis: str,
-    label: str,
-    scale: str,
-    level: float | None = None,
+    table: pd.DataFrame, styles: Mapping[str, ArmStyle], axis: str, label: str, scale: str, level: float | None = None
 ) -> Figure:
     """Return a figure of values against an axis of the grid: thin lines per seed, bold medians, a panel per batch size.
 
@@ -66,11 +61,7 @@ def level_figure(
 
 
 def strip_figure(
-    table: pd.DataFrame,
-    styles: Mapping[str, ArmStyle],
-    label: str,
-    level: float | None = None,
-    scale: str = "log",
+    table: pd.DataFrame, styles: Mapping[str, ArmStyle], label: str, level: float | None = None, scale: str = "log"
 ) -> Figure:
     """Return a figure with one mark per seed and a bar at the median: cells side by side, arms within each.
 

@@ -187,13 +187,13 @@ def name_axes(sheet: Sheet, x: str, y: str) -> None:
     middle = (min(box.x0 for box in boxes) + max(box.x1 for box in boxes)) / 2
     with styled():
         sheet.figure.text(middle, 0.05 / sheet.figure.get_figheight(), x, ha="center", va="bottom")
-    name_row(sheet, min(box.y0 for box in boxes), max(box.y1 for box in boxes), y)
+    name_row(sheet, (min(box.y0 for box in boxes), max(box.y1 for box in boxes)), y)
 
 
-def name_row(sheet: Sheet, low: float, high: float, label: str) -> None:
-    """Write a vertical label at the left edge of a sheet, centered between two heights in figure coordinates."""
+def name_row(sheet: Sheet, span: tuple[float, float], label: str) -> None:
+    """Write a vertical label at the left edge of a sheet, in the middle of a span of heights in figure coordinates."""
     with styled():
-        position = (0.02 / WIDTH, (low + high) / 2)
+        position = (0.02 / WIDTH, sum(span) / 2)
         sheet.figure.text(*position, label, ha="left", va="center", rotation=90, multialignment="center")
 
 

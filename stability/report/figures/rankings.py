@@ -11,13 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Findings, Ranked
 from stability.report.figures.figure import ReportFigure
+from stability.report.figures.forest import stacked
 from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
 from stability.stats.rankings import Place
 from stability.stats.wording import between, confidence_in_percent, number
 from stability.vocabulary import TRANSFORMS
 
-ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
-"""Sizes in inches: a row, the space below and above the rows, a character of a name, a column of letters."""
+ROW, FOOT, CHARACTER, COLUMN = 0.26, 0.5, 0.075, 0.16
+"""Sizes in inches: a row, the axis below the rows, a character of a name, a column of letters."""
 
 
 def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFigure]:
@@ -67,13 +68,11 @@ def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
     places = ranked.found.places
     columns = sorted({letter for entry in places for letter in _letters(entry)}, key=lambda label: (len(label), label))
-    total = TOP + ROW * len(places) + FOOT
     right = COLUMN * (len(columns) + 1)
     left = 0.25 + CHARACTER * max(len(entry.name) for entry in places)
     width = WIDTH - left - right
     with styled():
-        figure = Figure(figsize=(WIDTH, total))
-        axes = figure.add_axes((left / WIDTH, FOOT / total, width / WIDTH, ROW * len(places) / total))
+        figure, (axes,) = stacked([ROW * len(places)], FOOT, left, right)
         axes.set_ylim(len(places) - 0.5, -0.5)
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
         for row, entry in enumerate(places):

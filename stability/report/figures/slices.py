@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Results
-from stability.landscape.figures import bands
+from stability.landscape.figures import contour_levels
 from stability.registry import InputError
 from stability.report.figures import panels, scales, tables
 from stability.report.figures.figure import ReportFigure
@@ -131,7 +131,7 @@ def planes_figure(planes: Sequence[pd.DataFrame]) -> Figure:
     columns = min(3, len(planes))
     rows = -(-len(planes) // columns)
     finite = np.concatenate([plane["value"][np.isfinite(plane["value"])] for plane in planes])
-    edges = bands(float(finite.min()), float(finite.max()))
+    edges = contour_levels(float(finite.min()), float(finite.max()))
     norm = BoundaryNorm(edges, mpl.colormaps["cividis"].N)
     with styled():
         figure = Figure(figsize=(WIDTH, 0.35 + rows * 2.15), layout="constrained")

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stability.analysis import Results
 from stability.report.figures import panels, scales, tables
@@ -129,7 +128,7 @@ def spectra_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Figur
         for axes in sheet.axes.values():
             scales.log_axis(axes, "y", LOWEST, 10)
             axes.set_ylim(LOWEST, 10)
-            _symmetric_axis(axes, reach, linear)
+            _symmetric_axis(axes, reach, linear, stride=1 if len(columns) <= 3 else 2)
             axes.axvline(0, color=LIGHT["rule"], linewidth=0.8, zorder=0)
         panels.name_axes(sheet, "eigenvalue", "mass per decade")
     return sheet.figure
@@ -148,14 +147,12 @@ def _curves(axes: Axes, grid: np.ndarray, curves: np.ndarray, color: str, banded
     axes.plot(grid, mean, color=color, linewidth=1.3)
 
 
-def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float) -> None:
-    powers = [10.0**e for e in range(round(math.log10(linear)) + 1, round(math.log10(linear)) + 9)]
-    limits = (reach[0] - 0.3, reach[1] + 0.3)
-    values = [0.0, *(sign * power for power in powers for sign in (1, -1))]
-    ticks = {float(symmetric_log(value, linear)): value for value in values}
-    shown = {x: value for x, value in sorted(ticks.items()) if limits[0] <= x <= limits[1]}
-    axes.set_xlim(*limits)
-    axes.xaxis.set_major_locator(FixedLocator(list(shown)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    labels = {round(x, 6): scales.tick(value) for x, value in shown.items()}
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: labels.get(round(x, 6), "")))
+def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float, stride: int) -> None:
+    """Set the x axis to a symmetric logarithm with a tick at 0 and at every *stride*-th power of ten."""
+    first = round(math.log10(linear)) + 1
+    powers = [10.0**exponent for exponent in range(first + stride - 1, first + 8, stride)]
+    low, high = reach[0] - 0.3, reach[1] + 0.3
+    ticks = {float(symmetric_log(value, linear)): value for value in (0.0, *powers, *(-power for power in powers))}
+    shown = {x: scales.tick(value) for x, value in sorted(ticks.items()) if low <= x <= high}
+    axes.set_xlim(low, high)
+    axes.set_xticks(list(shown), list(shown.values()))
