@@ -392,7 +392,7 @@ def test_ids_and_classes_bear_the_prefix_and_every_reference_is_met(drawn, marku
 
 
 def test_equal_results_give_equal_markup_however_often_it_is_written(results, markup):
-    some = (decline, convergence, spectral_densities, embedding_geometry)
+    some = (decline, convergence, spectral_densities, sharpness, embedding_geometry)
     for figure in (figure for function in some for figure in function(results)):
         for _ in range(2):
             assert svg(figure.figure, figure.id, label=figure.alt) == markup[figure.id]
