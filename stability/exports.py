@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 from stability.analysis import Finding, Findings, Results, analyze, load_results, summarize
 from stability.registry import InputError, nearest
 from stability.store import write_atomically, writing
-from stability.vocabulary import AXES, VERDICTS
+from stability.vocabulary import VERDICTS, axis_of
 
 RUN_COLUMNS = {
     "run": "Id of the run: a digest of all that decides its numbers.",
     "arm": "The loss, or the loss with options, by its name in the study.",
     "seed": "Seed of weights, batches and noise, shared by the arms.",
-    **{axis.name: axis.text for axis in AXES.values()},
     "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_multiplier.",
     "status": "finished, diverged, failed or planned.",
     "diverged_at": "Step at which the run diverged; missing if it did not.",
@@ -103,7 +102,9 @@ def _columns(frames: Mapping[str, pd.DataFrame], results: Results) -> pd.DataFra
                 rows.append((table, name, measure.label, text, measure.unit))
             else:
                 text = (
-                    "Steps taken before the measurement." if name == "step" else (FINDING_COLUMNS | RUN_COLUMNS)[name]
+                    "Steps taken before the measurement."
+                    if name == "step"
+                    else (FINDING_COLUMNS | RUN_COLUMNS).get(name) or axis_of(name).text
                 )
                 rows.append((table, name, name, text, ""))
     return pd.DataFrame(rows, columns=["table", "column", "label", "text", "unit"])

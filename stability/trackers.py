@@ -21,7 +21,7 @@ from stability.analysis import Results, load_results, summarize
 from stability.extras import optional
 from stability.registry import InputError, Registry, Traits
 from stability.store import writing
-from stability.vocabulary import AXES
+from stability.vocabulary import axes_in
 
 tracker = Registry("tracker", Traits)
 
@@ -85,7 +85,7 @@ def tracked(results: Results) -> Iterator[Tracked]:
     steps_by_run = dict(iter(results.steps.groupby("run", sort=False)))
     for row in results.runs.to_dict("records"):
         if row["run"] in steps_by_run:
-            cell = {key: row[key] for key in ("arm", "seed", *AXES)}
+            cell = {key: row[key] for key in ("arm", "seed", *axes_in(row))}
             name = (
                 f"{row['arm']}-b{row['batch_size']}-{row['corruption']}{row['noise']:g}-lr{row['lr']:g}-s{row['seed']}"
             )

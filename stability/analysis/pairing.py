@@ -69,7 +69,7 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
 
     A contrast that gives a ratio on a logarithmic scale is described by levels, any other by their logarithms.
     """
-    variant, label = contrast[claim.contrast], measure.label[:1].lower() + measure.label[1:]
+    variant, label = contrast[claim.contrast], measure.inline_label
     if claim.threshold is not None:
         return f"a {label} of {claim.threshold:g}"
     words = [label, REDUCTIONS[claim.reduction].adverb if claim.reduction else ""]

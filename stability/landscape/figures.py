@@ -245,7 +245,7 @@ def _lowest(table: pd.DataFrame) -> tuple[float, ...] | None:
     return float(row["first"]), float(row["second"]), float(row["value"])
 
 
-def _mark(axes: Axes, words: str, marker: str, point: Sequence[float] | None) -> None:
+def _mark(axes: Axes, name: str, marker: str, point: Sequence[float] | None) -> None:
     """Mark one point and give its value in the legend; a point outside the axes is omitted.
 
     *point* holds the coordinates, then the value; None draws nothing.
@@ -261,7 +261,7 @@ def _mark(axes: Axes, words: str, marker: str, point: Sequence[float] | None) ->
     axes.plot(
         x, y, marker=marker, linestyle="", markersize=7 if marker == "+" else 5, markerfacecolor="none",
         markeredgecolor="black", markeredgewidth=1.2, path_effects=[withStroke(linewidth=2.6, foreground="white")],
-        label=f"{words} ({number(value)})", clip_on=False, zorder=6,
+        label=f"{name} ({number(value)})", clip_on=False, zorder=6,
     )  # fmt: skip
 
 

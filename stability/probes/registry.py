@@ -64,6 +64,11 @@ class Measure:
     scalar: str = ""
 
     @property
+    def inline_label(self) -> str:
+        """Return the label as it stands within a sentence."""
+        return self.label[:1].lower() + self.label[1:]
+
+    @property
     def stored(self) -> bool:
         """Return whether run files hold this measure; the others are derived from stored columns."""
         return self.pooled is None and not self.spikes

@@ -14,7 +14,7 @@ from stability.report.blocks import Formula
 from stability.report.definitions import Paragraphs, losses, measures
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Claim, Train, optimizer_of, search_of, settings_of
-from stability.vocabulary import AXES, NOT_TESTABLE, REDUCTIONS, TRANSFORMS
+from stability.vocabulary import NOT_TESTABLE, REDUCTIONS, TRANSFORMS, axes_in, axis_of
 
 INTERVAL = Formula(
     "d̄ ± t(1 − α/2k, n − 1) · s/√n, for k claims and α = .05",
@@ -157,7 +157,7 @@ def _inference(results: Results, findings: Findings) -> Paragraphs:
         "From the mean and the standard deviation s of the n differences:",
         INTERVAL,
     )
-    if any(results.runs[axis].nunique() > 1 for axis in AXES):
+    if any(results.runs[axis].nunique() > 1 for axis in axes_in(results.runs.columns)):
         yield (
             "Cells",
             "Where a claim is a mean over several cells of the grid, its effect is also found in each, with intervals"
@@ -243,7 +243,7 @@ def _reading(results: Results, claim: Claim) -> str:
 
 
 def _along(claim: Claim) -> str:
-    over = f" over {AXES[claim.axis].label}" if claim.axis else ""
+    over = f" over {axis_of(claim.axis).label}" if claim.axis else ""
     return over if claim.threshold is None else f"{over} at {claim.threshold:g}"
 
 

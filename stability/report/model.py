@@ -16,7 +16,7 @@ from stability.report.tables import Json, effect_in_words, interval_in_words, mi
 from stability.stats.comparison import margin_region
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Study
-from stability.vocabulary import AXES, NOT_TESTABLE, VERDICTS
+from stability.vocabulary import NOT_TESTABLE, VERDICTS, axes_in, axis_of
 
 
 def describe(data: ReportData, sections: Sequence[Json]) -> Json:
@@ -60,7 +60,9 @@ def _facts(results: Results) -> str:
     study, runs = results.study, results.runs
     parts = [f"replication {study.replication}: {study.changes}"] if study.replication else []
     parts += [f"{len(runs):,} runs", f"{runs['arm'].nunique()} arms", f"{study.grid.seeds} seeds"]
-    parts += [f"{levels} {axis.plural}" for axis in AXES.values() if (levels := runs[axis.name].nunique()) > 1]
+    parts += [
+        f"{levels} {axis_of(axis).plural}" for axis in axes_in(runs.columns) if (levels := runs[axis].nunique()) > 1
+    ]
     if results.tuning:
         parts.append(f"{len(results.tuning.tried):,} tuning runs before")
     return " · ".join([*parts, lengths_in_words(study)])

@@ -55,6 +55,11 @@ class ArmStyle:
     marker: str
     dash: Any
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """Return the arguments of `matplotlib.axes.Axes.plot` for a line of the arm."""
+        return {"color": self.color, "linestyle": self.dash, "marker": self.marker, "markeredgewidth": 0}
+
 
 def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
     """Return each arm's style, by its index in *arms*.

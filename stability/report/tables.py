@@ -16,7 +16,7 @@ from stability.probes import probe
 from stability.stats.wording import between, number, percent
 from stability.study import Claim, settings_of
 from stability.tuning import edges
-from stability.vocabulary import AXES
+from stability.vocabulary import AXES, axes_in, axis_of
 
 Json = dict[str, Any]
 
@@ -33,10 +33,14 @@ CELL_MEASURES = (
 HEADS = {
     "arm": "Arm",
     "seed": "Seed",
-    **{axis.name: axis.head for axis in AXES.values()},
     "runs": "Runs",
     "diverged": "Diverged",
 }
+
+
+def _label(column: str) -> str:
+    """Return the head of a column of runs: that of an axis, or one of `HEADS`."""
+    return HEADS.get(column) or axis_of(column).head
 
 
 def plain_table(frame: pd.DataFrame) -> Json:
@@ -66,7 +70,7 @@ def plain(value: Any) -> Any:
 def cell_table(results: Results) -> Json:
     """Return one row per cell of the grid: mean and standard deviation over seeds of the main measures."""
     runs = results.runs
-    axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
+    axes = ["arm", *(axis for axis in axes_in(runs.columns) if runs[axis].nunique() > 1)]
     reductions = dict(CELL_MEASURES)
     for claim in results.study.claims:
         reduction = _table_reduction(results, claim)
@@ -80,7 +84,7 @@ def cell_table(results: Results) -> Json:
         entries = {**dict(zip(axes, key, strict=True)), **counted}
         row = [_cell(entries[name]) for name in columns]
         rows.append(row + [_mean_and_spread(values.reindex(cell["run"]).to_numpy()) for values in numbers.values()])
-    heads = [_head(HEADS[name], "", name != "arm") for name in columns]
+    heads = [_head(_label(name), "", name != "arm") for name in columns]
     for name in numbers:
         measure = results.measures[name]
         notes = (measure.unit, reductions[name] if reductions[name] != "final" else "")
@@ -88,7 +92,7 @@ def cell_table(results: Results) -> Json:
     shared = {axis: _text(runs[axis].iloc[0]) for axis in AXES if axis not in axes and AXES[axis].default is None}
     if results.tuning:
         shared["lr"] = "as tuned"
-    fixed = [f"{HEADS[axis].lower()} {value}" for axis, value in shared.items()]
+    fixed = [f"{_label(axis).lower()} {value}" for axis, value in shared.items()]
     return {"columns": heads, "rows": rows, "fixed": ", ".join(fixed) or None}
 
 
@@ -110,8 +114,8 @@ def _table_reduction(results: Results, claim: Claim) -> str:
 
 def missing_table(runs: pd.DataFrame) -> Json:
     """Return one row per cell of the grid with missing runs: its numbers of finished, failed and missing runs."""
-    axes = ["arm", *(axis for axis in AXES if runs[axis].nunique() > 1)]
-    heads = [_head(HEADS[name], "", name != "arm") for name in axes]
+    axes = ["arm", *(axis for axis in axes_in(runs.columns) if runs[axis].nunique() > 1)]
+    heads = [_head(_label(name), "", name != "arm") for name in axes]
     heads += [_head(word, "", True) for word in ("Finished", "Failed", "Missing", "Planned")]
     rows = []
     for key, cell in runs.groupby(axes, sort=False):
@@ -161,7 +165,7 @@ def crosscheck_table(results: Results) -> Json | None:
     if not len(last):
         return None
     exact = [name for name in ("dense_high", "dense_trace") if last[name].notna().any()]
-    heads = [_head(HEADS[name], "", name != "arm") for name in ("arm", "batch_size", "seed")]
+    heads = [_head(_label(name), "", name != "arm") for name in ("arm", "batch_size", "seed")]
     names = ["crosscheck_high", "pyhessian_high", *exact[:1], "crosscheck_trace", "pyhessian_trace", *exact[1:]]
     heads += [_head(results.measures[name].label, "", True) for name in names]
     error_columns = {name: f"{name}_stderr" for name in ("crosscheck_trace", "pyhessian_trace")}

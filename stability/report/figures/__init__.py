@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stability.report.figures.drawn import ReportFigure
-from stability.report.figures.markup import svg
+from stability.report.figures.figure import ReportFigure
+from stability.report.figures.svg import svg
 
 __all__ = ["ReportFigure", "svg"]

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,16 +16,17 @@ from matplotlib.ticker import MaxNLocator
 from stability.analysis import Finding, Findings, Results
 from stability.contrasts import contrast
 from stability.probes import Measure
-from stability.report.figures import panels
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures import scales
+from stability.report.figures.figure import ReportFigure
+from stability.report.figures.panels import RELATIVE
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.stats.comparison import margin_region
 from stability.stats.wording import between, confidence_in_percent, number
 from stability.study import Claim, Study
-from stability.vocabulary import AXES, NOT_TESTABLE, TRANSFORMS, VERDICTS
+from stability.vocabulary import NOT_TESTABLE, TRANSFORMS, VERDICTS, axis_of
 
-ROW = 0.62
-"""Height of a claim's row in inches."""
+ROW, FOOT, TOP = 0.62, 0.55, 0.05
+"""Heights in inches: of a claim's row, of the axis below a panel, and of the space above the first."""
 
 LETTERS = 102
 """Maximum number of characters of a claim and its annotation in one line."""
@@ -50,21 +52,20 @@ def forest_plot(results: Results, findings: Findings) -> ReportFigure | None:
         "small to matter: an effect is equivalent if the thick interval lies inside the band, and real if the thin one "
         "excludes the line. Disc: supported; cross: contradicted; square: equivalent; hollow: inconclusive.",
         alt=f"Forest plot of {len(claims)} claim{'s' if len(claims) > 1 else ''}. "
-        + " ".join(_words(claim) for claim in claims),
+        + " ".join(_describe(claim) for claim in claims),
         figure=forest_figure(claims, quantities),
         table=_table(claims),
     )
 
 
-def _words(claim: Finding) -> str:
-    region = between(margin_region(claim.margin, claim.ratio), claim.ratio)
-    sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against_measure) if claim.against_measure else claim.compare
-    what = f"{'ratio' if claim.ratio else 'difference'} {' to '.join(sides)}"
+def _describe(claim: Finding) -> str:
     if not testable(claim):
         return f"{claim.id}: {verdict_only(claim)}."
+    sides = (f"{claim.compare[0]}'s {claim.measure}", claim.against_measure) if claim.against_measure else claim.compare
     return (
-        f"{claim.id}: {claim.verdict}, {what} {number(claim.effect)}, interval {between(claim.interval, claim.ratio)}, "
-        f"margin {region}."
+        f"{claim.id}: {claim.verdict}, {'ratio' if claim.ratio else 'difference'} {' to '.join(sides)} "
+        f"{number(claim.effect)}, interval {between(claim.interval, claim.ratio)}, "
+        f"margin {between(margin_region(claim.margin, claim.ratio), claim.ratio)}."
     )
 
 
@@ -74,21 +75,20 @@ def _table(claims: Sequence[Finding]) -> pd.DataFrame:
             "claim": claim.id,
             "verdict": claim.verdict,
             "effect": claim.effect,
-            "low": claim.interval[0],
-            "high": claim.interval[1],
-            "equivalence_low": claim.equivalence_interval[0],
-            "equivalence_high": claim.equivalence_interval[1],
-            "margin_low": margin_region(claim.margin, claim.ratio)[0],
-            "margin_high": margin_region(claim.margin, claim.ratio)[1],
+            **_ends("", claim.interval),
+            **_ends("equivalence_", claim.equivalence_interval),
+            **_ends("margin_", margin_region(claim.margin, claim.ratio)),
             "confidence": claim.confidence,
             "pairs": claim.n_pairs,
         }
         for claim in claims
     ]
-    table = pd.DataFrame(rows)
-    numbers = [name for name in table.columns if table[name].dtype.kind == "f"]
     # Values that are not finite become empty fields in the data.
-    return table.assign(**{name: table[name].where(table[name].map(math.isfinite)) for name in numbers})
+    return pd.DataFrame(rows).replace([math.inf, -math.inf], math.nan)
+
+
+def _ends(prefix: str, interval: tuple[float, float]) -> dict[str, float]:
+    return {f"{prefix}low": interval[0], f"{prefix}high": interval[1]}
 
 
 def testable(claim: Finding) -> bool:
@@ -110,17 +110,30 @@ def forest_figure(claims: Sequence[Finding], quantities: Mapping[str, str]) -> F
     *quantities* is the quantity whose difference a claim tests, in words, by claim id.
     """
     kinds = kinds_of(claims)
-    foot, top = 0.55, 0.05
-    total = top + sum(ROW * len(kind) + foot for kind in kinds)
     with styled():
-        figure = Figure(figsize=(WIDTH, total))
-        ceiling = total - top
-        for kind in kinds:
-            height = ROW * len(kind)
-            box = (0.15 / WIDTH, (ceiling - height) / total, 1 - 0.3 / WIDTH, height / total)
-            _panel(figure.add_axes(box), kind, shared_quantity(kind, quantities))
-            ceiling -= height + foot
+        figure, panels = stacked([ROW * len(kind) for kind in kinds], FOOT, left=0.15, right=0.15)
+        for axes, kind in zip(panels, kinds, strict=True):
+            _panel(axes, kind, shared_quantity(kind, quantities))
     return figure
+
+
+def stacked(heights: Sequence[float], foot: float, left: float, right: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of panels below one another, and the panels; all sizes are in inches.
+
+    Args:
+        heights: The height of each panel.
+        foot: The height of the axis below each panel.
+        left: The width of the margin at the left.
+        right: The width of the margin at the right.
+    """
+    total = TOP + sum(heights) + foot * len(heights)
+    figure = Figure(figsize=(WIDTH, total))
+    floors = total - TOP - np.cumsum(heights) - foot * np.arange(len(heights))
+    boxes = [
+        (left / WIDTH, floor / total, 1 - (left + right) / WIDTH, height / total)
+        for floor, height in zip(floors, heights, strict=True)
+    ]
+    return figure, [figure.add_axes(box) for box in boxes]
 
 
 def shared_quantity(kind: Sequence[Finding], quantities: Mapping[str, str]) -> str:
@@ -135,8 +148,45 @@ def shared_quantity(kind: Sequence[Finding], quantities: Mapping[str, str]) -> s
 def _panel(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     axes.set_ylim(len(claims), 0)
     frame(axes, claims, quantity)
-    for index, claim in enumerate(claims):
-        _row(axes, index, claim)
+    for row, claim in enumerate(claims):
+        band(axes, row + 0.43, row + 0.93, claim)
+        write_claim(axes, 0, row + 0.22, claim, annotation(claim), LETTERS)
+        mark(axes, row + 0.68, claim)
+
+
+def write_claim(axes: Axes, x: float, y: float, claim: Finding, result: str, letters: int) -> None:
+    """Write the text of a claim and its result in one line above its intervals.
+
+    Args:
+        axes: The panel.
+        x: The start of the text as a share of the panel's width; the result ends at its right edge.
+        y: The height of the line.
+        claim: The finding on the claim, whose text is bold if it is primary.
+        result: The text at the right.
+        letters: The maximum number of characters of the line.
+    """
+    weight = "bold" if claim.primary else "normal"
+    text = "".join(letter if letter.isprintable() else " " for letter in claim.text)
+    text = textwrap.shorten(text, max(30, letters - len(result)), placeholder=" …")
+    across = axes.get_yaxis_transform()
+    # Unclipped, since the text may start outside the axes.
+    axes.text(x, y, text, transform=across, va="center", fontweight=weight, clip_on=False)
+    axes.text(1, y, result, transform=across, va="center", ha="right")
+
+
+def band(axes: Axes, low: float, high: float, claim: Finding) -> None:
+    """Draw a claim's margin as a band and the line of no difference.
+
+    Args:
+        axes: The panel.
+        low: The lower end of both on the y axis.
+        high: Their upper end.
+        claim: The finding on the claim.
+    """
+    axes.fill_betweenx(
+        [low, high], *margin_region(claim.margin, claim.ratio), color=LIGHT["band"], linewidth=0, zorder=0
+    )
+    axes.vlines(1.0 if claim.ratio else 0.0, low, high, color=LIGHT["muted"], linewidth=0.8, zorder=1)
 
 
 def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
@@ -144,7 +194,7 @@ def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     ratio = claims[0].ratio
     low, high = _span(claims)
     if ratio:
-        panels.log_axis(axes, "x", low, high)
+        scales.log_axis(axes, "x", low, high)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlim(low, high)
@@ -159,29 +209,21 @@ def frame(axes: Axes, claims: Sequence[Finding], quantity: str) -> None:
     directions = (f"← {a} lower", f"{a} higher →")
     if len(quantity.join(directions)) + 4 > LETTERS_AN_INCH * axes.get_position().width * WIDTH:
         directions = ("← lower", "higher →")
-    for x, side, words, color in (
-        (0.0, "left", directions[0], "muted"),
-        (0.5, "center", quantity, "ink"),
-        (1.0, "right", directions[1], "muted"),
+    for x, side, text, color in zip(
+        (0.0, 0.5, 1.0),
+        ("left", "center", "right"),
+        (directions[0], quantity, directions[1]),
+        (LIGHT["muted"], LIGHT["ink"], LIGHT["muted"]),
+        strict=True,
     ):
-        axes.annotate(
-            words,
-            (x, 0),
-            (0, -23),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            color=LIGHT[color],
-            annotation_clip=False,
-        )
+        axes.annotate(text, (x, 0), (0, -23), **RELATIVE, ha=side, va="center", color=color)
 
 
 def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure]) -> str:
     """Return the quantity whose difference a claim tests, in words."""
     claim = next(claim for claim in study.claims if claim.id == finding.id)
     first, other = (_scaled(finding, claim, measures[name]) for name in finding.measures)
-    axis = AXES.get(claim.axis)
+    axis = axis_of(claim.axis) if claim.axis else None
     unit = "per doubling of" if axis and axis.doubling and finding.contrast == "slope" else "over"
     along = f"{finding.contrast} {unit} {axis.label} of " if axis else ""
     if finding.against_measure:
@@ -191,12 +233,11 @@ def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure])
 
 def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
     """Return a measure on its claim's scale, in words."""
-    label = measure.label[:1].lower() + measure.label[1:]
     if finding.contrast == "divergence":
         return "share of diverged runs"
     if contrast[claim.contrast].traits.on != "transform":
-        return label
-    return TRANSFORMS[claim.transform or measure.transform].phrase.format(label)
+        return measure.inline_label
+    return TRANSFORMS[claim.transform or measure.transform].phrase.format(measure.inline_label)
 
 
 def _span(claims: Sequence[Finding]) -> tuple[float, float]:
@@ -214,31 +255,12 @@ def _span(claims: Sequence[Finding]) -> tuple[float, float]:
     return min(positive) / padding, max(positive) * padding
 
 
-def _row(axes: Axes, index: int, claim: Finding) -> None:
-    y = index + 0.68
-    band = margin_region(claim.margin, claim.ratio)
-    axes.fill_betweenx([index + 0.44, index + 0.92], *band, color=LIGHT["band"], linewidth=0, zorder=0)
-    nothing = 1.0 if claim.ratio else 0.0
-    axes.plot([nothing, nothing], [index + 0.42, index + 0.94], color=LIGHT["muted"], linewidth=0.8, zorder=1)
-    text = "".join(letter if letter.isprintable() else " " for letter in claim.text)
-    axes.text(
-        0,
-        index + 0.22,
-        textwrap.shorten(text, LETTERS - len(annotation(claim)), placeholder=" …"),
-        transform=axes.get_yaxis_transform(),
-        va="center",
-        fontweight="bold" if claim.primary else "normal",
-    )
-    mark(axes, y, claim)
-    axes.text(1, index + 0.22, annotation(claim), transform=axes.get_yaxis_transform(), ha="right", va="center")
-
-
 def annotation(claim: Finding) -> str:
     """Return a claim's verdict, effect and interval, the text at the right of its row."""
     if not testable(claim):
         return verdict_only(claim)
-    interval = between(claim.interval, False).replace(" to ", ", ")
-    return f"{claim.verdict}: {number(claim.effect)} [{interval}]".replace("-", "−")
+    low, high = map(scales.signed, claim.interval)
+    return f"{claim.verdict}: {scales.signed(claim.effect)} [{low}, {high}]"
 
 
 def verdict_only(claim: Finding) -> str:
@@ -248,7 +270,14 @@ def verdict_only(claim: Finding) -> str:
 
 
 def mark(axes: Axes, y: float, claim: Finding, size: float = 9) -> None:
-    """Draw a claim's intervals and verdict marker at height *y*; nothing if it could not be tested."""
+    """Draw a claim's intervals and verdict marker; nothing if it could not be tested.
+
+    Args:
+        axes: The panel.
+        y: The height on the y axis.
+        claim: The finding on the claim.
+        size: The size of the marker in points.
+    """
     if not testable(claim):
         return
     color = LIGHT["ink"]

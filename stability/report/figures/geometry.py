@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Results, summarize
-from stability.report.figures import levels, panels, tables
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures import panels, scales, tables
+from stability.report.figures.figure import ReportFigure
 from stability.report.style import ArmStyle, styled
-from stability.vocabulary import AXES
+from stability.vocabulary import axis_of, cell_title
 
 GEOMETRY = {
     "margin_trimmed": "trimmed margin",
@@ -29,12 +29,12 @@ def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
     noisy = len(results.study.grid.noise) > 1
     x = "noise" if noisy else "step"
     long = pd.concat([_quantity(results, name, noisy) for name in names], ignore_index=True)
-    styles = levels.styles_in(results, long)
+    styles = tables.styles_in(results, long)
     middle = pd.concat(
-        [tables.across_seeds(part).assign(measure=name) for name, part in long.groupby("measure", sort=False)]
+        [tables.across_seeds(part, "step").assign(measure=name) for name, part in long.groupby("measure", sort=False)]
     )
     last = middle[(middle["noise"] == middle["noise"].min()) & (middle["step"] == middle["step"].max())]
-    words = "; ".join(
+    at_end = "; ".join(
         f"{GEOMETRY[name]}: {tables.in_words(last[last['measure'] == name], list(styles), 'median')}" for name in names
     )
     subject = "Final geometry" if noisy else "Geometry"
@@ -48,7 +48,7 @@ def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
         "matching pairs' similarities to the 95% quantile of mismatched ones (above 0: told apart). Relative bias: "
         "their midpoint. Modality gap: distance between the mean image and the mean text embedding. Thin: one seed; "
         "bold: the median of the seeds.",
-        alt=f"Geometry at the end, median over seeds at noise {last['noise'].min():g}. {words}.",
+        alt=f"Geometry at the end, median over seeds at noise {last['noise'].min():g}. {at_end}.",
         figure=geometry_figure(long, middle, styles, x, float(results.study.train.steps)),
         table=tables.shown(middle[columns]),
     )
@@ -56,7 +56,7 @@ def embedding_geometry(results: Results) -> Iterator[ReportFigure]:
 
 def _quantity(results: Results, name: str, final: bool) -> pd.DataFrame:
     if final:
-        return levels.per_run(results, summarize(results, name, "final")).assign(measure=name, step=0)
+        return tables.of_runs(results, summarize(results, name, "final")).assign(measure=name, step=0)
     return tables.of_steps(results, results.steps[name]).assign(measure=name)
 
 
@@ -72,25 +72,21 @@ def geometry_figure(
         x: The column of the x axis, "noise" or "step".
         last: The last training step.
     """
-    sizes = {size: f"B = {size}" for size in sorted(long["batch_size"].unique())}
-    sheet = panels.sheet(dict.fromkeys(long["measure"], ""), sizes, styles, height=1.15, share_y="row")
-    others = [axis for axis in AXES if axis not in ("noise", "batch_size")]
+    sizes = {key: cell_title({"batch_size": key[0]}) for key in tables.levels_of(long, ["batch_size"])}
+    rows = {(name,): "" for name in dict.fromkeys(long["measure"])}
+    sheet = panels.crossed(rows, sizes, styles, height=1.15, share_y="row")
     with styled():
-        for key, lines in panels.grouped(long, "measure", "batch_size", *others):
-            panels.thin_lines(sheet.axes[key[:2]], lines.sort_values(x), x, styles)
-        for key, lines in panels.grouped(middle, "measure", "batch_size", "arm", *others):
-            line = lines.sort_values(x)
-            panels.bold_line(sheet.axes[key[:2]], line[x], line["median"], styles[key[2]])
+        panels.draw_lines(sheet, long, middle, x, ["measure", "batch_size"])
         for (name, size), axes in sheet.axes.items():
             axes.yaxis.set_major_locator(MaxNLocator(3))
             if x == "noise":
-                panels.level_axis(axes, sorted(long["noise"].unique()))
+                scales.level_axis(axes, sorted(long["noise"].unique()))
             if name != "modality_gap":
-                panels.reference(axes, 0.0)
-            if size == next(iter(sizes)):
+                scales.reference(axes, 0.0)
+            if (size,) == next(iter(sizes)):
                 box = axes.get_position()
-                panels.name_rows(sheet, [(box.y0, box.y1, GEOMETRY[name].replace("trimmed ", "trimmed\n"))])
+                panels.name_row(sheet, (box.y0, box.y1), GEOMETRY[name].replace("trimmed ", "trimmed\n"))
         if x == "step":
-            panels.step_axis(sheet, last)
-        panels.name_axes(sheet, AXES[x].axis_label if x in AXES else "training step", "")
+            scales.step_axis(sheet, last)
+        panels.name_axes(sheet, axis_of(x).axis_label if x != "step" else "training step", "")
     return sheet.figure

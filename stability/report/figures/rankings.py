@@ -10,14 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stability.analysis import Findings, Ranked
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures.figure import ReportFigure
+from stability.report.figures.forest import stacked
 from stability.report.style import LIGHT, WIDTH, ArmStyle, arm_styles, styled
 from stability.stats.rankings import RankedArm
 from stability.stats.wording import between, confidence_in_percent, number
 from stability.vocabulary import TRANSFORMS
 
-ROW, FOOT, TOP, CHARACTER, COLUMN = 0.26, 0.5, 0.05, 0.075, 0.16
-"""Sizes in inches: a row, the space below and above the rows, a character of a name, a column of letters."""
+ROW, FOOT, CHARACTER, COLUMN = 0.26, 0.5, 0.075, 0.16
+"""Sizes in inches: a row, the axis below the rows, a character of a name, a column of letters."""
 
 
 def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFigure]:
@@ -36,13 +37,13 @@ def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFig
             f"each arm less that of the first, with intervals that hold at {confidence} for all "
             f"{len(ranking.pairs)} pairs together. Arms that share a letter cannot be told apart.",
             alt=f"Ranking of {len(ranking.arms)} arms by {ranked.label}. {first.name} is first, in group "
-            f"{first.letters}; " + "; ".join(_words(entry) for entry in ranking.arms[1:]) + ".",
+            f"{first.letters}; " + "; ".join(_describe(entry) for entry in ranking.arms[1:]) + ".",
             figure=ranking_figure(ranked, arm_styles(arms)),
             table=_table(ranked),
         )
 
 
-def _words(entry: RankedArm) -> str:
+def _describe(entry: RankedArm) -> str:
     return f"{entry.name} {number(entry.behind)} ({between(entry.interval, False)}), in group {entry.letters}"
 
 
@@ -67,13 +68,11 @@ def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
     arms = ranked.found.arms
     columns = sorted({letter for entry in arms for letter in _letters(entry)}, key=lambda label: (len(label), label))
-    total = TOP + ROW * len(arms) + FOOT
     right = COLUMN * (len(columns) + 1)
     left = 0.25 + CHARACTER * max(len(entry.name) for entry in arms)
     width = WIDTH - left - right
     with styled():
-        figure = Figure(figsize=(WIDTH, total))
-        axes = figure.add_axes((left / WIDTH, FOOT / total, width / WIDTH, ROW * len(arms) / total))
+        figure, (axes,) = stacked([ROW * len(arms)], FOOT, left, right)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
         for row, entry in enumerate(arms):

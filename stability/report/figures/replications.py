@@ -11,10 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stability.analysis import Finding, Findings, Results
-from stability.report.figures.drawn import ReportFigure
-from stability.report.figures.forest import frame, kinds_of, mark, quantity_of, shared_quantity, testable, verdict_only
+from stability.report.figures.figure import ReportFigure
+from stability.report.figures.forest import (
+    band,
+    frame,
+    kinds_of,
+    mark,
+    quantity_of,
+    shared_quantity,
+    stacked,
+    testable,
+    verdict_only,
+    write_claim,
+)
 from stability.report.style import LIGHT, WIDTH, styled
-from stability.stats.comparison import margin_region
 from stability.stats.wording import between, number
 
 HEAD, LINE, FOOT = 0.34, 0.24, 0.6
@@ -45,7 +55,7 @@ def replication_plot(results: Results, findings: Findings) -> ReportFigure | Non
         title="Every claim, and every claim again",
         caption="Each claim's effect in the study and in its replications, with intervals, line, band and marks as in "
         "the figure before. The word at the right follows from the verdicts by the rule that the method states.",
-        alt=" ".join(_words(claim, rows[claim.id], words[claim.id]) for claim in claims),
+        alt=" ".join(_describe(claim, rows[claim.id], words[claim.id]) for claim in claims),
         figure=replication_figure(claims, rows, words, quantities),
         table=_table(claims, rows),
     )
@@ -73,52 +83,36 @@ def replication_figure(
     """
     kinds = kinds_of(claims)
     heights = [sum(HEAD + LINE * len(rows[claim.id]) for claim in kind) for kind in kinds]
-    total = 0.05 + sum(heights) + FOOT * len(kinds)
     with styled():
-        figure = Figure(figsize=(WIDTH, total))
-        ceiling = total - 0.05
-        for kind, height in zip(kinds, heights, strict=True):
-            box = (NAMES / WIDTH, (ceiling - height) / total, 1 - (NAMES + 0.15) / WIDTH, height / total)
-            _panel(figure.add_axes(box), kind, rows, words, shared_quantity(kind, quantities), height)
-            ceiling -= height + FOOT
+        figure, panels = stacked(heights, FOOT, left=NAMES, right=0.15)
+        for axes, kind, height in zip(panels, kinds, heights, strict=True):
+            # The y axis is in inches from the top of the panel.
+            axes.set_ylim(height, 0)
+            frame(axes, [finding for claim in kind for _, finding in rows[claim.id]], shared_quantity(kind, quantities))
+            top = 0.0
+            for claim in kind:
+                _draw_claim(axes, top, claim, rows[claim.id], words[claim.id])
+                top += HEAD + LINE * len(rows[claim.id])
     return figure
 
 
-def _panel(
-    axes: Axes, claims: Sequence[Finding], rows: Rows, words: Mapping[str, str], quantity: str, height: float
-) -> None:
-    """Draw the claims of one scale; y is in inches from the top of the panel, whose height is *height*."""
-    axes.set_ylim(height, 0)
-    frame(axes, [finding for claim in claims for _, finding in rows[claim.id]], quantity)
-    across, left = axes.get_yaxis_transform(), 0.15 - NAMES
-    edge = left / (WIDTH - NAMES - 0.15)
-    top = 0.0
-    for claim in claims:
-        text = "".join(letter if letter.isprintable() else " " for letter in claim.text)
-        weight = "bold" if claim.primary else "normal"
-        # Names and words lie outside the axes, which would clip them.
-        text_style: dict[str, Any] = {"transform": across, "va": "center", "clip_on": False}
-        word = words[claim.id]
-        width = max(30, LETTERS - len(word))
-        axes.text(edge, top + 0.2, textwrap.shorten(text, width, placeholder=" …"), fontweight=weight, **text_style)
-        axes.text(1, top + 0.2, word, ha="right", fontweight=weight, **text_style)
-        low, high = top + HEAD, top + HEAD + LINE * len(rows[claim.id])
-        axes.fill_betweenx([low, high], *margin_region(claim.margin, claim.ratio), color=LIGHT["band"], linewidth=0)
-        nothing = 1.0 if claim.ratio else 0.0
-        axes.plot([nothing, nothing], [low, high], color=LIGHT["muted"], linewidth=0.8, zorder=1)
-        for index, (name, finding) in enumerate(rows[claim.id]):
-            y = low + LINE * (index + 0.5)
-            shown = textwrap.shorten(name, 16, placeholder="…")
-            axes.text(edge, y, shown, color=LIGHT["muted"], **text_style)
-            mark(axes, y, finding, size=7)
-            if not testable(finding):
-                # An opaque background, since the band and the line of no difference may be behind it.
-                background = {"facecolor": LIGHT["page"], "edgecolor": "none", "pad": 1.0}
-                axes.text(1, y, verdict_only(finding), ha="right", bbox=background, **text_style)
-        top = high
+def _draw_claim(axes: Axes, top: float, claim: Finding, rows: Sequence[tuple[str, Finding]], word: str) -> None:
+    """Draw a claim's text and, below it, a named row for each finding on it."""
+    edge = (0.15 - NAMES) / (WIDTH - NAMES - 0.15)
+    write_claim(axes, edge, top + 0.2, claim, word, LETTERS)
+    band(axes, top + HEAD, top + HEAD + LINE * len(rows), claim)
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "clip_on": False}
+    for index, (name, finding) in enumerate(rows):
+        y = top + HEAD + LINE * (index + 0.5)
+        axes.text(edge, y, textwrap.shorten(name, 16, placeholder="…"), color=LIGHT["muted"], **beside)
+        mark(axes, y, finding, size=7)
+        if not testable(finding):
+            # An opaque background, since the band and the line of no difference may be behind it.
+            background = {"facecolor": LIGHT["page"], "edgecolor": "none", "pad": 1.0}
+            axes.text(1, y, verdict_only(finding), ha="right", bbox=background, **beside)
 
 
-def _words(claim: Finding, rows: Sequence[tuple[str, Finding]], word: str) -> str:
+def _describe(claim: Finding, rows: Sequence[tuple[str, Finding]], word: str) -> str:
     parts = [
         f"{name} {number(finding.effect)}, {between(finding.interval, finding.ratio)}"
         if testable(finding)
@@ -135,8 +129,7 @@ def _table(claims: Sequence[Finding], rows: Rows) -> pd.DataFrame:
             "on": name,
             "verdict": finding.verdict,
             "effect": finding.effect if testable(finding) else None,
-            "low": finding.interval[0] if testable(finding) else None,
-            "high": finding.interval[1] if testable(finding) else None,
+            **dict(zip(("low", "high"), finding.interval if testable(finding) else (None, None), strict=True)),
             "pairs": finding.n_pairs,
         }
         for claim in claims

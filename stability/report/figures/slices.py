@@ -15,11 +15,11 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stability.analysis import Results, summarize
+from stability.analysis import Results
 from stability.landscape.figures import contour_levels
 from stability.registry import InputError
-from stability.report.figures import levels, panels, tables
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures import panels, scales, tables
+from stability.report.figures.figure import ReportFigure
 from stability.report.style import LIGHT, WIDTH, styled
 from stability.results import chance_losses
 from stability.stats.wording import number
@@ -29,27 +29,6 @@ MOST = 6
 
 POINTS = 41
 """Number of points of a slice, for any resolution of its grid."""
-
-
-def flatness(results: Results) -> Iterator[ReportFigure]:
-    """Yield the filter-normalized sharpness of every run, if it was measured."""
-    name = "filter_sharpness"
-    if name not in results.steps or name not in results.measures:
-        return
-    table = levels.per_run(results, summarize(results, name, "final"))
-    if not len(table):
-        return
-    styles, middle = levels.styles_in(results, table), levels.medians(table)
-    yield ReportFigure(
-        id="flatness",
-        section="landscape",
-        title="Rise of the loss around the end of training",
-        caption="Mean rise of the loss when every filter of the encoders moves at random by a given share of its norm, "
-        "over the loss's chance level: lower is flatter. Each mark is one seed, the bar their median.",
-        alt=f"Filter-normalized sharpness. Median over seeds: {tables.in_words(middle, list(styles), 'median')}.",
-        figure=levels.strip_figure(table, middle, styles, "rise / chance", level=None, scale="linear"),
-        table=tables.shown(table.drop(columns="run").rename(columns={"value": name})),
-    )
 
 
 def landscapes(results: Results, folder: Path) -> Iterator[ReportFigure]:
@@ -86,7 +65,7 @@ def _planes(results: Results, folder: Path) -> list[pd.DataFrame]:
         if run in cells.index and chance[run] > 0:
             grid = _grid(path)
             center = grid["value"].iloc[int(np.abs(grid[["first", "second"]].to_numpy()).sum(axis=1).argmin())]
-            cell: dict[str, Any] = {name: cells.at[run, name] for name in (*panels.CELL, "seed")}
+            cell: dict[str, Any] = {name: cells.at[run, name] for name in (*panels.cell_columns(cells), "seed")}
             planes.append(grid.assign(run=run, value=(grid["value"] - center) / chance[run], **cell))
     order = {arm: index for index, arm in enumerate(results.study.grid.arms)}
     return sorted(planes, key=lambda plane: (plane["seed"][0], plane["batch_size"][0], order[plane["arm"][0]]))
@@ -108,23 +87,19 @@ def _title(plane: pd.DataFrame) -> str:
 def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> ReportFigure:
     thin = pd.concat([line(plane) for plane in planes], ignore_index=True)
     middle = (
-        thin.groupby([*panels.CELL, "step"], sort=True)["value"]
+        thin.groupby([*panels.cell_columns(thin), "step"], sort=True)["value"]
         .agg(lowest=lambda rise: rise.quantile(0.25), median="median", highest=lambda rise: rise.quantile(0.75))
         .reset_index()
     )
-    styles = levels.styles_in(results, thin)
+    styles = tables.styles_in(results, thin)
     sheet = panels.faceted(thin, styles)
     with styled():
-        for axes, lines in panels.by_panel(sheet, middle):
-            panels.bands(axes, lines, "step", styles)
-            for arm, style in styles.items():
-                part = lines[lines["arm"] == arm]
-                panels.bold_line(axes, part["step"], part["median"], style)
+        panels.draw_lines(sheet, thin, middle, "step", panels.panel_columns(thin), banded=True)
         for axes in sheet.axes.values():
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        panels.value_axis(sheet, "linear", thin["value"])
+        scales.value_axis(sheet, "linear", thin["value"])
         panels.name_axes(sheet, "step along the direction, in filter norms", "rise / chance")
-    far_end = middle.groupby(panels.CELL, sort=False).tail(1)
+    far_end = middle.groupby(panels.cell_columns(middle), sort=False).tail(1)
     return ReportFigure(
         id="landscape-slices",
         section="landscape",
@@ -147,7 +122,7 @@ def line(plane: pd.DataFrame) -> pd.DataFrame:
     step = step[(step >= rows["first"].min() - 1e-9) & (step <= rows["first"].max() + 1e-9)]
     values = np.interp(step, rows["first"], rows["value"])
     return pd.DataFrame({"step": step, "value": values}).assign(
-        **{name: plane[name].iloc[0] for name in (*panels.CELL, "seed", "run")}
+        **{name: plane[name].iloc[0] for name in (*panels.cell_columns(plane), "seed", "run")}
     )
 
 

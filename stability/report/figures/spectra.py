@@ -10,14 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from stability.analysis import Results
-from stability.report.figures import panels, tables
-from stability.report.figures.drawn import ReportFigure
-from stability.report.style import LIGHT, ArmStyle, arm_styles, styled
-from stability.stats.wording import number
-from stability.vocabulary import AXES, cell_title
+from stability.report.figures import panels, scales, tables
+from stability.report.figures.figure import ReportFigure
+from stability.report.style import LIGHT, ArmStyle, styled
+from stability.vocabulary import axes_in, cell_title
 
 WIDTH = 0.12
 """Standard deviation of the Gaussian that replaces a quadrature node, in decades of the symmetric log axis."""
@@ -28,6 +26,9 @@ CROWDED = 150
 LOWEST = 1e-4
 """Lower end of the density axis: mass per decade."""
 
+EXTREMES = {"hessian_min_eigenvalue": "lowest", "hessian_max_eigenvalue": "highest"}
+"""The columns of the extreme eigenvalues, and their names in a panel."""
+
 
 def spectral_densities(results: Results) -> Iterator[ReportFigure]:
     """Yield the spectra at the last measured step of each run."""
@@ -36,19 +37,17 @@ def spectral_densities(results: Results) -> Iterator[ReportFigure]:
         return
     measured = results.steps[results.steps[nodes].notna() & results.steps["hessian_max_eigenvalue"].notna()]
     last = measured.sort_values("step", kind="stable").groupby("run", sort=False).tail(1)
-    columns = ["run", "step", nodes, "hessian_weights", "hessian_min_eigenvalue", "hessian_max_eigenvalue"]
-    table = results.runs[["run", *panels.CELL, "seed"]].merge(last[columns], on="run", how="inner")
+    columns = ["run", "step", nodes, "hessian_weights", *EXTREMES]
+    table = results.runs[["run", *panels.cell_columns(results.runs), "seed"]].merge(
+        last[columns], on="run", how="inner"
+    )
     table = table[[_usable(row) for row in table[nodes]]]
     if not len(table):
         return
-    styles = {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in set(table["arm"])}
-    extremes = {
-        name: table.groupby(panels.CELL, sort=False)[name].median().rename("value").reset_index()
-        for name in ("hessian_min_eigenvalue", "hessian_max_eigenvalue")
-    }
-    words = "; ".join(
-        f"{label}: {tables.in_words(extremes[name], list(styles), 'value')}"
-        for name, label in (("hessian_max_eigenvalue", "highest eigenvalue"), ("hessian_min_eigenvalue", "lowest"))
+    styles = tables.styles_in(results, table)
+    extremes = table.groupby(panels.cell_columns(table), sort=False)[list(EXTREMES)].median().reset_index()
+    highest, lowest = (
+        tables.in_words(extremes, list(styles), name) for name in ("hessian_max_eigenvalue", "hessian_min_eigenvalue")
     )
     yield ReportFigure(
         id="spectra",
@@ -59,7 +58,8 @@ def spectral_densities(results: Results) -> Iterator[ReportFigure]:
         f"{panels.BANDED if tables.banded(table) else panels.THIN}; bold: their mean; "
         "triangles and numbers: the lowest and the highest eigenvalue (median of the seeds). Eigenvalues scale with "
         "the loss, so compare shapes and signs between arms, not sizes.",
-        alt=f"Hessian spectral densities, one row per arm. Median over seeds of the {words}.",
+        alt=f"Hessian spectral densities, one row per arm. Median over seeds of the highest "
+        f"eigenvalue: {highest}; lowest: {lowest}.",
         figure=spectra_figure(table, styles),
         table=tables.shown(_long(table)),
     )
@@ -73,8 +73,7 @@ def _long(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per quadrature node, largest first to be read."""
     long = table.explode(["hessian_nodes", "hessian_weights"], ignore_index=True)
     renamed = long.rename(columns={"hessian_nodes": "eigenvalue", "hessian_weights": "mass"})
-    kinds = {"eigenvalue": float, "mass": float}
-    return renamed.drop(columns=["hessian_min_eigenvalue", "hessian_max_eigenvalue"]).astype(kinds)
+    return renamed.drop(columns=list(EXTREMES)).astype({"eigenvalue": float, "mass": float})
 
 
 def symmetric_log(x: np.ndarray | float, linear: float) -> np.ndarray:
@@ -106,36 +105,32 @@ def linear_width(table: pd.DataFrame) -> float:
 
 def spectra_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure of densities with both extreme eigenvalues: a row per arm, a column per combination of axes."""
-    varied = [axis for axis in AXES if table[axis].nunique() > 1] or ["batch_size"]
-    cells = table[varied].drop_duplicates().sort_values(varied).itertuples(index=False, name=None)
-    columns = {key: cell_title(dict(zip(varied, key, strict=True))) for key in cells}
+    varied = [axis for axis in axes_in(table.columns) if table[axis].nunique() > 1] or ["batch_size"]
+    columns = {key: cell_title(dict(zip(varied, key, strict=True))) for key in tables.levels_of(table, varied)}
     linear = linear_width(table)
     reach = symmetric_log(
         np.array([table["hessian_min_eigenvalue"].min(), table["hessian_max_eigenvalue"].max()]), linear
     )
     grid = np.linspace(reach[0] - 0.5, reach[1] + 0.5, 160 if len(table) <= CROWDED else 80)
-    sheet = panels.sheet(dict.fromkeys(styles, ""), columns, styles, height=1.1)
+    sheet = panels.crossed({(arm,): "" for arm in styles}, columns, styles, height=1.1)
     with styled():
         for key, seeds in panels.grouped(table, "arm", *varied):
-            axes, color = sheet.axes[key[0], key[1:]], styles[key[0]].color
+            axes, color = sheet.axes[key], styles[key[0]].color
             curves = [
                 density(np.asarray(nodes, float), np.asarray(weights, float), grid, linear)
                 for nodes, weights in zip(seeds["hessian_nodes"], seeds["hessian_weights"], strict=True)
             ]
             _curves(axes, grid, np.maximum(curves, LOWEST / 10), color, tables.banded(table))
-            for name, corner, side in (
-                ("hessian_min_eigenvalue", 0.01, "left"),
-                ("hessian_max_eigenvalue", 0.99, "right"),
-            ):
+            for (name, label), corner, side in zip(EXTREMES.items(), (0.01, 0.99), ("left", "right"), strict=True):
                 eigenvalue = float(seeds[name].median())
                 x = float(symmetric_log(eigenvalue, linear))
                 axes.plot([x], [LOWEST], marker="^", markersize=5, color=LIGHT["ink"], clip_on=False, zorder=5)
-                words = f"{name.removeprefix('hessian_')}est {number(eigenvalue).replace('-', '−')}"
-                axes.text(corner, 0.97, words, transform=axes.transAxes, ha=side, va="top", fontsize=7)
+                text = f"{label} {scales.signed(eigenvalue)}"
+                axes.text(corner, 0.97, text, transform=axes.transAxes, ha=side, va="top", fontsize=7)
         for axes in sheet.axes.values():
-            panels.log_axis(axes, "y", LOWEST, 10)
+            scales.log_axis(axes, "y", LOWEST, 10)
             axes.set_ylim(LOWEST, 10)
-            _symmetric_axis(axes, reach, linear)
+            _symmetric_axis(axes, reach, linear, stride=1 if len(columns) <= 3 else 2)
             axes.axvline(0, color=LIGHT["rule"], linewidth=0.8, zorder=0)
         panels.name_axes(sheet, "eigenvalue", "mass per decade")
     return sheet.figure
@@ -154,14 +149,12 @@ def _curves(axes: Axes, grid: np.ndarray, curves: np.ndarray, color: str, banded
     axes.plot(grid, mean, color=color, linewidth=1.3)
 
 
-def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float) -> None:
-    powers = [10.0**e for e in range(round(math.log10(linear)) + 1, round(math.log10(linear)) + 9)]
-    limits = (reach[0] - 0.3, reach[1] + 0.3)
-    values = [0.0, *(sign * power for power in powers for sign in (1, -1))]
-    ticks = {float(symmetric_log(value, linear)): value for value in values}
-    shown = {x: value for x, value in sorted(ticks.items()) if limits[0] <= x <= limits[1]}
-    axes.set_xlim(*limits)
-    axes.xaxis.set_major_locator(FixedLocator(list(shown)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    labels = {round(x, 6): panels.tick(value) for x, value in shown.items()}
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: labels.get(round(x, 6), "")))
+def _symmetric_axis(axes: Axes, reach: np.ndarray, linear: float, stride: int) -> None:
+    """Set the x axis to a symmetric logarithm with a tick at 0 and at every *stride*-th power of ten."""
+    first = round(math.log10(linear)) + 1
+    powers = [10.0**exponent for exponent in range(first + stride - 1, first + 8, stride)]
+    low, high = reach[0] - 0.3, reach[1] + 0.3
+    ticks = {float(symmetric_log(value, linear)): value for value in (0.0, *powers, *(-power for power in powers))}
+    shown = {x: scales.tick(value) for x, value in sorted(ticks.items()) if low <= x <= high}
+    axes.set_xlim(low, high)
+    axes.set_xticks(list(shown), list(shown.values()))

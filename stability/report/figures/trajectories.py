@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,9 @@ import pandas as pd
 from stability.analysis import Results
 from stability.losses import loss
 from stability.losses.chance import chance_level
-from stability.report.figures import panels, tables
-from stability.report.figures.drawn import ReportFigure
-from stability.report.style import ArmStyle, arm_styles, styled
+from stability.report.figures import panels, scales, tables
+from stability.report.figures.figure import ReportFigure
+from stability.report.style import ArmStyle, styled
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Plot:
         label: The label of the y axis.
         scale: The scale of the y axis, "linear" or "log".
         zero: Whether a linear y axis starts at 0.
-        reference: The reference level: the column of a chance level, or words that start with "1 " for a level of 1.
+        level: The reference level; None for the measure's chance level, if it has one.
     """
 
     id: str
@@ -40,7 +41,7 @@ class Plot:
     label: str
     scale: str = "linear"
     zero: bool = False
-    reference: str = ""
+    level: float | None = None
 
 
 PLOTS = (
@@ -52,7 +53,7 @@ PLOTS = (
         "Training loss over the loss of embeddings that say nothing (dotted, 1), since losses differ in scale.",
         "loss / chance",
         scale="log",
-        reference="1 is chance",
+        level=1.0,
     ),
     Plot(
         "recall",
@@ -63,7 +64,6 @@ PLOTS = (
         "found. Dotted: chance.",
         "recall@1",
         zero=True,
-        reference="recall_at_1_chance",
     ),
     Plot(
         "zero-shot",
@@ -73,7 +73,6 @@ PLOTS = (
         "Share of held-out images that lie nearest to the mean prompt of their own class. Dotted: chance.",
         "accuracy",
         zero=True,
-        reference="zero_shot_accuracy_chance",
     ),
     Plot(
         "gradient-noise",
@@ -85,7 +84,7 @@ PLOTS = (
         "by step; a claim pools both parts over its window of steps first.",
         "noise fraction",
         scale="log",
-        reference="1 is nothing but noise",
+        level=1.0,
     ),
     Plot(
         "gradient-noise-scalars",
@@ -96,7 +95,7 @@ PLOTS = (
         "all other parameters. Estimates may exceed 1 (dotted) where the mean gradient is close to nothing.",
         "noise fraction",
         scale="log",
-        reference="1 is nothing but noise",
+        level=1.0,
     ),
     Plot(
         "log-scale",
@@ -124,7 +123,7 @@ PLOTS = (
         "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1).",
         "sharpness / threshold",
         scale="log",
-        reference="1 is the edge of stability",
+        level=1.0,
     ),
 )
 
@@ -161,44 +160,42 @@ def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
     """Return the figure of a plot with its caption, alternative text and data."""
     window = tables.window_of(table)
     thin = tables.windowed(table, window)
-    bold = whole = tables.across_seeds(thin)
+    bold = whole = tables.across_seeds(thin, "step")
     thin, stride = tables.sparse(thin)
     banded = tables.banded(table)
     if banded:
-        bold = tables.across_seeds(thin)
-    arms = [arm for arm in results.study.grid.arms if arm in set(table["arm"])]
-    styles = {arm: style for arm, style in arm_styles(results.study.grid.arms).items() if arm in arms}
+        bold = tables.across_seeds(thin, "step")
+    styles = tables.styles_in(results, table)
     diverged = results.runs[results.runs["diverged_at"].notna()]
-    references = _references(results, plot)
-    figure = trajectory_figure(thin, bold, styles, plot, references, float(results.study.train.steps))
-    marked = mark_divergence(figure, thin, diverged, styles) if plot.measure == "loss" else 0
+    sheet = trajectory_figure(thin, bold, styles, plot, _references(results, plot), float(results.study.train.steps))
+    marked = mark_divergence(sheet, thin, diverged) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
     if stride > 1:
         averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {stride}."
     seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
-    last = whole.sort_values("step").groupby(panels.CELL, sort=False).tail(1)
+    last = whole.sort_values("step").groupby(panels.cell_columns(whole), sort=False).tail(1)
     return ReportFigure(
         id=plot.id,
         section=plot.section,
         title=plot.title,
         caption=f"{plot.caption} {seeds}{averaged}{crossed}",
-        alt=f"{plot.title}. Median over seeds at the end: {tables.in_words(last, arms, 'median')}.",
-        figure=figure.figure,
+        alt=f"{plot.title}. Median over seeds at the end: {tables.in_words(last, list(styles), 'median')}.",
+        figure=sheet.figure,
         table=tables.shown(whole),
     )
 
 
 def _references(results: Results, plot: Plot) -> Mapping[tuple[object, ...], float]:
-    """Return the reference level of each panel: 1, or the panel's mean chance level."""
-    if plot.reference in results.steps:
-        levels = tables.of_steps(results, results.steps[plot.reference])
-        means = levels.groupby([*panels.ROW, *panels.COLUMN], sort=True)["value"].mean()
-        return {key: float(value) for key, value in means.items()}  # type: ignore[misc]
-    if plot.reference.startswith("1 "):
-        cells = results.runs[[*panels.ROW, *panels.COLUMN]].drop_duplicates()
-        return dict.fromkeys(cells.itertuples(index=False, name=None), 1.0)
-    return {}
+    """Return the reference level of each panel: that of the plot, or the panel's mean chance level."""
+    keys = panels.panel_columns(results.runs)
+    if plot.level is not None:
+        return dict.fromkeys(tables.levels_of(results.runs, keys), plot.level)
+    chance = results.measures[plot.measure].chance
+    if chance not in results.steps:
+        return {}
+    levels = tables.of_steps(results, results.steps[chance])
+    return {key: float(rows["value"].mean()) for key, rows in panels.grouped(levels, *keys)}
 
 
 def trajectory_figure(
@@ -216,47 +213,28 @@ def trajectory_figure(
         bold: The statistics over seeds per cell and step; their medians are drawn as bold lines.
         styles: The plot style of each arm.
         plot: The definition of the figure.
-        references: The reference level of each panel, by row and column key.
+        references: The reference level of each panel, by key.
         last: The last training step.
     """
     sheet = panels.faceted(thin, styles)
     with styled():
-        banded = tables.banded(thin)
-        for axes, lines in panels.by_panel(sheet, bold if banded else thin):
-            (panels.bands if banded else panels.thin_lines)(axes, lines, "step", styles)
-        for axes, lines in panels.by_panel(sheet, bold):
-            for arm, style in styles.items():
-                line = lines[lines["arm"] == arm]
-                panels.bold_line(axes, line["step"], line["median"], style)
-        for key, axes in sheet.axes.items():
-            if (level := references.get((*key[0], *key[1]))) is not None:
-                panels.reference(axes, level)
-        levels = [*references.values()] if plot.scale != "log" or thin["value"].max() > 0.3 else []
-        panels.value_axis(sheet, plot.scale, [*thin["value"], *levels], zero=plot.zero)
-        panels.step_axis(sheet, last)
+        panels.draw_lines(sheet, thin, bold, "step", panels.panel_columns(thin), banded=tables.banded(thin))
+        for key in sheet.axes.keys() & references.keys():
+            scales.reference(sheet.axes[key], references[key])
+        levels = references.values() if plot.scale != "log" or thin["value"].max() > 0.3 else []
+        scales.value_axis(sheet, plot.scale, [*thin["value"], *levels], zero=plot.zero)
+        scales.step_axis(sheet, last)
         panels.name_axes(sheet, "training step", plot.label)
     return sheet
 
 
-def mark_divergence(
-    sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame, styles: Mapping[str, ArmStyle]
-) -> int:
+def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame) -> int:
     """Mark each diverged run's line with a cross at the step where it diverged; return the number of crosses."""
-    by_run = {str(run): line for run, line in thin.groupby("run", sort=False)}
+    by_run = dict(iter(thin.groupby("run", sort=False)))
     marked = diverged[diverged["run"].isin(by_run)]
-    for (*row, corruption, noise, arm, run, step), _ in panels.grouped(
-        marked, *panels.ROW, *panels.COLUMN, "arm", "run", "diverged_at"
-    ):
+    for (*key, arm, run, step), _ in panels.grouped(marked, *panels.panel_columns(marked), "arm", "run", "diverged_at"):
         line = by_run[run]
-        index = int(np.abs(line["step"].to_numpy() - step).argmin())
-        axes = sheet.axes[tuple(row), (corruption, noise)]
-        axes.plot(
-            line["step"].iloc[index],
-            line["value"].iloc[index],
-            marker="x",
-            markersize=4,
-            markeredgewidth=1,
-            color=styles[arm].color,
-            zorder=4,
-        )
+        point = line.iloc[int(np.abs(line["step"].to_numpy() - step).argmin())]
+        cross: dict[str, Any] = {"marker": "x", "markersize": 4, "markeredgewidth": 1, "zorder": 4}
+        sheet.axes[tuple(key)].plot(point["step"], point["value"], color=sheet.styles[arm].color, **cross)
     return len(marked)

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stability.analysis import Results
-from stability.report.figures import panels, tables
-from stability.report.figures.drawn import ReportFigure
+from stability.report.figures import panels, scales, tables
+from stability.report.figures.figure import ReportFigure
 from stability.report.style import ArmStyle, arm_styles, styled
 from stability.stats.wording import number
 from stability.study import settings_of
+from stability.vocabulary import cell_title
 
 
 def tuning_curves(results: Results) -> Iterator[ReportFigure]:
     """Yield the tuning curves of a study with a search: a panel per batch size, a line per arm and options."""
     if results.tuning is None:
         return
-    table, styles = tried_table(results), arm_styles(results.study.grid.arms)
-    measure = results.tuning.measure
-    label = measure.label[:1].lower() + measure.label[1:]
+    table, styles, measure = tried_table(results), arm_styles(results.study.grid.arms), results.tuning.measure
+    label, scale = measure.inline_label, "log" if measure.transform == "log" else "linear"
     best = table[table["chosen"]].groupby(["batch_size", "arm"], sort=False)
     chosen = [
         f"{arm} at batch size {size}: {number(rows['lr'].iloc[0])} ({label} {number(rows['value'].mean())})"
@@ -40,9 +39,7 @@ def tuning_curves(results: Results) -> Iterator[ReportFigure]:
         "(logarithmic axis). Each dot is one seed; lines join the means over seeds, and a ring marks the setting "
         f"chosen. {others}{crosses}No run of the search enters a test.",
         alt=f"{measure.label} of the tuning runs against the learning rate. Chosen: {'; '.join(chosen)}.",
-        figure=tuning_figure(
-            table, styles, label, "log" if measure.transform == "log" else "linear", bool(measure.chance)
-        ),
+        figure=tuning_figure(table, styles, label, scale, bool(measure.chance)),
         table=tables.shown(table.drop(columns=["setting", "other", "score"]).rename(columns={"value": measure.name})),
     )
 
@@ -76,45 +73,38 @@ def tuning_figure(table: pd.DataFrame, styles: Mapping[str, ArmStyle], label: st
         scale: The scale of the y axis, "log" or "linear".
         zero: Whether a linear y axis starts at 0.
     """
-    sizes = {size: f"B = {size}" for size in sorted(table["batch_size"].unique())}
-    sheet = panels.sheet({0: ""}, sizes, styles, height=2.0)
+    sheet = panels.wrapped(
+        {size: cell_title({"batch_size": size}) for size in sorted(table["batch_size"].unique())}, styles, height=2.0
+    )
+    # Shift the arms slightly, so that equal rates do not overlap.
+    shifts = {arm: 1.02 ** (index - (len(styles) - 1) / 2) for index, arm in enumerate(styles)}
     with styled():
-        for index, (arm, style) in enumerate(styles.items()):
-            # Shift the arms slightly, so that equal rates do not overlap.
-            shift = 1.02 ** (index - (len(styles) - 1) / 2)
-            for size in sizes:
-                rows = table[(table["arm"] == arm) & (table["batch_size"] == size)]
-                _arm(sheet.axes[0, size], rows.assign(lr=rows["lr"] * shift), style)
+        for (size,), rows in panels.grouped(table.assign(lr=table["lr"] * table["arm"].map(shifts)), "batch_size"):
+            _panel(sheet.axes[size], rows, styles)
         low, high = table["lr"].min(), table["lr"].max()
         for axes in sheet.axes.values():
-            panels.log_axis(axes, "x", low, high)
+            scales.log_axis(axes, "x", low, high)
             axes.set_xlim(low / 1.2, high * 1.2)
-        panels.value_axis(sheet, scale, table["value"], zero=zero)
+        scales.value_axis(sheet, scale, table["value"], zero=zero)
         panels.name_axes(sheet, "learning rate", label)
     return sheet.figure
 
 
-def _arm(axes: Axes, rows: pd.DataFrame, style: ArmStyle) -> None:
-    color = style.color
-    for other, alpha, width in ((True, 0.45, 0.7), (False, 1.0, 1.6)):
-        part = rows[rows["other"] == other]
-        for _, line in part.groupby("options", sort=False):
-            means = line.groupby("lr")["value"].mean()
-            axes.plot(means.index, means, color=color, linestyle=style.dash, linewidth=width, alpha=alpha)
-        finished, diverged = part[~part["diverged"]], part[part["diverged"]]
-        size, edge = (2, 0.7) if other else (3.5, 1)
-        dots: dict[str, Any] = {"color": color, "linestyle": "none", "alpha": alpha}
-        axes.plot(finished["lr"], finished["value"], marker=style.marker, markersize=size, markeredgewidth=0, **dots)
-        axes.plot(diverged["lr"], diverged["value"], marker="x", markersize=size, markeredgewidth=edge, **dots)
-    chosen = rows[rows["chosen"]]
-    if np.isfinite(chosen["value"].mean()):
-        axes.plot(
-            chosen["lr"].iloc[0],
-            chosen["value"].mean(),
-            marker="o",
-            markersize=10,
-            markerfacecolor="none",
-            markeredgecolor=color,
-            markeredgewidth=1.2,
-            zorder=4,
-        )
+def _panel(axes: Axes, rows: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> None:
+    """Draw the runs of a batch size: their means as lines, and those with other options thinner and paler."""
+    for (arm, other, _), line in panels.grouped(rows, "arm", "other", "options"):
+        style, width, size = styles[arm], 0.7 if other else 1.6, 2 if other else 3.5
+        look: dict[str, Any] = {"color": style.color, "alpha": 0.45 if other else 1.0, "zorder": 1.9 if other else 2}
+        means = line.groupby("lr")["value"].mean()
+        axes.plot(means.index, means, linestyle=style.dash, linewidth=width, **look)
+        for diverged, runs in line.groupby("diverged"):
+            look |= {"marker": "x" if diverged else style.marker, "markeredgewidth": 0.6 * width if diverged else 0}
+            axes.plot(runs["lr"], runs["value"], linestyle="none", markersize=size, **look)
+    chosen = rows[rows["chosen"]].groupby("arm", as_index=False)[["lr", "value"]].mean()
+    ring: dict[str, Any] = {
+        "facecolors": "none",
+        "edgecolors": [styles[arm].color for arm in chosen["arm"]],
+        "linewidths": 1.2,
+        "zorder": 4,
+    }
+    axes.scatter(chosen["lr"], chosen["value"], s=100, **ring)

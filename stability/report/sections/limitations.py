@@ -175,16 +175,15 @@ def _bounded(results: Results) -> Limitations:
         values, chance = summarize(results, name, "final"), summarize(results, measure.chance, "final")
         table = runs.assign(value=values.reindex(runs["run"]).to_numpy(), chance=chance.reindex(runs["run"]).to_numpy())
         level = table.groupby(["arm", "batch_size"], sort=False)[["value", "chance"]].mean().dropna()
-        label = measure.label
-        inside = f"{label[:1].lower()}{label[1:]}"
+        label, inline = measure.label, measure.inline_label
         if low := _cells(level[level["value"] < MIN_CHANCE_RATIO * level["chance"]]):
             yield (
                 f"{label} near chance",
-                f"Without noise, {inside} ends below {MIN_CHANCE_RATIO:g} times its chance level for {low}; little can "
+                f"Without noise, {inline} ends below {MIN_CHANCE_RATIO:g} times its chance level for {low}; little can "
                 "be lost there.",
             )
         if high := _cells(level[level["value"] > SATURATED]):
-            yield f"{label} near its ceiling", f"Without noise, {inside} ends above {percent(SATURATED)} for {high}."
+            yield f"{label} near its ceiling", f"Without noise, {inline} ends above {percent(SATURATED)} for {high}."
 
 
 def _full(results: Results) -> Limitations:

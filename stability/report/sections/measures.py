@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from stability.report.figures import levels
+from stability.report.figures.convergence import convergence as time_to_threshold
 from stability.report.figures.geometry import GEOMETRY, embedding_geometry
-from stability.report.figures.levels import along_axes, claimed, decline, sharpness
+from stability.report.figures.levels import along_axes, claimed, decline, flatness, sharpness
 from stability.report.figures.rankings import ranking_plots
-from stability.report.figures.slices import flatness, landscapes
+from stability.report.figures.slices import landscapes
 from stability.report.figures.spectra import spectral_densities
 from stability.report.figures.trajectories import PLOTS
 from stability.report.sections.registry import Blocks, ReportData, section
@@ -65,7 +65,7 @@ def noise(data: ReportData) -> Blocks:
 )
 def convergence(data: ReportData) -> Blocks:
     """Yield the share of seeds that reached each threshold of a claim."""
-    yield from levels.convergence(data.results)
+    yield from time_to_threshold(data.results)
 
 
 @section(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
 from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
@@ -22,13 +21,12 @@ LONG = 120
 ElementTree.register_namespace("", SVG)
 
 
-def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", themed: bool = False) -> str:
+def svg(figure: Figure, prefix: str, *, label: str = "", themed: bool = False) -> str:
     """Return a figure as one ``<svg role="img" viewBox=...>`` element without a size; equal figures give equal bytes.
 
     Args:
         figure: The figure.
         prefix: The start of every id in the markup.
-        dark: Use the colors of a dark page.
         label: The aria-label of the element.
         themed: Leave colors and font to the page, whose colors `style.theme_css` defines.
     """
@@ -42,7 +40,6 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     _rename(root, prefix)
-    recolor = _recolor(dark, themed)
     for element in root.iter():
         element.tail = None
         if element.tag != f"{{{SVG}}}text":
@@ -51,7 +48,8 @@ def svg(figure: Figure, prefix: str, dark: bool = False, *, label: str = "", the
             if name in element.attrib:
                 element.set(name, _shortened(name, element.attrib[name]))
         if "style" in element.attrib:
-            element.set("style", recolor(element.attrib["style"].replace(": ", ":").replace("; ", ";")))
+            declared = element.attrib["style"].replace(": ", ":").replace("; ", ";")
+            element.set("style", _themed(declared) if themed else declared)
         if element.get("transform", "").startswith("rotate(-0 "):
             del element.attrib["transform"]
     _flatten(root)
@@ -158,15 +156,12 @@ def _rounded(geometry: str, digits: int) -> str:
     return re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(short.split()))
 
 
-def _recolor(dark: bool, themed: bool) -> Callable[[str], str]:
-    if not dark and not themed:
-        return lambda declared: declared
-    replacements: Mapping[str, str] = {
-        light: f"var(--figure-{role},{light})" if themed else style.DARK[role] for role, light in style.LIGHT.items()
-    }
-
-    def recolor(declared: str) -> str:
-        declared = re.sub(r"#[0-9a-f]{6}", lambda match: replacements.get(match[0], match[0]), declared)
-        return re.sub(r"font-family:[^;]*;?", "", declared) if themed else declared
-
-    return recolor
+def _themed(declared: str) -> str:
+    """Replace the colors of a style by variables of the page, and drop its font."""
+    roles = {color: role for role, color in style.LIGHT.items()}
+    declared = re.sub(
+        r"#[0-9a-f]{6}",
+        lambda match: f"var(--figure-{roles[match[0]]},{match[0]})" if match[0] in roles else match[0],
+        declared,
+    )
+    return re.sub(r"font-family:[^;]*;?", "", declared)
