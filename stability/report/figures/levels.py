@@ -76,9 +76,9 @@ def strip_figure(
     titles = {
         (*row, *column): "\n".join(filter(None, (rows[row], columns[column]))) for row in rows for column in columns
     }
-    axes = panels.panel_columns(table)
-    keys = tables.levels_of(table, axes)
-    names = pd.Series([titles[key] for key in table[axes].itertuples(index=False, name=None)])
+    columns_of_panels = panels.panel_columns(table)
+    keys = tables.levels_of(table, columns_of_panels)
+    names = pd.Series([titles[key] for key in table[columns_of_panels].itertuples(index=False, name=None)])
     table = table.assign(cell=names.to_numpy())
     sheet = panels.wrapped({(): ""}, styles, height=1.7)
     axes, slot = sheet.axes[()], 0.8 / len(styles)
@@ -201,8 +201,8 @@ def decline(results: Results) -> Iterator[ReportFigure]:
 
 
 def along_axes(results: Results) -> Iterator[ReportFigure]:
-    """Yield each measure whose claim runs over batch size, number of pairs or learning rate, against that axis."""
-    claims = [claim for claim in results.study.claims if claim.axis and AXES[claim.axis].doubling]
+    """Yield each measure whose claim runs over an axis other than noise, against that axis."""
+    claims = [claim for claim in results.study.claims if claim.axis not in ("", "noise")]
     shown = {
         (name, results.study.grid.column(claim.axis)): claim.reduction or "tail_mean"
         for claim in reversed(claims)
@@ -210,6 +210,7 @@ def along_axes(results: Results) -> Iterator[ReportFigure]:
     }
     for index, ((name, axis), reduction) in enumerate(reversed(shown.items()), start=1):
         measure, over = results.measures[name], axis_of(axis).label
+        logarithmic = ", whose axis is logarithmic" if axis_of(axis).doubling else ""
         table, label = _above_chance(results, name, reduction)
         subject = label[:1].upper() + label[1:]
         if len(table):
@@ -219,8 +220,7 @@ def along_axes(results: Results) -> Iterator[ReportFigure]:
                 name=f"along-{index}",
                 section="learning",
                 title=f"{measure.label} over the {over}",
-                caption=f"{subject} of each run ({REDUCTIONS[reduction].of_run}) against the {over}, whose axis is "
-                "logarithmic.",
+                caption=f"{subject} of each run ({REDUCTIONS[reduction].of_run}) against the {over}{logarithmic}.",
                 alt=f"{subject} against the {over}.",
                 label=label,
                 scale="linear" if measure.transform == "linear" else "log",

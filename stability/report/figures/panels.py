@@ -272,8 +272,8 @@ def draw_lines(
     if not banded:
         for (*key, arm), rows in grouped(seeds, *keys, "arm"):
             # Along an axis of the grid, a line joins the runs of one seed.
-            line = rows.groupby([*others, "seed"], sort=False).ngroup()
-            broken = broken_line(rows.assign(line=line).sort_values(["line", x]), "line", [x, "value"])
+            index = rows.groupby([*others, "seed"], sort=False).ngroup()
+            broken = broken_line(rows.assign(line=index).sort_values(["line", x]), "line", [x, "value"])
             sheet.axes[tuple(key)].plot(*broken, color=sheet.styles[arm].color, linewidth=0.5, alpha=0.45)
     for cell, rows in grouped(medians, *keys, "arm", *others):
         axes, style, line = sheet.axes[cell[: len(keys)]], sheet.styles[cell[len(keys)]], rows.sort_values(x)
