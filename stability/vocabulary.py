@@ -135,6 +135,18 @@ AXES: Mapping[str, Axis] = {
 DOUBLING_SETTINGS = {"width", "depth", "heads", "embed_dim", "scalar_lr_multiplier", "clip_norm", "max_scale"}
 """Keys of other tables whose levels are multiplicative when they are an axis."""
 
+SETTINGS_IN_WORDS = {
+    "warmup": "number of warm-up steps",
+    "lr_schedule": "learning rate schedule",
+    "scalar_lr_multiplier": "multiplier of the scalars' rate",
+    "clip_norm": "clipping norm",
+    "clip_quantile": "clipping quantile",
+    "log_scale": "initial log t",
+    "bias": "initial bias",
+    "snr": "signal-to-noise ratio",
+}
+"""Keys of other tables whose names are not their words."""
+
 TOWERS = {"image": " of the image tower", "text": " of the text tower", "extra_modalities": " of the other towers"}
 
 
@@ -147,14 +159,14 @@ def axis_of(name: str) -> Axis:
     if name in AXES:
         return AXES[name]
     _, *middle, key = name.split(".")
-    label = key.replace("_", " ") + TOWERS.get("".join(middle), "")
+    label = SETTINGS_IN_WORDS.get(key, key.replace("_", " ")) + TOWERS.get("".join(middle), "")
     return Axis(
         name,
         label=label,
         plural=f"levels of {label}",
         head=label[:1].upper() + label[1:],
         text=f"Value of {name} in the study.",
-        short=f"{label} {{}}",
+        short=f"{' '.join([*(part for part in middle if part in TOWERS), key]).replace('_', ' ')} {{}}",
         phrase=f"{label} {{}}",
         doubling=key in DOUBLING_SETTINGS,
         facet="row",

@@ -21,7 +21,7 @@ from stability.report.figures.convergence import convergence, share_reached
 from stability.report.figures.forest import forest_figure, forest_plot
 from stability.report.figures.geometry import embedding_geometry
 from stability.report.figures.levels import claimed, decline, sharpness, strip_figure
-from stability.report.figures.panels import CELL, COLUMN, ROW, faceted
+from stability.report.figures.panels import axes_of, faceted
 from stability.report.figures.scales import level_axis, log_ticks
 from stability.report.figures.spectra import density, spectral_densities, symmetric_log
 from stability.report.figures.svg import pair_of_tenths, relative_path
@@ -267,7 +267,7 @@ def test_several_corruptions_have_a_row_each():
     table = cells(corruption=["image_noise", "mismatch", "text_noise"], noise=[0.0, 0.3, 0.6])
     sheet = faceted(table, arm_styles(["clip"]))
     assert {title for title in titles(sheet) if title} == {"noise 0", "noise 0.3", "noise 0.6"}
-    for key in table[[*ROW, *COLUMN]].itertuples(index=False, name=None):
+    for key in table[axes_of(table)].itertuples(index=False, name=None):
         assert sheet.axes[key]
 
 
@@ -464,7 +464,7 @@ def test_only_measures_of_every_step_are_averaged(every, window):
     steps = np.arange(0, 300, every)
     table = pd.DataFrame({"run": np.repeat(np.arange(2000), len(steps)), "step": np.tile(steps, 2000), "value": 0.0})
     # 250 cells of 8 seeds: two edges of a band and a median each.
-    table = table.assign(**dict.fromkeys(CELL, 0)).assign(batch_size=table["run"] // 8)
+    table = table.assign(**dict.fromkeys(["arm", *AXES], 0)).assign(batch_size=table["run"] // 8)
     assert window_of(table) == window
 
 

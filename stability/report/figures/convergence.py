@@ -74,7 +74,7 @@ def reached_figure(shares: pd.DataFrame, styles: Mapping[str, ArmStyle], last: f
     """Return a figure of the share of seeds over steps as step functions, a panel per batch size and noise level."""
     sheet = panels.faceted(shares, styles)
     with styled():
-        for (*key, arm), line in panels.grouped(shares, *panels.panel_columns(shares), "arm"):
+        for (*key, arm), line in panels.grouped(shares, *panels.axes_of(shares), "arm"):
             # Equal shares would hide one another, so each arm is shifted slightly.
             shift = 0.012 * (list(styles).index(arm) - (len(styles) - 1) / 2)
             sheet.axes[tuple(key)].plot(

@@ -72,13 +72,15 @@ def strip_figure(
         level: A reference level, drawn as a dotted line.
         scale: The scale of the y axis: "log", or "linear", which starts at 0 if no value is negative.
     """
-    rows, columns = panels.facets(table)
+    row, column = panels.facets(table)
+    rows, columns = panels.titles_of(table, row), panels.titles_of(table, column)
     titles = {
-        (*row, *column): "\n".join(filter(None, (rows[row], columns[column]))) for row in rows for column in columns
+        (*first, *second): "\n".join(filter(None, (title, other)))
+        for first, title in rows.items()
+        for second, other in columns.items()
     }
-    columns_of_panels = panels.panel_columns(table)
-    keys = tables.levels_of(table, columns_of_panels)
-    names = pd.Series([titles[key] for key in table[columns_of_panels].itertuples(index=False, name=None)])
+    keys = tables.levels_of(table, [*row, *column])
+    names = pd.Series([titles[key] for key in table[[*row, *column]].itertuples(index=False, name=None)])
     table = table.assign(cell=names.to_numpy())
     sheet = panels.wrapped({(): ""}, styles, height=1.7)
     axes, slot = sheet.axes[()], 0.8 / len(styles)
@@ -159,7 +161,7 @@ def of_runs(
 
 def _crowded_axis(table: pd.DataFrame) -> str | None:
     """Return the axis over which to draw a table that has too many cells to stand side by side."""
-    if len(table[panels.panel_columns(table)].drop_duplicates()) <= panels.MAX_READABLE_PANELS:
+    if len(table[panels.axes_of(table)].drop_duplicates()) <= panels.MAX_READABLE_PANELS:
         return None
     return next(axis for axis in reversed(LINE_AXES) if table[axis].nunique() > 1)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from stability.report.style import WIDTH, ArmStyle, styled
-from stability.vocabulary import axes_in, axis_of, cell_title
+from stability.vocabulary import AXES, axes_in, axis_of, cell_title
 
 MAX_READABLE_PANELS = 12
 """Number of panels above which each is too small for more than a few marks."""
@@ -24,6 +25,9 @@ MAX_COLUMNS = 6
 
 LEFT, RIGHT, BOTTOM, GAP, LINE = 0.68, 0.3, 0.45, 0.16, 0.2
 """Sizes in inches: margins of a sheet, gap between panels, and one line of legend or title."""
+
+LETTERS_AN_INCH = 15
+"""Characters of a panel's title in an inch."""
 
 LETTERS, HANDLE = 118, 11
 """Width of a legend line in characters, and the characters taken by an arm's handle and spacing."""
@@ -71,11 +75,12 @@ def sheet(
     rows, columns = len(lines), len(lines[0])
     panel_height = height or (0.95 if rows > 3 and columns > 2 else {1: 2.0, 2: 1.5}.get(columns, 1.25))
     legend = _legend_lines(list(styles))
-    titled = [any(titles.get(key) for key in line) for line in lines]
-    gap = GAP + LINE * any(titled[1:])
-    top = LINE * len(legend) + (LINE if titled[0] else 0.06) + 0.02
-    total = top + panel_height * rows + gap * (rows - 1) + BOTTOM
     inner = (WIDTH - LEFT - RIGHT - 0.1 * (columns - 1)) / columns
+    titles = {key: textwrap.fill(title, int(LETTERS_AN_INCH * inner)) for key, title in titles.items()}
+    title_lines = [max(len(titles.get(key, "").splitlines()) for key in line) for line in lines]
+    gap = GAP + LINE * max(title_lines[1:], default=0)
+    top = LINE * len(legend) + (LINE * title_lines[0] or 0.06) + 0.02
+    total = top + panel_height * rows + gap * (rows - 1) + BOTTOM
     box = {"left": LEFT / WIDTH, "right": 1 - RIGHT / WIDTH, "bottom": BOTTOM / total, "top": 1 - top / total}
     spacing = {"wspace": 0.1 / inner, "hspace": gap / panel_height}
     with styled():
@@ -96,7 +101,8 @@ def sheet(
         }
         for key, axes in panels.items():
             axes.set_title(titles.get(key, ""))
-        for axes, text in zip(grid[:, -1], sides, strict=False):
+        for axes, side in zip(grid[:, -1], sides, strict=False):
+            text = textwrap.fill(side, max(12, int(LETTERS_AN_INCH * panel_height)))
             axes.annotate(text, (1, 0.5), (5, 0), **RELATIVE, rotation=270, ha="left", va="center")
     return Sheet(figure, panels, styles, columns)
 
@@ -196,50 +202,67 @@ def cell_columns(table: pd.DataFrame) -> list[str]:
     return ["arm", *axes_in(table.columns)]
 
 
-def panel_columns(table: pd.DataFrame) -> list[str]:
-    """Return the columns of a table that identify a panel: axes whose levels are rows, then those of columns."""
-    return sorted(axes_in(table.columns), key=lambda axis: axis_of(axis).facet == "column")
+def axes_of(table: pd.DataFrame) -> list[str]:
+    """Return the columns of a table that are axes of the grid; their levels are the key of a panel of `faceted`."""
+    return [*axes_in(table.columns)]
 
 
-def facets(table: pd.DataFrame) -> tuple[dict[Any, str], dict[Any, str]]:
-    """Return the row keys and column keys of a table's cells, levels of `panel_columns`, with their titles."""
-    axes = axes_in(table.columns)
-    varied = {axis: table[axis].nunique() > 1 for axis in axes}
-    row, column = ([axis for axis in axes if axis_of(axis).facet == facet] for facet in ("row", "column"))
-    named = {"batch_size", *(axis for axis in row if varied[axis])}
-    rows, columns = (table[key].drop_duplicates().sort_values(key) for key in (row, column))
-    return (
-        {
-            key: cell_title({axis: level for axis, level in zip(row, key, strict=True) if axis in named})
-            for key in rows.itertuples(index=False, name=None)
-        },
-        {
-            (corruption, noise): f"{corruption if varied['corruption'] else 'noise'} {noise:g}"
-            if varied["corruption"] or varied["noise"] or noise
-            else ""
-            for corruption, noise in columns.itertuples(index=False, name=None)
-        },
-    )
+def facets(table: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return the axes whose levels are the rows of panels, and those whose levels are the columns.
+
+    Corruption and noise are columns; if neither varies, so is the key of another table with the most levels.
+    """
+    row, column = ([axis for axis in axes_of(table) if axis_of(axis).facet == facet] for facet in ("row", "column"))
+    levels = {axis: table[axis].nunique() for axis in row if axis not in AXES}
+    if levels and all(table[axis].nunique() == 1 for axis in column):
+        most = max(levels, key=lambda axis: levels[axis])
+        row, column = [axis for axis in row if axis != most], [*column, most]
+    return row, column
+
+
+def titles_of(table: pd.DataFrame, axes: Sequence[str]) -> dict[tuple[Any, ...], str]:
+    """Return the combinations of levels of some axes in a table, sorted, with the titles of their panels."""
+    varied = [axis for axis in axes if table[axis].nunique() > 1]
+    titles = {}
+    for key in table[list(axes)].drop_duplicates().sort_values(list(axes)).itertuples(index=False, name=None):
+        cell = dict(zip(axes, key, strict=True))
+        named = [axis for axis in axes if axis in varied or _is_always_named(axis, cell, varied)]
+        titles[key] = cell_title({axis: cell[axis] for axis in named})
+        if "noise" in named and "corruption" in named:
+            titles[key] = f"{cell['corruption']} {cell['noise']:g}"
+    return titles
+
+
+def _is_always_named(axis: str, cell: Mapping[str, Any], varied: Sequence[str]) -> bool:
+    """Return whether the title of a panel names a level that does not vary: the batch size, and noise if there is any.
+
+    Beside a key of another table, space is short.
+    """
+    return (axis == "batch_size" and all(name in AXES for name in varied)) or (axis == "noise" and bool(cell["noise"]))
 
 
 def faceted(table: pd.DataFrame, styles: Mapping[str, ArmStyle]) -> Sheet:
-    """Return a sheet with a panel per row and column key of a table, whose key is both together.
+    """Return a sheet with a panel per cell of a table, whose key are the levels of `axes_of`.
 
     A single column is laid out horizontally. Where the columns are too many, each corruption has its own rows.
     """
-    rows, columns = facets(table)
+    row, column = facets(table)
+    rows, columns = titles_of(table, row), titles_of(table, column)
     if len(columns) == 1:
-        ((column, side),) = columns.items()
-        return wrapped({(*row, *column): title for row, title in rows.items()}, styles, side=side)
-    if len(columns) <= MAX_COLUMNS:
-        return crossed(rows, columns, styles)
-    corruptions = list(dict.fromkeys(corruption for corruption, _ in columns))
-    lines = {
-        (*row, corruption): f"{title}, {corruption}" if len(rows) > 1 else corruption
-        for row, title in rows.items()
-        for corruption in corruptions
-    }
-    return crossed(lines, {(noise,): f"noise {noise:g}" for noise in sorted(table["noise"].unique())}, styles)
+        ((last, side),) = columns.items()
+        drawn = wrapped({(*key, *last): title for key, title in rows.items()}, styles, side=side)
+    elif len(columns) <= MAX_COLUMNS or column != ["corruption", "noise"]:
+        drawn = crossed(rows, columns, styles)
+    else:
+        corruptions = list(dict.fromkeys(corruption for corruption, _ in columns))
+        lines = {
+            (*key, corruption): f"{title}, {corruption}" if len(rows) > 1 else corruption
+            for key, title in rows.items()
+            for corruption in corruptions
+        }
+        drawn = crossed(lines, {(noise,): f"noise {noise:g}" for noise in sorted(table["noise"].unique())}, styles)
+    order = [[*row, *column].index(axis) for axis in axes_of(table)]
+    return replace(drawn, axes={tuple(key[index] for index in order): axes for key, axes in drawn.axes.items()})
 
 
 def grouped(table: pd.DataFrame, *columns: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:

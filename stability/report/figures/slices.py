@@ -94,7 +94,7 @@ def _slices(results: Results, planes: Sequence[pd.DataFrame]) -> ReportFigure:
     styles = tables.styles_in(results, thin)
     sheet = panels.faceted(thin, styles)
     with styled():
-        panels.draw_lines(sheet, thin, middle, "step", panels.panel_columns(thin), banded=True)
+        panels.draw_lines(sheet, thin, middle, "step", panels.axes_of(thin), banded=True)
         for axes in sheet.axes.values():
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         scales.value_axis(sheet, "linear", thin["value"])

@@ -188,7 +188,7 @@ def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
 
 def _references(results: Results, plot: Plot) -> Mapping[tuple[object, ...], float]:
     """Return the reference level of each panel: that of the plot, or the panel's mean chance level."""
-    keys = panels.panel_columns(results.runs)
+    keys = panels.axes_of(results.runs)
     if plot.level is not None:
         return dict.fromkeys(tables.levels_of(results.runs, keys), plot.level)
     chance = results.measures[plot.measure].chance
@@ -218,7 +218,7 @@ def trajectory_figure(
     """
     sheet = panels.faceted(thin, styles)
     with styled():
-        panels.draw_lines(sheet, thin, bold, "step", panels.panel_columns(thin), banded=tables.banded(thin))
+        panels.draw_lines(sheet, thin, bold, "step", panels.axes_of(thin), banded=tables.banded(thin))
         for key in sheet.axes.keys() & references.keys():
             scales.reference(sheet.axes[key], references[key])
         levels = references.values() if plot.scale != "log" or thin["value"].max() > 0.3 else []
@@ -232,7 +232,7 @@ def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFr
     """Mark each diverged run's line with a cross at the step where it diverged; return the number of crosses."""
     by_run = dict(iter(thin.groupby("run", sort=False)))
     marked = diverged[diverged["run"].isin(by_run)]
-    for (*key, arm, run, step), _ in panels.grouped(marked, *panels.panel_columns(marked), "arm", "run", "diverged_at"):
+    for (*key, arm, run, step), _ in panels.grouped(marked, *panels.axes_of(marked), "arm", "run", "diverged_at"):
         line = by_run[run]
         point = line.iloc[int(np.abs(line["step"].to_numpy() - step).argmin())]
         cross: dict[str, Any] = {"marker": "x", "markersize": 4, "markeredgewidth": 1, "zorder": 4}
