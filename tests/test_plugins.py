@@ -13,7 +13,7 @@ from stability.losses import loss
 from stability.plugins import load_plugin, read_plugin
 from stability.registry import InputError
 from stability.study import load_study, parse_study, with_loss
-from stability.study.comparing import toml
+from stability.study.derive import toml
 
 LOSS = '''"""A margin on the sigmoid loss."""
 

@@ -11,7 +11,7 @@ import pytest
 from command_line import call
 
 from stability import cli
-from stability.study.reading import shipped_studies
+from stability.study.loader import shipped_studies
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

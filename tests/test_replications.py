@@ -23,7 +23,7 @@ from stability.report import describe, publish, render
 from stability.report.data import ReportData
 from stability.store import read_manifest, read_study, replications_in
 from stability.study import Study, load_study, parse_study, with_loss
-from stability.study.searching import FIRST_TUNING_SEED
+from stability.study.tuning_grid import FIRST_TUNING_SEED
 from stability.train.probe_runner import selects
 from tests.report_blocks import section_in, texts_in
 

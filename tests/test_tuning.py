@@ -22,7 +22,7 @@ from stability.report import write_report
 from stability.results import Tuning
 from stability.store import checksum
 from stability.study import FIRST_TUNING_SEED, Setting, parse_study, search_of, settings_of
-from stability.study.searching import refine_grid
+from stability.study.tuning_grid import refine_grid
 from stability.tuning import choose, edges
 from tests.report_blocks import section_in, texts_in, texts_of
 

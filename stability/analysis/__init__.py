@@ -10,8 +10,8 @@ import numpy as np
 
 from stability import contrasts, stats
 from stability.analysis.findings import Finding, Findings, Ranked, Replication, findings_text, look_sentence
+from stability.analysis.loader import load_results
 from stability.analysis.pairing import array_of, contrast_inputs, reading_of, run_values
-from stability.analysis.reading import load_results
 from stability.contrasts import contrast
 from stability.probes import Measure
 from stability.reproductions import reproduce

@@ -1,11 +1,10 @@
 """Studies: TOML files that are parsed and validated into frozen data. Nothing in a file can run code."""
 
-from stability.study.comparing import command_of, with_loss
-from stability.study.reading import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
+from stability.study.derive import command_of, with_loss
+from stability.study.loader import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
 from stability.study.schema import (
     DEFAULT_SCALE,
     LATE,
-    OPTIMIZER_OPTIONS,
     SCALES,
     Arm,
     ArmTrain,
@@ -14,17 +13,13 @@ from stability.study.schema import (
     Published,
     Ranking,
     Schedule,
-    Study,
     Train,
     Tune,
-    digest,
-    modalities,
-    optimizer_of,
-    optimizer_options,
 )
-from stability.study.searching import FIRST_TUNING_SEED, Setting, search_of, settings_of, tuning_measure
 from stability.study.setting_axes import Settings, combinations
+from stability.study.study import OPTIMIZER_OPTIONS, Study, digest, modalities, optimizer_of, optimizer_options
 from stability.study.template import kinds, parse_options, study_path, write_study
+from stability.study.tuning_grid import FIRST_TUNING_SEED, Setting, search_of, settings_of, tuning_measure
 
 __all__ = [
     "DEFAULT_SCALE",

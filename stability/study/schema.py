@@ -1,20 +1,12 @@
-"""The schema of a study as frozen data, and the digest of everything that decides its results."""
+"""The tables of a study as frozen data."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from torch import Tensor
 
-from stability.datasets import Pairs, dataset, declared_offers
-from stability.encoders import Modality, encoder
-from stability.optimizers import optimizer
-from stability.probes import Measure, measures_of, probe
-from stability.registry import InputError, Registry, Variant
-from stability.study.setting_axes import Settings, with_settings
+from stability.registry import InputError
 from stability.vocabulary import ReductionName, TransformName
 
 SCALES = ("smoke", "small", "full")
@@ -22,9 +14,6 @@ DEFAULT_SCALE = "small"
 
 LATE = 0.2
 """The late window: the last share of a run's steps."""
-
-HIDDEN = ("name", "scale", "text", "replications", "replication", "changes")
-"""Fields of a study that are not part of its data."""
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -39,11 +28,15 @@ Options = tuple[tuple[str, Any], ...]
 """Options of a loss and initial values of its scalars, by name, as hashable pairs."""
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A table that cannot change and takes no unknown key."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
-class _Open(_Frozen):
+class Open(Frozen):
+    """A table that also takes the options of a variant."""
+
     model_config = ConfigDict(extra="allow")
 
     @property
@@ -52,7 +45,7 @@ class _Open(_Frozen):
         return dict(self.model_extra or {})
 
 
-class Named(_Open):
+class Named(Open):
     """A variant by name, with its options."""
 
     name: Name
@@ -68,7 +61,7 @@ class Data(Named):
     corruption: Literal["fixed", "fresh"] = "fixed"
 
 
-class Model(_Frozen):
+class Model(Frozen):
     """The towers.
 
     Attributes:
@@ -92,7 +85,7 @@ class Model(_Frozen):
         return tower
 
 
-class Train(_Frozen):
+class Train(Frozen):
     """How every run is trained.
 
     Attributes:
@@ -125,22 +118,7 @@ class Train(_Frozen):
     clip_norm: Rate | None = None
 
 
-OPTIMIZER_OPTIONS = ("betas", "eps", "momentum")
-"""Keys of ``[train]`` that some optimizers take."""
-
-
-def optimizer_of(train: Train) -> tuple[Variant, dict[str, Any]]:
-    """Return the optimizer of a ``[train]`` table and its options."""
-    variant = optimizer[train.optimizer]
-    return variant, {name: getattr(train, name) for name in variant.options}
-
-
-def optimizer_options(name: str) -> tuple[str, ...]:
-    """Return the keys that an optimizer takes; none for one that does not exist, which is refused elsewhere."""
-    return tuple(optimizer[name].options) if name in optimizer else ()
-
-
-class ArmTrain(_Frozen):
+class ArmTrain(Frozen):
     """Overrides of ``[train]`` for one arm; keys that are not given keep the study's value."""
 
     lr_schedule: Literal["constant", "cosine"] | None = None
@@ -159,7 +137,7 @@ class ArmTrain(_Frozen):
         return self.model_dump(exclude_none=True)
 
 
-class Grid(_Open):
+class Grid(Open):
     """The axes that are crossed: every combination is a run.
 
     A dotted key is an axis over a key of another table (see `settings`).
@@ -207,7 +185,7 @@ class Grid(_Open):
         return "lr_multiplier" if axis == "lr" and self.lr_multipliers else axis
 
 
-class Arm(_Open):
+class Arm(Open):
     """A named arm: a loss with non-default options or initial values of its scalars.
 
     Arms share initial weights, batches and noise at each seed, so that they can be paired.
@@ -224,7 +202,7 @@ class Arm(_Open):
     train: ArmTrain | None = None
 
 
-class Schedule(_Open):
+class Schedule(Open):
     """When and on which runs a probe measures; it always measures at the end.
 
     Attributes:
@@ -249,7 +227,7 @@ class Schedule(_Open):
         return frozenset({*regular, *(round(share * total) for share in self.at), total})
 
 
-class Claim(_Frozen):
+class Claim(Frozen):
     """One falsifiable statement with everything that decides it, written before any run.
 
     Attributes:
@@ -292,7 +270,7 @@ class Claim(_Frozen):
         return self.measure, self.against_measure or self.measure
 
 
-class Ranking(_Frozen):
+class Ranking(Frozen):
     """A ranking of losses by one measure with all pairs compared simultaneously; it gives no verdict.
 
     Attributes:
@@ -308,7 +286,7 @@ class Ranking(_Frozen):
     transform: TransformName | None = None
 
 
-class Published(_Frozen):
+class Published(Frozen):
     """Figures that a paper reports, shown next to ours in the report; they give no verdict.
 
     Attributes:
@@ -339,7 +317,7 @@ class Published(_Frozen):
     axis: str = ""
 
 
-class Tune(_Open):
+class Tune(Open):
     """The hyperparameter search for each loss and batch size before the test runs, on seeds that the test never uses.
 
     Every key that is not a field names a scalar (its initial value) or an option of a loss, with the values to try.
@@ -359,198 +337,3 @@ class Tune(_Open):
     measure: Name | None = None
     noise: Share | None = None
     untuned: bool = False
-
-
-class Study(_Frozen):
-    """A study: a question, the runs that answer it, and the claims that they decide."""
-
-    title: Text
-    question: Text
-    source: str = ""
-    data: Data
-    model: Model
-    train: Train
-    grid: Grid
-    arms: dict[Name, Arm] = {}
-    probes: dict[str, Schedule] = {}
-    claims: tuple[Claim, ...] = ()
-    rankings: tuple[Ranking, ...] = ()
-    published: tuple[Published, ...] = ()
-    tune: Tune | None = None
-
-    looks: tuple[int, ...] = ()
-    """Numbers of seeds at which the claims are tested, registered before the first step; empty: once, at the end."""
-    name: Annotated[str, Field(exclude=True)] = ""
-    scale: Annotated[str, Field(exclude=True)] = DEFAULT_SCALE
-    text: Annotated[str, Field(exclude=True)] = ""
-
-    replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
-    """The same claims on other data or seeds; not part of this study's hash, and they do not affect its runs."""
-    replication: Annotated[str, Field(exclude=True)] = ""
-    """Name of this replication in the original study; *changes* lists its overrides. Empty for an original study."""
-    changes: Annotated[str, Field(exclude=True)] = ""
-
-    @property
-    def hash(self) -> str:
-        """Return a digest of everything that decides a result or a verdict; comments and defaults do not count."""
-        return digest(self.canonical())
-
-    def canonical(self) -> dict[str, Any]:
-        """Return the study as plain data without the values that equal their defaults."""
-        plain = self.model_dump(mode="json", exclude_defaults=True)
-        plain["data"] = self._data()
-        for side, tower in plain["model"].items():
-            if side == "embed_dim":
-                continue
-            plain["model"][side] = _without_defaults(encoder, tower["name"], tower)
-        if sources := self.encoder_sources:
-            plain["model"]["sources"] = sources
-        if self.probes:
-            plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
-        return plain
-
-    @property
-    def encoder_sources(self) -> dict[str, str]:
-        """Return the digests of the source code of user-defined encoders, by name."""
-        towers = (self.model.image, self.model.text, self.model.extra_modalities)
-        named = sorted({tower.name for tower in towers if tower is not None})
-        return {name: encoder[name].source for name in named if encoder[name].source}
-
-    def _data(self) -> dict[str, Any]:
-        """Return what determines the data; for data from disk their content, regardless of path and reading options."""
-        plain: dict[str, Any] = self.data.model_dump(mode="json", exclude_defaults=True)
-        if dataset[self.data.name].traits.on_disk:
-            kept = {key: value for key, value in plain.items() if key in Data.model_fields}
-            return {**kept, "fingerprint": self.pairs().fingerprint}
-        return _without_defaults(dataset, self.data.name, plain)
-
-    def at(self, settings: Settings) -> Study:
-        """Return the study as its runs with these values of `Grid.settings` are trained."""
-        if not settings:
-            return self
-        plain = with_settings(self.model_dump(mode="json"), settings)
-        # Written with the same bytes as in a file, so that a run has the same id as in a study that sets the key.
-        study = Study.model_validate_json(json.dumps(plain))
-        return study.model_copy(update={key: getattr(self, key) for key in HIDDEN})
-
-    def arm(self, name: str, settings: Options = ()) -> Arm:
-        """Return the arm of that name with *settings* applied; a loss name is an arm without options."""
-        arm = self.arms.get(name) or Arm(loss=name)
-        return arm.model_copy(update=dict(settings)) if settings else arm
-
-    def ranked(self, ranking: Ranking) -> tuple[str, ...]:
-        """Return the arms of a ranking."""
-        return self.grid.arms if ranking.losses == "all" else ranking.losses
-
-    def train_of(self, arm: str) -> Train:
-        """Return how the runs of an arm are trained: ``[train]`` with the arm's overrides."""
-        arm_train = self.arm(arm).train
-        if arm_train is None:
-            return self.train
-        train = self.train.model_copy(update=arm_train.given)
-        # The study's momentum is that of its own optimizer: an arm with another that takes none has none.
-        if arm_train.momentum is None and "momentum" not in optimizer_options(train.optimizer):
-            train = train.model_copy(update={"momentum": 0.0})
-        # Clipping by norm and by quantile are mutually exclusive, so an arm that sets one replaces the study's choice.
-        if arm_train.clip_norm is not None or arm_train.clip_quantile is not None:
-            train = train.model_copy(
-                update={"clip_norm": arm_train.clip_norm, "clip_quantile": arm_train.clip_quantile}
-            )
-        return train
-
-    def lengths(self, batch_size: int, warmup: int | None = None) -> tuple[int, int]:
-        """Return the total and warm-up steps of the runs at a batch size; *warmup* replaces that of ``[train]``."""
-        warmup = self.train.warmup if warmup is None else warmup
-        if self.train.budget == "steps":
-            return self.train.steps, warmup
-        share = min(self.grid.batch_size) / batch_size
-        return max(1, round(self.train.steps * share)), round(warmup * share)
-
-    def trained_as(self, arm: str, batch_size: int) -> Study:
-        """Return the study with the ``[train]`` that the runs of an arm at a batch size have."""
-        steps, warmup = self.lengths(batch_size)
-        overrides = {"steps": steps, "warmup": warmup, "budget": "steps"}
-        train = self.train_of(arm).model_copy(update=overrides)
-        return self if train == self.train else self.model_copy(update={"train": train})
-
-    @property
-    def measures(self) -> dict[str, Measure]:
-        """Return the measures that the study's probes produce on its data, by name."""
-        return measures_of(self.probes, declared_offers(self.data.name, self.data.options))
-
-    def pairs(self) -> Pairs:
-        """Build the study's data."""
-        pairs: Pairs = dataset[self.data.name](**self.data.options)
-        declared = declared_offers(self.data.name, self.data.options)
-        if {*pairs.offers} != {*declared}:
-            raise InputError(
-                f"dataset {self.data.name!r} declares offers={declared!r}, but its pairs hold what makes "
-                f"{pairs.offers!r}; declare that in its decorator"
-            )
-        return pairs
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Return a sentence on each thing that was left out of the data or truncated; synthetic data have none."""
-        return self.pairs().notes if dataset[self.data.name].traits.on_disk else ()
-
-    @property
-    def untuned(self) -> str:
-        """Return one sentence on what was not tuned, for the reader of a report."""
-        rates = self.grid.lr
-        if self.tune:
-            return (
-                f"The rate was chosen per loss and batch size from {self.tune.lr[0]:g} to {self.tune.lr[-1]:g} only, "
-                f"by {self.tune.seeds} {'seed' if self.tune.seeds == 1 else 'seeds'} at one level of noise; what the "
-                "search did not vary is the same for every loss."
-            )
-        if self.grid.lr_multipliers:
-            shown = ", ".join(f"{factor:g}" for factor in self.grid.lr_multipliers)
-            return f"No learning rate was chosen per loss: every arm was trained at {shown} times {rates[0]:g}."
-        if len(rates) > 1:
-            shown = ", ".join(f"{rate:g}" for rate in rates)
-            return (
-                f"No learning rate was chosen per loss: every arm was trained at each of {shown}; cells are averaged."
-            )
-        return (
-            f"Nothing was tuned per loss: every arm was trained at the learning rate {rates[0]:g}, the same for every "
-            "loss and batch size. A loss whose best rate lies elsewhere is shown below its best."
-        )
-
-    def due(self, name: str) -> frozenset[int]:
-        """Return the steps at which a probe measures: those of its schedule, or those at which it forks runs."""
-        forks = probe[name].traits.forks
-        if not forks:
-            return self.probes[name].steps(self.train.steps)
-        steps = self.probes[name].options.get(forks, probe[name].options[forks].default)
-        return frozenset(steps if isinstance(steps, list) else [steps])
-
-    @property
-    def primary(self) -> Claim | None:
-        """Return the claim that decides the study's verdict."""
-        return next((claim for claim in self.claims if claim.primary), None)
-
-
-def modalities(pairs: Pairs) -> dict[str, Modality]:
-    """Return the input of each tower for these data, by modality: image, text, modality-3 and so on."""
-
-    def read(name: str, samples: Tensor) -> Modality:
-        ids = len(pairs.vocabulary) if name == "text" else pairs.image_vocabulary
-        return Modality(tuple(samples.shape[1:]), 0 if samples.is_floating_point() else ids)
-
-    return {name: read(name, samples) for name, samples in pairs.modalities.items()}
-
-
-def digest(plain: Any) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of plain data, independent of the order of its keys.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-    True
-    """
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _without_defaults(registry: Registry, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a variant that differ from the defaults of its signature."""
-    parameters = registry[name].options
-    return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}

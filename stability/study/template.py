@@ -12,7 +12,7 @@ from typing import Any
 from stability.datasets import Pairs, dataset
 from stability.losses import loss
 from stability.registry import KINDS, InputError, nearest
-from stability.study.reading import parse_study
+from stability.study.loader import parse_study
 from stability.study.schema import SCALES
 
 MOST_HELD_OUT = 4000

@@ -18,7 +18,7 @@ from stability.report.failures import failures
 from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import signs
 from stability.stats.wording import number, percent, seeds
-from stability.study import optimizer_of
+from stability.study import Study, optimizer_of
 from stability.tuning import edges
 from stability.vocabulary import NOT_TESTABLE
 
@@ -141,7 +141,7 @@ def _left_out(results: Results) -> Limitations:
 
 
 def _untuned(results: Results) -> Limitations:
-    yield "Learning rates", results.study.untuned
+    yield "Learning rates", _what_was_tuned(results.study)
 
 
 def _at_the_edge(results: Results) -> Limitations:
@@ -317,4 +317,25 @@ def _datasets(results: Results) -> str:
         f"One dataset ({name}), and {' and '.join(other_names)} in replications"
         if other_names
         else f"One dataset ({name})"
+    )
+
+
+def _what_was_tuned(study: Study) -> str:
+    """Return one sentence on what was tuned, and what was the same for every loss."""
+    rates, tune = study.grid.lr, study.tune
+    if tune:
+        return (
+            f"The rate was chosen per loss and batch size from {tune.lr[0]:g} to {tune.lr[-1]:g} only, "
+            f"by {tune.seeds} {'seed' if tune.seeds == 1 else 'seeds'} at one level of noise; what the "
+            "search did not vary is the same for every loss."
+        )
+    if study.grid.lr_multipliers:
+        shown = ", ".join(f"{multiplier:g}" for multiplier in study.grid.lr_multipliers)
+        return f"No learning rate was chosen per loss: every arm was trained at {shown} times {rates[0]:g}."
+    if len(rates) > 1:
+        shown = ", ".join(f"{rate:g}" for rate in rates)
+        return f"No learning rate was chosen per loss: every arm was trained at each of {shown}; cells are averaged."
+    return (
+        f"Nothing was tuned per loss: every arm was trained at the learning rate {rates[0]:g}, the same for every "
+        "loss and batch size. A loss whose best rate lies elsewhere is shown below its best."
     )

@@ -11,8 +11,9 @@ from typing import Any
 from stability.contrasts import contrast
 from stability.losses import loss
 from stability.registry import InputError, nearest
-from stability.study.schema import Study, Tune
-from stability.study.searching import settable
+from stability.study.schema import Tune
+from stability.study.study import Study
+from stability.study.tuning_grid import settable
 
 DERIVED = "# Derived by: "
 """Prefix of the command in the first line of a derived study."""

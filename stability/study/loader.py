@@ -13,12 +13,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from stability.registry import FORMER_NAMES, InputError, nearest, shortened
-from stability.study.checks import check, check_replication
-from stability.study.naming import with_canonical_names
-from stability.study.overriding import at_scale, in_words, overridden, replication_tables
-from stability.study.schema import DEFAULT_SCALE, NAME_PATTERN, Study
-from stability.study.searching import Locate
+from stability.study.canonical_names import with_canonical_names
+from stability.study.overrides import at_scale, in_words, overridden, replication_tables
+from stability.study.schema import DEFAULT_SCALE, NAME_PATTERN
 from stability.study.setting_axes import Settings, combinations, flattened, with_settings
+from stability.study.study import Study
+from stability.study.tuning_grid import Locate
+from stability.study.validate import check, check_replication
 
 CLAIMING = ("claims", "rankings", "published", "looks")
 """Keys that say what the runs of a study decide."""

@@ -9,33 +9,24 @@ from typing import Any
 import torch
 
 from stability.check import validate_loss
-from stability.contrasts import contrast
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
 from stability.encoders import Modality, encoder
 from stability.encoders.validation import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.optimizers import optimizer
-from stability.probes import Measure, probe
+from stability.probes import probe
 from stability.registry import InputError, UnknownNameError, Variant, nearest
-from stability.study.coverage import check_coverage, check_first, check_window
-from stability.study.published import check_published
 from stability.study.schema import (
-    OPTIMIZER_OPTIONS,
     Arm,
-    Claim,
     Grid,
-    Ranking,
     Schedule,
-    Study,
     Train,
-    modalities,
-    optimizer_options,
 )
-from stability.study.searching import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.setting_axes import check_keys
-from stability.study.within import check_against
-from stability.vocabulary import CLAIM_AXES, axis_of
+from stability.study.study import OPTIMIZER_OPTIONS, Study, modalities, optimizer_options
+from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
+from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -47,10 +38,10 @@ def check(study: Study, locate: Locate) -> None:
     for name, schedule in study.probes.items():
         _check_probe(study, name, schedule, pairs, locate)
     for index, claim in enumerate(study.claims):
-        _check_claim(study, claim, lambda *keys, index=index: locate("claims", index, *keys))
-    _check_ids(study, locate)
+        check_claim(study, claim, lambda *keys, index=index: locate("claims", index, *keys))
+    check_ids(study, locate)
     for index, ranking in enumerate(study.rankings):
-        _check_ranking(study, ranking, lambda *keys, index=index: locate("rankings", index, *keys))
+        check_ranking(study, ranking, lambda *keys, index=index: locate("rankings", index, *keys))
     for index, published in enumerate(study.published):
         check_published(study, published, lambda *keys, index=index: locate("published", index, *keys))
     if study.tune:
@@ -296,102 +287,3 @@ def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
 def _refuse_option(train: Train, where: str, key: str) -> None:
     users = ", ".join(repr(name) for name in optimizer if key in optimizer_options(name))
     raise InputError(f"{where}: the optimizer {train.optimizer!r} takes no {key}; allowed with {users} only")
-
-
-def _check_claim(study: Study, claim: Claim, locate: Locate) -> None:
-    measures = {name: measure for name, measure in study.measures.items() if not measure.listed}
-    named = {"measure": claim.measure} | ({"against_measure": claim.against_measure} if claim.against_measure else {})
-    for key, name in named.items():
-        if name not in measures:
-            raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, measures)}")
-    variant = contrast.get_or_explain(claim.contrast, locate("contrast"))
-    if claim.against_measure:
-        check_against(claim, variant, measures, locate)
-    elif claim.compare[0] == claim.compare[1]:
-        raise InputError(
-            f"{locate('compare')}: got {claim.compare[0]!r} twice; allowed: two arms that differ, or one arm and two "
-            "measures (against_measure)"
-        )
-    for key, name in named.items():
-        _check_scale(claim.transform, name, measures, locate)
-        if claim.reduction and measures[name].spikes:
-            raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
-        check_coverage(study, name, key, locate)
-        check_first(study, name, claim.reduction, locate)
-        check_window(study, name, claim.reduction or variant.traits.reduction, locate)
-    for side, name in enumerate(claim.compare):
-        if name not in study.grid.arms:
-            hint = nearest(name, study.grid.arms)
-            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
-        arm_loss = study.arm(name).loss
-        if missing := {measures[key].scalar for key in named.values()} - {"", *scalars_of(loss[arm_loss])}:
-            where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
-            raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
-    needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits.on == "times"
-    for key, name in named.items():
-        if needs_direction and not measures[name].better:
-            hint = nearest(name, [other for other, measure in measures.items() if measure.better])
-            raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
-    _check_needs(study, claim, variant, locate)
-
-
-def _check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
-    measures = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
-    if ranking.measure not in measures:
-        where, hint = locate("measure"), nearest(ranking.measure, measures)
-        raise InputError(f"{where}: got {ranking.measure!r}; allowed: a measure with a better direction{hint}")
-    _check_scale(ranking.transform, ranking.measure, measures, locate)
-    check_coverage(study, ranking.measure, "measure", locate)
-    check_first(study, ranking.measure, ranking.reduction, locate)
-    if study.rankings.count(ranking) > 1:
-        raise InputError(f"{locate('measure')}: {ranking.measure!r} is ranked twice in the same way")
-    arms = study.ranked(ranking)
-    for index, name in enumerate(arms):
-        if name not in study.grid.arms:
-            raise InputError(f"{locate('losses', index)}: {name!r} is not in grid.arms{nearest(name, study.grid.arms)}")
-    if len({*arms}) < max(2, len(arms)):
-        raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
-
-
-def _check_scale(scale: str | None, name: str, measures: Mapping[str, Measure], locate: Locate) -> None:
-    if scale == "log_above_chance" and not measures[name].chance:
-        bounded = ", ".join(key for key, measure in measures.items() if measure.chance)
-        raise InputError(f"{locate('transform')}: {name!r} has no chance level (measures that have: {bounded})")
-    if scale == "relative_to_chance" and name != "loss":
-        raise InputError(f"{locate('transform')}: scale {scale!r} is only valid for measure 'loss'")
-
-
-def _check_needs(study: Study, claim: Claim, variant: Variant, locate: Locate) -> None:
-    for need in variant.traits.needs:
-        if getattr(claim, need) in ("", None):
-            raise InputError(f"{locate(need)}: required by contrast {claim.contrast!r}, but missing")
-    for key in ("axis", "threshold"):
-        if key not in variant.traits.needs and getattr(claim, key) not in ("", None):
-            raise InputError(f"{locate(key)}: contrast {claim.contrast!r} takes no {key}")
-    if claim.axis and claim.axis not in (axes := (*CLAIM_AXES, *study.grid.settings)):
-        raise InputError(f"{locate('axis')}: unknown axis {claim.axis!r}{nearest(claim.axis, axes)}")
-    if claim.axis in study.grid.settings:
-        _check_levels(study, claim, locate)
-    if "axis" in variant.traits.needs and len(study.grid.values(claim.axis)) < 2:
-        key = "lr_multipliers" if study.grid.column(claim.axis) == "lr_multiplier" else claim.axis
-        raise InputError(f"{locate('axis')}: grid.{key} has one value; allowed: two or more")
-
-
-def _check_levels(study: Study, claim: Claim, locate: Locate) -> None:
-    """Raise `InputError` unless the levels of a claim's setting axis are numbers that a slope can use."""
-    axis = axis_of(claim.axis)
-    for level in study.grid.values(claim.axis):
-        is_number = isinstance(level, int | float) and not isinstance(level, bool)
-        if not is_number or (axis.doubling and level <= 0):
-            allowed = "levels above 0, since its slope is per doubling" if is_number else "an axis of numbers"
-            raise InputError(f"{locate('axis')}: grid.{claim.axis} has the level {level!r}; allowed: {allowed}")
-
-
-def _check_ids(study: Study, locate: Locate) -> None:
-    ids = [claim.id for claim in study.claims]
-    for index, name in enumerate(ids):
-        if name in ids[:index]:
-            raise InputError(f"{locate('claims', index, 'id')}: {name!r} is taken by an earlier claim; ids are unique")
-    primary = sum(claim.primary for claim in study.claims)
-    if study.claims and primary != 1:
-        raise InputError(f"{locate('claims')}: {primary} claims are primary; allowed: exactly one")

@@ -11,7 +11,8 @@ from typing import Any
 from stability.losses import Scalar, loss, options_of, scalars_of
 from stability.probes import probe
 from stability.registry import InputError, Variant, nearest
-from stability.study.schema import Grid, Options, Study, Tune
+from stability.study.schema import Grid, Options, Tune
+from stability.study.study import Study
 
 Locate = Callable[..., str]
 """Function from keys and indices to a location in the file, which starts an error sentence."""

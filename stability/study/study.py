@@ -1,0 +1,224 @@
+"""A study, what its runs are trained with, and the digest of everything that decides its results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from stability.datasets import Pairs, dataset, declared_offers
+from stability.encoders import Modality, encoder
+from stability.optimizers import optimizer
+from stability.probes import Measure, measures_of, probe
+from stability.registry import InputError, Registry, Variant
+from stability.study.schema import (
+    DEFAULT_SCALE,
+    Arm,
+    Claim,
+    Data,
+    Frozen,
+    Grid,
+    Model,
+    Name,
+    Options,
+    Published,
+    Ranking,
+    Schedule,
+    Text,
+    Train,
+    Tune,
+)
+from stability.study.setting_axes import Settings, with_settings
+
+OPTIMIZER_OPTIONS = ("betas", "eps", "momentum")
+"""Keys of ``[train]`` that some optimizers take."""
+
+
+def optimizer_of(train: Train) -> tuple[Variant, dict[str, Any]]:
+    """Return the optimizer of a ``[train]`` table and its options."""
+    variant = optimizer[train.optimizer]
+    return variant, {name: getattr(train, name) for name in variant.options}
+
+
+def optimizer_options(name: str) -> tuple[str, ...]:
+    """Return the keys that an optimizer takes; none for one that does not exist, which is refused elsewhere."""
+    return tuple(optimizer[name].options) if name in optimizer else ()
+
+
+NOT_DATA = ("name", "scale", "text", "replications", "replication", "changes")
+"""Fields of a study that are not part of its data."""
+
+
+class Study(Frozen):
+    """A study: a question, the runs that answer it, and the claims that they decide."""
+
+    title: Text
+    question: Text
+    source: str = ""
+    data: Data
+    model: Model
+    train: Train
+    grid: Grid
+    arms: dict[Name, Arm] = Field(default={})
+    probes: dict[str, Schedule] = Field(default={})
+    claims: tuple[Claim, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
+    published: tuple[Published, ...] = ()
+    tune: Tune | None = None
+
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds at which the claims are tested, registered before the first step; empty: once, at the end."""
+    name: Annotated[str, Field(exclude=True)] = ""
+    scale: Annotated[str, Field(exclude=True)] = DEFAULT_SCALE
+    text: Annotated[str, Field(exclude=True)] = ""
+
+    replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
+    """The same claims on other data or seeds; not part of this study's hash, and they do not affect its runs."""
+    replication: Annotated[str, Field(exclude=True)] = ""
+    """Name of this replication in the original study; *changes* lists its overrides. Empty for an original study."""
+    changes: Annotated[str, Field(exclude=True)] = ""
+
+    @property
+    def hash(self) -> str:
+        """Return a digest of everything that decides a result or a verdict; comments and defaults do not count."""
+        return digest(self.canonical())
+
+    def canonical(self) -> dict[str, Any]:
+        """Return the study as plain data without the values that equal their defaults."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        plain["data"] = self._data()
+        for side, tower in plain["model"].items():
+            if side == "embed_dim":
+                continue
+            plain["model"][side] = _without_defaults(encoder, tower["name"], tower)
+        if sources := self.encoder_sources:
+            plain["model"]["sources"] = sources
+        if self.probes:
+            plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
+        return plain
+
+    @property
+    def encoder_sources(self) -> dict[str, str]:
+        """Return the digests of the source code of user-defined encoders, by name."""
+        towers = (self.model.image, self.model.text, self.model.extra_modalities)
+        named = sorted({tower.name for tower in towers if tower is not None})
+        return {name: encoder[name].source for name in named if encoder[name].source}
+
+    def _data(self) -> dict[str, Any]:
+        """Return what determines the data; for data from disk their content, regardless of path and reading options."""
+        plain: dict[str, Any] = self.data.model_dump(mode="json", exclude_defaults=True)
+        if dataset[self.data.name].traits.on_disk:
+            kept = {key: value for key, value in plain.items() if key in Data.model_fields}
+            return {**kept, "fingerprint": self.pairs().fingerprint}
+        return _without_defaults(dataset, self.data.name, plain)
+
+    def at(self, settings: Settings) -> Study:
+        """Return the study as its runs with these values of `Grid.settings` are trained."""
+        if not settings:
+            return self
+        plain = with_settings(self.model_dump(mode="json"), settings)
+        # Written with the same bytes as in a file, so that a run has the same id as in a study that sets the key.
+        study = Study.model_validate_json(json.dumps(plain))
+        return study.model_copy(update={key: getattr(self, key) for key in NOT_DATA})
+
+    def arm(self, name: str, settings: Options = ()) -> Arm:
+        """Return the arm of that name with *settings* applied; a loss name is an arm without options."""
+        arm = self.arms.get(name) or Arm(loss=name)
+        return arm.model_copy(update=dict(settings)) if settings else arm
+
+    def ranked(self, ranking: Ranking) -> tuple[str, ...]:
+        """Return the arms of a ranking."""
+        return self.grid.arms if ranking.losses == "all" else ranking.losses
+
+    def train_of(self, arm: str) -> Train:
+        """Return how the runs of an arm are trained: ``[train]`` with the arm's overrides."""
+        arm_train = self.arm(arm).train
+        if arm_train is None:
+            return self.train
+        train = self.train.model_copy(update=arm_train.given)
+        # The study's momentum is that of its own optimizer: an arm with another that takes none has none.
+        if arm_train.momentum is None and "momentum" not in optimizer_options(train.optimizer):
+            train = train.model_copy(update={"momentum": 0.0})
+        # Clipping by norm and by quantile are mutually exclusive, so an arm that sets one replaces the study's choice.
+        if arm_train.clip_norm is not None or arm_train.clip_quantile is not None:
+            train = train.model_copy(
+                update={"clip_norm": arm_train.clip_norm, "clip_quantile": arm_train.clip_quantile}
+            )
+        return train
+
+    def lengths(self, batch_size: int, warmup: int | None = None) -> tuple[int, int]:
+        """Return the total and warm-up steps of the runs at a batch size; *warmup* replaces that of ``[train]``."""
+        warmup = self.train.warmup if warmup is None else warmup
+        if self.train.budget == "steps":
+            return self.train.steps, warmup
+        share = min(self.grid.batch_size) / batch_size
+        return max(1, round(self.train.steps * share)), round(warmup * share)
+
+    def trained_as(self, arm: str, batch_size: int) -> Study:
+        """Return the study with the ``[train]`` that the runs of an arm at a batch size have."""
+        steps, warmup = self.lengths(batch_size)
+        overrides = {"steps": steps, "warmup": warmup, "budget": "steps"}
+        train = self.train_of(arm).model_copy(update=overrides)
+        return self if train == self.train else self.model_copy(update={"train": train})
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """Return the measures that the study's probes produce on its data, by name."""
+        return measures_of(self.probes, declared_offers(self.data.name, self.data.options))
+
+    def pairs(self) -> Pairs:
+        """Build the study's data."""
+        pairs: Pairs = dataset[self.data.name](**self.data.options)
+        declared = declared_offers(self.data.name, self.data.options)
+        if {*pairs.offers} != {*declared}:
+            raise InputError(
+                f"dataset {self.data.name!r} declares offers={declared!r}, but its pairs hold what makes "
+                f"{pairs.offers!r}; declare that in its decorator"
+            )
+        return pairs
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence on each thing that was left out of the data or truncated; synthetic data have none."""
+        return self.pairs().notes if dataset[self.data.name].traits.on_disk else ()
+
+    def due(self, name: str) -> frozenset[int]:
+        """Return the steps at which a probe measures: those of its schedule, or those at which it forks runs."""
+        forks = probe[name].traits.forks
+        if not forks:
+            return self.probes[name].steps(self.train.steps)
+        steps = self.probes[name].options.get(forks, probe[name].options[forks].default)
+        return frozenset(steps if isinstance(steps, list) else [steps])
+
+    @property
+    def primary(self) -> Claim | None:
+        """Return the claim that decides the study's verdict."""
+        return next((claim for claim in self.claims if claim.primary), None)
+
+
+def modalities(pairs: Pairs) -> dict[str, Modality]:
+    """Return the input of each tower for these data, by modality: image, text, modality-3 and so on."""
+
+    def read(name: str, samples: Tensor) -> Modality:
+        ids = len(pairs.vocabulary) if name == "text" else pairs.image_vocabulary
+        return Modality(tuple(samples.shape[1:]), 0 if samples.is_floating_point() else ids)
+
+    return {name: read(name, samples) for name, samples in pairs.modalities.items()}
+
+
+def digest(plain: Any) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of plain data, independent of the order of its keys.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_defaults(registry: Registry, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a variant that differ from the defaults of its signature."""
+    parameters = registry[name].options
+    return {key: value for key, value in options.items() if key not in parameters or value != parameters[key].default}
