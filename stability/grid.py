@@ -237,8 +237,17 @@ def _expand_at(
 
 
 def _parts(study: Study, arm: str, batch_size: int, values: Settings) -> tuple[Settings, Settings, Settings]:
-    """Return the values that all runs of a group share, the keys of ``[train]`` that a run can have for itself, and the
-    initial values of scalars that it can have for itself.
+    """Split the values of setting axes by who has them.
+
+    Args:
+        study: The study, with the values in its tables.
+        arm: The arm.
+        batch_size: The batch size.
+        values: The values by dotted key.
+
+    Returns:
+        Those that all runs of a group share; keys of ``[train]`` that each run can have for itself; initial values of
+        scalars that each run can have for itself.
     """
     trained = study.trained_as(arm, batch_size).train
     declared = scalars_with(loss[study.arm(arm).loss], study.arm(arm).options)

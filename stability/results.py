@@ -77,9 +77,14 @@ def run_frame(
 ) -> pd.DataFrame:
     """Return one row per run: its cell, status (finished, diverged, failed, planned) and divergence.
 
-    *runs* defaults to those of the grid. With ``[tune]`` the *rate* of a run depends on its arm and batch size, so it
-    is not an axis; *lr*, which names the cell, is then the single rate of the grid. With ``grid.lr_multipliers`` the
-    axis is *lr_multiplier*.
+    With ``[tune]`` the *rate* of a run depends on its arm and batch size, so it is not an axis; *lr*, which names the
+    cell, is then the single rate of the grid. With ``grid.lr_multipliers`` the axis is *lr_multiplier*.
+
+    Args:
+        study: The study.
+        manifest: The manifest of its run directory.
+        steps: One row per run and step.
+        runs: The runs of the table; None for those of the grid.
     """
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
@@ -186,7 +191,14 @@ def chance_losses(results: Results) -> pd.Series:
 
 
 def transformed(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:
-    """Return one number per run on the scale on which arms are compared (see `probes.Measure`)."""
+    """Return one number per run on the scale on which arms are compared (see `probes.Measure`).
+
+    Args:
+        results: The results of the study.
+        name: The measure.
+        values: One number per run, indexed by run.
+        scale: The transform.
+    """
     if scale == "log":
         return np.log(values.where(values > 0))
     if scale == "relative_to_chance":

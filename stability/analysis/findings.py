@@ -83,7 +83,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The arms of a study ranked by one measure; means and differences are on the scale of *transform*."""
+    """The arms of a study ranked by one measure.
+
+    Attributes:
+        measure: Name of the measure.
+        label: Its label.
+        reduction: How the steps of a run become one number.
+        transform: The scale of means and differences.
+        better: The good direction, higher or lower.
+        found: The ranking.
+    """
 
     measure: str
     label: str

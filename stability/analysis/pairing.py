@@ -82,7 +82,16 @@ def _in_words(claim: Claim, measure: Measure, scale: str) -> str:
 
 
 def run_values(results: Results, claim: Claim, name: str, on: str, reduction: str, scale: str) -> pd.Series:
-    """Return one number per run of a measure, as the contrast takes it; a diverged run has the chance level or NaN."""
+    """Return one number per run of a measure, as the contrast takes it; a diverged run has the chance level or NaN.
+
+    Args:
+        results: The results of the study.
+        claim: The claim, for its threshold.
+        name: The measure.
+        on: What the contrast compares (see `ContrastTraits.on`).
+        reduction: How the steps of a run become one number.
+        scale: The transform.
+    """
     runs = results.runs.set_index("run")
     diverged = runs["status"] == "diverged"
     if on == "diverged":
@@ -104,7 +113,14 @@ def run_values(results: Results, claim: Claim, name: str, on: str, reduction: st
 
 
 def array_of(results: Results, claim: Claim, arm: str, numbers: pd.Series) -> np.ndarray:
-    """Return one arm's numbers as (seeds, levels, cells): levels of the claim's axis, cells of all other axes."""
+    """Return one arm's numbers as (seeds, levels, cells): levels of the claim's axis, cells of all other axes.
+
+    Args:
+        results: The results of the study.
+        claim: The claim, for its axis.
+        arm: The arm.
+        numbers: One number per run, indexed by run.
+    """
     runs = results.runs[results.runs["arm"] == arm]
     axis = results.study.grid.column(claim.axis)
     level = runs[axis] if axis else 0

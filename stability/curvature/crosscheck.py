@@ -64,7 +64,11 @@ def pyhessian_check(
     neural networks through the lens of the Hessian", arXiv:1912.07145.
 
     Args:
-        objective, params, batches, steps, trace_probes: as in `stability.curvature.spectrum`, for one replica.
+        objective: as in `stability.curvature.spectrum`.
+        params: parameters of one replica, by name.
+        batches: as in `stability.curvature.spectrum`.
+        steps: Lanczos steps.
+        trace_probes: number of Hutchinson vectors, of both packages.
         iterations: most steps of the power iteration.
         seed: of both packages; PyHessian draws from it inside a fork of the global generator.
     """

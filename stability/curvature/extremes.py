@@ -52,7 +52,11 @@ def eigenvectors(
         params: parameters by name.
         top: number of pairs.
         end: the largest ("high") or the smallest ("low") eigenvalues.
-        steps, seed, batches, block, chunk_size: as in `stability.curvature.spectrum`.
+        steps: Lanczos steps.
+        seed: of the start vector.
+        batches: as in `stability.curvature.spectrum`.
+        block: as in `stability.curvature.spectrum`.
+        chunk_size: as in `stability.curvature.spectrum`.
 
     Raises:
         InputError: as in `stability.curvature.spectrum`, and for an unknown end.

@@ -24,6 +24,7 @@ class Convolution(nn.Module):
         self.linear = nn.Linear(channels * 9, out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the feature maps of (B, C, H, W) images."""
         height, width = x.shape[-2:]
         padded = F.pad(x, (1, 1, 1, 1))
         # One strided view per window offset: the backward pass of `unfold` has no vmap rule.
@@ -36,6 +37,7 @@ class Average(nn.Module):
     """Average feature maps over positions: (B, C, H, W) -> (B, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the means over positions, (B, C)."""
         return x.mean((-2, -1))
 
 

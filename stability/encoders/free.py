@@ -19,6 +19,7 @@ class FreeVectors(nn.Module):
         self.vectors = nn.Parameter(F.normalize(torch.randn(count, dim), dim=-1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the vectors of samples, which are their indices."""
         return self.vectors[x[..., 0]]
 
 

@@ -20,6 +20,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the attended tokens, (..., length, width)."""
         *batch, length, width = x.shape
         split = self.query_key_value(x).reshape(*batch, length, 3, self.heads, width // self.heads)
         query, key, value = split.movedim(-3, 0).transpose(-2, -3)
@@ -39,6 +40,7 @@ class TransformerBlock(nn.Module):
         self.contract = nn.Linear(mlp_ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens after attention and MLP, each with its residual."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.contract(F.gelu(self.expand(self.mlp_norm(x))))
 
@@ -64,6 +66,7 @@ class Transformer(nn.Module):
         self.project = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the embeddings of a batch, (B, D)."""
         x = self.embed(x) + self.position
         for block in self.blocks:
             x = block(x)
@@ -79,6 +82,7 @@ class Patches(nn.Module):
         self.linear = nn.Linear(channels * patch**2, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the patches of images as tokens, (B, patches, width)."""
         batch, channels, height, width = x.shape
         rows, columns = height // self.patch, width // self.patch
         x = x.reshape(batch, channels, rows, self.patch, columns, self.patch)

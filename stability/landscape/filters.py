@@ -48,7 +48,8 @@ def filter_directions(
         params: the parameters whose filters give the norms.
         count: number of directions.
         seed: of the random numbers.
-        vectors, scalars: whether 1-d and 0-d parameters are one filter each or fixed.
+        vectors: whether a 1-d parameter is one filter or fixed.
+        scalars: whether a 0-d parameter is one filter or fixed.
         moved: names of the parameters that may move; the others are fixed.
     """
     choices = {"vectors": vectors, "scalars": scalars}

@@ -97,9 +97,12 @@ def connectivity(
     """Evaluate *objective* at *points* evenly spaced points on the line from *a* to *b*, both ends included.
 
     Args:
-        objective, batches, chunk_size: as in `slice1d`.
-        a, b: the parameters at both ends.
+        objective: as in `slice1d`.
+        a: the parameters at one end.
+        b: the parameters at the other end.
         points: number of points; the paper takes 30, and one more puts a point in the middle.
+        batches: as in `slice1d`.
+        chunk_size: as in `slice1d`.
 
     Raises:
         InputError: if *a* and *b* differ in names or shapes, or for fewer than 2 points.

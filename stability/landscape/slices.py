@@ -177,9 +177,13 @@ def slice2d(
     """Evaluate ``objective(params + a directions[0] + b directions[1])`` on a grid, and its curvature at (0, 0).
 
     Args:
-        objective, params, batches, chunk_size: as in `slice1d`.
+        objective: as in `slice1d`.
+        params: the parameters at the center.
         directions: two directions like *params*.
-        spans, points: as in `slice1d`, one for both axes or one for each.
+        spans: the first and the last step, for both axes or one pair for each.
+        points: the number of steps, for both axes or one for each.
+        batches: as in `slice1d`.
+        chunk_size: as in `slice1d`.
 
     >>> zero, one = torch.tensor(0.0), torch.tensor(1.0)
     >>> axes = [{"x": one, "y": zero}, {"x": zero, "y": one}]

@@ -33,12 +33,13 @@ def matched_gradient_noise(
     Args:
         objectives: ``(params, batch) -> scalar`` by name.
         params: parameters by name.
-        batches, blocks: as in `gradient_noise`.
+        batches: as in `gradient_noise`.
         refit: for an objective, the name of a trained scalar that *params* lack, such as SigLIP's bias at a checkpoint
             of CLIP. It is set to the value that minimizes the objective's mean over *held_out* (see `fitted_scalar`)
             and kept constant, so that all noises are over the same *params*.
         held_out: further batches, like *batches* but with other samples: a scalar fitted on the measured batches would
             be biased towards them.
+        blocks: as in `gradient_noise`.
 
     Raises:
         InputError: if *refit* names no objective or a scalar that *params* hold, or comes without *held_out*.

@@ -134,7 +134,6 @@ def curvature(
         edge_steps: Lanczos steps for the encoders' block, plain and preconditioned.
         trace_probes: Hutchinson vectors for the whole Hessian.
     """
-
     # On an accelerator all batches share one graph, as far as it fits in memory.
     chunk_size = 1 if replica.learning_rate.device.type == "cpu" else None
 

@@ -233,12 +233,12 @@ def interval_in_words(interval: Sequence[float | None], ratio: bool) -> str:
 
 
 def with_spread(mean: float, spread: float) -> str:
-    """Return a mean and its standard deviation, rounded to two digits of the latter, with non-breaking spaces.
+    r"""Return a mean and its standard deviation, rounded to two digits of the latter, with non-breaking spaces.
 
     >>> with_spread(-0.006123, 0.0058), with_spread(1.0974, 0.0251), with_spread(1234.0, 560.0), with_spread(1e-6, 2e-7)
-    ('−0.0061\\xa0±\\xa00.0058', '1.097\\xa0±\\xa00.025', '1,234\\xa0±\\xa0560', '1e-06\\xa0±\\xa02e-07')
+    ('−0.0061\xa0±\xa00.0058', '1.097\xa0±\xa00.025', '1,234\xa0±\xa0560', '1e-06\xa0±\xa02e-07')
     >>> with_spread(3.4e-4, 3e-5)
-    '0.00034\\xa0±\\xa00.00003'
+    '0.00034\xa0±\xa00.00003'
     """
     decimals = 1 - math.floor(math.log10(spread))
     if decimals == 6 and abs(mean) >= 1e-4:

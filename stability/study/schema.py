@@ -119,7 +119,10 @@ class Train(Frozen):
 
 
 class ArmTrain(Frozen):
-    """Overrides of ``[train]`` for one arm; keys that are not given keep the study's value."""
+    """Overrides of ``[train]`` for one arm; keys that are not given keep the study's value.
+
+    Attributes: as in `Train`.
+    """
 
     lr_schedule: Literal["constant", "cosine"] | None = None
     optimizer: Name | None = None

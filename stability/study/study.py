@@ -53,7 +53,32 @@ NOT_DATA = ("name", "scale", "text", "replications", "replication", "changes")
 
 
 class Study(Frozen):
-    """A study: a question, the runs that answer it, and the claims that they decide."""
+    """A study: a question, the runs that answer it, and the claims that they decide.
+
+    Attributes:
+        title: Title of the report.
+        question: The question, in one sentence.
+        source: Where the claims are made.
+        data: The data.
+        model: The towers.
+        train: How runs are trained.
+        grid: The axes that are crossed.
+        arms: Named arms, in addition to losses by their names.
+        probes: When each probe measures, by its name.
+        claims: The claims.
+        rankings: The rankings.
+        published: Figures of papers.
+        tune: The hyperparameter search, if there is one.
+        looks: Numbers of seeds at which the claims are tested, registered before the first step; empty: once, at the
+            end.
+        name: Name of the study.
+        scale: Its scale.
+        text: The TOML.
+        replications: The same claims on other data or seeds; they are not part of this study's hash and do not affect
+            its runs.
+        replication: Name of this replication in the original study; empty for an original study.
+        changes: What this replication overrides, in words.
+    """
 
     title: Text
     question: Text
@@ -68,17 +93,12 @@ class Study(Frozen):
     rankings: tuple[Ranking, ...] = ()
     published: tuple[Published, ...] = ()
     tune: Tune | None = None
-
     looks: tuple[int, ...] = ()
-    """Numbers of seeds at which the claims are tested, registered before the first step; empty: once, at the end."""
     name: Annotated[str, Field(exclude=True)] = ""
     scale: Annotated[str, Field(exclude=True)] = DEFAULT_SCALE
     text: Annotated[str, Field(exclude=True)] = ""
-
     replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
-    """The same claims on other data or seeds; not part of this study's hash, and they do not affect its runs."""
     replication: Annotated[str, Field(exclude=True)] = ""
-    """Name of this replication in the original study; *changes* lists its overrides. Empty for an original study."""
     changes: Annotated[str, Field(exclude=True)] = ""
 
     @property

@@ -21,7 +21,14 @@ MOST_HELD_OUT = 4000
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a study that one kind of device trains in minutes."""
+    """The size of a study that one kind of device trains in minutes.
+
+    Attributes:
+        batch_sizes: Batch sizes, as far as there are pairs for them.
+        steps: Training steps.
+        seeds: Number of seeds.
+        width: Embedding dimension.
+    """
 
     batch_sizes: tuple[int, ...]
     steps: int
@@ -232,7 +239,16 @@ def _as_typed(kind: str, sentence: str) -> str:
 def study_text(
     name: str, kind: str, options: Mapping[str, Any], losses: Sequence[str], size: Size, pairs: Pairs
 ) -> str:
-    """Return the TOML of a study of these pairs."""
+    """Return the TOML of a study of the user's data.
+
+    Args:
+        name: Name of the study.
+        kind: Name of the dataset.
+        options: Options of the dataset.
+        losses: The losses to compare; claims are about each of the others against the first.
+        size: The size of the study.
+        pairs: The data.
+    """
     batch_sizes = _batch_sizes(size, len(pairs.train))
     first, *others = losses
     claims = [

@@ -14,7 +14,14 @@ from stability.train.optimizer import ParamGroups, Recipe
 
 
 def recipes_of(study: Study, spec: ModelSpec, runs: Sequence[Run], theta: Tensor) -> tuple[Recipe, ...]:
-    """Return the training settings of the replicas of *theta*, one recipe for consecutive replicas with the same."""
+    """Return the training settings of all replicas, one recipe for consecutive replicas with the same.
+
+    Args:
+        study: the study of the group.
+        spec: what all replicas share.
+        runs: the run of each replica.
+        theta: parameters (R, P), for their device and type.
+    """
     recipes, start = [], 0
     for train, same in itertools.groupby(train_of(study, run) for run in runs):
         rows = slice(start, start + len(list(same)))

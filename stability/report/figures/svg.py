@@ -147,9 +147,9 @@ def pair_of_tenths(x: int, y: int) -> str:
 
 
 def _rounded(geometry: str, digits: int) -> str:
-    """Return coordinates rounded to *digits* decimals, with minimal white space.
+    r"""Return coordinates rounded to *digits* decimals, with minimal white space.
 
-    >>> _rounded("M 10.123456 20.5 \\nL 3.999 1e-05 \\n", 1)
+    >>> _rounded("M 10.123456 20.5 \nL 3.999 1e-05 \n", 1)
     'M10.1 20.5L4 0'
     """
     short = re.sub(r"-?\d+\.?\d*(e[-+]?\d+)?", lambda match: f"{round(float(match[0]), digits) + 0.0:g}", geometry)
