@@ -38,6 +38,7 @@ def test_several_arguments_and_fields_are_listed():
 
 
 def test_what_lacks_a_list_is_seen():
-    source = 'def f(a, b, c, d):\n    """Return d."""\n\n\nclass C:\n    """A value."""\n    a: int\n    b: int\n    c: int\n    d: int\n'
+    fields = "".join(f"    {name}: int\n" for name in "abcd")
+    source = f'def f(a, b, c, d):\n    """Return d."""\n\n\nclass C:\n    """A value."""\n\n{fields}'
     assert undocumented(source) == ["f", "C"]
     assert undocumented(source.replace("Return d.", "Return d.\n\n    Args:\n        a: the first.\n    ")) == ["C"]
