@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from stability.analysis import analyze, load_results
 from stability.execute import run
 from stability.grid import groups_of, runs_of, study_of
 from stability.registry import InputError
+from stability.report import write_report
 from stability.study import Study, parse_study
 from stability.train import Trainer
 
@@ -243,3 +246,30 @@ def test_equal_samples_scale_the_warm_up_of_every_level():
         (run.batch_size, dict(run.settings)["train.warmup"]): dict(run.train)["warmup"] for run in runs_of(study)
     }
     assert warmups == {(8, 0): 0, (8, 4): 4, (16, 0): 0, (16, 4): 2}
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="utf-8")
+
+
+def test_the_study_of_the_guide_runs_to_a_report_that_draws_the_claim_along_its_axis(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert parse_study(text, "t.toml", "t").grid.settings == {"train.warmup": (0, 20, 100)}
+    study = parse_study(text, "t.toml", "t", "smoke")
+    run(study, device="cpu", out=tmp_path / "run")
+    written = write_report(tmp_path / "run", ["html"])
+    page = written["html"].read_text(encoding="utf-8")
+    assert "over the number of warm-up steps" in page
+    assert "2 levels of number of warm-up steps" in page
+
+
+def test_every_key_that_the_guide_names_is_an_axis():
+    keys = {key for key in re.findall(r'`"([a-z_.*]+)"`', PAGE) if "." in key and "KEY" not in key}
+    assert len(keys) > 12
+    levels = {"train.lr_schedule": '["constant"]', "train.betas": "[[0.9, 0.95]]", "train.clip_norm": '["none"]'}
+    levels |= {"train.optimizer": '["sgd"]', "arms.*.bias": "[0.0]", "arms.*.log_scale": "[0.0]"}
+    for key in keys - {"arms.*.bias"}:
+        text = levels.get(key, "[2]" if "model" in key else "[0.5]" if "warmup" not in key else "[2]")
+        assert study_with(f'"{key}"', text).grid.settings
+    # CLIP's loss has no bias.
+    with pytest.raises(InputError, match="loss 'clip' has no such option"):
+        study_with('"arms.*.bias"', "[0.0]")
