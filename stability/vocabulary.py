@@ -136,7 +136,7 @@ DOUBLING_SETTINGS = {"width", "depth", "heads", "embed_dim", "scalar_lr_multipli
 """Keys of other tables whose levels are multiplicative when they are an axis."""
 
 SETTINGS_IN_WORDS = {
-    "warmup": "number of warm-up steps",
+    "warmup": "warm-up length",
     "lr_schedule": "learning rate schedule",
     "scalar_lr_multiplier": "multiplier of the scalars' rate",
     "clip_norm": "clipping norm",

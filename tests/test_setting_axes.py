@@ -258,8 +258,8 @@ def test_the_study_of_the_guide_runs_to_a_report_that_draws_the_claim_along_its_
     run(study, device="cpu", out=tmp_path / "run")
     written = write_report(tmp_path / "run", ["html"])
     page = written["html"].read_text(encoding="utf-8")
-    assert "over the number of warm-up steps" in page
-    assert "2 levels of number of warm-up steps" in page
+    assert "over the warm-up length" in page
+    assert "2 levels of warm-up length" in page
 
 
 def test_every_key_that_the_guide_names_is_an_axis():
