@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -137,7 +138,7 @@ def test_a_group_that_raises_leaves_the_others_going_and_is_tried_again(brief, b
         raise RuntimeError("a loss that fails")
 
     # Without the kernel that has the gradient by hand, which would be trained with instead.
-    traits = {name: value for name, value in sound.traits.items() if name != "value_and_grad"}
+    traits = replace(sound.traits, value_and_grad=None)
     failing = Variant("loss", "siglip", broken, sound.options, traits)
     monkeypatch.setattr(execute, "open_run", with_sound(execute.open_run, sound, failing, monkeypatch))
     said = []

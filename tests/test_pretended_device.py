@@ -145,7 +145,7 @@ def test_the_innermost_line_of_the_package_is_named_if_there_is_one():
             Values.of(rows)
     assert counts.events[0].line == line_of("by the caller")
     assert [event.kind for event in counts.events] == ["read"] * 3
-    assert all(event.line.startswith("stability/corruptions/__init__.py:") for event in counts.events[1:])
+    assert all(event.line.startswith("stability/corruptions/registry.py:") for event in counts.events[1:])
     assert all(
         event.line.endswith("return Values(float(samples.min()), float(samples.max()))") for event in counts.events[1:]
     )

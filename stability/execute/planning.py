@@ -79,7 +79,7 @@ def plan_groups(
     memory = device_memory(device) // (sharing if is_accelerator(device) else worker_count(device))
     needs, width = {}, {}
     by_settings: dict[Settings, dict[str, Run]] = {}
-    for run in (*runs, *(run for group in kept for run in group.runs)):
+    for run in (*runs_of(study), *runs, *(run for group in kept for run in group.runs)):
         by_settings.setdefault(run.shared, {})[shape_of(run)] = run
     for settings, run_by_shape in by_settings.items():
         at = study.at(settings)

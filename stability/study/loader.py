@@ -256,6 +256,6 @@ def _sentence(error: ValidationError, locate: Locate) -> str:
     }
     got = shortened(first["input"])
     expected = (first["msg"][:1].lower() + first["msg"][1:]).removeprefix("input should be ")
-    if kind == "literal_error" and (new_name := FORMER_NAMES.get(first["input"])) and f"'{new_name}'" in expected:
+    if kind == "literal_error" and (new_name := FORMER_NAMES.get(str(first["input"]))) and f"'{new_name}'" in expected:
         return f"{location}: got {got}; did you mean {new_name!r}? (allowed: {expected})"
     return f"{location}: got {got}; allowed: {kinds.get(kind, expected)}"

@@ -215,8 +215,8 @@ def _as_typed(kind: str, sentence: str) -> str:
 
     >>> _as_typed("folder", "captions: a holds 0 tables (none); name one by data.captions")
     'captions: a holds 0 tables (none); name one by data.captions (--data-option captions=FILE)'
-    >>> _as_typed("folder", "length: got 0; allowed: 1 or more")
-    'length: got 0; allowed: 1 or more (--data-option length=VALUE)'
+    >>> _as_typed("folder", "max_tokens: got 0; allowed: 1 or more")
+    'max_tokens: got 0; allowed: 1 or more (--data-option max_tokens=VALUE)'
     >>> _as_typed("folder", "path: x: there is no such file or folder")
     'path: x: there is no such file or folder (--path)'
     """
