@@ -88,18 +88,18 @@ def test_a_cell_of_normal_noise_errs_covers_and_finds_as_the_noncentral_t_promis
     assert not found.errs
     assert found.wrong > 0.02
     assert not found.misses
-    assert abs(found.found - found.oracle) < 4 * (0.25 / 1500) ** 0.5
+    assert abs(found.detected - found.oracle) < 4 * (0.25 / 1500) ** 0.5
 
 
 def test_one_cell_of_outcomes_finds_what_exact_tests_find():
     found = measure(Cell("divergence_of_one_cell", "yes or no", 10, 0.0), trials=800)
-    assert abs(found.found - found.oracle) < 4 * (0.25 / 800) ** 0.5
+    assert abs(found.detected - found.oracle) < 4 * (0.25 / 800) ** 0.5
     assert found.wrong <= 0.05
 
 
 def test_three_seeds_have_no_spread_to_compare():
     found = measure(Cell("spread_of_one_cell", "normal", 3, 0.0), trials=5)
-    assert (found.tested, found.wrong, found.covered, found.found) == (0, 0, None, 0)
+    assert (found.tested, found.wrong, found.covered, found.detected) == (0, 0, None, 0)
 
 
 def test_neither_order_nor_workers_change_a_number_and_a_seed_does():
@@ -193,7 +193,9 @@ def test_a_committed_cell_comes_out_again():
     known = record.published().simulated
     committed = next(rates for rates in known.cells if rates.cell == Cell("level", "ties", 5, 0.5))
     again = measure(committed.cell, committed.trials, known.seed)
-    assert_allclose([again.wrong, again.covered, again.found], [committed.wrong, committed.covered, committed.found])
+    assert_allclose(
+        [again.wrong, again.covered, again.detected], [committed.wrong, committed.covered, committed.detected]
+    )
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,7 @@ def test_a_damaged_parquet_file_is_refused_by_name(tmp_path):
 # --- images, captions, the split -------------------------------------------------------------------------------------
 
 
-def test_an_image_is_cut_to_its_middle_and_normalised():
+def test_an_image_is_cut_to_its_middle_and_normalized():
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, 2:6] = (255, 0, 51)
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Filter-normalised sharpness: exact on a parabola, blind to the scales of the loss and of filters."""
+"""Filter-normalized sharpness: exact on a parabola, blind to the scales of the loss and of filters."""
 
 from __future__ import annotations
 

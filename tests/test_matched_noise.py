@@ -58,7 +58,7 @@ def slope_in_b(trainer, place, image, text):
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_the_fitted_b_minimises_the_mean_loss_over_held_out_batches_and_not_over_those_measured(trainer, place):
+def test_the_fitted_b_minimizes_the_mean_loss_over_held_out_batches_and_not_over_those_measured(trainer, place):
     pairs, run = trainer.study.pairs(), trainer.population.runs[place]
     use = f"probe/matched_gradient_noise/held-out/{STEP}"
     unseen = pairs.held_out[independent_indices(run.rng_seed, use, COUNT, len(pairs.held_out), SIZE)]

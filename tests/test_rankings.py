@@ -210,9 +210,9 @@ def ranked_run(tiny_text, tmp_path_factory):
 def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     findings = analyze(ranked_run, checks=False)
     recall, loss = findings.rankings
-    assert {place.name for place in recall.found.arms} == {"clip", "siglip-log-b", "dcl"}
-    assert {place.name for place in loss.found.arms} == {"clip", "dcl"}
-    assert recall.found.confidence == loss.found.confidence == 1 - 0.05 / 2
+    assert {place.name for place in recall.ranking.arms} == {"clip", "siglip-log-b", "dcl"}
+    assert {place.name for place in loss.ranking.arms} == {"clip", "dcl"}
+    assert recall.ranking.confidence == loss.ranking.confidence == 1 - 0.05 / 2
     assert (recall.transform, loss.transform, recall.better, loss.better) == (
         "log_above_chance",
         "relative_to_chance",
@@ -221,10 +221,10 @@ def test_findings_and_report_hold_the_order_and_every_pair(ranked_run):
     )
     plain = json.loads(findings_text(findings))
     assert [one["measure"] for one in plain["rankings"]] == ["recall_at_1", "loss"]
-    assert len(plain["rankings"][0]["found"]["pairs"]) == 3
+    assert len(plain["rankings"][0]["ranking"]["pairs"]) == 3
     drawn = [one for one in figures_of(ranked_run, findings) if one.id.startswith("ranking")]
     assert [one.id for one in drawn] == ["ranking-1", "ranking-2"]
-    assert list(drawn[0].table["arm"]) == [place.name for place in recall.found.arms]
+    assert list(drawn[0].table["arm"]) == [place.name for place in recall.ranking.arms]
     assert "is first, in group a" in drawn[0].alt
     assert "The ranking by Recall@1" in texts_of("method", ranked_run, findings)
 

@@ -91,7 +91,7 @@ class Ranked:
         reduction: How the steps of a run become one number.
         transform: The scale of means and differences.
         better: The good direction, higher or lower.
-        found: The ranking.
+        ranking: The ranking.
     """
 
     measure: str
@@ -99,7 +99,7 @@ class Ranked:
     reduction: str
     transform: str
     better: str
-    found: stats.Ranking
+    ranking: stats.Ranking
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Rates:
         wrong: Share of trials without effect whose interval excludes no difference.
         covered: Share of testable trials, with and without effect, whose interval contains the truth; None if the truth
             has no closed form.
-        found: Share of trials with a planted effect that is detected with the right sign.
+        detected: Share of trials with a planted effect that is detected with the right sign.
         oracle: Known power of an exact test; None if unknown.
     """
 
@@ -77,7 +77,7 @@ class Rates:
     tested: float
     wrong: float
     covered: float | None
-    found: float
+    detected: float
     oracle: float | None
 
     @property
@@ -186,7 +186,7 @@ def measure(cell: Cell, trials: int, seed: int = 0) -> Rates:
         tested=_share(one.testable for one in comparisons[0.0]),
         wrong=_share(direction(one) != 0 for one in comparisons[0.0]),
         covered=_share(covered) if covered else None,
-        found=_share(direction(one) > 0 for one in comparisons[effect]),
+        detected=_share(direction(one) > 0 for one in comparisons[effect]),
         oracle=power(cell.seeds, cell.correlation, effect) if power and cell.shape in ("normal", YES_NO) else None,
     )
 

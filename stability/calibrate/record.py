@@ -209,15 +209,15 @@ def _covered(rates: Rates) -> str:
     return f"**{percent(rates.covered)}**" if rates.misses else percent(rates.covered)
 
 
-def _found(rates: Rates) -> str:
-    return percent(rates.found) + ("" if rates.oracle is None else f" ({percent(rates.oracle)})")
+def _detected(rates: Rates) -> str:
+    return percent(rates.detected) + ("" if rates.oracle is None else f" ({percent(rates.oracle)})")
 
 
 def _table(cells: Sequence[Rates]) -> str:
     columns: tuple[tuple[str, Callable[[Rates], str]], ...] = (
         ("wrong", _wrong),
         ("covered", _covered),
-        ("found", _found),
+        ("detected", _detected),
     )
     headers = ["noise", "seeds", *(f"{word}, r = {r:g}" for word, _ in columns for r in CORRELATIONS)]
     rows = []

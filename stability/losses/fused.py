@@ -91,8 +91,8 @@ def _siglip_block(rows: Tensor, columns: Tensor, bias: Tensor, *, offset: int) -
 
 
 def _clip_blocks(chunk: int | None, rows: Tensor, columns: Tensor) -> Tensor:
-    one_way = partial(_sum_over_blocks, _clip_block, chunk)
-    return one_way(rows, columns) + one_way(columns, rows)
+    one_direction = partial(_sum_over_blocks, _clip_block, chunk)
+    return one_direction(rows, columns) + one_direction(columns, rows)
 
 
 def _clip_block(rows: Tensor, columns: Tensor, *, offset: int) -> Tensor:
@@ -187,7 +187,7 @@ def _normalize_any(rows: Tensor, columns: Tensor, tile_rows: int) -> tuple[Tenso
     """Return the same as `_normalize_bounded` for logits of any size, shifted by the maximum of each row and column."""
     grad_rows, grad_columns = torch.zeros_like(rows), torch.zeros_like(columns)
 
-    def one_way(left: Tensor, right: Tensor, grad_left: Tensor, grad_right: Tensor) -> Tensor:
+    def one_direction(left: Tensor, right: Tensor, grad_left: Tensor, grad_right: Tensor) -> Tensor:
         height = max(min(tile_rows, 16), tile_rows * TILE // len(right))
         buffer, log_sums = left.new_empty(min(height, len(left)), len(right)), left.new_empty(len(left))
         for start in range(0, len(left), height):
@@ -201,8 +201,9 @@ def _normalize_any(rows: Tensor, columns: Tensor, tile_rows: int) -> tuple[Tenso
             grad_right.addmm_(tile.T, left[part] / sums)
         return log_sums
 
-    log_sums = one_way(rows, columns, grad_rows, grad_columns) + one_way(columns, rows, grad_columns, grad_rows)
-    return log_sums, grad_rows, grad_columns
+    forth = one_direction(rows, columns, grad_rows, grad_columns)
+    back = one_direction(columns, rows, grad_columns, grad_rows)
+    return forth + back, grad_rows, grad_columns
 
 
 def _tiles(height: int, width: int, tile_rows: int) -> list[tuple[slice, slice]]:

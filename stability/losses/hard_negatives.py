@@ -35,8 +35,8 @@ def hcl(image: Tensor, text: Tensor, *, log_scale: Tensor, beta: float = 1.0, po
         positive_share: probability that a mismatch is a false negative, in [0, 1).
     """
     scale = log_scale.exp()
-    one_way = partial(_hard_row_loss, scale=scale, beta=beta, positive_share=positive_share)
-    return symmetrize(one_way, scale * image @ text.T)
+    one_direction = partial(_hard_row_loss, scale=scale, beta=beta, positive_share=positive_share)
+    return symmetrize(one_direction, scale * image @ text.T)
 
 
 def _hard_row_loss(logits: Tensor, scale: Tensor, beta: float, positive_share: float) -> Tensor:

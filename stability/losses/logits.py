@@ -49,9 +49,9 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.flatten()[1:].view(size - 1, size + 1)[:, :-1].reshape(size, size - 1)
 
 
-def symmetrize(one_way: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+def symmetrize(one_direction: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """Return the mean of a loss of rows over both directions: image to text, and text to image."""
-    return (one_way(logits) + one_way(logits.T)) / 2
+    return (one_direction(logits) + one_direction(logits.T)) / 2
 
 
 def sigmoid_loss_sum(logits: Tensor, offset: int = 0) -> Tensor:

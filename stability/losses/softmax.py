@@ -114,8 +114,8 @@ def rince(image: Tensor, text: Tensor, *, log_scale: Tensor, q: float = 0.5, wei
         q: the exponent, in (0, 1]; 0 is InfoNCE in the limit, 1 is symmetric.
         weight: of all pairs against the match.
     """
-    one_way = partial(_robust_row_loss, q=q, weight=weight)
-    return symmetrize(one_way, scaled_similarities(image, text, log_scale))
+    one_direction = partial(_robust_row_loss, q=q, weight=weight)
+    return symmetrize(one_direction, scaled_similarities(image, text, log_scale))
 
 
 def _robust_row_loss(logits: Tensor, q: float, weight: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stability.probes.registry import Measure, Replica, probe
 
-RANK = "Exponential of the entropy of the normalised singular values of the"
+RANK = "Exponential of the entropy of the normalized singular values of the"
 
 
 def margin_and_relative_bias(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:

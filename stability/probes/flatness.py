@@ -43,27 +43,27 @@ def filter_normalized(value: Tensor, noise: Tensor) -> Tensor:
     measures=(
         Measure(
             "filter_sharpness",
-            "Filter-normalised sharpness",
+            "Filter-normalized sharpness",
             "Mean rise of the loss when every filter of the encoders moves at random by a given share of its norm, as "
             "a share of the loss's chance level.",
             "share of chance",
         ),
         Measure(
             "filter_sharpness_stderr",
-            "Standard error of the filter-normalised sharpness",
+            "Standard error of the filter-normalized sharpness",
             "Over the random directions.",
             "share of chance",
             transform="log",
         ),
         Measure(
             "filter_sharpness_same_scale",
-            "Filter-normalised sharpness at matched t",
+            "Filter-normalized sharpness at matched t",
             "The same with t set to one value for all losses, and b, where it is trained, to the best there.",
             "share of chance",
         ),
         Measure(
             "filter_sharpness_recall",
-            "Filter-normalised sharpness of recall",
+            "Filter-normalized sharpness of recall",
             "Mean rise of the error, 1 - recall@1, when every filter of the encoders moves at random by a given share "
             "of its norm. Neither t nor b has a part in it.",
             "share",

@@ -106,7 +106,7 @@ def _as(role: str, words: str) -> tuple[Measure, ...]:
         Measure(
             "matched_bias",
             "Bias b at matched parameters",
-            "The b under which SigLIP's loss was taken: the run's own, or the one that minimises it over batches of "
+            "The b under which SigLIP's loss was taken: the run's own, or the one that minimizes it over batches of "
             "held-out pairs.",
         ),
     ),

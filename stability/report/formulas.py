@@ -50,13 +50,13 @@ def _scripted(tokens: deque[str]) -> tuple[str, str]:
     base, bare = _atom(tokens)
     scripts: dict[str, str] = {}
     while tokens and tokens[0] in ("_", "^"):
-        place = tokens.popleft()
-        scripts[place] = _atom(tokens)[1]
+        position = tokens.popleft()
+        scripts[position] = _atom(tokens)[1]
     if not scripts:
         return base, bare
     stacked = "mtext" in base or ("∑" in base and len(scripts) == 2)
     names = {"_": "under", "^": "over"} if stacked else {"_": "sub", "^": "sup"}
-    tag = "m" + "".join(name for place, name in names.items() if place in scripts)
+    tag = "m" + "".join(name for position, name in names.items() if position in scripts)
     markup = f"<{tag}>{base}{scripts.get('_', '')}{scripts.get('^', '')}</{tag}>"
     return markup, markup
 

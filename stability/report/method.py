@@ -92,7 +92,7 @@ def _parts(results: Results) -> str:
 
 def _recipes(results: Results) -> str:
     """Return sentences on the arms whose training settings differ from those of the study."""
-    overrides = {name: arm.train.given for name, arm in results.study.arms.items() if arm.train}
+    overrides = {name: arm.train.overrides for name, arm in results.study.arms.items() if arm.train}
     return "".join(
         f" The arm {name} trains with its own {', '.join(f'{key} = {_value(value)}' for key, value in keys.items())}."
         for name, keys in overrides.items()
@@ -202,12 +202,12 @@ def _inference(results: Results, findings: Findings) -> Paragraphs:
 
 def _rankings(findings: Findings) -> Paragraphs:
     for ranked in findings.rankings:
-        pairs, n = len(ranked.found.pairs), ranked.found.n
+        pairs, n = len(ranked.ranking.pairs), ranked.ranking.n
         yield (
             f"The ranking by {ranked.label}",
             f"Each run is reduced to one number ({ranked.reduction}), cells are averaged on the {ranked.transform} "
             f"scale within the seed, and all {pairs} pairs of arms are compared over {n} seeds by paired t intervals "
-            f"that hold together at {confidence_in_percent(ranked.found.confidence)} (Bonferroni). Two arms share a "
+            f"that hold together at {confidence_in_percent(ranked.ranking.confidence)} (Bonferroni). Two arms share a "
             "letter exactly if their interval includes no difference (Piepho 2004). A ranking decides no claim.",
         )
 

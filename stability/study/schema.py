@@ -135,7 +135,7 @@ class ArmTrain(Frozen):
     clip_norm: Rate | None = None
 
     @property
-    def given(self) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Return the overridden keys and their values."""
         return self.model_dump(exclude_none=True)
 

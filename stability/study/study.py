@@ -158,7 +158,7 @@ class Study(Frozen):
         arm_train = self.arm(arm).train
         if arm_train is None:
             return self.train
-        train = self.train.model_copy(update=arm_train.given)
+        train = self.train.model_copy(update=arm_train.overrides)
         # The study's momentum is that of its own optimizer: an arm with another that takes none has none.
         if arm_train.momentum is None and "momentum" not in optimizer_options(train.optimizer):
             train = train.model_copy(update={"momentum": 0.0})

@@ -168,7 +168,7 @@ def _check_own_settings(study: Study, locate: Locate) -> None:
     for key in study.grid.settings:
         table, _, name = key.rpartition(".")
         for arm_name, arm in study.arms.items():
-            own = arm.options if table == "arms.*" else arm.train.given if arm.train and table == "train" else {}
+            own = arm.options if table == "arms.*" else arm.train.overrides if arm.train and table == "train" else {}
             if name in own:
                 raise InputError(f"{locate('grid', key)}: arm {arm_name!r} sets {name} itself; allowed: one of the two")
 
@@ -258,7 +258,7 @@ def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
     _check_recipe(train, locate, "train")
     for name, arm in study.arms.items():
-        recipe, overrides = study.train_of(name), arm.train.given if arm.train else {}
+        recipe, overrides = study.train_of(name), arm.train.overrides if arm.train else {}
         _check_recipe(recipe, locate, "arms", name, "train")
         if unused := (overrides.keys() & {*OPTIMIZER_OPTIONS}) - {*optimizer_options(recipe.optimizer)}:
             _refuse_option(recipe, locate("arms", name, "train", min(unused)), min(unused))

@@ -24,7 +24,7 @@ ROW, FOOT, CHARACTER, COLUMN = 0.26, 0.5, 0.075, 0.16
 def ranking_plots(findings: Findings, arms: Sequence[str]) -> Iterator[ReportFigure]:
     """Yield a figure per ranking without a problem; *arms* are those of the study, in its order."""
     for index, ranked in enumerate(findings.rankings, start=1):
-        ranking = ranked.found
+        ranking = ranked.ranking
         if ranking.problem:
             continue
         confidence = confidence_in_percent(ranking.confidence)
@@ -58,7 +58,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
             "high": entry.interval[1],
             "letters": entry.letters,
         }
-        for rank, entry in enumerate(ranked.found.arms, start=1)
+        for rank, entry in enumerate(ranked.ranking.arms, start=1)
     ]
     table = pd.DataFrame(rows)
     return table.rename(columns={"mean": "mean log"}) if TRANSFORMS[ranked.transform].log else table
@@ -66,7 +66,7 @@ def _table(ranked: Ranked) -> pd.DataFrame:
 
 def ranking_figure(ranked: Ranked, styles: Mapping[str, ArmStyle]) -> Figure:
     """Return a figure with one row per arm, best first: its difference from the best, and its letters in columns."""
-    arms = ranked.found.arms
+    arms = ranked.ranking.arms
     columns = sorted({letter for entry in arms for letter in _letters(entry)}, key=lambda label: (len(label), label))
     right = COLUMN * (len(columns) + 1)
     left = 0.25 + CHARACTER * max(len(entry.name) for entry in arms)
