@@ -172,7 +172,7 @@ def test_spelling_out_what_the_study_says_changes_no_run(tiny_text):
 def test_an_arm_that_turns_to_adam_leaves_sgd_s_momentum_behind_and_its_clipping_replaces_the_study_s(tiny_text):
     text = tiny_text.replace("warmup = 2", 'warmup = 2\noptimizer = "sgd"\nmomentum = 0.9\nclip_quantile = 0.9', 1)
     train = with_train(text, '{ optimizer = "adamw", clip_norm = 1.0 }').train_of("siglip-log-b")
-    assert (train.optimizer, train.momentum, train.clip_quantile, train.clip_norm) == ("adamw", 0.0, None, 1.0)
+    assert (train.optimizer, train.momentum, train.clip_quantile, train.clip_norm) == ("adamw", None, None, 1.0)
 
 
 MISTAKES = [
@@ -192,7 +192,7 @@ MISTAKES = [
     ),
     (
         '{ optimizer = "sgd", betas = [0.9, 0.95] }',
-        r"t\.toml: arms\.siglip-log-b\.train\.betas: the optimizer 'sgd' takes no betas; allowed with 'adamw' only",
+        r"t\.toml: arms\.siglip-log-b\.train\.betas: the optimizer 'sgd' takes no betas; allowed with 'adamw'.* only",
     ),
     ("3", r"t\.toml: arms\.siglip-log-b\.train: got 3; allowed: .*"),
 ]

@@ -24,7 +24,7 @@ from stability.study.schema import (
     Train,
 )
 from stability.study.setting_axes import check_keys
-from stability.study.study import OPTIMIZER_OPTIONS, Study, modalities, optimizer_options
+from stability.study.study import OPTIMIZER_OPTIONS, SHARED_OPTIONS, Study, modalities, optimizer_options
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
 
@@ -277,10 +277,9 @@ def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
     if train.clip_norm is not None and train.clip_quantile is not None:
         raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
     optimizer.get_or_explain(train.optimizer, locate(*table, "optimizer"))
-    for key in OPTIMIZER_OPTIONS:
-        differs = getattr(train, key) != Train.model_fields[key].default
-        # Betas and eps of the study may serve those arms that take them.
-        if key == "momentum" and differs and key not in optimizer_options(train.optimizer):
+    for key, without_effect in OPTIMIZER_OPTIONS.items():
+        unused = key not in SHARED_OPTIONS and key not in optimizer_options(train.optimizer)
+        if unused and getattr(train, key) not in (None, without_effect):
             _refuse_option(train, locate(*table, key), key)
 
 

@@ -1,0 +1,210 @@
+"""Every optimizer: its formula, a population equal to its members trained alone, its options, its words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from device_cases import TRAINING, pairs_of, study_of, study_text
+from torch import Tensor
+
+from stability.grid import Group, groups_of, runs_of
+from stability.grid import study_of as trained_study_of
+from stability.optimizers import Segment, optimizer, options_of
+from stability.study import Study, Train, optimizer_of, parse_study
+from stability.train import Trainer
+from stability.train.optimizer import Recipe, apply_update_, initial_state
+
+CPU = torch.device("cpu")
+DECAY = 0.1
+LAYOUT = (
+    Segment("tall", 0, (5, 3), linear=True, decay=DECAY),
+    Segment("wide", 15, (2, 4), linear=True, decay=DECAY),
+    Segment("table", 23, (4, 3), decay=DECAY),
+    Segment("stack", 35, (2, 3, 2), decay=DECAY),
+    Segment("vector", 47, (6,)),
+    Segment("loss.bias", 53, ()),
+)
+SIZE, WIDTH = 54, 64
+
+
+def parts_of(flat: Tensor) -> dict[str, Tensor]:
+    """Return the parameters of one replica by name, copied, with their shapes."""
+    return {part.name: part.of(flat[None])[0].view(part.shape).clone() for part in LAYOUT}
+
+
+def assert_steps_equal(train: Train, textbook, steps: int = 12, tolerance: float = 1e-11) -> None:
+    """Raise unless each replica takes the steps of ``textbook(train, rate, params) -> step(grads, count)``."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.zeros(3, WIDTH, dtype=torch.float64)
+    start[:, :SIZE] = torch.randn(3, SIZE, generator=generator, dtype=torch.float64)
+    start[:, 53] = 0.0
+    rates = torch.tensor([0.001, 0.02, 0.6], dtype=torch.float64)
+    ours, state = start.clone(), initial_state(train, start, LAYOUT)
+    groups = [(part.size, part.decay, 1.0) for part in LAYOUT]
+    recipes = [Recipe.of_all(train, groups, start, LAYOUT)]
+    params = [parts_of(row) for row in start]
+    slow = [textbook(train, float(rate), each) for rate, each in zip(rates, params, strict=True)]
+    for count in range(1, steps + 1):
+        gradient = torch.zeros_like(start)
+        # Gradients that grow suddenly, so that what depends on their history is not nearly constant.
+        size = 30.0 if count == 8 else 0.3
+        gradient[:, :SIZE] = size * torch.randn(3, SIZE, generator=generator, dtype=torch.float64)
+        apply_update_(ours, gradient.clone(), state, rates, recipes)
+        for row, step, own, expected in zip(gradient, slow, ours, params, strict=True):
+            step(parts_of(row), count)
+            for name, value in parts_of(own).items():
+                difference = (value - expected[name].detach()).abs().max()
+                assert difference < tolerance * (1 + expected[name].detach().abs().max()), (name, count)
+        assert not ours[:, SIZE:].any()
+
+
+def test_lion_is_the_textbook_loop():
+    def textbook(train, rate, params):
+        means = {name: torch.zeros_like(value) for name, value in params.items()}
+        beta1, beta2 = train.betas
+
+        def step(grads, count):
+            for part in LAYOUT:
+                name, grad = part.name, grads[part.name]
+                sign = torch.sign(beta1 * means[name] + (1 - beta1) * grad)
+                params[name] -= rate * (sign + part.decay * params[name])
+                means[name] = beta2 * means[name] + (1 - beta2) * grad
+
+        return step
+
+    assert_steps_equal(Train(steps=12, optimizer="lion", betas=(0.8, 0.95), weight_decay=DECAY), textbook)
+
+
+# --- what every optimizer does ------------------------------------------------------------------------------------
+
+
+def case(name: str) -> str:
+    """Return a study trained by the optimizer called *name*, with weight decay and a multiplier on scalars."""
+    return study_text(
+        name="siglip", more=f'optimizer = "{name}"\nweight_decay = 0.1\nscalar_lr_multiplier = 3.0', seeds=4
+    )
+
+
+def trainer_of(study: Study, runs, text: str) -> Trainer:
+    return Trainer(study, Group("g", tuple(runs)), pairs_of(text), CPU)
+
+
+@pytest.mark.parametrize("name", sorted(optimizer))
+def test_a_population_is_its_members_trained_alone_bit_for_bit(name):
+    text = case(name)
+    study = study_of(text)
+    together = trainer_of(study, runs_of(study), text)
+    alone = [trainer_of(study, [run], text) for run in runs_of(study)]
+    before = together.population.theta.clone()
+    for _ in range(4):
+        together.step()
+        for trainer in alone:
+            trainer.step()
+    for index, trainer in enumerate(alone):
+        assert torch.equal(together.population.theta[index], trainer.population.theta[0])
+        assert torch.equal(trainer.population.theta[0], trainer.population.theta[1])
+    assert (together.population.theta != before).any(1).all()
+    assert together.population.theta.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(optimizer))
+def test_a_replica_that_turns_nan_leaves_the_others_alone(name):
+    text = case(name)
+    study = study_of(text)
+    one, two = (trainer_of(study, runs_of(study), text) for _ in range(2))
+    for _ in range(2):
+        one.step(), two.step()
+    two.population.theta[1] = torch.nan
+    for _ in range(2):
+        one.step()
+        measured = two.step()
+    assert measured["loss"].isnan().tolist() == [False, True, False, False]
+    others = torch.tensor([0, 2, 3])
+    assert torch.equal(one.population.theta[others], two.population.theta[others])
+
+
+@pytest.mark.parametrize("name", sorted(optimizer))
+def test_probes_read_under_every_optimizer_what_its_traits_allow(name):
+    text = (
+        case(name)
+        + "[probes.curvature]\nbatches = 1\nsteps = 3\nedge_steps = 3\n[probes.gradient_noise]\nbatches = 2\n"
+    )
+    study = study_of(text)
+    trainer = trainer_of(study, runs_of(study), text)
+    for _ in range(3):
+        trainer.step()
+    curvature, noise = trainer.read("curvature").values, trainer.read("gradient_noise").values
+    traits = optimizer[name].traits
+    for value in (curvature["preconditioned_sharpness"], curvature["preconditioned_sharpness_residual"]):
+        assert value.isnan().all() == (traits.preconditioner is None)
+    assert curvature["sharpness_ratio"].isnan().all() == (traits.stability_threshold is None)
+    assert noise["gradient_noise_trace_towers"].isfinite().all()
+    assert noise["gradient_noise_trace_towers_preconditioned"].isfinite().all() == ("second" in traits.buffers)
+
+
+@pytest.mark.parametrize("name", sorted(optimizer))
+def test_every_optimizer_has_words_with_its_options(name):
+    variant, options = optimizer_of(Train(steps=1, optimizer=name))
+    assert variant.traits.describe(**options)
+    assert variant.summary.endswith(".")
+    assert all(parameter.default is not parameter.empty for parameter in options_of(variant).values())
+
+
+@pytest.mark.parametrize("name", sorted(optimizer))
+def test_every_optimizer_has_a_case_on_every_device(name):
+    assert f'optimizer = "{name}"' in TRAINING[f"optimizer {name}"]
+
+
+# --- options and their defaults -----------------------------------------------------------------------------------
+
+
+def with_train(more: str, grid: str = "noise = [0.5]") -> Study:
+    return parse_study(study_text(more=more, grid=grid), "t.toml", "t")
+
+
+def test_an_option_left_out_is_the_optimizer_s_own_and_one_that_is_set_counts():
+    assert optimizer_of(with_train('optimizer = "lion"').train)[1] == {"betas": (0.9, 0.99)}
+    explicit = with_train('optimizer = "lion"\nbetas = [0.9, 0.999]').train
+    assert optimizer_of(explicit)[1] == {"betas": (0.9, 0.999)}
+    assert optimizer_of(with_train("").train)[1] == {"betas": (0.9, 0.999), "eps": 1e-8}
+
+
+def ids(study: Study) -> list[str]:
+    return [run.id for run in runs_of(study)]
+
+
+def test_spelling_out_an_optimizer_s_own_default_is_the_same_study_and_the_same_runs():
+    for own, spelled in [
+        ("", "betas = [0.9, 0.999]\neps = 1e-8\nmomentum = 0.0"),
+        ('optimizer = "lion"', 'optimizer = "lion"\nbetas = [0.9, 0.99]'),
+        ('optimizer = "sgd"', 'optimizer = "sgd"\nmomentum = 0.0\nbetas = [0.9, 0.999]'),
+    ]:
+        assert with_train(own).hash == with_train(spelled).hash
+        assert ids(with_train(own)) == ids(with_train(spelled))
+    lion, of_adam = (with_train(f'optimizer = "lion"\n{more}') for more in ("", "betas = [0.9, 0.999]"))
+    assert lion.hash != of_adam.hash
+    assert not {*ids(lion)} & {*ids(of_adam)}
+
+
+def test_a_default_of_one_optimizer_spelled_out_is_another_study_where_an_arm_has_another():
+    arm = '[arms.clip]\nloss = "clip"\ntrain = { optimizer = "lion" }\n'
+    own, spelled = (parse_study(study_text(more=more) + arm, "t.toml", "t") for more in ("", "betas = [0.9, 0.999]"))
+    assert optimizer_of(own.train_of("clip"))[1]["betas"] == (0.9, 0.99)
+    assert optimizer_of(spelled.train_of("clip"))[1]["betas"] == (0.9, 0.999)
+    assert own.hash != spelled.hash
+    assert not {*ids(own)} & {*ids(spelled)}
+
+
+def test_optimizers_are_an_axis_whose_levels_are_runs_of_studies_of_their_own():
+    study = with_train("", 'noise = [0.5]\n"train.optimizer" = ["adamw", "lion"]')
+    groups = groups_of(runs_of(study), lambda run: 32)
+    assert len(groups) == 2
+    for group in groups:
+        (name,) = {value for run in group.runs for key, value in run.settings}
+        alone = with_train(f'optimizer = "{name}"')
+        assert {run.id for run in group.runs} == {*ids(alone)}
+        ours = Trainer(trained_study_of(study, group), group, study.pairs(), CPU)
+        theirs = Trainer(alone, Group("g", runs_of(alone)), alone.pairs(), CPU)
+        for _ in range(3):
+            ours.step(), theirs.step()
+        assert torch.equal(ours.population.theta, theirs.population.theta)
