@@ -33,6 +33,7 @@ PER_REPLICA = {
         "betas",
         "eps",
         "momentum",
+        "nesterov",
         "weight_decay",
         "clip_norm",
         "scalar_lr_multiplier",

@@ -7,12 +7,15 @@ import torch
 from device_cases import TRAINING, pairs_of, study_of, study_text
 from torch import Tensor
 
+from stability.analysis import analyze, load_results
+from stability.execute import run
 from stability.grid import Group, groups_of, runs_of
 from stability.grid import study_of as trained_study_of
 from stability.optimizers import Segment, optimizer, options_of
 from stability.study import Study, Train, optimizer_of, parse_study
 from stability.train import Trainer
 from stability.train.optimizer import Recipe, apply_update_, initial_state
+from tests.report_blocks import texts_of
 
 CPU = torch.device("cpu")
 DECAY = 0.1
@@ -208,3 +211,31 @@ def test_optimizers_are_an_axis_whose_levels_are_runs_of_studies_of_their_own():
         for _ in range(3):
             ours.step(), theirs.step()
         assert torch.equal(ours.population.theta, theirs.population.theta)
+
+
+def test_nesterov_s_momentum_is_an_axis_whose_levels_share_a_population():
+    study = with_train('optimizer = "sgd"\nmomentum = 0.9', 'noise = [0.5]\n"train.nesterov" = [false, true]')
+    (group,) = groups_of(runs_of(study), lambda run: 32)
+    assert {value for run in group.runs for _, value in run.settings} == {False, True}
+    trainer = Trainer(trained_study_of(study, group), group, study.pairs(), CPU)
+    for _ in range(3):
+        trainer.step()
+    assert len({tuple(row.tolist()) for row in trainer.population.theta}) == len(group.runs)
+
+
+# --- in words -----------------------------------------------------------------------------------------------------
+
+
+def test_a_report_names_the_optimizer_and_says_that_its_sharpness_has_no_threshold(brief_text, tmp_path):
+    text = brief_text.replace('bias = "-log B"', 'bias = "-log B"\ntrain = { optimizer = "lion" }')
+    probed = "\n[probes.curvature]\nbatches = 1\nsteps = 3\nedge_steps = 2\n"
+    results = load_results(run(parse_study(text + probed, "t.toml", "t"), "cpu", out=tmp_path / "run"))
+    findings = analyze(results, checks=False)
+    assert "siglip-log-b trains with its own optimizer = lion" in " ".join(
+        texts_of("method", results, findings).values()
+    )
+    limits = texts_of("limitations", results, findings)
+    assert "is not known for lion: runs" in limits["Sharpness without a threshold"]
+    rows = results.steps.merge(results.runs[["run", "arm"]], on="run").dropna(subset="hessian_max_eigenvalue_towers")
+    assert rows.groupby("arm")["sharpness_ratio"].count()["siglip-log-b"] == 0
+    assert rows.groupby("arm")["sharpness_ratio"].count()["clip"] > 0

@@ -95,7 +95,8 @@ class Train(Frozen):
         warmup: Steps of linear warm-up.
         lr_schedule: Learning rate schedule after warm-up.
         optimizer: Name of the update rule; options that it takes and the study leaves out have its own defaults.
-        momentum: Momentum of SGD.
+        momentum: Momentum, as of SGD.
+        nesterov: Whether momentum is Nesterov's.
         betas: Decay rates of running means, as of AdamW.
         eps: Added to a denominator, as of AdamW.
         weight_decay: Decay of weight matrices.
@@ -110,6 +111,7 @@ class Train(Frozen):
     lr_schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Name = "adamw"
     momentum: Beta | None = None
+    nesterov: bool | None = None
     betas: tuple[Beta, Beta] | None = None
     eps: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -127,6 +129,7 @@ class ArmTrain(Frozen):
     lr_schedule: Literal["constant", "cosine"] | None = None
     optimizer: Name | None = None
     momentum: Beta | None = None
+    nesterov: bool | None = None
     betas: tuple[Beta, Beta] | None = None
     eps: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None

@@ -34,7 +34,7 @@ from stability.study.schema import (
 )
 from stability.study.setting_axes import Settings, with_settings
 
-OPTIMIZER_OPTIONS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.0}
+OPTIMIZER_OPTIONS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.0, "nesterov": False}
 """Keys of ``[train]`` that some optimizers take, with the value that has no effect under one that does not."""
 
 SHARED_OPTIONS = ("betas", "eps")
