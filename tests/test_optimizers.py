@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from device_cases import TRAINING, pairs_of, study_of, study_text
-from torch import Tensor
+from torch import Tensor, nn
 
 from stability.analysis import analyze, load_results
 from stability.execute import run
 from stability.grid import Group, groups_of, runs_of
 from stability.grid import study_of as trained_study_of
 from stability.optimizers import Segment, optimizer, options_of
+from stability.optimizers.reductions import sum_last
 from stability.study import Study, Train, optimizer_of, parse_study
 from stability.train import Trainer
-from stability.train.optimizer import Recipe, apply_update_, initial_state
+from stability.train.optimizer import Recipe, apply_update_, initial_state, preconditioner
 from tests.report_blocks import texts_of
 
 CPU = torch.device("cpu")
@@ -76,6 +79,86 @@ def test_lion_is_the_textbook_loop():
         return step
 
     assert_steps_equal(Train(steps=12, optimizer="lion", betas=(0.8, 0.95), weight_decay=DECAY), textbook)
+
+
+def adam_parts(train, means, name, grad, count):
+    """Return m_hat and v_hat of one parameter after one more gradient, and keep m and v in *means*."""
+    options = optimizer_of(train)[1]
+    beta1, beta2 = options["betas"]
+    first, second = means.get(name, (torch.zeros_like(grad), torch.zeros_like(grad)))
+    means[name] = beta1 * first + (1 - beta1) * grad, beta2 * second + (1 - beta2) * grad**2
+    return means[name][0] / (1 - beta1**count), means[name][1] / (1 - beta2**count), options["eps"]
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.0, 0.0)])
+def test_stable_adamw_is_the_textbook_loop(betas):
+    rates = []
+
+    def textbook(train, rate, params):
+        means = {}
+
+        def step(grads, count):
+            for part in LAYOUT:
+                grad = grads[part.name]
+                first, second, eps = adam_parts(train, means, part.name, grad, count)
+                rms = math.sqrt((grad**2 / second.clamp(min=eps**2)).mean())
+                own_rate = rate / max(1.0, rms)
+                rates.append(own_rate / rate)
+                params[part.name] *= 1 - own_rate * part.decay
+                params[part.name] -= own_rate * first / (second.sqrt() + eps)
+
+        return step
+
+    assert_steps_equal(Train(steps=12, optimizer="stable_adamw", betas=betas, weight_decay=DECAY), textbook)
+    if betas[1]:
+        assert min(rates) < 0.5
+        assert max(rates) == 1.0
+
+
+def test_the_first_step_of_stable_adamw_is_that_of_adamw():
+    assert_steps_equal(
+        Train(steps=1, optimizer="stable_adamw", weight_decay=DECAY, eps=1e-6),
+        lambda train, rate, params: torch_steps(torch.optim.AdamW, rate, params, eps=1e-6),
+        steps=1,
+    )
+
+
+def torch_steps(kind, rate, params, **options):
+    """Return a step of torch's optimizer of this *kind*, with the weight decay of each parameter."""
+    for name in params:
+        params[name] = nn.Parameter(params[name])
+    groups = [{"params": [params[part.name]], "weight_decay": part.decay} for part in LAYOUT]
+    theirs = kind(groups, lr=rate, **options)
+
+    def step(grads, count):
+        for name, value in params.items():
+            value.grad = grads[name]
+        theirs.step()
+
+    return step
+
+
+def test_lamb_is_the_textbook_loop():
+    ratios = set()
+
+    def textbook(train, rate, params):
+        means = {}
+
+        def step(grads, count):
+            for part in LAYOUT:
+                theta = params[part.name]
+                first, second, eps = adam_parts(train, means, part.name, grads[part.name], count)
+                update = first / (second.sqrt() + eps) + part.decay * theta
+                length, size = float(theta.norm()), float(update.norm())
+                ratio = length / size if length > 0 and size > 0 else 1.0
+                ratios.add(ratio)
+                params[part.name] = theta - rate * ratio * update
+
+        return step
+
+    assert_steps_equal(Train(steps=12, optimizer="lamb", betas=(0.9, 0.95), weight_decay=DECAY), textbook)
+    assert 1.0 in ratios  # of the bias, which starts at 0
+    assert len(ratios) > 100
 
 
 # --- what every optimizer does ------------------------------------------------------------------------------------
@@ -141,8 +224,10 @@ def test_probes_read_under_every_optimizer_what_its_traits_allow(name):
     for value in (curvature["preconditioned_sharpness"], curvature["preconditioned_sharpness_residual"]):
         assert value.isnan().all() == (traits.preconditioner is None)
     assert curvature["sharpness_ratio"].isnan().all() == (traits.stability_threshold is None)
+    diagonal = preconditioner(trainer.population.optimizer, study.train)
+    varies = diagonal is not None and bool((diagonal != diagonal[0, 0]).any())
     assert noise["gradient_noise_trace_towers"].isfinite().all()
-    assert noise["gradient_noise_trace_towers_preconditioned"].isfinite().all() == ("second" in traits.buffers)
+    assert noise["gradient_noise_trace_towers_preconditioned"].isfinite().all() == varies
 
 
 @pytest.mark.parametrize("name", sorted(optimizer))
@@ -239,3 +324,19 @@ def test_a_report_names_the_optimizer_and_says_that_its_sharpness_has_no_thresho
     rows = results.steps.merge(results.runs[["run", "arm"]], on="run").dropna(subset="hessian_max_eigenvalue_towers")
     assert rows.groupby("arm")["sharpness_ratio"].count()["siglip-log-b"] == 0
     assert rows.groupby("arm")["sharpness_ratio"].count()["clip"] > 0
+
+
+# --- sums over one parameter --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [1, 5, 16, 1003, 40_001])
+def test_the_sum_over_a_replica_s_parameter_does_not_depend_on_the_others_or_on_its_place(size, threads):
+    flat = torch.randn(5, size + 21, generator=torch.Generator().manual_seed(1))
+    torch.set_num_threads(threads)
+    try:
+        together = sum_last(flat[:, 7 : 7 + size])
+        for index, row in enumerate(flat):
+            assert torch.equal(sum_last(row[None, 7 : 7 + size].clone())[0], together[index])
+    finally:
+        torch.set_num_threads(1)
