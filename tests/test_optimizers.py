@@ -161,6 +161,13 @@ def test_lamb_is_the_textbook_loop():
     assert len(ratios) > 100
 
 
+def test_adafactor_is_torch_s_step_for_step():
+    assert_steps_equal(
+        Train(steps=12, optimizer="adafactor", weight_decay=DECAY),
+        lambda train, rate, params: torch_steps(torch.optim.Adafactor, rate, params),
+    )
+
+
 # --- what every optimizer does ------------------------------------------------------------------------------------
 
 
