@@ -14,9 +14,13 @@ from stability.execute import run
 from stability.grid import Group, groups_of, runs_of
 from stability.grid import study_of as trained_study_of
 from stability.optimizers import Segment, optimizer, options_of
-from stability.optimizers.reductions import sum_last
+from stability.optimizers.muon import orthogonalized
+from stability.optimizers.reproducible import sum_last
+from stability.registry import InputError
 from stability.study import Study, Train, optimizer_of, parse_study
 from stability.train import Trainer
+from stability.train.memory import bytes_per_replica
+from stability.train.model import model_spec
 from stability.train.optimizer import Recipe, apply_update_, initial_state, preconditioner
 from tests.report_blocks import texts_of
 
@@ -166,6 +170,109 @@ def test_adafactor_is_torch_s_step_for_step():
         Train(steps=12, optimizer="adafactor", weight_decay=DECAY),
         lambda train, rate, params: torch_steps(torch.optim.Adafactor, rate, params),
     )
+
+
+MUON = Train(steps=12, optimizer="muon", weight_decay=DECAY)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_maps_the_singular_values_of_linear_maps_by_its_polynomial_and_leaves_the_rest_to_adamw(nesterov):
+    def textbook(train, rate, params):
+        means, momenta = {}, {}
+
+        def step(grads, count):
+            for part in LAYOUT:
+                theta, grad = params[part.name], grads[part.name]
+                theta *= 1 - rate * part.decay
+                if not part.linear:
+                    first, second, eps = adam_parts(train, means, part.name, grad, count)
+                    theta -= rate * first / (second.sqrt() + eps)
+                    continue
+                mean = momenta[part.name] = 0.9 * momenta.get(part.name, torch.zeros_like(grad)) + 0.1 * grad
+                left, values, right = torch.linalg.svd(
+                    0.1 * grad + 0.9 * mean if nesterov else mean, full_matrices=False
+                )
+                values = values / values.square().sum().sqrt()
+                for _ in range(5):
+                    values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+                theta -= rate * 0.2 * math.sqrt(max(part.shape)) * (left * values) @ right
+
+        return step
+
+    train = MUON.model_copy(update={"momentum": 0.9, "nesterov": nesterov})
+    assert_steps_equal(train, textbook, tolerance=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+def test_muon_is_torch_s_up_to_the_half_precision_of_torch_s_iterations():
+    def textbook(train, rate, params):
+        for name in params:
+            params[name] = nn.Parameter(params[name])
+        own = [part for part in LAYOUT if part.linear]
+        others = [part for part in LAYOUT if not part.linear]
+        theirs = [
+            torch.optim.Muon([params[part.name] for part in own], rate, DECAY, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [{"params": [params[part.name]], "weight_decay": part.decay} for part in others],
+                lr=rate,
+                betas=(0.9, 0.95),
+            ),
+        ]
+
+        def step(grads, count):
+            for name, value in params.items():
+                value.grad = grads[name]
+            for each in theirs:
+                each.step()
+
+        return step
+
+    assert_steps_equal(MUON, textbook, steps=3, tolerance=0.02)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (1, 4)])
+def test_orthogonalized_matrices_have_singular_values_near_one_and_zero_stays_zero(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    matrices[1] = 0.0
+    values = torch.linalg.svdvals(orthogonalized(matrices))
+    assert not values[1].any()
+    assert 0.5 < values[[0, 2]].min() <= values[[0, 2]].max() < 1.25
+
+
+def test_muon_is_refused_where_no_linear_map_is_trained():
+    sentence = r"^t\.toml: train\.optimizer: 'muon' is for the matrices of linear maps, and the towers train none; .*"
+    vectors = '{ name = "free_vectors" }'
+    text = study_text(data='name = "sphere"\npairs = 24', image=vectors, text=vectors, grid="noise = [0.0]")
+    with pytest.raises(InputError, match=sentence):
+        parse_study(text.replace("warmup = 2", 'warmup = 2\noptimizer = "muon"'), "t.toml", "t")
+    arm = '[arms.clip]\nloss = "clip"\ntrain = { optimizer = "muon" }\n'
+    with pytest.raises(InputError, match=sentence.replace("train", "arms\\.clip\\.train", 1)):
+        parse_study(text + arm, "t.toml", "t")
+    axis = text.replace("noise = [0.0]", 'noise = [0.0]\n"train.optimizer" = ["adamw", "muon"]')
+    with pytest.raises(InputError, match=r'grid\."train\.optimizer"\[1\].*linear maps'):
+        parse_study(axis, "t.toml", "t")
+
+
+@pytest.fixture
+def four_buffers():
+    """The name of an optimizer with four buffers, registered for one test."""
+
+    @optimizer(buffers=("a", "b", "c", "d"), decay="decoupled", describe=lambda: "Four")
+    def four(grad, buffers, count):
+        return -grad
+
+    yield "four"
+    optimizer._variants.pop("four")
+
+
+def test_a_plan_counts_the_buffers_of_an_optimizer_beyond_two(four_buffers):
+    needs = {}
+    for name in ("adamw", "lion", four_buffers):
+        study = parse_study(case(name), "t.toml", "t")
+        needs[name] = bytes_per_replica(study, "siglip", 8, study.pairs())
+    assert needs["lion"] == needs["adamw"]
+    width = model_spec(study, "siglip", 8, study.pairs()).layout.width
+    assert needs["four"] == needs["adamw"] + 2 * width * 4
 
 
 # --- what every optimizer does ------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from stability.optimizers.reductions import mean_square, sum_last
 from stability.optimizers.registry import Layout, Segment, optimizer
+from stability.optimizers.reproducible import mean_square, move_towards_, sum_last
 
 LEAST_SCALE = 1e-3
 """The least RMS of a parameter in whose units it moves."""
@@ -59,7 +59,7 @@ def adafactor(
     for segment, means in _with_means(layout, buffers):
         part = segment.of(grad)
         if len(segment.shape) < 2:
-            second = _moved(means["second"], part.square(), weight)
+            second = move_towards_(means["second"], part.square(), weight)
         else:
             second = _factored(means, part.reshape(len(part), -1, *segment.shape[-2:]), weight, least)
         update = part / second.clamp(min=least**2).sqrt_()
@@ -78,18 +78,13 @@ def _with_means(layout: Layout, buffers: Mapping[str, Tensor]) -> Iterator[tuple
         starts = {name: start + widths[name] for name, start in starts.items()}
 
 
-def _moved(mean: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """Move a running mean (R, n) towards *value* in place, by operations that round alike at every position."""
-    return mean.add_((value - mean).mul_(weight))
-
-
 def _factored(means: Mapping[str, Tensor], matrices: Tensor, weight: Tensor, least: float) -> Tensor:
     """Return the estimated second moments (R, n) of gradients of stacked *matrices* (R, stack, rows, columns)."""
     squares, shape = matrices.square(), matrices.shape
     of_rows = sum_last(squares) / shape[-1]
     # A sum over columns would depend on how many are added at once.
     of_columns = sum_last(squares.mT.contiguous()) / shape[-2]
-    rows = _moved(means["rows"], of_rows.flatten(1), weight).view(of_rows.shape)
-    columns = _moved(means["columns"], of_columns.flatten(1), weight).view(of_columns.shape)
+    rows = move_towards_(means["rows"], of_rows.flatten(1), weight).view(of_rows.shape)
+    columns = move_towards_(means["columns"], of_columns.flatten(1), weight).view(of_columns.shape)
     mean = (sum_last(rows) / shape[-2]).clamp_(min=least)
     return (rows[..., None] * columns[..., None, :]).div_(mean[..., None, None]).flatten(1)

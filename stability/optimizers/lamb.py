@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from stability.optimizers.adam import adamw
-from stability.optimizers.reductions import norm
 from stability.optimizers.registry import Layout, optimizer
+from stability.optimizers.reproducible import norm
 
 
 @optimizer(

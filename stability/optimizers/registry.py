@@ -13,7 +13,7 @@ Inputs in addition to the gradient are requested by reserved keyword-only names 
 - ``rates``: the learning rates (R,) of this step, before factors on those of scalars.
 
 A replica's numbers must not depend on the others: operations are elementwise, or reduce over one parameter of one
-replica (`stability.optimizers.reductions`). The host must not read tensors, so that a step can be captured as a CUDA
+replica (`stability.optimizers.reproducible`). The host must not read tensors, so that a step can be captured as a CUDA
 graph.
 """
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from stability.optimizers.adam import adamw
-from stability.optimizers.reductions import bias_correction, mean_square
 from stability.optimizers.registry import Layout, optimizer
+from stability.optimizers.reproducible import bias_correction, mean_square
 
 
 @optimizer(

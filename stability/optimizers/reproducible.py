@@ -1,4 +1,4 @@
-"""Sums over one parameter of each replica, whose bits do not depend on the other replicas."""
+"""Arithmetic on the parameters of each replica, whose bits do not depend on the other replicas."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def mean_square(x: Tensor) -> Tensor:
 def norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm of each row (R,) of *x* (R, n)."""
     return sum_last(x.square()).sqrt()
+
+
+def move_towards_(mean: Tensor, value: Tensor, weight: float | Tensor) -> Tensor:
+    """Move *mean* by the share *weight* towards *value* in place, in operations that round alike at every position.
+
+    ``lerp`` and ``add`` with a factor may round the last numbers of a tensor otherwise than those before.
+    """
+    return mean.add_((value - mean).mul_(weight))
 
 
 def bias_correction(beta: float, count: Tensor) -> Tensor:
