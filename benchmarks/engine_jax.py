@@ -13,6 +13,7 @@ import torch
 from engines import EPOCH, Advance
 from workload import Work, batches
 
+from stability.study import optimizer_of
 from stability.train import population_of
 
 Params = Mapping[str, Any]
@@ -29,10 +30,11 @@ def jitted(work: Work, threads: int) -> Advance:
     image, text = jnp.asarray(pairs.image.numpy()), jnp.asarray(pairs.text.numpy())
     places = jnp.asarray(np.stack([batches(pairs, run, EPOCH).numpy() for run in runs]))
     tower = {"mlp": (_mlp, _mlp), "transformer": (_image_transformer, _text_transformer)}[work.towers]
+    options = optimizer_of(study.train)[1]
     optimizer = optax.adamw(
         runs[0].lr,
-        *study.train.betas,
-        eps=study.train.eps,
+        *options["betas"],
+        eps=options["eps"],
         weight_decay=study.train.weight_decay,
         mask={name: value.ndim > 2 for name, value in params.items()},
     )

@@ -20,7 +20,7 @@ from stability.execute.machine import reproducible_arithmetic
 from stability.execute.planning import MAX_REPLICAS
 from stability.grid import Group
 from stability.losses import clip
-from stability.study import Study
+from stability.study import Study, optimizer_of
 from stability.train import Trainer
 from stability.train.model import build_towers
 
@@ -129,8 +129,7 @@ def _one_replica(
             {"params": [*vectors, log_scale], "weight_decay": 0.0},
         ],
         lr=run.lr,
-        betas=study.train.betas,
-        eps=study.train.eps,
+        **optimizer_of(study.train)[1],
         fused=True,
         capturable=graphed,
     )

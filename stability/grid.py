@@ -19,6 +19,7 @@ from stability.study import (
     digest,
     search_of,
     settings_of,
+    train_table,
 )
 from stability.vocabulary import AXES
 
@@ -32,6 +33,7 @@ PER_REPLICA = {
         "betas",
         "eps",
         "momentum",
+        "nesterov",
         "weight_decay",
         "clip_norm",
         "scalar_lr_multiplier",
@@ -152,10 +154,9 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
         for name, value in arm.options.items()
         if name not in declared and value != variant.options[name].default
     }
-    kept = {key: plain.get(key, {}) for key in ("data", "model", "train", "probes")}
+    kept = {key: plain.get(key, {}) for key in ("data", "model", "probes")}
     trained = study.trained_as(cell["arm"], cell["batch_size"]).train
-    if trained != study.train:
-        kept["train"] = trained.model_dump(mode="json", exclude_defaults=True)
+    kept["train"] = train_table(trained, {trained.optimizer})
     source = {"source": variant.source} if variant.source else {}
     if arm.rng_stream:
         kept["rng_stream"] = arm.rng_stream

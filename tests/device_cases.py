@@ -88,6 +88,7 @@ TRAINING: dict[str, str] = {
         for name in sorted(corruption)
     },
     "SGD with momentum": study_text(more='optimizer = "sgd"\nmomentum = 0.9'),
+    "SGD with Nesterov's momentum": study_text(more='optimizer = "sgd"\nmomentum = 0.9\nnesterov = true'),
     "clipping at a quantile": study_text(more="clip_quantile = 0.5"),
     "clipping at a norm": study_text(more="clip_norm = 0.1"),
     "cosine schedule": study_text(more='lr_schedule = "cosine"'),

@@ -46,10 +46,10 @@ def trained(study, arm, steps=5):
 # --- SGD ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replica(momentum):
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replica(momentum, nesterov):
     generator = torch.Generator().manual_seed(0)
-    train = Train(steps=20, optimizer="sgd", momentum=momentum, weight_decay=0.1)
+    train = Train(steps=20, optimizer="sgd", momentum=momentum, nesterov=nesterov, weight_decay=0.1)
     start = torch.randn(3, 7, generator=generator, dtype=torch.float64)
     rates = torch.tensor([0.01, 0.1, 0.5], dtype=torch.float64)
     ours, state = start.clone(), initial_state(train, start)
@@ -60,6 +60,7 @@ def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replic
             [{"params": [decayed], "weight_decay": 0.1}, {"params": [bare], "lr": 2 * float(rate)}],
             lr=float(rate),
             momentum=momentum,
+            nesterov=nesterov,
         )
         for rate, (decayed, bare) in zip(rates, theirs, strict=True)
     ]
@@ -72,10 +73,10 @@ def test_sgd_equals_torch_s_step_for_step_with_a_rate_of_its_own_for_each_replic
         assert_close(ours, torch.stack([torch.cat(pair).detach() for pair in theirs]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_heavy_ball_on_a_parabola_converges_just_below_the_threshold_and_explodes_just_above(momentum):
-    train = Train(steps=1, optimizer="sgd", momentum=momentum)
-    edge = momentum_threshold(0.1, momentum)
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True), (0.5, True)])
+def test_momentum_on_a_parabola_converges_just_below_the_threshold_and_explodes_just_above(momentum, nesterov):
+    train = Train(steps=1, optimizer="sgd", momentum=momentum, nesterov=nesterov)
+    edge = momentum_threshold(0.1, momentum, nesterov)
     ends = []
     for sharpness in (0.99 * edge, 1.01 * edge):
         place = torch.ones(2, 1, dtype=torch.float64)
@@ -142,6 +143,7 @@ OVERRIDES = [
     ("clip_norm = 0.01", "clip_norm = 0.01"),
     ("clip_quantile = 0.5", "clip_quantile = 0.5"),
     ('optimizer = "sgd", momentum = 0.9', 'optimizer = "sgd"\nmomentum = 0.9'),
+    ('optimizer = "sgd", momentum = 0.9, nesterov = true', 'optimizer = "sgd"\nmomentum = 0.9\nnesterov = true'),
 ]
 
 
@@ -172,7 +174,7 @@ def test_spelling_out_what_the_study_says_changes_no_run(tiny_text):
 def test_an_arm_that_turns_to_adam_leaves_sgd_s_momentum_behind_and_its_clipping_replaces_the_study_s(tiny_text):
     text = tiny_text.replace("warmup = 2", 'warmup = 2\noptimizer = "sgd"\nmomentum = 0.9\nclip_quantile = 0.9', 1)
     train = with_train(text, '{ optimizer = "adamw", clip_norm = 1.0 }').train_of("siglip-log-b")
-    assert (train.optimizer, train.momentum, train.clip_quantile, train.clip_norm) == ("adamw", 0.0, None, 1.0)
+    assert (train.optimizer, train.momentum, train.clip_quantile, train.clip_norm) == ("adamw", None, None, 1.0)
 
 
 MISTAKES = [
@@ -187,12 +189,16 @@ MISTAKES = [
         r"t\.toml: arms\.siglip-log-b\.train\.momentum: the optimizer 'adamw' takes no momentum; .*",
     ),
     (
+        "{ nesterov = true }",
+        r"t\.toml: arms\.siglip-log-b\.train\.nesterov: the optimizer 'adamw' takes no nesterov; .*",
+    ),
+    (
         "{ clip_norm = 1.0, clip_quantile = 0.5 }",
         r"t\.toml: arms\.siglip-log-b\.train\.clip_norm: give clip_norm or .*",
     ),
     (
         '{ optimizer = "sgd", betas = [0.9, 0.95] }',
-        r"t\.toml: arms\.siglip-log-b\.train\.betas: the optimizer 'sgd' takes no betas; allowed with 'adamw' only",
+        r"t\.toml: arms\.siglip-log-b\.train\.betas: the optimizer 'sgd' takes no betas; allowed with 'adamw'.* only",
     ),
     ("3", r"t\.toml: arms\.siglip-log-b\.train: got 3; allowed: .*"),
 ]

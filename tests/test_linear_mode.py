@@ -20,7 +20,7 @@ from stability.probes import HeldOut, Replica, probe
 from stability.registry import InputError
 from stability.report.tables import cell_table
 from stability.results import summarize
-from stability.study import Schedule, Study, load_study, parse_study
+from stability.study import Schedule, Study, load_study, optimizer_of, parse_study
 from stability.train import Trainer
 from stability.train.batches import BatchStream, batch_indices
 from stability.train.data import independent_indices
@@ -160,7 +160,7 @@ class Single:
             {"params": [value for _, value in named if value.dim() <= 1], "weight_decay": 0.0},
             {"params": [self.log_scale], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, betas=train.betas, eps=train.eps)
+        self.optimizer = torch.optim.AdamW(groups, **optimizer_of(train)[1])
 
     def embeddings(self, index):
         images, texts = self.image(self.pairs.image[index]), self.text(self.pairs.text[index])

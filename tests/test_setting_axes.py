@@ -197,6 +197,7 @@ def test_a_claim_along_a_setting_is_the_slope_over_its_levels(tmp_path):
         ('"arms.clip.max_scale"', "[1.0]", "allowed: arms.*.KEY"),
         ('"tune.lr"', "[1.0]", "allowed: keys of other tables, as train.KEY, model.KEY, data.KEY, arms.KEY"),
         ("warmup", "[1]", "grid.warmup: unknown key"),
+        ('"train.nesterov"', "[false, true]", "the optimizer 'adamw' takes no nesterov; allowed with 'sgd'"),
         ('"train.optimizer"', '["adamw", "adam"]', "unknown optimizer 'adam'; did you mean 'adamw'?"),
     ],
 )

@@ -24,7 +24,7 @@ from stability.losses import clip, loss, siglip
 from stability.losses.batched import clip_kernel, loss_and_grads, siglip_kernel
 from stability.registry import InputError, Variant
 from stability.results import diverged_at
-from stability.study import Study, Train, load_study, parse_study
+from stability.study import Study, Train, load_study, optimizer_of, parse_study
 from stability.train import Trainer, population_of, train_step
 from stability.train.batched_layers import batched_forward
 from stability.train.batches import STEPS_AHEAD, BatchStream, batch_indices
@@ -207,8 +207,7 @@ def test_a_population_equals_a_plain_loop_over_single_runs(tiny):
                 {"params": vectors, "weight_decay": 0.0},
                 {"params": [log_scale], "weight_decay": 0.0},
             ],
-            betas=tiny.train.betas,
-            eps=tiny.train.eps,
+            **optimizer_of(tiny.train)[1],
         )
         draws = batch_indices(run.seed, len(pairs.train), run.batch_size)
         for step in range(tiny.train.steps):

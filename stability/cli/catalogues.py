@@ -16,7 +16,17 @@ from stability.registry import InputError, Registry, Variant, nearest
 if TYPE_CHECKING:
     from stability.probes import Measure
 
-CATALOGUES = ("studies", "losses", "encoders", "datasets", "corruptions", "probes", "measures", "contrasts")
+CATALOGUES = (
+    "studies",
+    "losses",
+    "encoders",
+    "datasets",
+    "corruptions",
+    "optimizers",
+    "probes",
+    "measures",
+    "contrasts",
+)
 
 
 @app.command("list")
@@ -81,13 +91,14 @@ def measures() -> dict[str, tuple[Measure, str]]:
 
 def catalogue(what: str) -> Registry:
     """Return the catalogue called *what*, which is in `CATALOGUES` and neither studies nor measures."""
-    from stability import contrasts, corruptions, datasets, encoders, losses, probes
+    from stability import contrasts, corruptions, datasets, encoders, losses, optimizers, probes
 
     catalogues: dict[str, Registry] = {
         "losses": losses.loss,
         "encoders": encoders.encoder,
         "datasets": datasets.dataset,
         "corruptions": corruptions.corruption,
+        "optimizers": optimizers.optimizer,
         "probes": probes.probe,
         "contrasts": contrasts.contrast,
     }

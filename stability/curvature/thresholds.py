@@ -24,17 +24,20 @@ def adaptive_threshold(lr: float, beta1: float) -> float:
     return (2 + 2 * beta1) / ((1 - beta1) * lr)
 
 
-def momentum_threshold(lr: float, momentum: float) -> float:
-    """Return the sharpness at which SGD with rate *lr* and heavy-ball *momentum* becomes unstable, without noise.
+def momentum_threshold(lr: float, momentum: float, nesterov: bool = False) -> float:
+    """Return the sharpness at which SGD with rate *lr* and *momentum* becomes unstable, without noise.
 
-    (2 + 2 momentum) / lr, the largest stable eigenvalue of a quadratic. Cohen et al. (2021), "Gradient descent on
-    neural networks typically occurs at the edge of stability", arXiv:2103.00065, equation 1.
+    (2 + 2 momentum) / lr with heavy-ball momentum, (2 + 2 momentum) / ((1 + 2 momentum) lr) with Nesterov's: the
+    largest stable eigenvalue of a quadratic. Cohen et al. (2021), "Gradient descent on neural networks typically
+    occurs at the edge of stability", arXiv:2103.00065, equation 1 and appendix B.
 
     >>> momentum_threshold(0.5, 0.0), round(momentum_threshold(0.1, 0.9))
     (4.0, 38)
+    >>> momentum_threshold(0.5, 0.5, nesterov=True)
+    3.0
     """
     if not lr > 0:
         raise InputError(f"lr is {lr}; allowed: a positive learning rate")
     if not 0 <= momentum < 1:
         raise InputError(f"momentum is {momentum}; allowed: at least 0 and below 1")
-    return (2 + 2 * momentum) / lr
+    return (2 + 2 * momentum) / (lr * (1 + 2 * momentum) if nesterov else lr)

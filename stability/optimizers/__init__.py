@@ -6,9 +6,9 @@ documents the interface.
 
 from __future__ import annotations
 
-from stability.optimizers.registry import optimizer
+from stability.optimizers.registry import Layout, Segment, buffer_widths, inputs_of, optimizer, options_of
 from stability.registry import import_modules
 
-__all__ = ["optimizer"]
+__all__ = ["Layout", "Segment", "buffer_widths", "inputs_of", "optimizer", "options_of"]
 
 import_modules(__name__, __path__)

@@ -69,20 +69,18 @@ def gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
 
     The unit is a batch of the training size, since a contrastive loss couples its samples. Towers and trained scalars
     are measured separately, since t and b can outweigh all other parameters. Towers are also measured in the norm of
-    Adam's steps (NaN before the first step). See `stability.probes.noise` for the estimators.
+    Adam's steps (NaN before the first step, and under an optimizer that divides by no diagonal). See
+    `stability.probes.noise` for the estimators.
     """
     blocks = {"towers": in_towers}
     if any(not in_towers(name) for name in replica.params):
         blocks["scalars"] = lambda name: not in_towers(name)
-    norms = {"plain": None, "adam": replica.preconditioner}
+    norms = {"plain": None, "adam": replica.preconditioner or None}
     noise = gradient_noise_in(norms, replica.objective, replica.params, replica.batches, blocks=blocks)
     plain, adam = noise["plain"].by_block, noise["adam"].by_block["towers"]
     absent = torch.full_like(adam.trace_cov, torch.nan)
     scalars = plain.get("scalars", GradientNoise(absent, absent, absent, absent))
-    # Before Adam's first step its v is zero everywhere, and its norm is the plain one times 1 / eps.
-    towers = [value for name, value in replica.preconditioner.items() if in_towers(name)]
-    highest, lowest = (torch.stack([pick(value) for value in towers]) for pick in (torch.amax, torch.amin))
-    started = highest.amax() > lowest.amin()
+    started = _has_diagonal(replica)
     preconditioned = _columns("towers_preconditioned", adam)
     return {
         **_columns("towers", plain["towers"]),
@@ -90,6 +88,16 @@ def gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, Tensor]:
         **{name: torch.where(started, value, absent) for name, value in preconditioned.items()},
         "gradient_cosine_towers": plain["towers"].mean_cosine,
     }
+
+
+def _has_diagonal(replica: Replica) -> Tensor:
+    """Return whether the optimizer divides its steps by a diagonal that is not one number everywhere, 0-d."""
+    # Before Adam's first step its v is zero everywhere, and its norm is the plain one times 1 / eps.
+    towers = [value for name, value in replica.preconditioner.items() if in_towers(name)]
+    if not towers:
+        return torch.zeros_like(replica.learning_rate, dtype=torch.bool)
+    highest, lowest = (torch.stack([pick(value) for value in towers]) for pick in (torch.amax, torch.amin))
+    return highest.amax() > lowest.amin()
 
 
 def _as(role: str, words: str) -> tuple[Measure, ...]:

@@ -171,7 +171,8 @@ class Replica:
         held_out: pairs that training never sees.
         batches: independent training batches of the run's batch size, stacked along a leading axis (as many as the
             probe's option ``batches`` says).
-        preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like *params*; ones under SGD.
+        preconditioner: Adam's bias-corrected sqrt(v_hat) + eps, like *params*; ones under SGD; empty under an
+            optimizer that divides by no diagonal.
         learning_rate: the rate at this step, before per-parameter multipliers.
         stability_threshold: the sharpness at which the run's optimizer becomes unstable at learning rate 1; NaN where
             it declares none.

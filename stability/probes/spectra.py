@@ -87,7 +87,7 @@ def in_scalars(name: str) -> bool:
             "preconditioned_sharpness",
             "Preconditioned sharpness",
             "Largest eigenvalue of P^-1/2 H P^-1/2 over the encoders, P = Adam's bias-corrected sqrt(v_hat) + eps, or "
-            "1 under SGD.",
+            "1 under SGD; none under an optimizer that divides its steps by no diagonal.",
             transform="log",
         ),
         Measure(
@@ -101,7 +101,8 @@ def in_scalars(name: str) -> bool:
             "sharpness_ratio",
             "Sharpness / threshold",
             "Preconditioned sharpness over the adaptive edge of stability, (2 + 2 beta1) / ((1 - beta1) lr), under SGD "
-            "sharpness over (2 + 2 momentum) / lr; only in a phase of constant rate.",
+            "sharpness over (2 + 2 momentum) / lr; only in a phase of constant rate, and only under an optimizer whose "
+            "threshold is known.",
             transform="log",
         ),
         Measure(
@@ -146,10 +147,12 @@ def curvature(
     towers = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers)
     count = sum(map(in_scalars, replica.params))
     scalars = spectrum_of(steps=count, trace_probes=1, block=in_scalars) if count else None
-    adam = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
+    absent = torch.full_like(towers.eigenvalues_high[:, 0], torch.nan)
+    sharpness = residual = absent
+    if replica.preconditioner:
+        adam = spectrum_of(steps=edge_steps, trace_probes=1, block=in_towers, preconditioner=replica.preconditioner)
+        sharpness, residual = adam.eigenvalues_high[:, 0], adam.residuals_high[:, 0]
     threshold = replica.stability_threshold / replica.learning_rate
-    sharpness = adam.eigenvalues_high[:, 0]
-    absent = torch.full_like(sharpness, torch.nan)
     return {
         "hessian_max_eigenvalue": whole.eigenvalues_high[:, 0],
         "hessian_max_eigenvalue_residual": whole.residuals_high[:, 0],
@@ -162,7 +165,7 @@ def curvature(
         "hessian_max_eigenvalue_scalars": scalars.eigenvalues_high[:, 0] if scalars else absent,
         "hessian_min_eigenvalue_scalars": scalars.eigenvalues_low[:, 0] if scalars else absent,
         "preconditioned_sharpness": sharpness,
-        "preconditioned_sharpness_residual": adam.residuals_high[:, 0],
+        "preconditioned_sharpness_residual": residual,
         "sharpness_ratio": sharpness / threshold if replica.constant_rate else absent,
         "hessian_nodes": whole.nodes.flatten(1),
         "hessian_weights": whole.weights.flatten(1) / whole.weights.flatten(1).sum(1, keepdim=True),

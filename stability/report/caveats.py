@@ -1,4 +1,4 @@
-"""Caveats of a verdict: cells that disagree, effects smaller than their margin, and coarse time resolution."""
+"""Caveats of a verdict: cells that disagree, small effects, coarse time resolution, sharpness without a threshold."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stability.analysis import Finding, Findings, Results, steps_to_threshold
 from stability.analysis.cells import Heterogeneity, by_cell, heterogeneity_of
 from stability.analysis.pairing import ContrastInputs, contrast_inputs
 from stability.contrasts import contrast
+from stability.optimizers import optimizer
 from stability.report.tables import effect_in_words
 from stability.stats.wording import number, percent
 from stability.study import Claim
@@ -99,3 +100,19 @@ def _idle(claim: Claim, finding: Finding, inputs: ContrastInputs) -> tuple[str, 
         f"Both sides, {number(first)} and {number(other)}, are smaller than the margin of {number(finding.margin)}, so "
         "that a difference as large had little room to show.",
     )
+
+
+def without_threshold(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the optimizers under which a sharpness has no known threshold, if the study measured sharpness."""
+    if "sharpness_ratio" not in results.steps:
+        return
+    traits = {name: optimizer[name].traits for name in sorted(results.study.optimizers)}
+    names = [
+        name for name, trait in traits.items() if trait.preconditioner is None or trait.stability_threshold is None
+    ]
+    if names:
+        yield (
+            "Sharpness without a threshold",
+            f"Above which sharpness training becomes unstable is not known for {' and '.join(names)}: runs trained by "
+            "it have no sharpness relative to a threshold.",
+        )

@@ -108,8 +108,8 @@ def measures(results: Results, findings: Findings) -> Paragraphs:
             "Curvature",
             "The Hessian H belongs to the mean training loss over fixed batches. Its ends and density come from "
             "Lanczos with full reorthogonalization, its trace from Hutchinson's estimate, all seeded. Sharpness is "
-            "taken as Adam sees it, over the towers, in units of the edge of stability at momentum β₁ and learning "
-            "rate η (Cohen et al. 2022, arXiv:2207.14484):",
+            "taken as the optimizer sees it, over the towers, in units of the edge of stability, for Adam at momentum "
+            "β₁ and learning rate η (Cohen et al. 2022, arXiv:2207.14484):",
             SHARPNESS,
         )
     if "filter_sharpness" in columns:

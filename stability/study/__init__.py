@@ -17,7 +17,15 @@ from stability.study.schema import (
     Tune,
 )
 from stability.study.setting_axes import Settings, combinations
-from stability.study.study import OPTIMIZER_OPTIONS, Study, digest, modalities, optimizer_of, optimizer_options
+from stability.study.study import (
+    OPTIMIZER_OPTIONS,
+    Study,
+    digest,
+    modalities,
+    optimizer_of,
+    optimizer_options,
+    train_table,
+)
 from stability.study.template import kinds, parse_options, study_path, write_study
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Setting, search_of, settings_of, tuning_measure
 
@@ -55,6 +63,7 @@ __all__ = [
     "shipped_studies",
     "study_files",
     "study_path",
+    "train_table",
     "tuning_measure",
     "with_looks",
     "with_loss",

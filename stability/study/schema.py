@@ -94,10 +94,11 @@ class Train(Frozen):
             apply to the smallest batch size, and larger ones take proportionally fewer.
         warmup: Steps of linear warm-up.
         lr_schedule: Learning rate schedule after warm-up.
-        optimizer: AdamW with decoupled decay, or SGD with decay as part of the gradient.
-        momentum: Momentum of SGD.
-        betas: Betas of AdamW.
-        eps: Epsilon of AdamW.
+        optimizer: Name of the update rule; options that it takes and the study leaves out have its own defaults.
+        momentum: Momentum, as of SGD.
+        nesterov: Whether momentum is Nesterov's.
+        betas: Decay rates of running means, as of AdamW.
+        eps: Added to a denominator, as of AdamW.
         weight_decay: Decay of weight matrices.
         scalar_lr_multiplier: Multiplies the learning rate of the losses' scalars.
         clip_quantile: Clip gradients at this quantile of past norms.
@@ -109,9 +110,10 @@ class Train(Frozen):
     warmup: Annotated[int, Field(ge=0)] = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Name = "adamw"
-    momentum: Beta = 0.0
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: Rate = 1e-8
+    momentum: Beta | None = None
+    nesterov: bool | None = None
+    betas: tuple[Beta, Beta] | None = None
+    eps: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     scalar_lr_multiplier: Rate = 1.0
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -127,6 +129,7 @@ class ArmTrain(Frozen):
     lr_schedule: Literal["constant", "cosine"] | None = None
     optimizer: Name | None = None
     momentum: Beta | None = None
+    nesterov: bool | None = None
     betas: tuple[Beta, Beta] | None = None
     eps: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stability.datasets import Pairs, dataset, declared_offers
 from stability.encoders import Modality, encoder
-from stability.optimizers import optimizer
+from stability.optimizers import optimizer, options_of
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Registry, Variant
 from stability.study.schema import (
@@ -33,19 +34,44 @@ from stability.study.schema import (
 )
 from stability.study.setting_axes import Settings, with_settings
 
-OPTIMIZER_OPTIONS = ("betas", "eps", "momentum")
-"""Keys of ``[train]`` that some optimizers take."""
+OPTIMIZER_OPTIONS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.0, "nesterov": False}
+"""Keys of ``[train]`` that some optimizers take, with the value that has no effect under one that does not."""
+
+SHARED_OPTIONS = ("betas", "eps")
+"""Those that a study may set although its own optimizer does not take them, for the arms whose optimizers do."""
 
 
 def optimizer_of(train: Train) -> tuple[Variant, dict[str, Any]]:
-    """Return the optimizer of a ``[train]`` table and its options."""
+    """Return the optimizer of a ``[train]`` table and its options: those that the table sets, else its defaults."""
     variant = optimizer[train.optimizer]
-    return variant, {name: getattr(train, name) for name in variant.options}
+    values = {name: getattr(train, name) for name in options_of(variant)}
+    return variant, {
+        name: default_option(train.optimizer, name) if value is None else value for name, value in values.items()
+    }
 
 
 def optimizer_options(name: str) -> tuple[str, ...]:
     """Return the keys that an optimizer takes; none for one that does not exist, which is refused elsewhere."""
-    return tuple(optimizer[name].options) if name in optimizer else ()
+    return tuple(options_of(optimizer[name])) if name in optimizer else ()
+
+
+def default_option(name: str, key: str) -> Any:
+    """Return what leaving out a key of `OPTIMIZER_OPTIONS` means under an optimizer.
+
+    >>> default_option("adamw", "eps"), default_option("sgd", "eps")
+    (1e-08, 1e-08)
+    """
+    parameters = options_of(optimizer[name])
+    return parameters[key].default if key in parameters else OPTIMIZER_OPTIONS[key]
+
+
+def train_table(train: Train, optimizers: Iterable[str]) -> dict[str, Any]:
+    """Return a ``[train]`` table as plain data, without what leaving it out means under each of the *optimizers*."""
+    table = train.model_dump(mode="json", exclude_defaults=True)
+    for key in table.keys() & OPTIMIZER_OPTIONS.keys():
+        if all(getattr(train, key) == default_option(name, key) for name in optimizers):
+            del table[key]
+    return table
 
 
 NOT_DATA = ("name", "scale", "text", "replications", "replication", "changes")
@@ -110,6 +136,7 @@ class Study(Frozen):
         """Return the study as plain data without the values that equal their defaults."""
         plain = self.model_dump(mode="json", exclude_defaults=True)
         plain["data"] = self._data()
+        plain["train"] = train_table(self.train, self.optimizers)
         for side, tower in plain["model"].items():
             if side == "embed_dim":
                 continue
@@ -119,6 +146,12 @@ class Study(Frozen):
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
         return plain
+
+    @property
+    def optimizers(self) -> set[str]:
+        """Return the names of all optimizers that its runs may be trained with."""
+        of_arms = {arm.train.optimizer for arm in self.arms.values() if arm.train and arm.train.optimizer}
+        return {self.train.optimizer, *of_arms, *self.grid.settings.get("train.optimizer", ())}
 
     @property
     def encoder_sources(self) -> dict[str, str]:
@@ -160,8 +193,8 @@ class Study(Frozen):
             return self.train
         train = self.train.model_copy(update=arm_train.overrides)
         # The study's momentum is that of its own optimizer: an arm with another that takes none has none.
-        if arm_train.momentum is None and "momentum" not in optimizer_options(train.optimizer):
-            train = train.model_copy(update={"momentum": 0.0})
+        unused = {*OPTIMIZER_OPTIONS} - {*SHARED_OPTIONS, *optimizer_options(train.optimizer), *arm_train.given}
+        train = train.model_copy(update=dict.fromkeys(unused))
         # Clipping by norm and by quantile are mutually exclusive, so an arm that sets one replaces the study's choice.
         if arm_train.clip_norm is not None or arm_train.clip_quantile is not None:
             train = train.model_copy(

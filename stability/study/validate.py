@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from stability.check import validate_loss
 from stability.corruptions import corruption
@@ -24,7 +26,7 @@ from stability.study.schema import (
     Train,
 )
 from stability.study.setting_axes import check_keys
-from stability.study.study import OPTIMIZER_OPTIONS, Study, modalities, optimizer_options
+from stability.study.study import OPTIMIZER_OPTIONS, SHARED_OPTIONS, Study, modalities, optimizer_options
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
 
@@ -32,9 +34,10 @@ from stability.study.validate_claims import check_claim, check_ids, check_publis
 def check(study: Study, locate: Locate) -> None:
     """Raise `InputError` with one sentence on the first part of *study* that cannot be run or decided."""
     pairs = _check_data(study, locate)
-    _check_towers(study, pairs, locate)
+    towers = _check_towers(study, pairs, locate)
     _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
+    _check_linear_maps(study, towers, locate)
     for name, schedule in study.probes.items():
         _check_probe(study, name, schedule, pairs, locate)
     for index, claim in enumerate(study.claims):
@@ -79,7 +82,9 @@ def _check_data(study: Study, locate: Locate) -> Pairs:
         raise InputError(f"{locate('data')}.{error}") from error
 
 
-def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
+def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> list[nn.Module]:
+    """Return the towers, built once."""
+    towers = []
     if study.model.extra_modalities is None and pairs.extra_modalities:
         raise InputError(
             f"{locate('model', 'extra_modalities')}: required by the third modality of the data, but missing"
@@ -103,16 +108,18 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> None:
             inputs = f"{side}s" if side == name else "further modalities"
             raise InputError(f"{where}: encoder {tower.name!r} does not read {inputs} (known: {', '.join(compatible)})")
         try:
-            _build(variant, modality, study.model.embed_dim, tower.options)
+            towers.append(_build(variant, modality, study.model.embed_dim, tower.options))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+    return towers
 
 
-def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> None:
+def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> nn.Module:
     """Build a tower once to validate its options; a user-defined tower is also run on a few samples."""
+    tower: nn.Module
     if not variant.source:
-        variant(modality, embed_dim, **options)
-        return
+        tower = variant(modality, embed_dim, **options)
+        return tower
     try:
         with torch.random.fork_rng(devices=[]):
             tower = variant(modality, embed_dim, **options)
@@ -124,6 +131,7 @@ def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mappin
         check_tower(tower, modality, embed_dim)
     except InputError as error:
         raise InputError(f"encoder {variant.name!r}: {error}") from error
+    return tower
 
 
 def _check_grid(study: Study, available: int, locate: Locate) -> None:
@@ -273,14 +281,28 @@ def _check_training(study: Study, locate: Locate) -> None:
         )
 
 
+def _check_linear_maps(study: Study, towers: Iterable[nn.Module], locate: Locate) -> None:
+    """Raise `InputError` for an optimizer of linear maps where no tower has one that is trained."""
+    modules = itertools.chain.from_iterable(tower.modules() for tower in towers)
+    if any(isinstance(module, nn.Linear) and module.weight.requires_grad for module in modules):
+        return
+    own = [(("arms", name, "train"), arm.train.optimizer) for name, arm in study.arms.items() if arm.train]
+    for table, name in [(("train",), study.train.optimizer), *own]:
+        if name and optimizer[name].traits.linear_maps:
+            without = ", ".join(repr(other) for other in optimizer if not optimizer[other].traits.linear_maps)
+            raise InputError(
+                f"{locate(*table, 'optimizer')}: {name!r} is for the matrices of linear maps, and the towers train "
+                f"none; allowed: {without}"
+            )
+
+
 def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
     if train.clip_norm is not None and train.clip_quantile is not None:
         raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
     optimizer.get_or_explain(train.optimizer, locate(*table, "optimizer"))
-    for key in OPTIMIZER_OPTIONS:
-        differs = getattr(train, key) != Train.model_fields[key].default
-        # Betas and eps of the study may serve those arms that take them.
-        if key == "momentum" and differs and key not in optimizer_options(train.optimizer):
+    for key, without_effect in OPTIMIZER_OPTIONS.items():
+        unused = key not in SHARED_OPTIONS and key not in optimizer_options(train.optimizer)
+        if unused and getattr(train, key) not in (None, without_effect):
             _refuse_option(train, locate(*table, key), key)
 
 

@@ -14,13 +14,15 @@ from stability.curvature.graphs import bytes_of
 from stability.datasets import Pairs, rows
 from stability.devices import to_device
 from stability.grid import Run, runs_of
+from stability.optimizers import buffer_widths
 from stability.probes import Batch, HeldOut, probe
 from stability.probes.cost import saved_bytes
-from stability.study import Study
+from stability.study import Study, optimizer_of
 from stability.train.data import population_data
 from stability.train.features import bytes_kept
 from stability.train.model import initial_parameters, model_spec
 from stability.train.population import Population
+from stability.train.recipes import segments_of
 
 STATE_COPIES = 8
 """Flat copies of the parameters in a step: parameters, gradient, two moments, update and its temporaries."""
@@ -174,5 +176,9 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
     features *= study.data.corruption == "fixed"
     forks = any(probe[name].traits.forks for name in study.probes)
-    copies = STATE_COPIES + (FORK_COPIES if forks else 0)
-    return int(SLACK * saved) + copies * theta.numel() * theta.element_size() + features
+    numbers = (STATE_COPIES + (FORK_COPIES if forks else 0)) * theta.numel()
+    # Of an optimizer with more than the two moments that the copies count, also for the children of forks.
+    train = study.train_of(arm)
+    widths = buffer_widths(optimizer_of(train)[0], segments_of(spec, train), theta.numel())
+    more = max(0, sum(widths.values()) - 2 * theta.numel())
+    return int(SLACK * saved) + (numbers + (1 + forks) * more) * theta.element_size() + features

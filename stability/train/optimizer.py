@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stability.devices import is_accelerator
+from stability.optimizers import Layout, buffer_widths, inputs_of
 from stability.study import Train, optimizer_of
 
 
@@ -18,7 +19,7 @@ class OptimizerState:
     """The running state of an optimizer.
 
     Attributes:
-        buffers: by name, each (R, P).
+        buffers: by name, each (R, width), most of the width P.
         count: steps taken, 0-d float32 on the device, where the step's kernels read it.
         steps: the same number on the host.
     """
@@ -28,9 +29,9 @@ class OptimizerState:
     steps: int = 0
 
     @classmethod
-    def zeros_like(cls, theta: Tensor, names: Sequence[str]) -> OptimizerState:
-        """Return the state before the first step."""
-        buffers = {name: torch.zeros_like(theta) for name in names}
+    def zeros(cls, theta: Tensor, widths: Mapping[str, int]) -> OptimizerState:
+        """Return the state before the first step of parameters (R, P), from the *widths* of the buffers by name."""
+        buffers = {name: theta.new_zeros(len(theta), width) for name, width in widths.items()}
         return cls(buffers, torch.zeros((), dtype=torch.float32, device=theta.device))
 
     def select(self, rows: Tensor) -> OptimizerState:
@@ -40,17 +41,20 @@ class OptimizerState:
         )
 
 
-def initial_state(train: Train, theta: Tensor) -> OptimizerState:
-    """Return the state of the study's optimizer before the first step."""
+def initial_state(train: Train, theta: Tensor, layout: Layout = ()) -> OptimizerState:
+    """Return the state of the study's optimizer before the first step of parameters (R, P)."""
     variant, _ = optimizer_of(train)
-    return OptimizerState.zeros_like(theta, variant.traits.buffers)
+    return OptimizerState.zeros(theta, buffer_widths(variant, layout, theta.shape[-1]))
 
 
-def preconditioner(state: OptimizerState, train: Train) -> Tensor:
-    """Return the positive diagonal (R, P) by which the optimizer divides a step: Adam's sqrt(v_hat) + eps, SGD's 1."""
+def preconditioner(state: OptimizerState, train: Train) -> Tensor | None:
+    """Return the positive diagonal (R, P) by which the optimizer divides a step: Adam's sqrt(v_hat) + eps, SGD's 1.
+
+    None if it divides by no diagonal.
+    """
     variant, options = optimizer_of(train)
-    diagonal: Tensor = variant.traits.preconditioner(state.buffers, state.steps, **options)
-    return diagonal
+    diagonal_of = variant.traits.preconditioner
+    return None if diagonal_of is None else diagonal_of(state.buffers, state.steps, **options)
 
 
 def lr_schedule_factor(train: Train, step: int) -> float:
@@ -135,16 +139,27 @@ class Recipe:
         rows: which replicas.
         train: their settings.
         groups: their weight decay and learning rate factors, by parameter.
+        layout: their parameters, for an optimizer that treats each by itself.
     """
 
     rows: slice
     train: Train
     groups: ParamGroups
+    layout: Layout = ()
 
     @classmethod
-    def of_all(cls, train: Train, parameters: Sequence[tuple[int, float, float]], theta: Tensor) -> Recipe:
-        """Return one recipe for all replicas of *theta*; for *parameters* see `ParamGroups.of`."""
-        return cls(slice(0, len(theta)), train, ParamGroups.of(parameters, theta))
+    def of_all(
+        cls, train: Train, parameters: Sequence[tuple[int, float, float]], theta: Tensor, layout: Layout = ()
+    ) -> Recipe:
+        """Return one recipe for all replicas.
+
+        Args:
+            train: their training settings.
+            parameters: see `ParamGroups.of`.
+            theta: parameters (R, P).
+            layout: the parameters, for an optimizer that treats each by itself.
+        """
+        return cls(slice(0, len(theta)), train, ParamGroups.of(parameters, theta), layout)
 
 
 def update_norm(update: Tensor) -> dict[str, Tensor]:
@@ -168,7 +183,7 @@ def apply_update_(
 ) -> dict[str, Tensor]:
     """Apply one step of the study's optimizer in place, with about ten operations for all replicas.
 
-    All operations are elementwise, so a replica's bits do not depend on the other replicas. Replicas of one recipe are
+    No operation reduces over replicas, so a replica's bits do not depend on the others. Replicas of one recipe are
     updated together; on a CPU, chunks of them that fit its cache are updated and measured one after another.
 
     Args:
@@ -195,7 +210,8 @@ def apply_update_(
             if decaying and variant.traits.decay == "in_grad":
                 grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
             buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
-            update: Tensor = variant(grads, buffers, state.count, **options)
+            reserved = inputs_of(variant, {"params": params, "layout": recipe.layout, "rates": rates[rows]})
+            update: Tensor = variant(grads, buffers, state.count, **reserved, **options)
             if decaying and variant.traits.decay == "decoupled":
                 update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
             update.mul_(rates[rows, None])

@@ -96,6 +96,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
     data = population_data(runs, pairs, study.data.corruption, device)
     for tower in spec.towers.values():
         tower.to(device)  # moves its buffers
+    recipes = recipes_of(study, spec, runs, theta)
     hash_multipliers = torch.randint(-(2**62), 2**62, (data.text.shape[-1],), generator=stream(0, "identity")) * 2 + 1
     return Population(
         study=study,
@@ -105,8 +106,8 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         held_out=held_out(pairs, device),
         theta=theta,
         grad=torch.zeros_like(theta),
-        optimizer=initial_state(study.train, theta),
-        recipes=recipes_of(study, spec, runs, theta),
+        optimizer=initial_state(study.train, theta, recipes[0].layout),
+        recipes=recipes,
         rates=LearningRates.of(trains, [run.lr for run in runs], device),
         clipper=GradClipper.of(trains, device),
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),

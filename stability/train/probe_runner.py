@@ -140,11 +140,10 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
     options = _options(study, name)
     count = options.get("batches", 0)
     rows = to_device(torch.tensor(padded), population.theta.device)
+    diagonal = preconditioner(population.optimizer.select(rows), study.train)
     tensors: dict[str, Any] = {
         "params": spec.layout.unflatten_contiguous(population.theta[rows]),
-        "preconditioner": spec.layout.unflatten_contiguous(
-            preconditioner(population.optimizer.select(rows), study.train)
-        ),
+        "preconditioner": {} if diagonal is None else spec.layout.unflatten_contiguous(diagonal),
         "learning_rate": learning_rates(population, padded),
         "batches": probe_batches(population, name, count, padded),
         "held_out_batches": (

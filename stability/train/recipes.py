@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from stability.grid import Run, train_of
+from stability.optimizers import Layout, Segment
 from stability.study import Study, Train
 from stability.train.model import ModelSpec
 from stability.train.optimizer import ParamGroups, Recipe
@@ -29,9 +30,25 @@ def recipes_of(study: Study, spec: ModelSpec, runs: Sequence[Run], theta: Tensor
             (size, _decay(train, spec, name), _lr_multiplier(train, spec, name))
             for name, size in spec.layout.sizes.items()
         ]
-        recipes.append(Recipe(rows, train, ParamGroups.of(parameters, theta)))
+        recipes.append(Recipe(rows, train, ParamGroups.of(parameters, theta), segments_of(spec, train)))
         start = rows.stop
     return tuple(recipes)
+
+
+def segments_of(spec: ModelSpec, train: Train) -> Layout:
+    """Return the parameters in memory order with their weight decay, as an optimizer reads them."""
+    layout = spec.layout
+    return tuple(
+        Segment(
+            name,
+            layout.starts[name],
+            layout.shapes[name][:: -1 if name in layout.transposed else 1],
+            linear=name in layout.transposed,
+            trained=name not in spec.frozen,
+            decay=_decay(train, spec, name),
+        )
+        for name in layout.sizes
+    )
 
 
 def _decay(train: Train, spec: ModelSpec, name: str) -> float:

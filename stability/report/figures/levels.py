@@ -281,8 +281,8 @@ def sharpness(results: Results) -> Iterator[ReportFigure]:
         name="sharpness",
         section="curvature",
         title="Sharpness against the edge of stability",
-        caption="Largest eigenvalue of the encoders' Hessian as Adam's preconditioner sees it, over the threshold "
-        "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1), at the end of training.",
+        caption="Largest eigenvalue of the encoders' Hessian as the optimizer sees it, over the threshold at "
+        "which it turns unstable, (2 + 2β₁) / ((1 − β₁) η) under Adam (dotted, 1), at the end of training.",
         alt="Preconditioned sharpness over its threshold, at the end; 1 is the edge of stability.",
         label="sharpness / threshold",
         scale="log",

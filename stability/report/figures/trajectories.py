@@ -119,8 +119,8 @@ PLOTS = (
         "curvature",
         "sharpness_ratio",
         "Sharpness over training, against the edge of stability",
-        "Largest eigenvalue of the encoders' Hessian as Adam's preconditioner sees it, over the threshold "
-        "(2 + 2β₁) / ((1 − β₁) η) at which Adam turns unstable (dotted, 1).",
+        "Largest eigenvalue of the encoders' Hessian as the optimizer sees it, over the threshold at "
+        "which it turns unstable, (2 + 2β₁) / ((1 − β₁) η) under Adam (dotted, 1).",
         "sharpness / threshold",
         scale="log",
         level=1.0,

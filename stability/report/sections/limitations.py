@@ -13,7 +13,7 @@ from stability.analysis import MIN_CHANCE_RATIO, Findings, Results, summarize
 from stability.contrasts import contrast
 from stability.probes import probe
 from stability.report.blocks import Code, Paragraph, Part
-from stability.report.caveats import coarse, doubtful
+from stability.report.caveats import coarse, doubtful, without_threshold
 from stability.report.failures import failures
 from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import signs
@@ -54,6 +54,7 @@ def limitations(data: ReportData) -> Blocks:
         _false_negatives(results),
         _slow_scalars(results),
         _unconverged_eigenvalues(results),
+        without_threshold(results),
         coarse(results, findings),
         _timed(results),
         _scope(results),
