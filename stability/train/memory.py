@@ -174,5 +174,6 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
     features *= study.data.corruption == "fixed"
     forks = any(probe[name].traits.forks for name in study.probes)
-    copies = STATE_COPIES + (FORK_COPIES if forks else 0)
+    keeps_update = any(probe[name].traits.update for name in study.probes)
+    copies = STATE_COPIES + (FORK_COPIES if forks else 0) + keeps_update
     return int(SLACK * saved) + copies * theta.numel() * theta.element_size() + features
