@@ -15,7 +15,9 @@ from stability.train.model import Layout
 IMAGE, TEXT = Modality((2, 4, 6)), Modality((6,), vocabulary=7)
 
 
-def transformer(name: str = "token_transformer", modality: Modality = TEXT, dim: int = 5, **options: int) -> nn.Module:
+def transformer(
+    name: str = "token_transformer", modality: Modality = TEXT, dim: int = 5, **options: object
+) -> nn.Module:
     return encoder[name](modality, dim, **{"width": 8, "depth": 1, "heads": 2, **options})
 
 
@@ -40,6 +42,11 @@ def tokens(*shape: int) -> Tensor:
         (lambda: nn.Sequential(nn.Linear(6, 12), Attention(12, 3)), lambda: some(2, 1, 6)),
         (lambda: nn.Sequential(nn.Linear(6, 8), TransformerBlock(8, 2, 3), nn.Flatten(-2)), lambda: some(5, 4, 6)),
         (lambda: TransformerBlock(4, 4, 1), lambda: some(8, 4, 4)),
+        (lambda: Attention(6, 1, qk_norm=True), lambda: some(4, 3, 6)),
+        (lambda: nn.Sequential(nn.Linear(6, 12), Attention(12, 3, qk_norm=True)), lambda: some(2, 1, 6)),
+        (lambda: TransformerBlock(4, 2, 1, norm="post"), lambda: some(8, 4, 4)),
+        (lambda: transformer(depth=2, qk_norm=True, norm="post"), lambda: tokens(5, 6)),
+        (lambda: transformer("patch_transformer", IMAGE, patch=2, qk_norm=True), lambda: some(5, 2, 4, 6)),
         (lambda: Patches(2, 2, 5), lambda: some(3, 2, 4, 6)),
         (lambda: nn.Sequential(nn.Linear(6, 4), Patches(2, 2, 5)), lambda: some(3, 2, 6, 6)),
         (lambda: transformer(depth=0), lambda: tokens(5, 6)),
@@ -165,6 +172,9 @@ def padded(theta: Tensor) -> Tensor:
         ("token_transformer", {"width": 12, "heads": 2, "depth": 2}, 32, 7),
         ("token_transformer", {"width": 6, "heads": 1, "depth": 2}, 13, 9),
         ("token_transformer", {"width": 7, "heads": 1, "mlp_ratio": 3}, 6, 8),
+        ("patch_transformer", {"patch": 2, "width": 16, "heads": 4, "qk_norm": True, "norm": "post"}, 32, 16),
+        ("token_transformer", {"width": 6, "heads": 2, "depth": 2, "qk_norm": True}, 13, 9),
+        ("token_transformer", {"width": 15, "heads": 3, "norm": "post"}, 13, 9),
         ("mlp", {"width": 16, "depth": 1}, 17, 7),
         ("mlp", {"width": 6, "depth": 2}, 13, 9),
     ],

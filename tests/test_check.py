@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from stability.check import CheckResult, check, validate_loss
 from stability.losses import Scalar, clip, loss, siglip
@@ -18,6 +19,9 @@ from stability.registry import InputError, Registry, Variant
 OPTIONS = [
     ("clip", {"label_smoothing": 0.1}),
     ("clip", {"max_scale": 5.0}),
+    ("clip", {"z_loss": 0.1}),
+    ("clip", {"z_loss": 0.1, "logit_cap": 5.0}),
+    ("siglip", {"logit_cap": 5.0}),
     ("siglip", {"reduction": "mean_pairs"}),
     ("infoloob", {"hopfield": True}),
     ("hcl", {"beta": 0.0}),
@@ -59,6 +63,32 @@ def test_every_loss_has_every_reported_property_but_one(name):
 @pytest.mark.parametrize("name", sorted(loss))
 def test_every_declared_chance_level_is_the_best_that_one_similarity_reaches(name, size):
     assert math.isclose(loss[name].traits.chance(size), best_constant(loss[name], size), rel_tol=1e-4, abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 6, 20])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("clip", {"z_loss": 0.1}),
+        ("clip", {"logit_cap": 0.5}),
+        *(("clip", {"z_loss": weight, "logit_cap": cap}) for weight in (0.1, 2.0) for cap in (0.5, 2.0, 30.0)),
+        *(("siglip", {"logit_cap": cap}) for cap in (0.5, 2.0, 30.0)),
+        ("siglip", {"logit_cap": 2.0, "reduction": "mean_pairs"}),
+    ],
+)
+def test_the_chance_level_under_a_z_loss_or_a_cap_is_the_best_that_one_logit_reaches(name, options, size):
+    zeros = torch.zeros(size, 3, dtype=torch.float64)
+    unit, scalars = zeros + F.normalize(torch.ones(3, dtype=torch.float64), dim=0), {}
+
+    def at(logit: float) -> float:
+        # A constant logit of any size: a similarity of 1 or -1, and its scale.
+        log_scale = torch.tensor(abs(logit) + 1e-300, dtype=torch.float64).log()
+        return float(loss[name](unit, unit if logit > 0 else -unit, log_scale=log_scale, **scalars, **options))
+
+    if name == "siglip":
+        scalars["bias"] = torch.zeros((), dtype=torch.float64)
+    best = min(at(logit) for logit in torch.linspace(-12, 12, 2401, dtype=torch.float64).tolist())
+    assert chance_level(loss[name], size, options) == pytest.approx(best, rel=1e-4, abs=1e-4)
 
 
 def made(function, **traits) -> Variant:

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
+from stability.encoders.validation import check_tower
 from stability.registry import InputError
+from stability.study import parse_study
 
 IMAGE, TEXT, IDS = Modality((1, 8, 8)), Modality((6,), vocabulary=11), Modality((1,), vocabulary=11)
 
@@ -133,9 +135,64 @@ def test_attention_equals_torch_s_own():
     assert_close(ours(x), theirs(x, x, x, need_weights=False)[0])
 
 
+TRANSFORMERS = ("patch_transformer", "token_transformer")
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_norm_of_a_block_is_where_its_option_says(name):
+    """The block written out, with parameters that are the same for both places of the norm."""
+    pre, batch = built(name, depth=2)
+    post, _ = built(name, depth=2, norm="post")
+    assert_close(dict(pre.named_parameters()), dict(post.named_parameters()), rtol=0, atol=0)
+    x = pre.embed(batch) + pre.position
+    by_norm = {"pre": x, "post": x}
+    for block in pre.blocks:
+        attention, norms = block.attention, (block.attention_norm, block.mlp_norm)
+        for part, norm in zip((attention, lambda x, b=block: b.contract(F.gelu(b.expand(x)))), norms, strict=True):
+            x, y = by_norm.values()
+            by_norm = {"pre": x + part(norm(x)), "post": norm(y + part(y))}
+    for tower, expected in zip((pre, post), by_norm.values(), strict=True):
+        assert_close(tower(batch), pre.project(pre.norm(expected).mean(-2)))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_norms_of_queries_and_keys_bound_the_logits_and_leave_other_weights(name):
+    plain, batch = built(name)
+    normed, _ = built(name, qk_norm=True)
+    params = dict(normed.named_parameters())
+    added = {key: params.pop(key) for key in [*params] if "query_norm" in key or "key_norm" in key}
+    assert {key: tuple(value.shape) for key, value in added.items()} == {
+        f"blocks.0.attention.{side}_norm.{kind}": (8,) for side in ("query", "key") for kind in ("weight", "bias")
+    }
+    assert_close(params, dict(plain.named_parameters()), rtol=0, atol=0)
+    x = 1000 * (plain.embed(batch) + plain.position)
+    query, key, _ = plain.blocks[0].attention.query_key_value(x).unflatten(-1, (3, 4, 8)).unbind(-3)
+    query, key = (F.layer_norm(rows, (8,)).transpose(-2, -3) for rows in (query, key))
+    logits = normed.blocks[0].attention.logits(x)
+    assert_close(logits, query @ key.mT / 8**0.5)
+    assert logits.abs().max() <= 8**0.5
+    assert plain.blocks[0].attention.logits(x).abs().max() > 1000
+
+
+@pytest.mark.parametrize("options", [{"qk_norm": True}, {"norm": "post"}, {"qk_norm": True, "norm": "post"}])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_transformer_with_other_norms_trains_like_any_tower(name, options):
+    modality = TEXT if name == "token_transformer" else IMAGE
+    check_tower(encoder[name](modality, 4, **options), modality, 4)
+
+
+def test_a_study_whose_heads_do_not_divide_a_width_is_refused_when_it_is_read(tiny_text):
+    text = tiny_text.split("[[claims]]")[0].replace("heads = 1", "heads = 4")
+    text = text.replace("[grid]", '[grid]\n"model.*.width" = [16, 30]')
+    with pytest.raises(InputError, match="heads = 4 does not divide width = 30"):
+        parse_study(text, "t.toml", "t")
+
+
 @pytest.mark.parametrize(
     ("name", "modality", "options", "sentence"),
     [
+        ("patch_transformer", IMAGE, {"qk_norm": True, "width": 4}, "qk_norm needs heads of width 2 or more"),
+        ("token_transformer", TEXT, {"norm": "peri"}, r"norm: unknown 'peri' \(known: post, pre\)"),
         ("patch_transformer", IMAGE, {"patch": 3}, r"patch = 3 does not tile images of shape \(1, 8, 8\)"),
         ("patch_transformer", IMAGE, {"heads": 5}, "heads = 5 does not divide width = 32"),
         ("token_transformer", TEXT, {"heads": 7}, "heads = 7 does not divide width = 32"),

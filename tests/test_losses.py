@@ -126,6 +126,8 @@ def test_each_reserved_name_is_asked_for_by_some_loss():
         ("clip_masked", {"keep": "hardest"}, "easy, hard, random"),
         ("clip_masked", {"ratio": -1.0}, "a positive number"),
         ("clip", {"max_scale": -1.0}, "a positive number"),
+        ("clip", {"logit_cap": 0.0}, "a positive number"),
+        ("siglip", {"logit_cap": -1.0}, "a positive number"),
         ("clip_chunked", {"chunk": 0}, "at least 1 row"),
     ],
 )

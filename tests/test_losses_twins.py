@@ -35,9 +35,9 @@ LOG_T, BIAS = torch.tensor(T).double().log(), torch.tensor(B).double()
 PAIRS = range(SIZE)
 
 
-def towers(seed: int = 0) -> tuple[Tensor, Tensor]:
+def towers(seed: int = 0, size: int = SIZE) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    image, text = torch.randn(2, SIZE, 3, generator=generator, dtype=torch.float64)
+    image, text = torch.randn(2, size, 3, generator=generator, dtype=torch.float64)
     return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
 
 
@@ -71,6 +71,47 @@ def over_rows(row) -> float:
 def test_clip():
     expected = over_rows(lambda s, i: -math.log(math.exp(T * s[i][i]) / sum(math.exp(T * s[i][j]) for j in PAIRS)))
     assert_close(clip(IMAGE, TEXT, log_scale=LOG_T).item(), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"z_loss": 0.3}, {"logit_cap": 2.5}, {"z_loss": 0.3, "logit_cap": 2.5}])
+@pytest.mark.parametrize("more", [{}, {"max_scale": 3.0, "label_smoothing": 0.2}])
+def test_clip_with_a_z_loss_and_a_cap(options, more):
+    smoothing, cap = more.get("label_smoothing", 0.0), options.get("logit_cap", 1e9)
+
+    def row(s, i):
+        logits = [cap * math.tanh(min(T, more.get("max_scale", T)) * s[i][j] / cap) for j in PAIRS]
+        log_sum = math.log(sum(map(math.exp, logits)))
+        cross_entropy = log_sum - (1 - smoothing) * logits[i] - smoothing * mean(logits)
+        return cross_entropy + options.get("z_loss", 0.0) * log_sum**2
+
+    assert_close(clip(IMAGE, TEXT, log_scale=LOG_T, **options, **more).item(), over_rows(row))
+
+
+@pytest.mark.parametrize("more", [{}, {"max_scale": 3.0}, {"reduction": "mean_pairs"}])
+def test_siglip_with_a_cap(more):
+    t = min(T, more.get("max_scale", T))
+
+    def pair(i, j):
+        return softplus((-1 if i == j else 1) * 2.5 * math.tanh((t * S[i][j] + B) / 2.5))
+
+    expected = sum(pair(i, j) for i in PAIRS for j in PAIRS) / SIZE ** (2 if "reduction" in more else 1)
+    assert_close(siglip(IMAGE, TEXT, log_scale=LOG_T, bias=BIAS, logit_cap=2.5, **more).item(), expected)
+
+
+@pytest.mark.parametrize("options", [{"z_loss": 0.1}, {"logit_cap": 5.0}, {"z_loss": 0.1, "logit_cap": 5.0}])
+def test_clip_of_a_large_batch_has_its_options(options):
+    image, text = towers(size=515)
+    logits = options.get("logit_cap", 1e9) * torch.tanh(T * image @ text.T / options.get("logit_cap", 1e9))
+    log_sums = torch.stack([logits.logsumexp(0), logits.logsumexp(1)])
+    expected = log_sums.mean() - logits.diagonal().mean() + options.get("z_loss", 0.0) * log_sums.square().mean()
+    assert_close(clip(image, text, log_scale=LOG_T, **options), expected)
+
+
+def test_siglip_of_a_large_batch_has_its_cap():
+    image, text = towers(size=515)
+    logits = 2.5 * torch.tanh((T * image @ text.T + B) / 2.5)
+    expected = (F.softplus(logits).sum() - logits.trace()) / 515
+    assert_close(siglip(image, text, log_scale=LOG_T, bias=BIAS, logit_cap=2.5), expected)
 
 
 def test_cyclip():

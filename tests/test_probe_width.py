@@ -60,6 +60,8 @@ def trainer_of(study, device):
     population.theta.copy_(trained.theta)
     for name, buffer in population.optimizer.buffers.items():
         buffer.copy_(trained.optimizer.buffers[name])
+    if population.update is not None:
+        population.update.copy_(trained.update)
     population.optimizer.count.copy_(trained.optimizer.count)
     population.optimizer.steps, population.step = trained.optimizer.steps, trained.step
     return there

@@ -35,6 +35,7 @@ OTHERS = {
     '"model.embed_dim"': "[4, 8]",
     '"data.pairs"': "[64, 96]",
     '"arms.*.max_scale"': "[2.0, 100.0]",
+    '"arms.*.logit_cap"': "[2.0, 30.0]",
 }
 
 
@@ -195,6 +196,8 @@ def test_a_claim_along_a_setting_is_the_slope_over_its_levels(tmp_path):
         ('"model.image.width"', "[0]", "width"),
         ('"arms.*.max_scales"', "[1.0]", "did you mean 'max_scale'"),
         ('"arms.clip.max_scale"', "[1.0]", "allowed: arms.*.KEY"),
+        ('"arms.*.logit_cap"', "[0.0]", "logit_cap: got 0.0; allowed: 0.001 or more"),
+        ('"arms.*.z_loss"', "[1e-4]", "loss 'siglip' has no such option"),
         ('"tune.lr"', "[1.0]", "allowed: keys of other tables, as train.KEY, model.KEY, data.KEY, arms.KEY"),
         ("warmup", "[1]", "grid.warmup: unknown key"),
         ('"train.nesterov"', "[false, true]", "the optimizer 'adamw' takes no nesterov; allowed with 'sgd'"),

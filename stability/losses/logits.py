@@ -35,6 +35,20 @@ def scaled(rows: Tensor, log_scale: Tensor, max_scale: float = math.inf) -> Tens
     return log_scale.clamp(max=math.log(max_scale)).exp() * rows
 
 
+def soft_capped(logits: Tensor, logit_cap: float = math.inf) -> Tensor:
+    """Return c tanh(logits / c) for c = *logit_cap*, within (-c, c); the logits themselves if c is infinite.
+
+    Unlike a clamp, the cap has a gradient everywhere. Gemma Team (2024), arXiv:2408.00118, Sec. 2.
+
+    >>> import torch
+    >>> soft_capped(torch.tensor([0.01, -1000.0]), 5.0)
+    tensor([ 0.0100, -5.0000])
+    """
+    if not logit_cap > 0:
+        raise InputError(f"logit_cap: got {logit_cap!r}; allowed: a positive number")
+    return logits if logit_cap == math.inf else logit_cap * torch.tanh(logits / logit_cap)
+
+
 def off_diagonal(matrix: Tensor) -> Tensor:
     """Return the entries of a (B, B) matrix without its diagonal, row by row, as (B, B - 1).
 

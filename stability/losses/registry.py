@@ -136,7 +136,7 @@ def options_of(variant: Variant[LossTraits]) -> dict[str, inspect.Parameter]:
     """Return the options of a loss that a study may set: its keyword-only parameters except scalars and reserved names.
 
     >>> list(options_of(loss["clip"]))
-    ['label_smoothing', 'max_scale']
+    ['label_smoothing', 'max_scale', 'z_loss', 'logit_cap']
     """
     excluded = {*scalars_of(variant), *RESERVED}
     return {name: parameter for name, parameter in variant.options.items() if name not in excluded}

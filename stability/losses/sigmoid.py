@@ -11,22 +11,25 @@ from torch.nn import functional as F
 
 from stability.losses.batched import siglip_kernel
 from stability.losses.fused import is_large, siglip_sum_tiled
-from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sigmoid_loss_sum
+from stability.losses.logits import off_diagonal, scaled, scaled_similarities, sigmoid_loss_sum, soft_capped
 from stability.losses.registry import Scalar, loss
 from stability.registry import InputError, nearest
 
 Reduction = Literal["per_image", "mean_pairs"]
 
 
-def siglip_chance(batch_size: int, reduction: Reduction = "per_image") -> float:
+def siglip_chance(batch_size: int, reduction: Reduction = "per_image", logit_cap: float = math.inf) -> float:
     """Return log B + (B - 1) log(B / (B - 1)), the loss of the best constant logit, b = -log(B - 1).
 
-    As a mean over pairs it is B times lower.
+    As a mean over pairs it is B times lower. If the cap is below log(B - 1), the best constant logit is -logit_cap.
 
     >>> round(siglip_chance(128), 3), round(128 * siglip_chance(128, "mean_pairs"), 3)
     (5.848, 5.848)
     """
-    per_image = math.log(batch_size) + (batch_size - 1) * math.log(batch_size / (batch_size - 1))
+    if logit_cap < math.log(batch_size - 1):
+        per_image = math.log1p(math.exp(logit_cap)) + (batch_size - 1) * math.log1p(math.exp(-logit_cap))
+    else:
+        per_image = math.log(batch_size) + (batch_size - 1) * math.log(batch_size / (batch_size - 1))
     return per_image * batch_size / _terms(reduction, batch_size)
 
 
@@ -38,7 +41,13 @@ def _terms(reduction: Reduction, batch_size: int) -> int:
     return terms[reduction]
 
 
-@loss(log_scale=Scalar(math.log(10.0)), bias=Scalar(-10.0), chance=siglip_chance, value_and_grad=siglip_kernel)
+@loss(
+    log_scale=Scalar(math.log(10.0)),
+    bias=Scalar(-10.0),
+    chance=siglip_chance,
+    value_and_grad=siglip_kernel,
+    least={"logit_cap": 1e-3},
+)
 def siglip(
     image: Tensor,
     text: Tensor,
@@ -47,16 +56,20 @@ def siglip(
     bias: Tensor,
     reduction: Reduction = "per_image",
     max_scale: float = math.inf,
+    logit_cap: float = math.inf,
 ) -> Tensor:
     """Sigmoid cross-entropy of all B x B pairs (SigLIP); nats per image (summed over pairs, divided by B).
 
     L = 1/B sum_ij softplus(-z_ij (t <image_i, text_j> + b)), z_ij = +1 on the diagonal and -1 elsewhere,
     t = exp(log_scale), for (B, D) inputs with unit rows. Chance (the best constant logit) is log B + (B-1)
     log(B/(B-1)). *reduction* "mean_pairs" divides by B^2 instead, as Bangachev et al. (arXiv:2509.18552) do; chance is
-    then B times lower. *max_scale* clamps t inside the loss. To train without a bias, set an initial bias of 0, not
-    trained. Zhai et al. (2023), arXiv:2303.15343, Alg. 1, whose code adds b (its displayed equation has the opposite
-    sign). Checked against the sources of big_vision (``trainers/proj/image_text/siglip.py``) and OpenCLIP
-    (``SigLipLoss``). A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
+    then B times lower. *max_scale* clamps t inside the loss. *logit_cap* c replaces each logit l by c tanh(l / c)
+    (Gemma 2, arXiv:2408.00118, Sec. 2); if c < log(B-1), chance is higher, since the best constant logit is then -c.
+    `clip`'s *z_loss* has no counterpart: it penalizes a constant of the logits that the softmax leaves undetermined,
+    and a sigmoid leaves none. To train without a bias, set an initial bias of 0, not trained. Zhai et al. (2023),
+    arXiv:2303.15343, Alg. 1, whose code adds b (its displayed equation has the opposite sign). Checked against the
+    sources of big_vision (``trainers/proj/image_text/siglip.py``) and OpenCLIP (``SigLipLoss``). A large batch is
+    computed tile by tile, with O(B) memory, unless it has a cap: see `stability.losses.fused`.
 
     Args:
         image, text: unit rows (B, D); row i of both is a match.
@@ -64,6 +77,7 @@ def siglip(
         bias: b, a scalar added to every logit.
         reduction: "per_image" divides the sum over pairs by B, "mean_pairs" by B^2.
         max_scale: largest t.
+        logit_cap: c, the bound on |logits|; positive.
 
     >>> zeros, nought = torch.zeros(4, 3), torch.tensor(0.0)
     >>> siglip(zeros, zeros, log_scale=nought, bias=nought) / math.log(2)
@@ -71,8 +85,9 @@ def siglip(
     """
     terms = _terms(reduction, len(image))
     rows = scaled(image, log_scale, max_scale)
-    total = siglip_sum_tiled(rows, text, bias) if is_large(image) else sigmoid_loss_sum(rows @ text.T + bias)
-    return total / terms
+    if is_large(image) and logit_cap == math.inf:
+        return siglip_sum_tiled(rows, text, bias) / terms
+    return sigmoid_loss_sum(soft_capped(rows @ text.T + bias, logit_cap)) / terms
 
 
 @loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance)

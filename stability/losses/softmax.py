@@ -10,18 +10,36 @@ from torch import Tensor
 
 from stability.losses.batched import clip_kernel
 from stability.losses.fused import clip_sum_tiled, is_large
-from stability.losses.logits import scaled, scaled_similarities, symmetrize
+from stability.losses.logits import scaled, scaled_similarities, soft_capped, symmetrize
 from stability.losses.registry import Scalar, loss
 
 
-def clip_chance(batch_size: int) -> float:
-    """Return log B, the loss of uninformative embeddings."""
-    return math.log(batch_size)
+def clip_chance(batch_size: int, z_loss: float = 0.0, logit_cap: float = math.inf) -> float:
+    """Return log B, the loss of uninformative embeddings, plus what the z-loss has left at the best constant logit.
+
+    Where all logits are l, log Z = l + log B, which vanishes at l = -log B unless the cap keeps l above.
+
+    >>> clip_chance(8, z_loss=0.1) == math.log(8), clip_chance(8, z_loss=0.1, logit_cap=1.0) > math.log(8)
+    (True, True)
+    """
+    return math.log(batch_size) + z_loss * max(0.0, math.log(batch_size) - logit_cap) ** 2
 
 
-@loss(log_scale=Scalar(math.log(10.0)), chance=clip_chance, value_and_grad=clip_kernel)
+@loss(
+    log_scale=Scalar(math.log(10.0)),
+    chance=clip_chance,
+    value_and_grad=clip_kernel,
+    least={"z_loss": 0.0, "logit_cap": 1e-3},
+)
 def clip(
-    image: Tensor, text: Tensor, *, log_scale: Tensor, label_smoothing: float = 0.0, max_scale: float = math.inf
+    image: Tensor,
+    text: Tensor,
+    *,
+    log_scale: Tensor,
+    label_smoothing: float = 0.0,
+    max_scale: float = math.inf,
+    z_loss: float = 0.0,
+    logit_cap: float = math.inf,
 ) -> Tensor:
     """InfoNCE over the batch, averaged over both directions (CLIP); nats per pair.
 
@@ -29,31 +47,42 @@ def clip(
     for (B, D) inputs with unit rows. Chance is log B. t starts at 10, as in SigLIP's own comparison (CLIP: 1/.07).
     *label_smoothing* e moves the target from the match towards all B rows uniformly, 1 - e + e/B on the match (ALIGN,
     arXiv:2102.05918: e = 0.1). *max_scale* clamps t inside the loss (CLIP clamps the parameter at 100).
+    *logit_cap* c replaces l by c tanh(l / c) (Gemma 2, arXiv:2408.00118, Sec. 2). *z_loss* adds that many times the
+    mean of (log Z)^2, Z = sum_j e^l_ij, over rows and both directions: the softmax leaves a constant that is added to
+    all logits of a row undetermined, and this keeps it from drifting (PaLM, arXiv:2204.02311, Sec. 5, with 1e-4). With
+    both, chance is higher by z_loss max(0, log B - c)^2.
     Radford et al. (2021), arXiv:2103.00020, Fig. 3; Zhai et al. (2023), arXiv:2303.15343, Sec. 3.1. Checked against
     the source of OpenCLIP (``ClipLoss``) and, with smoothing, against torch's ``cross_entropy``.
-    A large batch is computed tile by tile, with O(B) memory: see `stability.losses.fused`.
+    A large batch is computed tile by tile, with O(B) memory, unless it has a z-loss or a cap: see
+    `stability.losses.fused`.
 
     Args:
         image, text: unit rows (B, D); row i of both is a match.
         log_scale: log t, a scalar.
         label_smoothing: e, in [0, 1].
         max_scale: largest t.
+        z_loss: weight of the mean squared log Z; at least 0.
+        logit_cap: c, the bound on |logits|; positive.
 
     >>> clip(torch.zeros(4, 3), torch.zeros(4, 3), log_scale=torch.tensor(0.0)) / math.log(4)
     tensor(1.)
     """
     rows = scaled(image, log_scale, max_scale)
-    if is_large(image):
+    if is_large(image) and not z_loss and logit_cap == math.inf:
         # The smoothing term of rows and columns is the same: the mean of all matches less the mean of all logits.
         smoothed = label_smoothing * ((rows * text).sum(-1).mean() - rows.mean(0) @ text.mean(0))
         return clip_sum_tiled(rows, text) / 2 / len(image) + smoothed
-    return symmetrize(partial(_cross_entropy, smoothing=label_smoothing), rows @ text.T)
+    one_way = partial(_cross_entropy, smoothing=label_smoothing, z_loss=z_loss)
+    return symmetrize(one_way, soft_capped(rows @ text.T, logit_cap))
 
 
-def _cross_entropy(logits: Tensor, smoothing: float = 0.0) -> Tensor:
-    rows = torch.logsumexp(logits, -1) - torch.diagonal(logits)
+def _cross_entropy(logits: Tensor, smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+    log_sums = torch.logsumexp(logits, -1)
+    rows = log_sums - torch.diagonal(logits)
     if smoothing:  # otherwise skip the mean over all logits and its gradient
         rows = rows + smoothing * (torch.diagonal(logits) - logits.mean(-1))
+    if z_loss:
+        rows = rows + z_loss * log_sums.square()
     return rows.mean()
 
 

@@ -7,14 +7,14 @@ replica, and the trainer calls it under ``vmap``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stability.registry import Registry, Traits
@@ -85,6 +85,7 @@ class ProbeTraits(Traits):
         fixed_batches: It receives the same batches at every step.
         held_out_batches: It receives in addition as many batches of held-out pairs.
         chance: It reads the loss's chance level.
+        update: It reads the last step's change of the parameters, which is then kept.
         timed: Its values are times, which no second run repeats.
         forks: The option with the steps at which it measures; empty: the schedule says. At each of them the trainer
             trains two copies of the replica to the end, with data in two other orders, and passes their final
@@ -100,6 +101,7 @@ class ProbeTraits(Traits):
     fixed_batches: bool = False
     held_out_batches: bool = False
     chance: bool = False
+    update: bool = False
     timed: bool = False
     forks: str = ""
     holds: tuple[str, ...] = ("batches", "similarities")
@@ -181,6 +183,9 @@ class Replica:
         chance: the loss of uninformative embeddings, for a probe that declares ``chance=True``, else NaN.
         held_out_batches: as many batches of held-out pairs, modalities only, for a probe that declares
             ``held_out_batches=True``.
+        towers: the modules of image, text and so on, to be called with *params*: their own weights are never used.
+        update: the last step's change of each parameter, for a probe that declares ``update=True``; empty before the
+            first step.
         children: final parameters of two copies of the replica that branch here, for a probe that declares ``forks``;
             NaN for a copy that did not stay finite.
     """
@@ -199,6 +204,8 @@ class Replica:
     frozen: frozenset[str] = frozenset()
     chance: float = math.nan
     held_out_batches: Batch = field(default_factory=dict)
+    towers: Mapping[str, nn.Module] = field(default_factory=dict)
+    update: Params = field(default_factory=dict)
     children: tuple[Params, ...] = ()
 
 

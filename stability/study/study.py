@@ -193,7 +193,7 @@ class Study(Frozen):
             return self.train
         train = self.train.model_copy(update=arm_train.overrides)
         # The study's momentum is that of its own optimizer: an arm with another that takes none has none.
-        unused = {*OPTIMIZER_OPTIONS} - {*SHARED_OPTIONS, *optimizer_options(train.optimizer), *arm_train.given}
+        unused = {*OPTIMIZER_OPTIONS} - {*SHARED_OPTIONS, *optimizer_options(train.optimizer), *arm_train.overrides}
         train = train.model_copy(update=dict.fromkeys(unused))
         # Clipping by norm and by quantile are mutually exclusive, so an arm that sets one replaces the study's choice.
         if arm_train.clip_norm is not None or arm_train.clip_quantile is not None:

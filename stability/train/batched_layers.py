@@ -8,6 +8,7 @@ vmap.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -172,9 +173,12 @@ def _transformer(module: Transformer, params: ParamTree, x: Tensor) -> Tensor:
 
 @layer(TransformerBlock)
 def _block(module: TransformerBlock, params: ParamTree, x: Tensor) -> Tensor:
-    x = x + _submodule(module, "attention", params, _submodule(module, "attention_norm", params, x))
-    hidden = F.gelu(_submodule(module, "expand", params, _submodule(module, "mlp_norm", params, x)))
-    return x + _submodule(module, "contract", params, hidden)
+    call = partial(_submodule, module, params=params)
+    if module.norm == "post":
+        x = call("attention_norm", x=x + call("attention", x=x))
+        return call("mlp_norm", x=x + call("contract", x=F.gelu(call("expand", x=x))))
+    x = x + call("attention", x=call("attention_norm", x=x))
+    return x + call("contract", x=F.gelu(call("expand", x=call("mlp_norm", x=x))))
 
 
 @layer(Attention)
@@ -191,6 +195,10 @@ def _attention(module: Attention, params: ParamTree, x: Tensor) -> Tensor:
         return mixed.transpose(1, 2).reshape(replicas, batch, length, -1)
 
     x = _submodule(module, "query_key_value", params, x)
+    if "query_norm" in params:
+        query, key, value = x.unflatten(-1, (3, module.heads, -1)).unbind(-3)
+        normed = _submodule(module, "query_norm", params, query), _submodule(module, "key_norm", params, key)
+        x = torch.stack([*normed, value], -3).view(x.shape)
     batch, length, width = x.shape[1:]
     aligned = is_aligned(x.device, batch * module.heads * length**2, batch * length * width // 3)
     return _submodule(module, "out", params, attend(x) if aligned else _per_replica(attend, x))

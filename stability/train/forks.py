@@ -43,6 +43,7 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
         loss_generators={run.rng_seed: population.loss_generators[run.rng_seed].clone_state() for run in runs},
         features={name: kept.select(rows) for name, kept in population.features.items()},
         state={name: value[rows] for name, value in population.state.items()},
+        update=None,
     )
 
 

@@ -176,7 +176,8 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
     features *= study.data.corruption == "fixed"
     forks = any(probe[name].traits.forks for name in study.probes)
-    numbers = (STATE_COPIES + (FORK_COPIES if forks else 0)) * theta.numel()
+    keeps_update = any(probe[name].traits.update for name in study.probes)
+    numbers = (STATE_COPIES + (FORK_COPIES if forks else 0) + keeps_update) * theta.numel()
     # Of an optimizer with more than the two moments that the copies count, also for the children of forks.
     train = study.train_of(arm)
     widths = buffer_widths(optimizer_of(train)[0], segments_of(spec, train), theta.numel())

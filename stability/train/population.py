@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stability.datasets import Pairs, rows
 from stability.grid import Run, train_of
-from stability.probes import HeldOut
+from stability.probes import HeldOut, probe
 from stability.streams import stream
 from stability.study import Study
 from stability.train.data import PopulationData, population_data
@@ -48,6 +48,7 @@ class Population:
         loss_generators: the random streams of losses, by seed.
         features: outputs of frozen parts of towers, by modality.
         state: the loss's state, each tensor (R, ...), updated in place.
+        update: the last step's change of theta, (R, P), updated in place; None if no probe reads it.
         step: steps taken.
     """
 
@@ -68,6 +69,7 @@ class Population:
     loss_generators: Mapping[int | str, torch.Generator]
     features: Mapping[str, Features]
     state: dict[str, Tensor]
+    update: Tensor | None = None
     step: int = 0
 
     @property
@@ -119,6 +121,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
             name: value.expand(len(runs), *value.shape).clone().to(device)
             for name, value in spec.loss.initial_state(data.available).items()
         },
+        update=torch.zeros_like(theta) if any(probe[name].traits.update for name in study.probes) else None,
     )
 
 

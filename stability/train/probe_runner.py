@@ -149,6 +149,11 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
         "held_out_batches": (
             held_out_batches(population, name, count, padded) if variant.traits.held_out_batches else {}
         ),
+        "update": (
+            spec.layout.unflatten_contiguous(population.update[rows])
+            if variant.traits.update and population.update is not None and population.step
+            else {}
+        ),
         "children": tuple(spec.layout.unflatten_contiguous(child[rows]) for child in children),
     }
     chance = math.nan
@@ -167,6 +172,7 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
             embed_text=spec.embed_text,
             embed_extra_modalities=spec.embed_extra_modalities,
             held_out=population.held_out,
+            towers=spec.towers,
             constant_rate=constant_lr,
             frozen=spec.frozen,
             chance=chance,

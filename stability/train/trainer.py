@@ -84,6 +84,8 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
         if some_dead:
             population.grad.masked_fill_(dead[:, None], 0.0)
         clipped = population.clipper(population.grad, torch.where(dead, 1.0, norm))
+        if population.update is not None:
+            population.update.copy_(population.theta)
         update = apply_update_(
             population.theta,
             population.grad,
@@ -98,6 +100,8 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
         for name in spec.renormalized:
             rows = spec.layout.view(population.theta, name)
             rows.copy_(normalize(rows, dim=-1))
+        if population.update is not None:
+            torch.sub(population.theta, population.update, out=population.update)
         duplicates = false_negative_fraction(text_fingerprints(batch["text"], population.hash_multipliers))
         measures = torch.stack([losses, norm, clipped, *scalars, *update.values(), inputs["rate"], duplicates])
         if some_dead:
