@@ -60,6 +60,7 @@ SIDE_BY_SIDE = {
     "arms.*.log_scale": [0.0, 1.0, 2.0],
 }
 GROUPS = {
+    "train.optimizer": ["adamw", "sgd", "lion", "stable_adamw", "lamb", "adafactor", "muon"],
     "model.*.width": [16, 32, 64, 128],
     "model.*.depth": [1, 2, 4],
     "model.embed_dim": [16, 32, 64],

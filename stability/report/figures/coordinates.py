@@ -17,10 +17,10 @@ from stability.report.style import ArmStyle, styled
 from stability.vocabulary import axes_in, axis_of, cell_in_words
 
 ROWS = {
-    "activation_rms_image": "activations,\nimages",
-    "activation_rms_text": "activations,\ntexts",
-    "update_rms_image": "update,\nimages",
-    "update_rms_text": "update,\ntexts",
+    "activation_rms_image": "activations, images",
+    "activation_rms_text": "activations, texts",
+    "update_rms_image": "update, images",
+    "update_rms_text": "update, texts",
 }
 """The measures with a value per layer, and the label of their row of panels."""
 
@@ -96,7 +96,7 @@ def coordinates_figure(long: pd.DataFrame, middle: pd.DataFrame, styles: Mapping
         panels.draw_lines(sheet, long, middle, axis, ["measure", "layer"])
         for (name, layer), axes in sheet.axes.items():
             values = long.loc[long["measure"] == name, "value"]
-            scales.log_axis(axes, "y", values.min(), values.max())
+            scales.log_axis(axes, "y", values.min(), values.max(), most=3)
             axes.set_ylim(values.min() / 1.3, values.max() * 1.3)
             if axis_of(axis).doubling:
                 axes.set_xscale("log")

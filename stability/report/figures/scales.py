@@ -57,18 +57,19 @@ def value_axis(sheet: Sheet, scale: str, values: Iterable[float], *, zero: bool 
                 axes.set_ylim(0, max(shown.max() * 1.06, 1e-9) if len(shown) else 1)
 
 
-def log_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
-    """Make an axis of a panel logarithmic, with three to seven ticks in plain numbers.
+def log_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float, most: int = 6) -> None:
+    """Make an axis of a panel logarithmic, with ticks in plain numbers.
 
     Args:
         axes: The panel.
         which: The axis, "x" or "y".
         low: The lowest value, positive.
         high: The highest value.
+        most: The most ticks, as far as there are round numbers.
     """
     axis = axes.xaxis if which == "x" else axes.yaxis
     {"x": axes.set_xscale, "y": axes.set_yscale}[which]("log", nonpositive="mask")
-    axis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    axis.set_major_locator(FixedLocator(log_ticks(low, high, most)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
 
