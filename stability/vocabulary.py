@@ -133,7 +133,7 @@ AXES: Mapping[str, Axis] = {
 """The axes in the order in which runs are sorted and cells are named."""
 
 DOUBLING_SETTINGS = {
-    *("width", "depth", "heads", "mlp_ratio", "embed_dim"),
+    *("width", "depth", "heads", "embed_dim"),
     *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap"),
 }
 """Keys of other tables whose levels are multiplicative when they are an axis."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stability.analysis import analyze, load_results
 from stability.execute import run
 from stability.report import render
-from stability.report.figures.coordinates import coordinate_check
+from stability.report.figures import tables
+from stability.report.figures.coordinates import coordinate_check, coordinates_figure
 from stability.study import parse_study
 from tests.report_blocks import figures_of
 
@@ -95,3 +97,19 @@ def test_early_sizes_are_those_that_follow_from_initial_weights_and_optimizer(re
 
 def test_a_study_without_an_axis_over_the_towers_has_no_such_figure(brief_run):
     assert not list(coordinate_check(load_results(brief_run)))
+
+
+def test_deep_towers_show_the_first_and_the_last_of_their_layers(results):
+    rows = [
+        {"arm": "clip", "model.*.width": width, "batch_size": 64, "seed": 0, "run": f"r{width}", "layer": layer}
+        | {"measure": "activation_rms_image", "value": 1.0 + layer * width}
+        for width in WIDTHS
+        for layer in range(1, 12)
+    ]
+    long = pd.DataFrame(rows)
+    styles = tables.styles_in(results, long)
+    figure = coordinates_figure(long, tables.across_seeds(long, "measure", "layer"), styles, "model.*.width")
+    assert [axes.get_title() for axes in figure.axes] == [f"layer {layer}" for layer in (1, 3, 5, 7, 9, 11)]
+    assert [list(axes.get_lines()[-1].get_ydata()) for axes in figure.axes] == [
+        [1.0 + layer * width for width in WIDTHS] for layer in (1, 3, 5, 7, 9, 11)
+    ]

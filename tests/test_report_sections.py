@@ -103,6 +103,8 @@ def test_one_function_with_each_kind_of_block_is_a_section_of_both_renderings(cl
 
 
 EVERYTHING = """
+[probes.activations]
+
 [probes.flatness]
 batches = 2
 draws = 2
@@ -137,7 +139,7 @@ grid.first_seed = 100
 
 
 def test_every_section_is_in_both_renderings_of_a_study_that_has_everything(tiny_text, closed_form, tmp_path):
-    text = tiny_text.replace("[8, 16]", "[8]").replace("[scales.smoke]", EVERYTHING)
+    text = tiny_text.replace("[8, 16]", '[8]\n"model.image.width" = [8, 16]').replace("[scales.smoke]", EVERYTHING)
     study = parse_study(text, "t.toml", "t", "smoke")
     results = load_results(run(study, "cpu", out=tmp_path / "run"))
     findings = analyze(results, checks=False)
