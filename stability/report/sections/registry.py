@@ -26,7 +26,7 @@ class SectionTraits(Traits):
     """What a section declares.
 
     Attributes:
-        order: Its place: sections come in ascending order. Those of this package have the multiples of 10.
+        order: Its place: sections come in ascending order. Those of this package leave room between any two.
         title: Its heading.
         lead: The sentences below the heading; a `Lead` adds one.
         short: Its name in the contents; by default the title.
