@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stability.analysis import analyze, load_results
+from stability.encoders import encoder
 from stability.execute import run
 from stability.grid import groups_of, runs_of, study_of
 from stability.registry import InputError
@@ -256,7 +257,11 @@ PAGE = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="u
 
 
 def test_the_study_of_the_guide_runs_to_a_report_that_draws_the_claim_along_its_axis(tmp_path):
-    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    text, arm = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    compared = text.replace('["clip", "siglip"]', '["clip", "siglip", "siglip-lion"]').replace(
+        "[[claims]]", "[probes.gradient_noise]\nevery = 50\n\n[[claims]]", 1
+    )
+    assert parse_study(compared + arm, "t.toml", "t").train_of("siglip-lion").optimizer == "lion"
     assert parse_study(text, "t.toml", "t").grid.settings == {"train.warmup": (0, 20, 100)}
     study = parse_study(text, "t.toml", "t", "smoke")
     run(study, device="cpu", out=tmp_path / "run")
@@ -271,7 +276,9 @@ def test_every_key_that_the_guide_names_is_an_axis():
     assert len(keys) > 12
     levels = {"train.lr_schedule": '["constant"]', "train.betas": "[[0.9, 0.95]]", "train.clip_norm": '["none"]'}
     levels |= {"train.optimizer": '["sgd"]', "arms.*.bias": "[0.0]", "arms.*.log_scale": "[0.0]"}
-    for key in keys - {"arms.*.bias"}:
+    of_transformers = {"model.*.qk_norm", "model.*.norm"}
+    assert {key.rpartition(".")[2] for key in of_transformers} <= encoder["patch_transformer"].options.keys()
+    for key in keys - {"arms.*.bias"} - of_transformers:
         text = levels.get(key, "[2]" if "model" in key else "[0.5]" if "warmup" not in key else "[2]")
         assert study_with(f'"{key}"', text).grid.settings
     # CLIP's loss has no bias.
