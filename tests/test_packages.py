@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
 from command_line import call
 
+from stability.execute import executor_of, run
 from stability.grid import runs_of
 from stability.losses import loss
 from stability.registry import InputError
+from stability.store import read_manifest
 from stability.study import parse_study
 
 SOURCE = '''
@@ -97,17 +97,7 @@ def test_a_packaged_loss_is_listed_and_checked(installed):
 
 
 def test_a_study_of_a_packaged_loss_trains_in_worker_processes(installed, brief_text, tmp_path):
-    folder = installed()
-    (tmp_path / "brief.toml").write_text(study_of(brief_text)[0])
-
-    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "stability.cli", "run", "brief.toml", "--on", "processes:1"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/brief-small/report/index.html").is_file()
+    installed()
+    with executor_of("processes:1", "cpu") as pool:
+        out = run(study_of(brief_text)[1], "cpu", pool, tmp_path / "r")
+    assert {group["status"] for group in read_manifest(out)["groups"]} == {"finished"}
