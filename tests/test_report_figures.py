@@ -548,3 +548,15 @@ def test_a_page_of_thirty_panels_and_1800_runs_stays_under_a_megabyte_and_a_half
     assert len(results.runs) == 1800
     page = render(results, analyze(results, checks=False), tmp_path, ["html"])["html"]
     assert page.stat().st_size < 1_500_000
+
+
+def test_thin_lines_along_an_axis_join_the_runs_of_one_seed(results, drawn):
+    (decline_figure,) = (figure for figure in drawn if figure.id == "noise-decline")
+    levels, seeds = results.runs["noise"].nunique(), results.runs["seed"].nunique()
+    thin = [line for axes in decline_figure.figure.axes for line in axes.lines if line.get_linewidth() == 0.5]
+    assert thin
+    for line in thin:
+        points = np.isfinite(line.get_xydata()).all(axis=1)
+        # Each seed is one stretch of all levels, and gaps lie between the seeds.
+        stretches = [len(list(part)) for finite, part in itertools.groupby(points) if finite]
+        assert stretches == [levels] * seeds
