@@ -36,6 +36,8 @@ check: $(READY)
 	$(if $(PACKAGE_FILES),$(BIN)/mypy $(PACKAGE_FILES))
 	$(BIN)/pytest --quiet $(shell $(BIN)/python tests/concerned.py $(FILES)) || [ $$? -eq 5 ]  # 5: there is none
 
+# Also files that exist, which make would otherwise report as up to date.
+.PHONY: $(FILES)
 $(FILES): ; @:
 
 # The documentation as pages, in site/; a broken link or an unknown name fails.

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stability import stats
-from stability.grid import Chosen, Run, runs_of
+from stability.grid import Chosen, Run, level_of, runs_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
 from stability.probes import Measure
-from stability.study import LATE, Study, combinations
+from stability.study import LATE, Options, Study, combinations
 from stability.vocabulary import AXES
 
 FLOOR = 1.1
@@ -89,9 +90,10 @@ def run_frame(
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
     losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
     at = {settings: study.at(settings) for settings in ((), *combinations(study.grid.settings))}
+    # Of some losses the chance level is searched numerically, so once for all seeds.
+    chance = cache(lambda settings, *arm: _chance_level(at[settings], *arm))
     rows = []
     for run in runs_of(study) if runs is None else runs:
-        trained = at[run.settings]
         row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}, **dict(run.levels)}
         if study.tune or study.grid.lr_multipliers:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
@@ -99,9 +101,9 @@ def run_frame(
         if row["status"] == "finished" and run.id not in losses:
             row["status"] = "planned"
         if run.id in losses:
-            total, warmup = trained.lengths(run.batch_size)
-            chance = _chance_level(trained, run.arm, run.batch_size)
-            step = diverged_at(losses[run.id].to_numpy()[:total], chance, warmup)
+            total, warmup = at[run.settings].lengths(run.batch_size)
+            level = chance(run.settings, run.arm, run.batch_size, run.options)
+            step = diverged_at(losses[run.id].to_numpy()[:total], level, warmup)
             row |= {
                 "status": "finished" if step is None else "diverged",
                 "diverged_at": math.nan if step is None else step,
@@ -110,9 +112,19 @@ def run_frame(
     return pd.DataFrame(rows)
 
 
-def _chance_level(study: Study, name: str, batch_size: int) -> float:
-    arm = study.arm(name)
+def _chance_level(study: Study, name: str, batch_size: int, options: Options) -> float:
+    arm = study.arm(name, options)
     return chance_level(loss[arm.loss], batch_size, arm.options)
+
+
+def by_settings(results: Results) -> Iterator[tuple[Study, pd.DataFrame]]:
+    """Yield the runs of each combination of levels of `Grid.settings`, with the study that trained them."""
+    study, axes = results.study, results.study.grid.settings
+    for settings in combinations(axes):
+        runs = results.runs
+        for key, value in settings:
+            runs = runs[runs[key] == level_of(value, axes[key])]
+        yield study.at(settings), runs
 
 
 def summarize(results: Results, name: str, reduction: str) -> pd.Series:
@@ -184,10 +196,14 @@ def steps_to_threshold(results: Results, name: str, threshold: float) -> pd.Seri
 
 def chance_losses(results: Results) -> pd.Series:
     """Return per run the chance level of its training loss."""
-    runs, study = results.runs, results.study
-    keys = list(zip(runs["arm"].tolist(), runs["batch_size"].tolist(), strict=True))
-    level = {(arm, size): chance_level(loss[study.arm(arm).loss], size) for arm, size in dict.fromkeys(keys)}
-    return pd.Series([level[key] for key in keys], index=runs["run"].tolist(), dtype=float)
+    chosen = results.tuning.chosen if results.tuning else {}
+    levels: dict[str, float] = {}
+    for study, runs in by_settings(results):
+        for arm, size in dict.fromkeys(zip(runs["arm"].tolist(), runs["batch_size"].tolist(), strict=True)):
+            options = chosen[arm, size].options if chosen else ()
+            cell = runs["run"][(runs["arm"] == arm) & (runs["batch_size"] == size)]
+            levels |= dict.fromkeys(cell, _chance_level(study, arm, size, options))
+    return pd.Series(levels, dtype=float).reindex(results.runs["run"])
 
 
 def transformed(results: Results, name: str, values: pd.Series, scale: str) -> pd.Series:

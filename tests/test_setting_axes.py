@@ -13,8 +13,15 @@ from stability.analysis import analyze, load_results
 from stability.encoders import encoder
 from stability.execute import run
 from stability.grid import groups_of, runs_of, study_of
+from stability.losses import loss
+from stability.losses.chance import chance_level
 from stability.registry import InputError
 from stability.report import write_report
+from stability.report.figures.trajectories import PLOTS, values_of
+from stability.report.method import paragraphs
+from stability.report.sections.limitations import _slow_scalars
+from stability.results import chance_losses
+from stability.stats.wording import number
 from stability.study import Study, parse_study
 from stability.train import Trainer
 
@@ -284,3 +291,27 @@ def test_every_key_that_the_guide_names_is_an_axis():
     # CLIP's loss has no bias.
     with pytest.raises(InputError, match="loss 'clip' has no such option"):
         study_with('"arms.*.bias"', "[0.0]")
+
+
+def test_chance_levels_limits_and_method_follow_the_levels_of_each_run(tmp_path):
+    study = study_with('"arms.*.logit_cap" = [1.0, 100.0]\n"train.scalar_lr_multiplier"', "[0.1, 1.0]")
+    run(study, device="cpu", out=tmp_path / "run")
+    results = load_results(tmp_path / "run")
+    runs = results.runs.set_index("run")
+    expected = {
+        name: chance_level(loss[row["arm"]], 8, {"logit_cap": row["arms.*.logit_cap"]}) for name, row in runs.iterrows()
+    }
+    assert chance_losses(results).to_dict() == expected
+    assert len({expected[name] for name in runs.index[runs["arm"] == "siglip"]}) == 2
+    loss_plot = values_of(results, next(plot for plot in PLOTS if plot.measure == "loss"))
+    raw = results.steps.set_index(["run", "step"])["loss"]
+    for name, step, value in loss_plot[["run", "step", "value"]].itertuples(index=False):
+        assert math.isclose(value, raw[name, step] / expected[name], rel_tol=1e-6)
+
+    findings = analyze(results, checks=False)
+    rates = results.steps.groupby("run")["learning_rate"].sum() * runs["train.scalar_lr_multiplier"]
+    texts = dict(_slow_scalars(results))
+    reach = rates[runs.index[runs["arm"] == "siglip"]].mean()
+    assert f"here {number(reach)}:" in texts["How far the bias of siglip could move"]
+    pairing = next(text for title, text, *_ in paragraphs(results, findings) if title == "Runs and pairing")
+    assert "Runs also differ in arms.*.logit_cap: 1.0, 100.0; train.scalar_lr_multiplier: 0.1, 1.0." in pairing

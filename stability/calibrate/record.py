@@ -244,7 +244,7 @@ def _verdicts(twins: Twins) -> str:
     return (
         f"### {twins.loss} against itself\n\n"
         f"{twins.studies} studies of {twins.seeds} seeds and {twins.steps} steps; at most {twins.allowed} verdicts "
-        f"other than equivalent and inconclusive are allowed for a claim that is judged alone. Of the studies with all "
+        f"other than equivalent and inconclusive are allowed for a claim that is tested alone. Of the studies with all "
         f"{len(twins.verdicts)} claims at their shared confidence, {twins.together} gave any of them a direction.\n\n"
         + _grid(["claim", *VERDICTS], rows)
     )

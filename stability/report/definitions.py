@@ -77,7 +77,7 @@ def measures(results: Results, findings: Findings) -> Paragraphs:
             "At a checkpoint, gradients g of K whole batches of the training size are drawn independently; a batch is "
             "never split, since a contrastive loss couples its samples. Trace and squared mean are averaged over a "
             "window of steps before they are divided, because |G|² alone may come out negative. Towers and the loss's "
-            "scalars are apart.",
+            "scalars are measured separately.",
             NOISE,
         )
     if "matched_bias" in columns:

@@ -75,7 +75,7 @@ def _optimizer(train: Train) -> str:
 
 
 def _parts(results: Results) -> str:
-    """Return sentences on the numbers of training pairs and the learning rate multipliers, if the grid has them."""
+    """Return sentences on the axes of training pairs, rate multipliers and other settings, if the grid has them."""
     grid, text = results.study.grid, ""
     if grid.train_pairs:
         tuned = f" Rates were tuned on {max(grid.train_pairs):,}." if results.tuning else ""
@@ -87,6 +87,10 @@ def _parts(results: Results) -> str:
     if grid.lr_multipliers:
         base = "the rate that tuning chose for the arm" if results.tuning else f"the rate {grid.lr[0]:g}"
         text += f" Every arm was trained at {', '.join(f'{factor:g}' for factor in grid.lr_multipliers)} times {base}."
+    if grid.settings:
+        levels = "; ".join(f"{key}: {', '.join(map(_value, values))}" for key, values in grid.settings.items())
+        text += f" Runs also differ in {levels}. What is said here of these keys holds at the study's own value."
+        text += " Rates were tuned at that value, for all levels." * bool(results.tuning)
     return text
 
 

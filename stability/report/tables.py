@@ -151,7 +151,7 @@ def tuning_table(results: Results) -> Json | None:
         rows.append([*map(_cell, choice), _mean_and_spread(picked["value"]), *map(_cell, counts)])
     heads = [_head("Arm", "", False), _head("Batch", "", True), _head("Rate", "chosen", True)]
     heads += [_head("Other settings", "chosen", False)] if searched else []
-    heads += [_head(tuning.measure.label, "late, tuning seeds", True), _head("Settings", "tried", True)]
+    heads += [_head(tuning.measure.label, "tail_mean, tuning seeds", True), _head("Settings", "tried", True)]
     heads += [_head("Diverged", "tuning runs", True), _head("At an end of the search", "", False)]
     return {"columns": heads, "rows": rows}
 

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from stability.analysis import Results
-from stability.losses import loss
-from stability.losses.chance import chance_level
 from stability.report.figures import panels, scales, tables
 from stability.report.figures.figure import ReportFigure
 from stability.report.style import ArmStyle, styled
+from stability.results import chance_losses
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,7 @@ def values_of(results: Results, plot: Plot) -> pd.DataFrame:
     values = steps[measure.pooled[0]] / steps[measure.pooled[1]] if measure.pooled else steps[measure.name]
     table = tables.of_steps(results, values)
     if plot.measure == "loss":
-        chance = {
-            (arm, size): chance_level(loss[results.study.arm(arm).loss], size, results.study.arm(arm).options)
-            for arm, size in set(zip(table["arm"], table["batch_size"], strict=True))
-        }
-        levels = np.array([chance[key] for key in zip(table["arm"], table["batch_size"], strict=True)])
+        levels = chance_losses(results).reindex(table["run"]).to_numpy()
         # A ratio to a chance level that is not positive is meaningless.
         table["value"] = table["value"] / np.where(levels > 0, levels, np.nan)
         table = table.dropna(subset=["value"])

@@ -10,7 +10,7 @@ from stability.report.tables import cell_table
 @section(
     order=140,
     title="All cells",
-    lead="Mean ± standard deviation over seeds, at the end of training; late: the mean over the last fifth of the "
+    lead="Mean ± standard deviation over seeds, at the end of training; tail_mean: the mean over the last fifth of the "
     "steps.",
 )
 def cells(data: ReportData) -> Blocks:

@@ -17,6 +17,7 @@ from stability.report.caveats import coarse, doubtful, without_threshold
 from stability.report.failures import failures
 from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import signs
+from stability.results import by_settings
 from stability.stats.wording import number, percent, seeds
 from stability.study import Study, optimizer_of
 from stability.tuning import edges
@@ -249,19 +250,24 @@ def _slow_scalars(results: Results) -> Limitations:
     steps = results.steps
     if "bias" not in steps or not steps["bias"].notna().any():
         return
-    rows = steps[["run", "step", "bias", "learning_rate"]].dropna().merge(results.runs[["run", "arm"]], on="run")
-    by_run = rows.groupby(["arm", "run"], sort=False)
-    reach = by_run["learning_rate"].sum()
-    reach = reach * [results.study.train_of(arm).scalar_lr_multiplier for arm, _ in reach.index]
-    table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last(), "reach": reach})
-    for arm, part in table.groupby("arm", sort=False):
-        start, end, sum_of_rates = part["start"].mean(), part["end"].mean(), part["reach"].mean()
-        variant, _ = optimizer_of(results.study.train_of(str(arm)))
-        if variant.traits.bounded_step and abs(end - start) > sum_of_rates / 2:
+    by_run = steps[["run", "bias", "learning_rate"]].dropna().groupby("run", sort=False)
+    table = pd.DataFrame({"start": by_run["bias"].first(), "end": by_run["bias"].last()})
+    table["reach"] = by_run["learning_rate"].sum()
+    bounded = []
+    for study, runs in by_settings(results):
+        for arm in study.grid.arms:
+            train = study.train_of(arm)
+            part = table[table.index.isin(runs["run"][runs["arm"] == arm])].assign(arm=arm, optimizer=train.optimizer)
+            if len(part) and optimizer_of(train)[0].traits.bounded_step:
+                bounded.append(part.assign(reach=part["reach"] * train.scalar_lr_multiplier))
+    for (label, name), part in pd.concat(bounded).groupby(["arm", "optimizer"], sort=False) if bounded else ():
+        # Not the mean of the ends: where the bias rises in some cells and falls in others, that has not moved.
+        moved, sum_of_rates = (part["end"] - part["start"]).abs().mean(), part["reach"].mean()
+        if moved > sum_of_rates / 2:
             yield (
-                f"How far the bias of {arm} could move",
-                f"It starts at {number(start)} and ends at {number(end)} on average. The optimizer "
-                f"{variant.name} moves a scalar by no more than about the sum of its learning rates, here "
+                f"How far the bias of {label} could move",
+                f"It starts at {number(part['start'].mean())} and moves by {number(moved)} on average. The optimizer "
+                f"{name} moves a scalar by no more than about the sum of its learning rates, here "
                 f"{number(sum_of_rates)}: what lies further away was out of reach, whether better or not.",
             )
 
