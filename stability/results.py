@@ -229,9 +229,10 @@ def transformed(results: Results, name: str, values: pd.Series, scale: str) -> p
 def diverged_at(loss: np.ndarray, chance: float, warmup: int) -> int | None:
     """Return the step at which a run diverged, or None.
 
-    A run has diverged if its loss became non-finite (at the first such step), or if its smoothed loss (trailing mean
-    over a twentieth of the run, at least 10 steps) is at or above chance at the end; it then diverged at the first
-    step after warm-up since which it never fell below chance. A spike that recovers is not a divergence.
+    A run has diverged if its loss became non-finite for good (at the first such step), or if its smoothed loss
+    (trailing mean over a twentieth of the run, at least 10 steps) is at or above chance at the end; it then diverged at
+    the first step after warm-up since which it never fell below chance. A spike that recovers is not a divergence, nor
+    is a step that was skipped because float16 overflowed: where its loss is not finite, the loss before counts.
 
     Args:
         loss: the training loss (steps,).
@@ -243,12 +244,15 @@ def diverged_at(loss: np.ndarray, chance: float, warmup: int) -> int | None:
     (None, 54, 10)
     >>> diverged_at(np.where(np.arange(100) < 40, 1.0, np.nan), 3.0, 10)
     40
+    >>> diverged_at(np.where(np.arange(100) == 40, np.nan, 1.0), 3.0, 10)
     """
     # In float32 one spike would absorb all later terms of the cumulative sum.
     loss = np.asarray(loss, dtype=np.float64)
-    finite = np.isfinite(loss)
-    if not finite.all():
-        return int(np.argmin(finite))
+    finite = np.flatnonzero(np.isfinite(loss))
+    lasts = int(finite[-1]) + 1 if len(finite) else 0
+    if lasts < len(loss):
+        return lasts
+    loss = loss[finite[np.maximum(np.searchsorted(finite, np.arange(len(loss)), side="right") - 1, 0)]]
     width = min(len(loss), max(10, len(loss) // 20))
     total = np.cumsum(np.insert(loss, 0, 0.0))
     smooth = (total[width:] - total[:-width]) / width

@@ -134,7 +134,7 @@ AXES: Mapping[str, Axis] = {
 
 DOUBLING_SETTINGS = {
     *("width", "depth", "heads", "embed_dim"),
-    *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap"),
+    *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap", "initial_loss_scale"),
 }
 """Keys of other tables whose levels are multiplicative when they are an axis."""
 
@@ -147,6 +147,8 @@ SETTINGS_IN_WORDS = {
     "log_scale": "initial log t",
     "bias": "initial bias",
     "snr": "signal-to-noise ratio",
+    "precision": "number format",
+    "logits": "number format of the logits",
 }
 """Keys of other tables whose names are not their words."""
 

@@ -13,6 +13,7 @@ import torch
 from stability.execute.machine import PRECISION, device_model, git_commit, versions
 from stability.execute.planning import plan_groups
 from stability.grid import SCHEMA, Group, run_table
+from stability.precision import in_words
 from stability.registry import InputError
 from stability.store import (
     MANIFEST,
@@ -98,11 +99,17 @@ def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:
         "study_text": study.text,
         "versions": versions(),
         "device": {"type": device.type, "model": device_model(device)},
-        "arithmetic": {"threads": 1, "matmul_precision": PRECISION, "compiled": False},
+        "arithmetic": {"threads": 1, "matmul_precision": PRECISION, "compiled": False, **_products(study, device)},
         "seeds": study.grid.seeds,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **({"looks": list(study.looks)} if study.looks else {}),
     }
+
+
+def _products(study: Study, device: torch.device) -> dict[str, dict[str, str]]:
+    """Return how the 16-bit products of the study are computed, by their format; nothing if it has none."""
+    products = {name: in_words(name, device) for name in sorted(study.precisions) if name != "float32"}
+    return {"products": products} if products else {}
 
 
 def _check_compatible(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from stability.devices import is_accelerator
 from stability.losses.autograd import checkpointed, custom_grad
 from stability.losses.logits import sigmoid_loss_sum
+from stability.precision import is_reduced
 from stability.registry import InputError
 
 TILE = 512
@@ -28,9 +29,11 @@ def is_large(batch: Tensor) -> bool:
     """Return whether the loss of this batch, (B, D), is better computed in tiles than by its plain formula.
 
     On a CPU from B = 512 on, where the logits of a few replicas exceed the cache (``benchmarks/losses.py``). Other
-    devices have enough bandwidth: there from B = 8,192 on, to save memory. Depends only on shape and device.
+    devices have enough bandwidth: there from B = 8,192 on, to save memory. Depends only on shape, device and whether
+    products have 16 bits.
     """
-    return len(batch) >= (TILE if batch.device.type == "cpu" else 16 * TILE)
+    # Tiles are written for float32: their sums would not be where the plain formula rounds.
+    return not is_reduced(batch.device) and len(batch) >= (TILE if batch.device.type == "cpu" else 16 * TILE)
 
 
 def siglip_sum_tiled(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | None = None) -> Tensor:

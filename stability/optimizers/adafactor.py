@@ -46,14 +46,14 @@ def adafactor(
     Args:
         grad: gradients (R, P).
         buffers: running means (R, width) by name, updated in place.
-        count: number of steps including this one, a 0-d float32 tensor.
+        count: number of steps including this one, float32: 0-d, or (R, 1) if replicas skip steps.
         params: parameters (R, P).
         layout: where each parameter lies.
         rates: learning rates (R,).
     """
     step = count.to(grad.dtype)
     weight = step.pow(DECAY_EXPONENT)
-    bound = (1 / (rates * step.sqrt())).clamp(max=1.0)
+    bound = (1 / (rates * step.flatten().sqrt())).clamp(max=1.0)
     least = torch.finfo(grad.dtype).eps
     direction = torch.zeros_like(grad)
     for segment, means in _with_means(layout, buffers):

@@ -56,19 +56,22 @@ def adamw(
     Args:
         grad: gradients (R, P).
         buffers: running state by name, each (R, P), updated in place.
-        count: number of steps including this one, a 0-d float32 tensor.
+        count: number of steps including this one, float32: 0-d, or (R, 1) if replicas skip steps.
         betas: decay rates of m and v.
         eps: added to sqrt(v_hat).
     """
     # Torch's fused kernel makes one pass over gradient and means; its step from zero at rate 1 is the direction.
     direction = torch.zeros_like(grad)
+    tensors = [direction, grad, buffers["first"], buffers["second"]]
+    # The kernel has one count for a tensor, so replicas with counts of their own are tensors of their own.
+    rows = [[tensor] if not count.dim() else list(tensor) for tensor in tensors]
     torch._fused_adamw_(
-        [direction],
-        [grad],
-        [buffers["first"]],
-        [buffers["second"]],
+        rows[0],
+        rows[1],
+        rows[2],
+        rows[3],
         [],
-        [count],
+        [count] if not count.dim() else list(count[:, 0]),
         lr=1.0,
         beta1=betas[0],
         beta2=betas[1],

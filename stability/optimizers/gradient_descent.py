@@ -59,7 +59,7 @@ def sgd(
     Args:
         grad: gradients (R, P).
         buffers: running state by name, each (R, P), updated in place.
-        count: number of steps including this one, a 0-d float32 tensor.
+        count: number of steps including this one, float32: 0-d, or (R, 1) if replicas skip steps.
         momentum: in [0, 1).
         nesterov: use Nesterov's momentum.
     """

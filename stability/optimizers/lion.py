@@ -26,7 +26,7 @@ def lion(
     Args:
         grad: gradients (R, P).
         buffers: running state by name, each (R, P), updated in place.
-        count: number of steps including this one, a 0-d float32 tensor.
+        count: number of steps including this one, float32: 0-d, or (R, 1) if replicas skip steps.
         betas: weight of m in the direction, and decay rate of m.
     """
     momentum = buffers["momentum"]

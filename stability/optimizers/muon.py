@@ -71,7 +71,7 @@ def muon(
     Args:
         grad: gradients (R, P).
         buffers: running means (R, width) by name, updated in place.
-        count: number of steps including this one, a 0-d float32 tensor.
+        count: number of steps including this one, float32: 0-d, or (R, 1) if replicas skip steps.
         layout: where each parameter lies, and which are the matrices of linear maps.
         momentum: decay rate of the mean of matrices.
         nesterov: use Nesterov's momentum.

@@ -2,9 +2,10 @@
 
 An optimizer is a function ``(grad, buffers, count, *, <reserved names>, <its options>) -> direction`` over rows of flat
 parameters. *grad* (R, P) holds the gradients of R replicas. *buffers* holds the optimizer's running state by name, (R,
-width), updated in place. *count* (0-d, float32, on the device) is the number of steps including this one. The trainer
-adds *rate* times *direction* to the parameters, with a learning rate for each replica. Options are keys of a study's
-``[train]`` table; one that the study leaves out has the optimizer's own default, and one that it sets always counts.
+width), updated in place. *count* (float32, on the device; 0-d, or (R, 1) if replicas may skip steps, as in float16) is
+the number of steps including this one. The trainer adds *rate* times *direction* to the parameters, with a learning
+rate for each replica. Options are keys of a study's ``[train]`` table; one that the study leaves out has the
+optimizer's own default, and one that it sets always counts.
 
 Inputs in addition to the gradient are requested by reserved keyword-only names (`RESERVED`):
 

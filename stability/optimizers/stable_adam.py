@@ -36,7 +36,7 @@ def stable_adamw(
     Args:
         grad: gradients (R, P).
         buffers: running state by name, each (R, P), updated in place.
-        count: number of steps including this one, a 0-d float32 tensor.
+        count: number of steps including this one, float32: 0-d, or (R, 1) if replicas skip steps.
         params: parameters (R, P).
         layout: where each parameter lies, and its weight decay.
         betas: decay rates of m and v.

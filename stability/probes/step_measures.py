@@ -38,6 +38,28 @@ STEP_MEASURES = (
     Measure("learning_rate", "Learning rate", "Rate of the step, before the multiplier of the loss's scalars."),
     Measure("grad_clipped_fraction", "Clipped steps", "1 where the gradient was clipped, else 0.", "share"),
     Measure(
+        "loss_scale",
+        "Loss scale",
+        "Factor on the loss in float16: halved by an overflow, doubled after an interval without one; absent in other "
+        "formats.",
+        transform="log",
+        needs="float16",
+    ),
+    Measure(
+        "skipped_step_fraction",
+        "Skipped steps",
+        "1 where an overflow made the run skip the step, which then has no gradient norm, else 0; only in float16.",
+        "share",
+        needs="float16",
+    ),
+    Measure(
+        "overflow",
+        "Overflow of the gradient",
+        "Share of the entries of the scaled gradient that are not finite; only in float16.",
+        "share",
+        needs="float16",
+    ),
+    Measure(
         "false_negative_fraction",
         "False negatives",
         "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from stability.analysis import Finding, Findings, Results, look_sentence
@@ -54,6 +55,7 @@ def _pairing(results: Results) -> Paragraphs:
         f"then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that rate. {clipping}"
         f"{_parts(results)}{_recipes(results)}",
     )
+    yield from _formats(results)
     if results.study.model.extra_modalities:
         yield (
             "More than two modalities",
@@ -67,6 +69,38 @@ def _pairing(results: Results) -> Paragraphs:
         "of embeddings that say nothing. A diverged run is not treated as missing: its bounded "
         "measures are set to chance level, and its time-to-threshold to the full step budget.",
     )
+
+
+def _formats(results: Results) -> Paragraphs:
+    """Yield a paragraph on 16-bit number formats, if there are any."""
+    study = results.study
+    computed = results.manifest["arithmetic"].get("products", {})
+    if not computed:
+        return
+    trains = [study.train, *map(study.train_of, study.grid.arms)]
+    same = any(train.logits == "same" for train in trains) or "same" in study.grid.settings.get("train.logits", ())
+    text = (
+        f"Products of matrices and convolutions of the towers are computed in {_listed(computed)}: "
+        f"{'; '.join(f'{name} {how}' for name, how in computed.items())}. Parameters, moments and updates are float32"
+        + (". " if same else ", and so are similarities and the loss. ")
+    )
+    if same:
+        text += (
+            "Where logits = same, similarities have the format of the towers, and the loss rounds as under "
+            "torch.autocast; elsewhere both are float32. "
+        )
+    if "float16" in computed:
+        text += (
+            f"In float16 the loss of each run is multiplied by a scale of its own. It starts at "
+            f"{study.train.initial_loss_scale:,.0f}, is halved when a gradient overflows, in which case the run skips "
+            f"the step, and is doubled after {study.train.loss_scale_growth_interval:,} steps without overflow; a run "
+            "that overflows at a scale of 1 has diverged. "
+        )
+    yield "Number formats", f"{text}Probes compute in float32, at the float32 parameters."
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(names)
 
 
 def _optimizer(train: Train) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from stability.precision import LogitsName, PrecisionName
 from stability.registry import InputError
 from stability.vocabulary import ReductionName, TransformName
 
@@ -103,6 +104,10 @@ class Train(Frozen):
         scalar_lr_multiplier: Multiplies the learning rate of the losses' scalars.
         clip_quantile: Clip gradients at this quantile of past norms.
         clip_norm: Clip gradients at this norm.
+        precision: Number format of the towers' matrix products; parameters, moments and updates stay float32.
+        logits: Number format of the similarities and the loss: float32, or that of the towers.
+        initial_loss_scale: Factor on the loss before its gradient is taken in float16.
+        loss_scale_growth_interval: Steps without overflow after which that factor is doubled.
     """
 
     steps: Positive
@@ -118,6 +123,10 @@ class Train(Frozen):
     scalar_lr_multiplier: Rate = 1.0
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
+    precision: PrecisionName = "float32"
+    logits: LogitsName = "float32"
+    initial_loss_scale: Annotated[float, Field(ge=1)] = 65536.0
+    loss_scale_growth_interval: Positive = 2000
 
 
 class ArmTrain(Frozen):
@@ -136,6 +145,8 @@ class ArmTrain(Frozen):
     scalar_lr_multiplier: Rate | None = None
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
+    precision: PrecisionName | None = None
+    logits: LogitsName | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:

@@ -154,6 +154,12 @@ class Study(Frozen):
         return {self.train.optimizer, *of_arms, *self.grid.settings.get("train.optimizer", ())}
 
     @property
+    def precisions(self) -> set[str]:
+        """Return the number formats of the towers that its runs may be trained with."""
+        of_arms = {arm.train.precision for arm in self.arms.values() if arm.train and arm.train.precision}
+        return {self.train.precision, *of_arms, *self.grid.settings.get("train.precision", ())}
+
+    @property
     def encoder_sources(self) -> dict[str, str]:
         """Return the digests of the source code of user-defined encoders, by name."""
         towers = (self.model.image, self.model.text, self.model.extra_modalities)
@@ -220,7 +226,8 @@ class Study(Frozen):
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the measures that the study's probes produce on its data, by name."""
-        return measures_of(self.probes, declared_offers(self.data.name, self.data.options))
+        offers = declared_offers(self.data.name, self.data.options)
+        return measures_of(self.probes, {*offers, *self.precisions})
 
     def pairs(self) -> Pairs:
         """Build the study's data."""

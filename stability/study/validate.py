@@ -17,6 +17,7 @@ from stability.encoders import Modality, encoder
 from stability.encoders.validation import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.optimizers import optimizer
+from stability.precision import check_products
 from stability.probes import probe
 from stability.registry import InputError, UnknownNameError, Variant, nearest
 from stability.study.schema import (
@@ -109,6 +110,8 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> list[nn.Module]
             raise InputError(f"{where}: encoder {tower.name!r} does not read {inputs} (known: {', '.join(compatible)})")
         try:
             towers.append(_build(variant, modality, study.model.embed_dim, tower.options))
+            if study.precisions != {"float32"}:
+                check_products(towers[-1])
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     return towers

@@ -17,6 +17,7 @@ from torch import Tensor
 from stability.datasets import Pairs
 from stability.datasets.cache import prepared
 from stability.devices import to_device
+from stability.precision import autocast
 from stability.probes import Params
 from stability.study import Study
 from stability.train.data import PopulationData
@@ -85,9 +86,10 @@ def kept_features(
         samples, shared = data.samples_of(modality)
         samples_digest = f"{pairs.fingerprint} {modality}" if pairs.fingerprint else ""
         tower_params = subtree(f"{modality}.", params)
-        kept[modality] = features_of(
-            split, tower_params, samples, shared=shared, cache=cache, samples_digest=samples_digest
-        )
+        with autocast(spec.precision.towers, theta.device):
+            kept[modality] = features_of(
+                split, tower_params, samples, shared=shared, cache=cache, samples_digest=samples_digest
+            )
     return kept
 
 

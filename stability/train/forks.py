@@ -39,6 +39,7 @@ def forked(population: Population, replicas: Sequence[int]) -> Population:
         rates=population.rates.select(rows),
         clipper=population.clipper.select(rows),
         alive=population.alive[rows],
+        loss_scale=population.loss_scale and population.loss_scale.select(rows),
         generators=[population.generators[replica].clone_state() for replica in replicas],
         loss_generators={run.rng_seed: population.loss_generators[run.rng_seed].clone_state() for run in runs},
         features={name: kept.select(rows) for name, kept in population.features.items()},

@@ -11,6 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from stability.losses.batched import loss_and_grads
+from stability.precision import autocast
 from stability.probes import Batch, Params
 from stability.train.batched_layers import Forward
 from stability.train.model import ModelSpec, subtree
@@ -21,7 +22,12 @@ NO_FEATURES: Mapping[str, Tensor] = {}
 
 
 def value_and_grad(
-    spec: ModelSpec, theta: Tensor, batch: Batch, grad: Tensor, features: Mapping[str, Tensor] = NO_FEATURES
+    spec: ModelSpec,
+    theta: Tensor,
+    batch: Batch,
+    grad: Tensor,
+    features: Mapping[str, Tensor] = NO_FEATURES,
+    loss_scale: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Compute the training objective of all replicas and write its gradient.
 
@@ -34,13 +40,18 @@ def value_and_grad(
         batch: the inputs of the towers and the loss, each tensor with a leading replica axis.
         grad: output for the gradient, like *theta*; zero for frozen parameters and padding.
         features: outputs of the frozen part of a tower (R, B, ...), by modality: only the layers behind it are run.
+        loss_scale: powers of two (R,) by which the gradients that the towers pass on, and those written to *grad*, are
+            larger, so that fewer of them vanish in float16; None: not scaled.
 
     Returns:
         The objective (R,), and the new state of the losses.
     """
     leaves, params = _leaves(spec, theta)
     with torch.enable_grad():
-        embeddings = [_forward_tower(spec, name, params, batch, features) for name in spec.towers]
+        with autocast(spec.precision.towers, theta.device):
+            embeddings = [_forward_tower(spec, name, params, batch, features) for name in spec.towers]
+        # On an accelerator those of a 16-bit product have its format.
+        embeddings = [embedding.to(theta.dtype) for embedding in embeddings]
     scalars = subtree("loss.", params)
     if spec.loss.kernel is not None and len(embeddings) == 2:
         detached = {name: value.detach() for name, value in scalars.items()}
@@ -48,8 +59,13 @@ def value_and_grad(
             spec.loss.kernel, [x.detach() for x in embeddings], detached
         )
         state: State = {}
+        if loss_scale is not None:
+            grad_embeddings = [part * loss_scale[:, None, None] for part in grad_embeddings]
+            grad_scalars = {name: value * loss_scale for name, value in grad_scalars.items()}
     else:
-        losses, state, grad_embeddings, grad_scalars = _autograd_loss_and_grads(spec, embeddings, scalars, batch)
+        losses, state, grad_embeddings, grad_scalars = _autograd_loss_and_grads(
+            spec, embeddings, scalars, batch, loss_scale
+        )
     grads = {f"loss.{name}": value for name, value in grad_scalars.items()}
     for name in spec.towers:
         # Tower by tower, so that the saved tensors of one are freed before the backward pass of the next.
@@ -108,9 +124,12 @@ def _forward(tower: nn.Module, forward: Forward | None, params: Params, samples:
 
 
 def _autograd_loss_and_grads(
-    spec: ModelSpec, embeddings: list[Tensor], scalars: Params, batch: Batch
+    spec: ModelSpec, embeddings: list[Tensor], scalars: Params, batch: Batch, loss_scale: Tensor | None
 ) -> tuple[Tensor, State, list[Tensor], Params]:
-    """Return the loss, its state, and its gradients with respect to embeddings and scalars, by autograd under vmap."""
+    """Return the loss, its state, and its gradients with respect to embeddings and scalars, by autograd under vmap.
+
+    The gradients are those of the loss times *loss_scale*.
+    """
     inputs = [x.detach().requires_grad_() for x in embeddings]
     # A frozen tower's embeddings need no gradient, but a loss may be differentiated with respect to any of them.
     trained = {name: value for name, value in scalars.items() if value.requires_grad}
@@ -118,9 +137,12 @@ def _autograd_loss_and_grads(
         units = [F.normalize(x, dim=-1) for x in inputs]
         reserved = {name: batch[name] for name in spec.loss.reserved}
         named = {f"loss.{name}": value for name, value in scalars.items()}
-        losses, state = vmap(spec.loss_of)(units, named, reserved)
+        with autocast(spec.precision.logits, units[0].device, carried=True):
+            losses, state = vmap(spec.loss_of)(units, named, reserved)
+        losses = losses.to(units[0].dtype)
+        scaled = losses if loss_scale is None else losses * loss_scale
         grads = torch.autograd.grad(
-            losses.sum(), [*inputs, *trained.values()], allow_unused=True, materialize_grads=True
+            scaled.sum(), [*inputs, *trained.values()], allow_unused=True, materialize_grads=True
         )
     grad_scalars = dict(zip(trained, grads[len(inputs) :], strict=True))
     new_state = {name: value.detach() for name, value in state.items()}

@@ -15,6 +15,7 @@ from stability.datasets import Pairs, rows
 from stability.devices import to_device
 from stability.grid import Run, runs_of
 from stability.optimizers import buffer_widths
+from stability.precision import autocast
 from stability.probes import Batch, HeldOut, probe
 from stability.probes.cost import saved_bytes
 from stability.study import Study, optimizer_of
@@ -172,7 +173,9 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
         "uniform": torch.zeros(batch_size, batch_size),
         "state": spec.loss.initial_state(len(pairs.train)),
     }
-    saved = saved_bytes(lambda: spec.objective(spec.layout.unflatten(theta), batch))
+    # On an accelerator the operands of 16-bit products take less than their rounded copies on a CPU do.
+    with autocast(spec.precision.towers, theta.device):
+        saved = saved_bytes(lambda: spec.objective(spec.layout.unflatten(theta), batch))
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
     features *= study.data.corruption == "fixed"
     forks = any(probe[name].traits.forks for name in study.probes)

@@ -20,6 +20,7 @@ from stability.encoders import encoder
 from stability.encoders.validation import check_no_batch_coupling
 from stability.losses import Scalar, loss, options_of, reserved_of, scalars_with
 from stability.losses.batched import RowsKernel
+from stability.precision import FLOAT32, Precision
 from stability.probes import Batch, Params
 from stability.registry import InputError
 from stability.streams import seed_of
@@ -124,14 +125,14 @@ class LossSpec:
     kernel: RowsKernel | None
 
 
-def loss_spec(arm: Arm) -> LossSpec:
-    """Return the loss of an arm."""
+def loss_spec(arm: Arm, logits: torch.dtype = torch.float32) -> LossSpec:
+    """Return the loss of an arm; kernels for all replicas are only for *logits* in float32."""
     variant = loss[arm.loss]
     scalars = scalars_with(variant, arm.options)
     options = {key: value for key, value in arm.options.items() if key not in scalars}
     state = variant.traits.state or (lambda available: {})
     defaults = {name: parameter.default for name, parameter in options_of(variant).items()}
-    kernel = variant.traits.value_and_grad if defaults | options == defaults else None
+    kernel = variant.traits.value_and_grad if defaults | options == defaults and logits == torch.float32 else None
     return LossSpec(partial(variant.function, **options), scalars, reserved_of(variant), state, kernel)
 
 
@@ -148,6 +149,7 @@ class ModelSpec:
         renormalized: names of the parameters whose rows are scaled to unit length after each step.
         forwards: forward passes for all replicas at once, by modality, where all layers are supported.
         splits: the frozen prefix and the rest of each tower that can be split.
+        precision: the number formats of a training step. Probes compute everything in float32.
     """
 
     towers: dict[str, nn.Module]
@@ -158,6 +160,7 @@ class ModelSpec:
     renormalized: tuple[str, ...]
     forwards: dict[str, Forward]
     splits: dict[str, FrozenSplit]
+    precision: Precision = FLOAT32
 
     def rms_of_matrices(self, flat: Tensor) -> Tensor:
         """Return the root mean square (...,) of *flat* (..., P) over the trained weight matrices.
@@ -247,7 +250,9 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
         options: options of the loss that override those of the arm.
     """
     towers = build_towers(study, pairs, seed=0)
-    arm_loss = loss_spec(study.arm(arm_name, options))
+    train = study.train_of(arm_name)
+    precision = Precision.of(train.precision, train.logits)
+    arm_loss = loss_spec(study.arm(arm_name, options), precision.logits)
     named_params = [
         (f"{modality}.{name}", value) for modality, tower in towers.items() for name, value in tower.named_parameters()
     ]
@@ -280,6 +285,7 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
         ),
         forwards=forwards,
         splits=splits,
+        precision=precision,
     )
 
 

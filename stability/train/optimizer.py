@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stability.devices import is_accelerator
 from stability.optimizers import Layout, buffer_widths, inputs_of
+from stability.precision import Precision
 from stability.study import Train, optimizer_of
 
 
@@ -20,7 +21,8 @@ class OptimizerState:
 
     Attributes:
         buffers: by name, each (R, width), most of the width P.
-        count: steps taken, 0-d float32 on the device, where the step's kernels read it.
+        count: steps taken, float32 on the device, where the step's kernels read it: 0-d, or (R, 1) if replicas may skip
+            steps, which do not count.
         steps: the same number on the host.
     """
 
@@ -29,22 +31,26 @@ class OptimizerState:
     steps: int = 0
 
     @classmethod
-    def zeros(cls, theta: Tensor, widths: Mapping[str, int]) -> OptimizerState:
-        """Return the state before the first step of parameters (R, P), from the *widths* of the buffers by name."""
+    def zeros(cls, theta: Tensor, widths: Mapping[str, int], may_skip: bool = False) -> OptimizerState:
+        """Return the state before the first step of parameters (R, P), from the *widths* of the buffers by name.
+
+        *may_skip* says whether a replica may skip a step that others take.
+        """
         buffers = {name: theta.new_zeros(len(theta), width) for name, width in widths.items()}
-        return cls(buffers, torch.zeros((), dtype=torch.float32, device=theta.device))
+        shape = (len(theta), 1) if may_skip else ()
+        return cls(buffers, torch.zeros(shape, dtype=torch.float32, device=theta.device))
 
     def select(self, rows: Tensor) -> OptimizerState:
         """Return a copy of the state of some replicas, by their indices."""
-        return OptimizerState(
-            {name: value[rows] for name, value in self.buffers.items()}, self.count.clone(), self.steps
-        )
+        count = self.count[rows] if self.count.dim() else self.count.clone()
+        return OptimizerState({name: value[rows] for name, value in self.buffers.items()}, count, self.steps)
 
 
 def initial_state(train: Train, theta: Tensor, layout: Layout = ()) -> OptimizerState:
     """Return the state of the study's optimizer before the first step of parameters (R, P)."""
     variant, _ = optimizer_of(train)
-    return OptimizerState.zeros(theta, buffer_widths(variant, layout, theta.shape[-1]))
+    may_skip = Precision.of(train.precision, train.logits).scales_loss
+    return OptimizerState.zeros(theta, buffer_widths(variant, layout, theta.shape[-1]), may_skip)
 
 
 def preconditioner(state: OptimizerState, train: Train) -> Tensor | None:
@@ -54,7 +60,13 @@ def preconditioner(state: OptimizerState, train: Train) -> Tensor | None:
     """
     variant, options = optimizer_of(train)
     diagonal_of = variant.traits.preconditioner
-    return None if diagonal_of is None else diagonal_of(state.buffers, state.steps, **options)
+    if diagonal_of is None or not state.count.dim():
+        return None if diagonal_of is None else diagonal_of(state.buffers, state.steps, **options)
+    rows = [
+        diagonal_of({name: value[[row]] for name, value in state.buffers.items()}, int(count), **options)
+        for row, count in enumerate(state.count[:, 0].tolist())
+    ]
+    return torch.cat(rows)
 
 
 def lr_schedule_factor(train: Train, step: int) -> float:
@@ -180,6 +192,7 @@ def apply_update_(
     *,
     measure: Callable[[Tensor], dict[str, Tensor]] = update_norm,
     dead: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Apply one step of the study's optimizer in place, with about ten operations for all replicas.
 
@@ -194,12 +207,14 @@ def apply_update_(
         recipes: the training settings of all replicas, in their order.
         measure: maps the update (r, P) of r replicas to measures by name, each (r,).
         dead: mask (R,) of replicas that keep their parameters.
+        skipped: mask (R,) of those among them that keep the optimizer's state too, as if there were no step.
 
     Returns:
         The measures, each (R,).
     """
-    state.count += 1
+    state.count += 1 if skipped is None else ~skipped[:, None]
     state.steps += 1
+    before = {} if skipped is None else {name: buffer.clone() for name, buffer in state.buffers.items()}
     chunk = len(theta) if is_accelerator(theta.device) else max(1, CHUNK_FLOATS // theta.shape[-1])
     measures: list[Mapping[str, Tensor]] = []
     for recipe in recipes:
@@ -211,7 +226,8 @@ def apply_update_(
                 grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
             buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
             reserved = inputs_of(variant, {"params": params, "layout": recipe.layout, "rates": rates[rows]})
-            update: Tensor = variant(grads, buffers, state.count, **reserved, **options)
+            count = state.count[rows] if state.count.dim() else state.count
+            update: Tensor = variant(grads, buffers, count, **reserved, **options)
             if decaying and variant.traits.decay == "decoupled":
                 update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
             update.mul_(rates[rows, None])
@@ -221,6 +237,9 @@ def apply_update_(
                 update.masked_fill_(dead[rows, None], 0.0)
             params += update
             measures.append(measure(update))
+    if skipped is not None:
+        for name, buffer in before.items():
+            state.buffers[name].copy_(torch.where(skipped[:, None], buffer, state.buffers[name]))
     if len(measures) == 1:
         return dict(measures[0])
     return {name: torch.cat([part[name] for part in measures]) for name in measures[0]}

@@ -15,12 +15,16 @@ from stability.streams import stream
 from stability.study import Study
 from stability.train.data import PopulationData, population_data
 from stability.train.features import Features, kept_features
+from stability.train.loss_scale import LossScale
 from stability.train.model import ModelSpec, initial_parameters, model_spec
 from stability.train.optimizer import GradClipper, LearningRates, OptimizerState, Recipe, initial_state
 from stability.train.recipes import recipes_of
 
 SCALARS = ("log_scale", "bias")
 """Scalars of a loss that are measured at every step."""
+
+LOSS_SCALE = ("loss_scale", "overflow", "skipped_step_fraction")
+"""Measures of a step in float16."""
 
 UNMASKED = ("learning_rate", "false_negative_fraction")
 """Measures that do not depend on whether a replica is alive."""
@@ -42,6 +46,7 @@ class Population:
         recipes: the training settings of the replicas.
         rates: the learning rate of each replica at each step.
         clipper: gradient clipping.
+        loss_scale: factors on the losses in float16; None in other formats.
         alive: mask of the replicas whose loss and gradient have been finite, (R,).
         hash_multipliers: multipliers of the text hash.
         generators: each replica's random stream of fresh corruption.
@@ -69,6 +74,7 @@ class Population:
     loss_generators: Mapping[int | str, torch.Generator]
     features: Mapping[str, Features]
     state: dict[str, Tensor]
+    loss_scale: LossScale | None = None
     update: Tensor | None = None
     step: int = 0
 
@@ -76,7 +82,9 @@ class Population:
     def measures(self) -> tuple[str, ...]:
         """The names of a step's measures, in the order of the rows of `train_step`."""
         scalars = [name for name in SCALARS if name in self.spec.initial_scalars]
-        return ("loss", "gradient_norm", "grad_clipped_fraction", *scalars, "update_norm", "update_rms", *UNMASKED)
+        scaled = LOSS_SCALE if self.loss_scale else ()
+        updates = ("update_norm", "update_rms")
+        return ("loss", "gradient_norm", "grad_clipped_fraction", *scalars, *scaled, *updates, *UNMASKED)
 
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
@@ -113,6 +121,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         rates=LearningRates.of(trains, [run.lr for run in runs], device),
         clipper=GradClipper.of(trains, device),
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
+        loss_scale=LossScale.of(study.train, len(runs), device) if spec.precision.scales_loss else None,
         hash_multipliers=hash_multipliers.to(device),
         generators=data.generators("train"),
         loss_generators={run.rng_seed: stream(run.rng_seed, "loss") for run in runs},

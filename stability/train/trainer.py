@@ -62,9 +62,10 @@ def modalities_read(population: Population) -> list[str]:
 def train_step(population: Population, inputs: Inputs) -> Tensor:
     """Run one step on the device and return its measures, one row for each of `Population.measures`, (M, R).
 
-    A replica whose loss or gradient is not finite keeps its parameters from then on and logs NaN. Other replicas are
-    unaffected, since nothing in the step reduces over replicas. On an accelerator the host reads nothing here, and all
-    persistent state is updated in place, so the step can be captured once and replayed.
+    A replica whose loss or gradient is not finite keeps its parameters from then on and logs NaN. In float16 it skips
+    the step, and stops only if it overflows without a scaled loss. Other replicas are unaffected, since nothing in the
+    step reduces over replicas. On an accelerator the host reads nothing here, and all persistent state is updated in
+    place, so the step can be captured once and replayed.
     """
     spec = population.spec
     with torch.no_grad():
@@ -75,15 +76,26 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
             for name in SCALARS
             if name in spec.initial_scalars
         ]
-        losses, state = value_and_grad(spec, population.theta, batch, population.grad, features)
+        scaling, skipped = population.loss_scale, None
+        of_scaling: tuple[Tensor, ...] = ()
+        scale = None if scaling is None else scaling.scale.clone()
+        losses, state = value_and_grad(spec, population.theta, batch, population.grad, features, scale)
+        if scaling is not None and scale is not None:
+            of_scaling = (scale, scaling.unscale_(population.grad))
         norm = torch.linalg.vector_norm(population.grad, dim=-1)
-        population.alive &= torch.isfinite(losses + norm)
+        finite = torch.isfinite(losses + norm)
+        if scaling is not None:
+            skipped = scaling.skipped_(finite)
+            of_scaling = (*of_scaling, skipped.float())
+            norm = torch.where(skipped, torch.nan, norm)
+        population.alive &= finite if skipped is None else finite | skipped
         dead = ~population.alive
+        idle = dead if skipped is None else dead | skipped
         # Avoid a device sync: on an accelerator, always run the masked update.
-        some_dead = is_accelerator(dead.device) or bool(dead.any())
-        if some_dead:
-            population.grad.masked_fill_(dead[:, None], 0.0)
-        clipped = population.clipper(population.grad, torch.where(dead, 1.0, norm))
+        some_idle = is_accelerator(dead.device) or bool(idle.any())
+        if some_idle:
+            population.grad.masked_fill_(idle[:, None], 0.0)
+        clipped = population.clipper(population.grad, torch.where(idle, 1.0, norm))
         if population.update is not None:
             population.update.copy_(population.theta)
         update = apply_update_(
@@ -93,18 +105,24 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
             inputs["rate"],
             population.recipes,
             measure=lambda update: update_norm(update) | {"update_rms": spec.rms_of_matrices(update)},
-            dead=dead if some_dead else None,
+            dead=idle if some_idle else None,
+            skipped=skipped if some_idle else None,
         )
         for name, value in state.items():
-            population.state[name].copy_(value)
+            kept = population.state[name]
+            if skipped is not None:
+                value = torch.where(skipped.view(-1, *(1,) * (value.dim() - 1)), kept, value)
+            kept.copy_(value)
         for name in spec.renormalized:
             rows = spec.layout.view(population.theta, name)
             rows.copy_(normalize(rows, dim=-1))
         if population.update is not None:
             torch.sub(population.theta, population.update, out=population.update)
         duplicates = false_negative_fraction(text_fingerprints(batch["text"], population.hash_multipliers))
-        measures = torch.stack([losses, norm, clipped, *scalars, *update.values(), inputs["rate"], duplicates])
-        if some_dead:
+        measures = torch.stack(
+            [losses, norm, clipped, *scalars, *of_scaling, *update.values(), inputs["rate"], duplicates]
+        )
+        if some_idle:
             measures[: -len(UNMASKED)].masked_fill_(dead, torch.nan)
     return measures
 
