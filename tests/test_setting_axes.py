@@ -15,6 +15,7 @@ from stability.execute import run
 from stability.grid import groups_of, runs_of, study_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
+from stability.precision import DTYPES
 from stability.registry import InputError
 from stability.report import write_report
 from stability.report.figures.trajectories import PLOTS, values_of
@@ -264,7 +265,9 @@ PAGE = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="u
 
 
 def test_the_study_of_the_guide_runs_to_a_report_that_draws_the_claim_along_its_axis(tmp_path):
-    text, arm = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    text, arm, formats = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    head, probes = text.partition("[train]")[0], "[probes" + text.partition("[probes")[2]
+    assert parse_study(head + formats + probes.partition("[[claims]]")[0], "t.toml", "t").precisions == {*DTYPES}
     compared = text.replace('["clip", "siglip"]', '["clip", "siglip", "siglip-lion"]').replace(
         "[[claims]]", "[probes.gradient_noise]\nevery = 50\n\n[[claims]]", 1
     )
@@ -283,6 +286,7 @@ def test_every_key_that_the_guide_names_is_an_axis():
     assert len(keys) > 12
     levels = {"train.lr_schedule": '["constant"]', "train.betas": "[[0.9, 0.95]]", "train.clip_norm": '["none"]'}
     levels |= {"train.optimizer": '["sgd"]', "arms.*.bias": "[0.0]", "arms.*.log_scale": "[0.0]"}
+    levels |= {"train.precision": '["bfloat16"]', "train.logits": '["same"]'}
     of_transformers = {"model.*.qk_norm", "model.*.norm"}
     assert {key.rpartition(".")[2] for key in of_transformers} <= encoder["patch_transformer"].options.keys()
     for key in keys - {"arms.*.bias"} - of_transformers:

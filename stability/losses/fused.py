@@ -32,7 +32,6 @@ def is_large(batch: Tensor) -> bool:
     devices have enough bandwidth: there from B = 8,192 on, to save memory. Depends only on shape, device and whether
     products have 16 bits.
     """
-    # Tiles are written for float32: their sums would not be where the plain formula rounds.
     return not is_reduced(batch.device) and len(batch) >= (TILE if batch.device.type == "cpu" else 16 * TILE)
 
 
@@ -45,8 +44,11 @@ def siglip_sum_tiled(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | N
         rows: images times t, (B, D).
         columns: texts (B, D).
         bias: b, a scalar.
-        chunk: number of rows at a time; None: the default.
+        chunk: number of rows at a time; None: the default. All rows where products have 16 bits: tiles are written for
+            float32, and what is recomputed for a derivative would not be rounded.
     """
+    if is_reduced(rows.device):
+        return _siglip_block(rows, columns, bias, offset=0)
     block = partial(_sum_over_blocks, _siglip_block, chunk)
     return custom_grad(partial(_siglip_tiles, tile_rows=_tile_rows(chunk)), block, rows, columns, bias)
 
@@ -54,8 +56,10 @@ def siglip_sum_tiled(rows: Tensor, columns: Tensor, bias: Tensor, chunk: int | N
 def clip_sum_tiled(rows: Tensor, columns: Tensor, chunk: int | None = None) -> Tensor:
     """Return -sum_i [log softmax_j(l_ij)_i + log softmax_j(l_ji)_i] of l_ij = <row_i, column_j>, in nats.
 
-    rows and columns are (B, D). *chunk* is the number of rows at a time (None: the default).
+    rows and columns are (B, D). *chunk* is the number of rows at a time (None: the default), as in `siglip_sum_tiled`.
     """
+    if is_reduced(rows.device):
+        return _clip_block(rows, columns, offset=0) + _clip_block(columns, rows, offset=0)
     return custom_grad(partial(_clip_tiles, tile_rows=_tile_rows(chunk)), partial(_clip_blocks, chunk), rows, columns)
 
 

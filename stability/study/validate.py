@@ -39,6 +39,7 @@ def check(study: Study, locate: Locate) -> None:
     _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
     _check_linear_maps(study, towers, locate)
+    _check_products(study, towers, locate)
     for name, schedule in study.probes.items():
         _check_probe(study, name, schedule, pairs, locate)
     for index, claim in enumerate(study.claims):
@@ -110,8 +111,6 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> list[nn.Module]
             raise InputError(f"{where}: encoder {tower.name!r} does not read {inputs} (known: {', '.join(compatible)})")
         try:
             towers.append(_build(variant, modality, study.model.embed_dim, tower.options))
-            if study.precisions != {"float32"}:
-                check_products(towers[-1])
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     return towers
@@ -297,6 +296,18 @@ def _check_linear_maps(study: Study, towers: Iterable[nn.Module], locate: Locate
                 f"{locate(*table, 'optimizer')}: {name!r} is for the matrices of linear maps, and the towers train "
                 f"none; allowed: {without}"
             )
+
+
+def _check_products(study: Study, towers: Iterable[nn.Module], locate: Locate) -> None:
+    """Raise `InputError` for 16-bit products in towers whose products cannot be rounded."""
+    if study.precisions == {"float32"}:
+        return
+    sides = itertools.chain(("image", "text"), itertools.repeat("extra_modalities"))
+    for side, tower in zip(sides, towers, strict=False):
+        try:
+            check_products(tower)
+        except InputError as error:
+            raise InputError(f"{locate('model', side)}: {error}") from error
 
 
 def _check_recipe(train: Train, locate: Locate, *table: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
+from stability.devices import is_aligned
 from stability.losses.batched import loss_and_grads
 from stability.precision import autocast
 from stability.probes import Batch, Params
@@ -137,8 +138,11 @@ def _autograd_loss_and_grads(
         units = [F.normalize(x, dim=-1) for x in inputs]
         reserved = {name: batch[name] for name in spec.loss.reserved}
         named = {f"loss.{name}": value for name, value in scalars.items()}
+        # Replicas whose rows of numbers end within a cache line are computed one by one, so that their bits do not
+        # depend on their position.
+        chunk = None if is_aligned(units[0].device, units[0].shape[1]) else 1
         with autocast(spec.precision.logits, units[0].device, carried=True):
-            losses, state = vmap(spec.loss_of)(units, named, reserved)
+            losses, state = vmap(spec.loss_of, chunk_size=chunk)(units, named, reserved)
         losses = losses.to(units[0].dtype)
         scaled = losses if loss_scale is None else losses * loss_scale
         grads = torch.autograd.grad(
