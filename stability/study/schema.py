@@ -85,8 +85,10 @@ class Model(Frozen):
         return tower
 
 
-class Train(Frozen):
+class Train(Open):
     """How every run is trained.
+
+    Keys that are not fields are options of an optimizer of one's own.
 
     Attributes:
         steps: Number of steps.
@@ -120,10 +122,10 @@ class Train(Frozen):
     clip_norm: Rate | None = None
 
 
-class ArmTrain(Frozen):
+class ArmTrain(Open):
     """Overrides of ``[train]`` for one arm; keys that are not given keep the study's value.
 
-    Attributes: as in `Train`.
+    Attributes: as in `Train`; keys that are not fields are options of an optimizer of one's own.
     """
 
     lr_schedule: Literal["constant", "cosine"] | None = None

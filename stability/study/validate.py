@@ -29,6 +29,7 @@ from stability.study.setting_axes import check_keys
 from stability.study.study import OPTIMIZER_OPTIONS, SHARED_OPTIONS, Study, modalities, optimizer_options
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
+from stability.study.validate_optimizers import check_optimizer, check_own_options
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -265,6 +266,7 @@ def _check_forks(study: Study, name: str, schedule: Schedule, option: str, where
 def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
     _check_recipe(train, locate, "train")
+    check_own_options(study, locate)
     for name, arm in study.arms.items():
         recipe, overrides = study.train_of(name), arm.train.overrides if arm.train else {}
         _check_recipe(recipe, locate, "arms", name, "train")
@@ -299,7 +301,7 @@ def _check_linear_maps(study: Study, towers: Iterable[nn.Module], locate: Locate
 def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
     if train.clip_norm is not None and train.clip_quantile is not None:
         raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
-    optimizer.get_or_explain(train.optimizer, locate(*table, "optimizer"))
+    check_optimizer(train.optimizer, locate(*table, "optimizer"))
     for key, without_effect in OPTIMIZER_OPTIONS.items():
         unused = key not in SHARED_OPTIONS and key not in optimizer_options(train.optimizer)
         if unused and getattr(train, key) not in (None, without_effect):
