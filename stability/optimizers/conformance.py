@@ -131,7 +131,7 @@ def _check_calls(variant: Variant[OptimizerTraits]) -> None:
         _check_threshold(variant.traits.stability_threshold(**defaults_of(variant)))
 
 
-def _check_direction(direction: object, grads: Tensor) -> None:
+def _check_direction(direction: object, grads: Tensor, which: str = "its first direction") -> None:
     if not isinstance(direction, Tensor):
         raise InputError(f"it returns a value of type {type(direction).__name__}; allowed: a tensor, the direction")
     if direction.shape != grads.shape:
@@ -145,7 +145,7 @@ def _check_direction(direction: object, grads: Tensor) -> None:
             "gradient's type, and convert none"
         )
     if not bool(direction.isfinite().all()):
-        raise InputError("its first direction is not finite")
+        raise InputError(f"{which} is not finite")
 
 
 def _check_threshold(threshold: object) -> None:
@@ -164,9 +164,7 @@ def _sound(variant: Variant[OptimizerTraits], dtype: torch.dtype) -> tuple[bool,
     of = trial(dtype=dtype)
     one, other = (run_trial(variant, of, random_gradients(of, seed)) for seed in (0, 1))
     for step, direction in enumerate(one.directions, 1):
-        _check_direction(direction, of.params)
-        if not bool(direction.isfinite().all()):
-            return False, f"the direction of step {step} is not finite"
+        _check_direction(direction, of.params, f"the direction of step {step}")
     if all(torch.equal(*pair) for pair in zip(one.directions, other.directions, strict=True)):
         return False, "other gradients give the same directions: they do not depend on the gradient"
     return True, f"{STEPS} directions are finite, of the gradients' shape and of {_name(dtype)}"

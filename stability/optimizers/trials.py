@@ -134,13 +134,29 @@ def defaults_of(variant: Variant) -> dict[str, Any]:
 def direction_of(
     variant: Variant, of: Trial, params: Tensor, grads: Tensor, buffers: Mapping[str, Tensor], count: Tensor
 ) -> Any:
-    """Return what an optimizer returns for one step; *count* includes it."""
+    """Return what an optimizer returns for one step.
+
+    Args:
+        variant: the optimizer.
+        of: the trial, for its layout and rates.
+        params: parameters (R, P) before the step.
+        grads: gradients (R, P).
+        buffers: its buffers by name, updated.
+        count: number of steps including this one.
+    """
     reserved = inputs_of(variant, {"params": params, "layout": of.layout, "rates": of.rates})
     return variant(grads, buffers, count, **reserved, **defaults_of(variant))
 
 
 def run_trial(variant: Variant, of: Trial, gradients: Gradients, steps: int = STEPS) -> Outcome:
-    """Return what some steps lead to, with weight decay as the optimizer declares it."""
+    """Return what some steps lead to, with weight decay as the optimizer declares it.
+
+    Args:
+        variant: the optimizer.
+        of: the trial.
+        gradients: the gradients of each step.
+        steps: the number of steps.
+    """
     params, buffers, directions = of.params.clone(), zero_buffers(variant, of), []
     count = torch.zeros((), dtype=torch.float32, device=params.device)
     decay = params.new_zeros(params.shape[1])
