@@ -20,7 +20,7 @@ from stability.losses import reserved_of, scalars_of
 from stability.losses.calls import DIM, SIZE, Inputs, call, dtype_name, inputs_of
 from stability.losses.chance import best_constant, matched_pairs, minimum_loss
 from stability.optimizers import conformance
-from stability.optimizers.conformance import error_message
+from stability.optimizers.validation import error_message
 from stability.registry import InputError, Variant
 from stability.streams import stream
 

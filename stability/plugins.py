@@ -18,7 +18,7 @@ from stability.check import validate_loss
 from stability.encoders import encoder
 from stability.losses import loss
 from stability.optimizers import optimizer
-from stability.optimizers.conformance import validate_optimizer
+from stability.optimizers.validation import validate_optimizer
 from stability.registry import InputError, Registry, Variant, nearest
 
 CATALOGUES: dict[str, Registry] = {"loss": loss, "encoder": encoder, "optimizer": optimizer}

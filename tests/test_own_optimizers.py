@@ -17,8 +17,8 @@ from stability.grid import Group, groups_of, runs_of
 from stability.grid import study_of as trained_study_of
 from stability.losses import loss
 from stability.optimizers import optimizer
-from stability.optimizers.conformance import validate_optimizer
 from stability.optimizers.registry import OptimizerTraits
+from stability.optimizers.validation import validate_optimizer
 from stability.plugins import load_optimizers, load_plugin, read_plugin, refuse_unused
 from stability.registry import InputError, Registry, Variant
 from stability.study import optimizer_of, parse_study

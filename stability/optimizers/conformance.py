@@ -6,16 +6,16 @@ why. `stability.check` runs them.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from stability.optimizers.registry import RESERVED, OptimizerTraits, buffer_widths, options_of
+from stability.losses.calls import dtype_name
+from stability.optimizers.host_reads import host_reads_of
+from stability.optimizers.registry import OptimizerTraits
 from stability.optimizers.trials import (
     LARGE,
     REPLICAS,
@@ -31,14 +31,10 @@ from stability.optimizers.trials import (
     trial,
     zero_buffers,
 )
-from stability.registry import InputError, Variant, shortened
+from stability.optimizers.validation import check_direction, check_threshold, error_message
+from stability.registry import Variant
 
 PropertyCheck = Callable[[Variant[OptimizerTraits]], tuple[bool, str]]
-
-DECAYS = ("decoupled", "in_grad", "own")
-
-OPTION_TYPES = (bool, int, float, str)
-"""What an option may be, or a tuple of numbers: what TOML and the digest of a run can hold."""
 
 LARGEST_BOUNDED = 10.0
 """The largest entry of a direction that counts as about the learning rate, in learning rates."""
@@ -46,136 +42,15 @@ LARGEST_BOUNDED = 10.0
 BOWL_RATES = (1e-3, 1e-2, 1e-1)
 BOWL_STEPS = 200
 
-HOST_READS = {
-    "_local_scalar_dense": "the value of a tensor (.item(), float() or an if)",
-    "equal": "whether two tensors are equal",
-    "is_nonzero": "whether a tensor is zero",
-    "nonzero": "the places of nonzero numbers",
-    "masked_select": "numbers selected by a mask",
-    "_unique2": "the distinct numbers of a tensor",
-}
-"""Operations whose result the host, or the size of a tensor, depends on, in words."""
-
-
-# --- what is refused when it is loaded ------------------------------------------------------------------------------
-
-
-def validate_optimizer(variant: Variant[OptimizerTraits]) -> None:
-    """Raise `InputError` with one sentence if an optimizer is declared wrongly or does not return a direction."""
-    where = f"optimizer {variant.name!r}"
-    _check_traits(variant.traits, where)
-    for name, parameter in options_of(variant).items():
-        _check_option(name, parameter.default, where)
-    try:
-        _check_calls(variant)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{where} can't be called: {error_message(error)}") from error
-
-
-def error_message(error: BaseException) -> str:
-    """Return the first line of an exception, with its type unless it is an `InputError`."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
-
-
-def _check_traits(traits: OptimizerTraits, where: str) -> None:
-    buffers = traits.buffers
-    named = isinstance(buffers, tuple) and all(isinstance(name, str) for name in buffers)
-    if not callable(buffers) and not named:
-        raise InputError(
-            f"{where}: buffers={shortened(buffers)}; allowed: a tuple of names, as ('first',), () for none, or a "
-            "function of the layout"
-        )
-    if isinstance(buffers, tuple) and len({*buffers}) < len(buffers):
-        raise InputError(f"{where}: buffers={shortened(buffers)}; allowed: names that differ")
-    if traits.decay not in DECAYS:
-        raise InputError(f"{where}: decay={shortened(traits.decay)}; allowed: {', '.join(map(repr, DECAYS))}")
-    for name in ("describe", "preconditioner", "stability_threshold"):
-        value = getattr(traits, name)
-        if not callable(value) and (name == "describe" or value is not None):
-            raise InputError(f"{where}: {name}={shortened(value)}; allowed: a function")
-    for name in ("bounded_step", "linear_maps"):
-        if not isinstance(getattr(traits, name), bool):
-            raise InputError(f"{where}: {name}={shortened(getattr(traits, name))}; allowed: True or False")
-
-
-def _check_option(name: str, default: Any, where: str) -> None:
-    if default is inspect.Parameter.empty:
-        raise InputError(
-            f"{where}: {name!r} has no default; give it one, or use one of the reserved names ({', '.join(RESERVED)})"
-        )
-    numbers = isinstance(default, tuple) and all(isinstance(item, int | float) for item in default)
-    if not numbers and not isinstance(default, OPTION_TYPES):
-        raise InputError(
-            f"{where}: option {name!r} has the default {shortened(default)}; allowed: a number, a text, True or False, "
-            "or a tuple of numbers"
-        )
-
-
-def _check_calls(variant: Variant[OptimizerTraits]) -> None:
-    """Raise `InputError` unless the widths of buffers, the direction, the words and the threshold are sound."""
-    of = trial()
-    widths = buffer_widths(variant, of.layout, of.params.shape[1])
-    for name, width in widths.items():
-        if not isinstance(name, str) or isinstance(width, bool) or not isinstance(width, int) or width < 0:
-            raise InputError(f"its buffers are {shortened(widths)}; allowed: a whole number of at least 0 by name")
-    count = torch.ones((), dtype=torch.float32)
-    grads = random_gradients(of)(1, of.params)
-    _check_direction(direction_of(variant, of, of.params, grads, zero_buffers(variant, of), count), grads)
-    words = variant.traits.describe(**defaults_of(variant))
-    if not isinstance(words, str) or not words.strip() or "\n" in words:
-        raise InputError(f"describe returns {shortened(words)}; allowed: a text of one line")
-    if variant.traits.stability_threshold is not None:
-        _check_threshold(variant.traits.stability_threshold(**defaults_of(variant)))
-
-
-def _check_direction(direction: object, grads: Tensor, which: str = "its first direction") -> None:
-    if not isinstance(direction, Tensor):
-        raise InputError(f"it returns a value of type {type(direction).__name__}; allowed: a tensor, the direction")
-    if direction.shape != grads.shape:
-        raise InputError(
-            f"it returns a direction of shape {tuple(direction.shape)} for gradients of shape {tuple(grads.shape)}; "
-            "allowed: the same shape"
-        )
-    if direction.dtype != grads.dtype:
-        raise InputError(
-            f"it returns {_name(direction.dtype)} for gradients of {_name(grads.dtype)}; make new tensors of the "
-            "gradient's type, and convert none"
-        )
-    if not bool(direction.isfinite().all()):
-        raise InputError(f"{which} is not finite")
-
-
-def _check_threshold(threshold: object) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
-        raise InputError(f"stability_threshold returns {shortened(threshold)}; allowed: a positive number")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-# --- what is tried --------------------------------------------------------------------------------------------------
-
 
 def _sound(variant: Variant[OptimizerTraits], dtype: torch.dtype) -> tuple[bool, str]:
     of = trial(dtype=dtype)
     one, other = (run_trial(variant, of, random_gradients(of, seed)) for seed in (0, 1))
     for step, direction in enumerate(one.directions, 1):
-        _check_direction(direction, of.params, f"the direction of step {step}")
+        check_direction(direction, of.params, f"the direction of step {step}")
     if all(torch.equal(*pair) for pair in zip(one.directions, other.directions, strict=True)):
         return False, "other gradients give the same directions: they do not depend on the gradient"
-    return True, f"{STEPS} directions are finite, of the gradients' shape and of {_name(dtype)}"
-
-
-def _float32(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
-    return _sound(variant, torch.float32)
-
-
-def _float64(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
-    return _sound(variant, torch.float64)
+    return True, f"{STEPS} directions are finite, of the gradients' shape and of {dtype_name(of.params)}"
 
 
 def _buffers(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
@@ -303,48 +178,11 @@ def _weight_decay(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
     return True, f"the trainer adds it, {declared.replace('_', ' ').replace('in grad', 'to the gradient')}"
 
 
-class _HostReads(TorchDispatchMode):
-    """Records operations by which the host reads numbers of a tensor, which cannot be captured as a CUDA graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and record it if it reads."""
-        name = func.overloadpacket.__name__
-        if name in HOST_READS:
-            self.found.append(HOST_READS[name])
-        elif name == "index" and any(_is_mask(index) for index in args[1]):
-            self.found.append(HOST_READS["masked_select"])
-        return func(*args, **(kwargs or {}))
-
-
-def _is_mask(index: object) -> bool:
-    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-
-
-class _Conversions(torch.overrides.TorchFunctionMode):
-    """Records methods by which Python reads a whole tensor without an operation of torch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch and record it if it reads."""
-        if func in (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__):
-            self.found.append(f"a whole tensor (.{func.__name__}())")
-        return func(*args, **(kwargs or {}))
-
-
 def _host_reads(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
     of = trial()
     grads, buffers = random_gradients(of)(1, of.params), zero_buffers(variant, of)
     count = torch.ones((), dtype=torch.float32)
-    with _HostReads() as operations, _Conversions() as conversions:
-        direction_of(variant, of, of.params, grads, buffers, count)
-    if found := [*operations.found, *conversions.found]:
+    if found := host_reads_of(lambda: direction_of(variant, of, of.params, grads, buffers, count)):
         return (
             False,
             f"it reads on the host {found[0]}; a step is replayed on a GPU without the host, so use torch.where",
@@ -371,12 +209,31 @@ def _preconditioner(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
     return True, "positive, of the parameters' shape, before the first step and later"
 
 
+def _evaluation_point(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
+    evaluated = variant.traits.evaluated
+    if evaluated is None:
+        return True, "none declared: probes measure the parameters at which gradients are taken"
+    of = trial()
+    start = evaluated(of.params, zero_buffers(variant, of), **defaults_of(variant))
+    if not isinstance(start, Tensor) or start.shape != of.params.shape or not torch.equal(start, of.params):
+        return False, "before the first step it is not the parameters"
+    outcome = run_trial(variant, of, random_gradients(of))
+    before = {name: value.clone() for name, value in (outcome.buffers | {"params": outcome.params}).items()}
+    point = evaluated(outcome.params, outcome.buffers, **defaults_of(variant))
+    after = outcome.buffers | {"params": outcome.params}
+    if edited := [name for name, value in before.items() if not torch.equal(value, after[name])]:
+        return False, f"it edits {edited[0]} in place"
+    if not bool(point.isfinite().all()):
+        return False, f"after {STEPS} steps it is not finite"
+    return True, "the parameters before the first step, and finite later"
+
+
 def _threshold(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
     threshold_of = variant.traits.stability_threshold
     if threshold_of is None:
         return True, "none declared: there is no sharpness ratio"
     threshold = threshold_of(**defaults_of(variant))
-    _check_threshold(threshold)
+    check_threshold(threshold)
     return True, f"sharpness times rate is stable up to {threshold:g}"
 
 
@@ -465,8 +322,8 @@ def _captured(variant: Variant[OptimizerTraits], of: Trial, device: torch.device
 
 
 REQUIRED: dict[str, PropertyCheck] = {
-    "float32": _float32,
-    "float64": _float64,
+    "float32": partial(_sound, dtype=torch.float32),
+    "float64": partial(_sound, dtype=torch.float64),
     "buffers": _buffers,
     "inputs kept": _inputs_kept,
     "deterministic": _deterministic,
@@ -477,6 +334,7 @@ REQUIRED: dict[str, PropertyCheck] = {
     "host reads": _host_reads,
     "preconditioner": _preconditioner,
     "threshold": _threshold,
+    "evaluation point": _evaluation_point,
     "words": _words,
 }
 REPORTED: dict[str, PropertyCheck] = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stability.optimizers import optimizer, options_of
-from stability.optimizers.conformance import validate_optimizer
+from stability.optimizers.validation import validate_optimizer
 from stability.registry import InputError, UnknownNameError, nearest, shortened
 from stability.study.schema import ArmTrain, Train
 from stability.study.study import OPTIMIZER_OPTIONS, Study, optimizer_options, own_options

@@ -57,6 +57,13 @@ def preconditioner(state: OptimizerState, train: Train) -> Tensor | None:
     return None if diagonal_of is None else diagonal_of(state.buffers, state.steps, **options)
 
 
+def evaluation_point(theta: Tensor, state: OptimizerState, train: Train) -> Tensor:
+    """Return the parameters (R, P) that probes measure and that are kept: *theta*, or an average that it stands for."""
+    variant, options = optimizer_of(train)
+    evaluated = variant.traits.evaluated
+    return theta if evaluated is None else evaluated(theta, state.buffers, **options)
+
+
 def lr_schedule_factor(train: Train, step: int) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
 

@@ -16,7 +16,14 @@ from stability.study import Study
 from stability.train.data import PopulationData, population_data
 from stability.train.features import Features, kept_features
 from stability.train.model import ModelSpec, initial_parameters, model_spec
-from stability.train.optimizer import GradClipper, LearningRates, OptimizerState, Recipe, initial_state
+from stability.train.optimizer import (
+    GradClipper,
+    LearningRates,
+    OptimizerState,
+    Recipe,
+    evaluation_point,
+    initial_state,
+)
 from stability.train.recipes import recipes_of
 
 SCALARS = ("log_scale", "bias")
@@ -36,7 +43,7 @@ class Population:
         spec: what all replicas share: towers, loss, layout.
         data: their training pairs.
         held_out: the held-out pairs.
-        theta: parameters (R, P), padded to whole cache lines.
+        theta: parameters (R, P) at which gradients are taken, padded to whole cache lines.
         grad: output for the gradient, like theta.
         optimizer: the optimizer's state.
         recipes: the training settings of the replicas.
@@ -77,6 +84,23 @@ class Population:
         """The names of a step's measures, in the order of the rows of `train_step`."""
         scalars = [name for name in SCALARS if name in self.spec.initial_scalars]
         return ("loss", "gradient_norm", "grad_clipped_fraction", *scalars, "update_norm", "update_rms", *UNMASKED)
+
+    @property
+    def evaluated(self) -> Tensor:
+        """The parameters (R, P) that probes measure and that are kept: theta, unless the optimizer averages."""
+        points = [
+            evaluation_point(
+                self.theta[recipe.rows],
+                OptimizerState(
+                    {name: buffer[recipe.rows] for name, buffer in self.optimizer.buffers.items()},
+                    self.optimizer.count,
+                    self.optimizer.steps,
+                ),
+                recipe.train,
+            )
+            for recipe in self.recipes
+        ]
+        return torch.cat(points)
 
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:

@@ -46,6 +46,7 @@ def segments_of(spec: ModelSpec, train: Train) -> Layout:
             linear=name in layout.transposed,
             trained=name not in spec.frozen,
             decay=_decay(train, spec, name),
+            lr_multiplier=_lr_multiplier(train, spec, name),
         )
         for name in layout.sizes
     )
