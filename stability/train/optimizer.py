@@ -117,7 +117,8 @@ class ParamGroups:
     """Per-parameter settings that all replicas share, as rows over P.
 
     Attributes:
-        decay: weight decay of the first D parameters, (D,); the others have none.
+        decay: weight decay of the first D parameters, (D,), or (r, D) if it differs between the r replicas; the others
+            have none.
         lr_multiplier: factors on the learning rate, (P,); None if all are 1.
     """
 
@@ -137,14 +138,23 @@ class ParamGroups:
         decaying = int(decay.nonzero().max()) + 1 if bool(decay.any()) else 0
         return cls(decay[:decaying], None if bool((multiplier == 1).all()) else multiplier)
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all D parameters of a replica have the same weight decay."""
+        return not self.decay.numel() or bool((self.decay == self.decay[..., :1]).all())
+
+    def of_rows(self, rows: slice) -> Tensor:
+        """Return the weight decay of some replicas, (D,) or (r, D), by their positions among those of the recipe."""
+        return self.decay[rows] if self.decay.dim() > 1 else self.decay
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training settings of consecutive replicas.
+    """The training settings of consecutive replicas, which are updated together.
 
     Attributes:
         rows: which replicas.
-        train: their settings.
+        train: their settings; the weight decay is that of *groups*.
         groups: their weight decay and learning rate factors, by parameter.
         layout: their parameters, for an optimizer that treats each by itself.
     """
@@ -211,16 +221,17 @@ def apply_update_(
     measures: list[Mapping[str, Tensor]] = []
     for recipe in recipes:
         variant, options = optimizer_of(recipe.train)
-        groups, decaying = recipe.groups, len(recipe.groups.decay)
+        groups, decaying, start = recipe.groups, recipe.groups.decay.shape[-1], recipe.rows.start
         for rows in _chunks(recipe.rows, chunk):
             params, grads = theta[rows], grad[rows]
+            decay = groups.of_rows(slice(rows.start - start, rows.stop - start))
             if decaying and variant.traits.decay == "in_grad":
-                grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
+                grads[:, :decaying].addcmul_(params[:, :decaying], decay)
             buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
             reserved = inputs_of(variant, {"params": params, "layout": recipe.layout, "rates": rates[rows]})
             update: Tensor = variant(grads, buffers, state.count, **reserved, **options)
             if decaying and variant.traits.decay == "decoupled":
-                update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
+                update[:, :decaying].addcmul_(params[:, :decaying], decay, value=-1)
             update.mul_(rates[rows, None])
             if groups.lr_multiplier is not None:
                 update.mul_(groups.lr_multiplier)
