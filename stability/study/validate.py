@@ -13,10 +13,13 @@ from torch import nn
 from stability.check import validate_loss
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
+from stability.devices import host_memory
 from stability.encoders import Modality, encoder
+from stability.encoders.limits import TowerTooLargeError, check_size, limited_size
 from stability.encoders.validation import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.optimizers import optimizer
+from stability.optimizers.validation import error_message
 from stability.probes import probe
 from stability.registry import InputError, UnknownNameError, Variant, nearest
 from stability.study.schema import (
@@ -117,17 +120,24 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> list[nn.Module]
 
 def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> nn.Module:
     """Build a tower once to validate its options; a user-defined tower is also run on a few samples."""
-    tower: nn.Module
-    if not variant.source:
-        tower = variant(modality, embed_dim, **options)
-        return tower
+
+    def build() -> nn.Module:
+        built: nn.Module = variant(modality, embed_dim, **options)
+        return built
+
     try:
-        with torch.random.fork_rng(devices=[]):
-            tower = variant(modality, embed_dim, **options)
+        if not variant.source:
+            check_size(build, host_memory())
+            return build()
+        # On the meta device a tower with weights from a file could not be built.
+        with torch.random.fork_rng(devices=[]), limited_size(host_memory()):
+            tower = build()
+    except TowerTooLargeError as error:
+        raise InputError(f"encoder {variant.name!r}: {error}") from error
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"encoder {variant.name!r} cannot be built: {type(error).__name__}: {error}") from error
+        raise InputError(f"encoder {variant.name!r} cannot be built: {error_message(error)}") from error
     try:
         check_tower(tower, modality, embed_dim)
     except InputError as error:
