@@ -1,10 +1,12 @@
 """What a level of an axis costs: a step of a population that has several, against the same population with one.
 
 python benchmarks/axes.py --json benchmarks/axes.json
+python benchmarks/axes.py --json benchmarks/axes.json --only train.weight_decay
 
 Both are timed in turns in one process on one thread, the medians of several rounds. The first table holds settings
 whose levels are trained side by side, at equal numbers of replicas. The second holds settings whose levels have groups
-of their own; their ratio is that of a replica's step at the level to that at the study's own value.
+of their own; their ratio is that of a replica's step at the level to that at the study's own value. Rows are in the
+order of the levels. With --only, the other rows of the file are kept.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -107,24 +110,36 @@ def medians(trainers: Sequence[Trainer], rounds: int, steps: int) -> list[float]
     return [1000 * statistics.median(taken[1:]) for taken in seconds]
 
 
+def with_rows(content: dict[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Return the content of a file with these rows in the place of those of the same names."""
+    if content["device"] != device_model(CPU):
+        raise SystemExit(f"the other rows are from {content['device']}, not {device_model(CPU)}: measure all of them")
+    measured = {row.name: asdict(row) for table in rows.values() for row in table}
+    return content | {title: [measured.get(row["name"], row) for row in content[title]] for title in rows}
+
+
 def main() -> int:
     """Print both tables; return 1 if levels side by side take longer than the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--only", nargs="+", choices=[*SIDE_BY_SIDE, *GROUPS], help="measure these axes alone")
     options = parser.parse_args()
+    wanted = options.only or [*SIDE_BY_SIDE, *GROUPS]
     torch.set_num_threads(1)
     rows: dict[str, list[Row]] = {"side_by_side": [], "groups": []}
     with reproducible_arithmetic():
-        for axis, levels in SIDE_BY_SIDE.items():
+        for axis, levels in ((axis, levels) for axis, levels in SIDE_BY_SIDE.items() if axis in wanted):
             (plain,) = trainers_of(study_with("", (), REPLICAS)).values()
             (mixed,) = trainers_of(study_with(axis, levels, REPLICAS // len(levels))).values()
             base, taken = medians([plain, mixed], options.rounds, options.steps)
             rows["side_by_side"].append(Row(f"{axis} ({len(levels)} levels)", taken, taken / base))
-        for axis, levels in GROUPS.items():
+        for axis, levels in ((axis, levels) for axis, levels in GROUPS.items() if axis in wanted):
             (plain,) = trainers_of(study_with("", (), REPLICAS)).values()
-            by_level = trainers_of(study_with(axis, levels, REPLICAS))
+            by_name = trainers_of(study_with(axis, levels, REPLICAS))
+            # Groups come sorted as text, 128 before 16.
+            by_level = {name: by_name[name] for name in (f"{axis} = {level}" for level in levels)}
             base, *taken = medians([plain, *by_level.values()], options.rounds, options.steps)
             rows["groups"] += [Row(name, ms, ms / base) for name, ms in zip(by_level, taken, strict=True)]
     print(f"{device_model(CPU)}, one thread, {REPLICAS} replicas")
@@ -137,6 +152,8 @@ def main() -> int:
     if options.json:
         content = {"device": device_model(CPU), "replicas": REPLICAS}
         content |= {title: [asdict(row) for row in table] for title, table in rows.items()}
+        if options.only:
+            content = with_rows(json.loads(options.json.read_text()), rows)
         write_atomically(options.json, json.dumps(content, indent=1).encode() + b"\n")
     return 1 if slow else 0
 

@@ -21,6 +21,7 @@ _MODULES = {
     "loss": "losses",
     "losses": "",
     "matched_gradient_noise": "probes.matched",
+    "optimizer": "optimizers",
     "probe": "probes",
     "load_results": "analysis",
     "run": "execute",

@@ -1,7 +1,8 @@
-"""Conformance checks of a loss: the properties that the trainer and the probes rely on.
+"""Conformance checks of a loss or an optimizer: the properties that the trainer and the probes rely on.
 
 ``check(loss["clip"])`` returns one `CheckResult` per property. Training relies on the required ones; the others are
-only reported, since a good loss may lack them. If a loss raises, the property fails with the message of the exception.
+only reported, since a good loss may lack them. If a variant raises, the property fails with the message of the
+exception. The properties of losses are below, those of optimizers in `stability.optimizers.conformance`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch.func import grad, jvp, vmap
 from stability.losses import reserved_of, scalars_of
 from stability.losses.calls import DIM, SIZE, Inputs, call, dtype_name, inputs_of
 from stability.losses.chance import best_constant, matched_pairs, minimum_loss
+from stability.optimizers import conformance
+from stability.optimizers.validation import error_message
 from stability.registry import InputError, Variant
 from stability.streams import stream
 
@@ -27,12 +30,12 @@ BATCH_SIZES = (4, 16, 64, 256)
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of checking one property of a loss.
+    """The result of checking one property of a loss or an optimizer.
 
     Attributes:
         property: Name of the property.
         required: Whether training requires it.
-        passed: Whether the loss has it.
+        passed: Whether the variant has it.
         reason: Why or why not, in one sentence.
     """
 
@@ -59,16 +62,19 @@ def validate_loss(variant: Variant) -> None:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{where} can't be called: {_error_message(error)}") from error
+        raise InputError(f"{where} can't be called: {error_message(error)}") from error
 
 
 def check(variant: Variant) -> tuple[CheckResult, ...]:
-    """Return one result per property of a loss, the required ones first.
+    """Return one result per property of a loss or an optimizer, the required ones first.
 
-    An exception raised by the loss becomes a failed result with its message; it is not propagated.
+    An exception that it raises becomes a failed result with its message; it is not propagated.
     """
-    properties = [(name, True, property_check) for name, property_check in REQUIRED.items()]
-    properties += [(name, False, property_check) for name, property_check in REPORTED.items()]
+    required, reported = (
+        (conformance.REQUIRED, conformance.REPORTED) if variant.kind == "optimizer" else (REQUIRED, REPORTED)
+    )
+    properties = [(name, True, property_check) for name, property_check in required.items()]
+    properties += [(name, False, property_check) for name, property_check in reported.items()]
     return tuple(_run_check(variant, *entry) for entry in properties)
 
 
@@ -78,14 +84,9 @@ PropertyCheck = Callable[[Variant], tuple[bool, str]]
 def _run_check(variant: Variant, name: str, required: bool, property_check: PropertyCheck) -> CheckResult:
     try:
         passed, reason = property_check(variant)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (a loss may raise anything: that is the result)
-        return CheckResult(name, required, False, _error_message(error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a variant may raise anything: that is the result)
+        return CheckResult(name, required, False, error_message(error))
     return CheckResult(name, required, passed, reason)
-
-
-def _error_message(error: BaseException) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 
 def _value(variant: Variant, inputs: Inputs) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ UNKNOWN_MEMORY = 2**34
 def is_accelerator(device: torch.device) -> bool:
     """Return whether operations on *device* run asynchronously to the host."""
     return device.type != "cpu"
+
+
+def host_memory() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from stability.losses import loss, scalars_of, scalars_with
+from stability.optimizers import optimizer
 from stability.study import (
     FIRST_TUNING_SEED,
     Options,
@@ -157,6 +158,8 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     kept = {key: plain.get(key, {}) for key in ("data", "model", "probes")}
     trained = study.trained_as(cell["arm"], cell["batch_size"]).train
     kept["train"] = train_table(trained, {trained.optimizer})
+    if optimizer[trained.optimizer].source:
+        kept["optimizer_source"] = optimizer[trained.optimizer].source
     source = {"source": variant.source} if variant.source else {}
     if arm.rng_stream:
         kept["rng_stream"] = arm.rng_stream
@@ -255,7 +258,7 @@ def _parts(study: Study, arm: str, batch_size: int, values: Settings) -> tuple[S
     shared, train, scalars = {}, {}, {}
     for key, value in values:
         name = key.rpartition(".")[2]
-        if key in PER_REPLICA:
+        if key in PER_REPLICA or (key.startswith("train.") and name in trained.options):
             train[name] = getattr(trained, name)
         elif key.startswith("arms.*.") and name in declared and declared[name].trained:
             scalars[name] = declared[name].at(batch_size)

@@ -14,9 +14,10 @@ from stability.contrasts import contrast
 from stability.datasets import dataset
 from stability.encoders import encoder
 from stability.losses import loss
+from stability.optimizers import optimizer
 from stability.probes import probe
 
-CATALOGUES = (loss, encoder, dataset, probe, contrast)
+CATALOGUES = (loss, encoder, optimizer, dataset, probe, contrast)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from device_cases import study_text
+from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from stability.encoders import Modality, encoder
+from stability.encoders.limits import MOST_TENSORS, TowerTooLargeError, check_size, limited_size
 from stability.encoders.validation import check_tower
 from stability.registry import InputError
 from stability.study import parse_study
@@ -223,3 +226,41 @@ def test_gradients_of_many_replicas_are_those_of_each_and_every_step_has_a_batch
         alone = grad(energy)({key: value.detach()[replica] for key, value in stacked.items()})
         for value, expected in zip(together, alone.values(), strict=True):
             assert_close(value[replica], expected)
+
+
+# --- too large a tower --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("width", 10**9, "it has [0-9,]+ parameters or more; allowed: at most"),
+        ("depth", 10**9, "it has (more than|[0-9,]+ parameters or more)"),
+        ("width", 10**30, "cannot be built: "),
+        ("depth", 10**30, "(cannot be built: OverflowError|it has more than)"),
+    ],
+)
+@pytest.mark.parametrize("tower", ["mlp", "patch_transformer"])
+def test_a_tower_that_no_memory_holds_is_refused_at_load_in_one_sentence(key, value, sentence, tower):
+    text = study_text(image=f'{{ name = "{tower}", {key} = {value} }}')
+    with pytest.raises(InputError, match=rf"^t\.toml: model\.image: encoder '{tower}':? {sentence}") as caught:
+        parse_study(text, "t.toml", "t")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_limit_holds_for_an_axis_and_for_the_embeddings_too():
+    axis = study_text(grid='noise = [0.5]\n"model.*.width" = [8, 1000000000]')
+    with pytest.raises(InputError, match=r"where model\.\*\.width = 1000000000.*parameters or more"):
+        parse_study(axis, "t.toml", "t")
+    with pytest.raises(InputError, match=r"parameters or more"):
+        parse_study(study_text().replace("embed_dim = 4", "embed_dim = 1000000000"), "t.toml", "t")
+
+
+def test_a_tower_as_large_as_the_memory_allows_is_built():
+    with limited_size(32 * 110):
+        nn.Linear(10, 10)
+    with pytest.raises(TowerTooLargeError), limited_size(32 * 109):
+        nn.Linear(10, 10)
+    nn.Linear(10, 10)  # no limit after the block
+    with pytest.raises(TowerTooLargeError):
+        check_size(lambda: nn.ModuleList(nn.Linear(1, 1) for _ in range(MOST_TENSORS)), 2**40)

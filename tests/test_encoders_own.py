@@ -87,7 +87,7 @@ def test_a_study_without_encoders_of_one_s_own_keeps_its_identity_when_some_are_
     after = parsed(tiny_text)
     assert (after.hash, [run.id for run in runs_of(after)]) == identity
     with pytest.raises(InputError, match="the study has no tower 'half_locked'; write image = "):
-        refuse_unused(plugins, after.encoder_sources)
+        refuse_unused(plugins, {"encoder": after.encoder_sources})
 
 
 def test_part_of_a_tower_can_be_locked(catalogue, file, text):
@@ -102,9 +102,9 @@ def test_one_of_several_is_meant_by_name_and_a_file_may_hold_losses_too(catalogu
     two = TOWER + '\n\n@st.encoder\ndef other(modality, embed_dim):\n    """Build another."""\n'
     assert load_plugin(read_plugin(file(two) + ":other", "encoder")).name == "other"
     plugins = load_encoders([file(two) + ":other"])
-    refuse_unused(plugins, ["other"])
+    refuse_unused(plugins, {"encoder": ["other"]})
     with pytest.raises(InputError, match="no tower 'other'"):
-        refuse_unused(plugins, ["half_locked"])
+        refuse_unused(plugins, {"encoder": ["half_locked"]})
     with pytest.raises(InputError, match="defines no encoder 'others'; did you mean 'other'"):
         load_encoders([file(two) + ":others"])
 

@@ -223,6 +223,38 @@ def test_siglips_bias_fitted_on_logits_is_the_one_that_any_scalar_is_fitted_by(s
     assert_close(each[0], b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("cap", [2.2, 5.0, 30.0, 1000.0])
+def test_a_bias_fitted_under_a_cap_on_logits_is_the_best_on_a_grid(cap):
+    batches = {name: F.normalize(value, dim=-1) for name, value in batches_of(4).items()}
+    scalars = {"log_scale": torch.tensor(1.0, dtype=torch.float64).log()}
+
+    def of(p: Params, batch: dict[str, Tensor]) -> Tensor:
+        return siglip(batch["image"], batch["text"], logit_cap=cap, **p)
+
+    def mean(b: Tensor) -> Tensor:
+        return torch.stack([of({**scalars, "bias": b}, {n: v[k] for n, v in batches.items()}) for k in range(4)]).mean()
+
+    b = fitted_scalar(of, scalars, batches, "bias")
+    assert abs(torch.func.grad(mean)(b)) < 1e-10
+    grid = torch.linspace(-60, 20, 801, dtype=torch.float64)
+    assert mean(b) <= min(mean(each) for each in grid) + 1e-12
+    stacked = {"log_scale": torch.stack([scalars["log_scale"], torch.tensor(0.3, dtype=torch.float64)])}
+    assert_close(torch.vmap(lambda p: fitted_scalar(of, p, batches, "bias"))(stacked)[0], b)
+
+
+def test_under_a_cap_below_what_mismatches_ask_for_no_bias_is_best():
+    """The loss falls all the way to b = -inf, where every logit is minus the cap."""
+    ones = torch.ones(3, 8, 4, dtype=torch.float64) / 2
+    scalars = {"log_scale": torch.tensor(0.0, dtype=torch.float64)}
+
+    def fitted(cap: float) -> Tensor:
+        return fitted_scalar(lambda p, batch: siglip(batch, batch, logit_cap=cap, **p), scalars, ones, "bias")
+
+    assert fitted(math.log(7) - 0.1).isnan()
+    # Above it, c tanh((1 + b) / c) = -log 7.
+    assert_close(fitted(3.0).item(), 3 * math.atanh(-math.log(7) / 3) - 1, rtol=0, atol=1e-9)
+
+
 def test_a_scalar_without_a_minimum_is_nan():
     assert fitted_scalar(lambda p, x: p["b"] * x, {"w": torch.tensor(1.0)}, torch.ones(2), "b").isnan()
 

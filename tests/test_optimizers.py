@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +18,14 @@ from stability.optimizers import Segment, optimizer, options_of
 from stability.optimizers.muon import orthogonalized
 from stability.optimizers.reproducible import sum_last
 from stability.registry import InputError
+from stability.store import read_parameters
 from stability.study import Study, Train, optimizer_of, parse_study
 from stability.train import Trainer
+from stability.train.group import train_group
 from stability.train.memory import bytes_per_replica
 from stability.train.model import model_spec
-from stability.train.optimizer import Recipe, apply_update_, initial_state, preconditioner
+from stability.train.optimizer import Recipe, apply_update_, evaluation_point, initial_state, preconditioner
+from stability.train.replay import replay
 from tests.report_blocks import texts_of
 
 CPU = torch.device("cpu")
@@ -273,6 +277,80 @@ def test_a_plan_counts_the_buffers_of_an_optimizer_beyond_two(four_buffers):
     assert needs["lion"] == needs["adamw"]
     width = model_spec(study, "siglip", 8, study.pairs()).layout.width
     assert needs["four"] == needs["adamw"] + 2 * width * 4
+
+
+def schedule_free_steps(train: Train, rates: Tensor, start: Tensor, gradients: list[Tensor], multiplier: float):
+    """Return y and x after each step of Algorithm 1, one replica and parameter after the other, in plain loops."""
+    beta1, beta2 = optimizer_of(train)[1]["betas"]
+    eps = optimizer_of(train)[1]["eps"]
+    ys, xs = [], []
+    x, z, second, total = start.clone(), start.clone(), torch.zeros_like(start), 0.0
+    for count, grad in enumerate(gradients, 1):
+        y = (1 - beta1) * z + beta1 * x
+        second = beta2 * second + (1 - beta2) * grad**2
+        rate = rates[count - 1] * math.sqrt(1 - beta2**count)
+        for part in LAYOUT:
+            own = slice(part.start, part.start + part.size)
+            factor = multiplier if part.name.startswith("loss.") else 1.0
+            z[own] -= factor * rate * (grad[own] / (second[own].sqrt() + eps) + part.decay * y[own])
+        total += rate**2
+        x = (1 - rate**2 / total) * x + rate**2 / total * z
+        ys.append((1 - beta1) * z + beta1 * x)
+        xs.append(x)
+    return ys, xs
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.0, 0.0)])
+def test_schedule_free_is_the_textbook_loop_under_a_warmup_and_a_multiplier_of_scalars(betas):
+    generator = torch.Generator().manual_seed(0)
+    train = Train(steps=12, optimizer="schedule_free", betas=betas, weight_decay=DECAY)
+    layout = tuple(replace(part, lr_multiplier=7.0) if part.name.startswith("loss.") else part for part in LAYOUT)
+    start, gradients = torch.zeros(2, WIDTH, dtype=torch.float64), []
+    start[:, :SIZE] = torch.randn(2, SIZE, generator=generator, dtype=torch.float64)
+    rates = torch.tensor([[0.003], [0.6]], dtype=torch.float64) * torch.tensor([0.25, 0.5, 0.75, *[1.0] * 9])
+    theta, state = start.clone(), initial_state(train, start, layout)
+    recipes = [Recipe.of_all(train, [(part.size, part.decay, part.lr_multiplier) for part in layout], start, layout)]
+    assert torch.equal(evaluation_point(theta, state, train), theta)
+    seen = []
+    for count in range(1, 13):
+        gradient = torch.zeros_like(start)
+        gradient[:, :SIZE] = torch.randn(2, SIZE, generator=generator, dtype=torch.float64) / (count == 8 or 30)
+        gradients.append(gradient)
+        apply_update_(theta, gradient.clone(), state, rates[:, count - 1].contiguous(), recipes)
+        seen.append((theta.clone(), evaluation_point(theta, state, train)))
+    for replica in range(2):
+        of_replica = [gradient[replica] for gradient in gradients]
+        ys, xs = schedule_free_steps(train, rates[replica].tolist(), start[replica], of_replica, 7.0)
+        for (ours, averaged), y, x in zip(seen, ys, xs, strict=True):
+            torch.testing.assert_close(ours[replica], y, rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(averaged[replica], x, rtol=1e-11, atol=1e-11)
+        assert not torch.equal(*(point[replica] for point in seen[-1]))
+
+
+def test_probes_saved_parameters_replays_and_children_of_forks_are_at_the_averaged_parameters(tmp_path):
+    text, plain_text = (case(name) + "[probes.geometry]\n[probes.retrieval]\n" for name in ("schedule_free", "adamw"))
+    study, plain_study = study_of(text), study_of(plain_text)
+    trainer, plain = trainer_of(study, runs_of(study), text), trainer_of(plain_study, runs_of(plain_study), plain_text)
+    for _ in range(4):
+        trainer.step()
+    averaged = trainer.population.evaluated
+    assert (averaged != trainer.population.theta).any(1).all()
+    plain.population.theta.copy_(averaged)
+    plain.population.step = trainer.population.step
+    for name in study.probes:
+        ours, theirs = trainer.read(name).values, plain.read(name).values
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[key], theirs[key], rtol=0, atol=0, equal_nan=True) for key in ours)
+    # At the last step a child of a fork has no step to take.
+    assert all(torch.equal(child, averaged) for child in trainer.children(range(4)))
+    group, kept = Group("g", runs_of(study)), tmp_path / "params.safetensors"
+    train_group(study, group, pairs_of(text), tmp_path / "g.parquet", CPU, lambda step: None, kept)
+    for index, trained in enumerate(group.runs):
+        saved = read_parameters(kept, trained.id)
+        expected = trainer.population.spec.layout.unflatten(averaged[index])
+        for params in (saved, replay(study, group, trained).params, replay(study, group, trained, saved=saved).params):
+            assert params.keys() == expected.keys()
+            assert all(torch.equal(params[name], value) for name, value in expected.items())
 
 
 # --- what every optimizer does ------------------------------------------------------------------------------------

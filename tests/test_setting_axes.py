@@ -12,7 +12,7 @@ import torch
 from stability.analysis import analyze, load_results
 from stability.encoders import encoder
 from stability.execute import run
-from stability.grid import groups_of, runs_of, study_of
+from stability.grid import Group, groups_of, runs_of, study_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
 from stability.precision import DTYPES
@@ -108,6 +108,32 @@ def test_a_run_has_the_id_that_it_has_in_a_study_that_sets_the_key(axis, levels,
     alone = {run.id for run in runs_of(without_axis(study, value))}
     assert alone < {run.id for run in runs_of(study)}
     assert len(alone) == 4
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "updates"), [("adamw", 1), ("sgd", 1), ("muon", 1), ("lamb", 3), ("stable_adamw", 3)]
+)
+def test_levels_of_weight_decay_are_one_update_unless_the_optimizer_reads_it(optimizer, updates):
+    study = study_with('"train.weight_decay"', "[0.0, 0.1, 0.5]")
+    study = parse_study(study.text.replace("[train]", f'[train]\noptimizer = "{optimizer}"'), "t.toml", "t")
+    group = groups_of(runs_of(study), lambda run: 32)[0]
+    together = Trainer(study_of(study, group), group, study.pairs(), CPU)
+    assert len(together.population.recipes) == updates
+    alone = [Trainer(study_of(study, group), Group("g", (run,)), study.pairs(), CPU) for run in group.runs]
+    for _ in range(4):
+        together.advance()
+        for trainer in alone:
+            trainer.advance()
+    for index, trainer in enumerate(alone):
+        assert torch.equal(together.population.theta[index], trainer.population.theta[0])
+
+
+def test_levels_of_weight_decay_of_partly_frozen_towers_are_updated_one_after_the_other():
+    study = study_with('"train.weight_decay"', "[0.1, 0.5]")
+    frozen = study.text.replace('image = "mlp"', 'image = { name = "mlp", frozen = true }')
+    study = parse_study(frozen, "t.toml", "t")
+    group = groups_of(runs_of(study), lambda run: 32)[0]
+    assert len(Trainer(study_of(study, group), group, study.pairs(), CPU).population.recipes) == 2
 
 
 @pytest.mark.parametrize(("axis", "levels"), PER_REPLICA.items())

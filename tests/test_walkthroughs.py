@@ -34,7 +34,8 @@ def test_a_walkthrough_leads_from_nothing_to_a_report(page, nothing, capsys):
 
 
 def test_every_variant_of_one_s_own_runs_as_a_complete_file(nothing, capsys):
-    assert follow(ROOT / "docs/extending.md", nothing, start_here) == 3
+    assert follow(ROOT / "docs/extending.md", nothing, start_here) == 5
     said = capsys.readouterr().out
     assert "nearest_match" in said
-    assert said.count("siglip's") == 2
+    assert "sign descent with momentum" in (nothing / "runs/signs-small/report/index.html").read_text()
+    assert said.count("siglip's") == 3

@@ -16,5 +16,11 @@ Encoders = Annotated[
     list[str] | None,
     typer.Option("--encoder", help="A file with encoders of your own that the study names.", metavar="FILE.py[:NAME]"),
 ]
+Optimizers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--optimizer", help="A file with optimizers of your own that the study names.", metavar="FILE.py[:NAME]"
+    ),
+]
 LossFile = Annotated[str, typer.Option(help="The file of the loss, if the run compared one of your own.")]
 RunDir = Annotated[Path, typer.Argument(help="A directory that `stability run` wrote.")]

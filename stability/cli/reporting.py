@@ -8,13 +8,14 @@ from pathlib import Path
 from stability.cli.terminal import console_to, print_error
 
 
-def load_custom(loss: str, encoders: Sequence[str] | None) -> None:
-    """Load the files of the user's loss and encoders, which are needed to read a finished run that used them."""
-    from stability.plugins import load_encoders, load_plugin, read_plugin
+def load_custom(loss: str, encoders: Sequence[str] | None, optimizers: Sequence[str] | None) -> None:
+    """Load the files of the user's loss, encoders and optimizers, needed to read a finished run that used them."""
+    from stability.plugins import load_encoders, load_optimizers, load_plugin, read_plugin
 
     if loss:
         load_plugin(read_plugin(loss))
     load_encoders(encoders or ())
+    load_optimizers(optimizers or ())
 
 
 def write_report(where: Path, as_json: bool = False) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stability.cli.app import app
-from stability.cli.options import Encoders, LossFile, RunDir
+from stability.cli.options import Encoders, LossFile, Optimizers, RunDir
 from stability.cli.reporting import load_custom, write_report
 from stability.cli.terminal import bar, console_to, print_error
 from stability.registry import InputError
@@ -20,13 +20,14 @@ def report(
     against: Annotated[Path | None, typer.Argument(help="A second run of the same study, to set beside it.")] = None,
     loss: LossFile = "",
     encoders: Encoders = None,
+    optimizers: Optimizers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print findings.json, or the comparison, instead.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="With two runs: folder of the page [default: beside the second].")
     ] = None,
 ) -> None:
     """Test the claims and write the report of a run again, without running; or set two runs side by side."""
-    load_custom(loss, encoders)
+    load_custom(loss, encoders, optimizers)
     if against is None:
         if out is not None:
             raise InputError("--out: only with two runs; the report of one is written to RUN_DIR/report")
@@ -48,12 +49,13 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder [default: RUN_DIR/export].")] = None,
     loss: LossFile = "",
     encoders: Encoders = None,
+    optimizers: Optimizers = None,
 ) -> None:
     """Write a run's tables (runs, curves, findings, and what their columns mean) for other programs."""
     from stability.exports import export as write
     from stability.trackers import send
 
-    load_custom(loss, encoders)
+    load_custom(loss, encoders, optimizers)
     console = console_to()
 
     def warn(sentence: str) -> None:
@@ -81,6 +83,7 @@ def verify(
     groups: Annotated[int, typer.Option(help="How many groups to train again, picked evenly; 0: all.")] = 3,
     loss: LossFile = "",
     encoders: Encoders = None,
+    optimizers: Optimizers = None,
 ) -> None:
     """Compare every file with its checksum, then a sample of groups with themselves trained again.
 
@@ -89,7 +92,7 @@ def verify(
     from stability.execute.verifying import verify as check_again
     from stability.store import damaged_groups, has_finished, read_manifest, replications_in
 
-    load_custom(loss, encoders)
+    load_custom(loss, encoders, optimizers)
     run_dirs = (run_dir, *(path for path in replications_in(run_dir) if has_finished(path)))
     if damaged := [sentence for path in run_dirs for sentence in damaged_groups(path, read_manifest(path)["groups"])]:
         for sentence in damaged:
@@ -126,11 +129,12 @@ def landscape(
     step: Annotated[int | None, typer.Option(help="The step to look at [default: the last].")] = None,
     loss: LossFile = "",
     encoders: Encoders = None,
+    optimizers: Optimizers = None,
 ) -> None:
     """Draw the loss around a run, or between two, and write picture and grid; the run is trained again by its seed."""
     from stability.report.landscapes import write_landscape
 
-    load_custom(loss, encoders)
+    load_custom(loss, encoders, optimizers)
     with bar("training the run again") as progress:
         paths = write_landscape(
             run_dir, run, to=second_run, kind=kind, points=points, span=span, step=step, progress=progress

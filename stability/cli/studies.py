@@ -12,7 +12,7 @@ import typer
 
 from stability.cli.app import app
 from stability.cli.interruption import Interrupted
-from stability.cli.options import Device, Encoders, On, Out, Scale, StudyName
+from stability.cli.options import Device, Encoders, On, Optimizers, Out, Scale, StudyName
 from stability.cli.reporting import write_report
 from stability.cli.terminal import console_to, print_error, print_rows, progress
 from stability.registry import InputError, nearest
@@ -63,14 +63,16 @@ def _prompt(flag: str, value: str, question: str, default: str = "") -> str:
     raise InputError(f"{flag}: required, but missing ({question})")
 
 
-def load_with_encoders(encoders: Sequence[str] | None, study: str, scale: str) -> tuple[Study, tuple[Plugin, ...]]:
-    """Return a study and the plugins of the user's *encoders*, all of which the study must use."""
-    from stability.plugins import load_encoders, refuse_unused
+def load_with_files(
+    encoders: Sequence[str] | None, optimizers: Sequence[str] | None, study: str, scale: str
+) -> tuple[Study, tuple[Plugin, ...]]:
+    """Return a study and the plugins of the user's *encoders* and *optimizers*, all of which the study must use."""
+    from stability.plugins import load_encoders, load_optimizers, refuse_unused
     from stability.study import load_study
 
-    plugins = load_encoders(encoders or ())
+    plugins = (*load_encoders(encoders or ()), *load_optimizers(optimizers or ()))
     loaded = load_study(study, scale)
-    refuse_unused(plugins, loaded.encoder_sources)
+    refuse_unused(plugins, {"encoder": loaded.encoder_sources, "optimizer": loaded.optimizer_sources})
     return loaded, plugins
 
 
@@ -81,6 +83,7 @@ def plan(
     device: Device = "auto",
     on: On = "local",
     encoders: Encoders = None,
+    optimizers: Optimizers = None,
 ) -> None:
     """Say how many runs a study has, and the minutes and memory they take here, measured on a few real steps."""
     from stability.execute import estimate, executor_of, pick_device
@@ -88,7 +91,7 @@ def plan(
     from stability.execute.machine import device_memory
     from stability.execute.planning import workers_on
 
-    loaded, plugins = load_with_encoders(encoders, study, scale)
+    loaded, plugins = load_with_files(encoders, optimizers, study, scale)
     resolved = pick_device(device)
     workers, memory = workers_on(on, resolved), device_memory(resolved) * max(1, len(devices_of(resolved)))
     with executor_of(on, device, plugins) as executor:
@@ -155,11 +158,12 @@ def run(
         bool, typer.Option("--replications/--no-replications", help="Train the study's replications after it.")
     ] = True,
     encoders: Encoders = None,
+    optimizers: Optimizers = None,
 ) -> None:
     """Train what is missing of a study, test its claims and write the report."""
     from stability.execute import RunOptions, default_out
 
-    loaded, plugins = load_with_encoders(encoders, study, scale)
+    loaded, plugins = load_with_files(encoders, optimizers, study, scale)
     where = out or default_out(loaded)
     if until_settled is not None and (retry_failed or fail_fast):
         raise InputError("--until-settled: cannot be joined with --retry-failed or --fail-fast")
@@ -178,7 +182,7 @@ def train_and_report(
         study: The study.
         on: Where groups are trained, as ``--on`` names it.
         where: The run directory.
-        plugins: Files with losses or encoders of the user.
+        plugins: Files with losses, encoders or optimizers of the user.
         options: How groups are trained; executor and callbacks are added here.
         most: Add seeds up to this number until the primary claim is settled; None to train the study's seeds.
     """
@@ -213,6 +217,7 @@ def power(
     sd: Annotated[float, typer.Option(help="Without pilot data: the assumed SD of differences, in margins.")] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Directory of the figure [default: that of the run].")] = None,
     encoders: Encoders = None,
+    optimizers: Optimizers = None,
 ) -> None:
     """Say how many seeds each claim needs for 80% power at its margin, as a table and a figure."""
     from stability.execute import default_out
@@ -220,7 +225,7 @@ def power(
     from stability.sample_size import pilot_of, power_curves, seeds_by_claim
     from stability.store import MANIFEST
 
-    loaded, _ = load_with_encoders(encoders, study, scale)
+    loaded, _ = load_with_files(encoders, optimizers, study, scale)
     where = run_dir or default_out(loaded)
     pilot = pilot_of(loaded, where) if run_dir or (where / MANIFEST).is_file() else None
     needs = seeds_by_claim(loaded, pilot, sd)

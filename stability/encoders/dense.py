@@ -40,6 +40,8 @@ def mlp(modality: Modality, embed_dim: int, *, width: int = 128, depth: int = 2,
         depth: number of hidden layers.
         frozen: keep the initial weights.
     """
-    widths = [_features("mlp", modality), *[width] * depth]
+    size = _features("mlp", modality)
+    widths = itertools.chain([size], itertools.repeat(width, depth))
     hidden = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], embed_dim)).requires_grad_(not frozen)
+    last = nn.Linear(width if depth else size, embed_dim)
+    return nn.Sequential(nn.Flatten(), *hidden, last).requires_grad_(not frozen)

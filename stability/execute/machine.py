@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from stability.devices import host_memory
 from stability.registry import InputError, nearest
 
 PRECISION = "highest"
@@ -48,7 +49,7 @@ def device_memory(device: torch.device) -> int:
     """Return the bytes of memory of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host_memory()
 
 
 @contextmanager

@@ -45,6 +45,7 @@ class Segment:
         linear: whether it is the matrix of a linear map, not an embedding, a vector or a scalar.
         trained: whether it is trained; otherwise its gradient is zero.
         decay: its weight decay.
+        lr_multiplier: the factor on its learning rate, by which the trainer multiplies the direction.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Segment:
     linear: bool = False
     trained: bool = True
     decay: float = 0.0
+    lr_multiplier: float = 1.0
 
     @property
     def size(self) -> int:
@@ -83,6 +85,8 @@ class OptimizerTraits(Traits):
             if a step is not the gradient's mean divided by a diagonal.
         stability_threshold: ``(**options) -> float``: the largest sharpness that is stable at learning rate 1; None if
             unknown.
+        evaluated: ``(params, buffers, *, <options>) -> (R, P)``: the parameters that probes measure and that are kept,
+            if they are not those at which gradients are taken; before the first step the two are equal.
         bounded_step: A step moves a parameter by no more than about the learning rate, whatever the gradient.
         linear_maps: It treats the matrices of linear maps in a way of its own, so towers without any are refused.
     """
@@ -92,6 +96,7 @@ class OptimizerTraits(Traits):
     describe: Callable[..., str]
     preconditioner: Callable[..., Tensor] | None = None
     stability_threshold: Callable[..., float] | None = None
+    evaluated: Callable[..., Tensor] | None = None
     bounded_step: bool = False
     linear_maps: bool = False
 

@@ -83,7 +83,8 @@ def flatness(
 
     A higher t amplifies the same change of the embeddings, and losses train t to different values. The measure is
     therefore repeated with t = *scale* for every loss, with b refitted to the batches if it is trained (NaN without a
-    t, or if no b minimizes the loss); and, without L_chance, for the error 1 - recall@1 on held-out pairs.
+    t, or if no b minimizes the loss, as under a ``logit_cap`` so low that b falls without end); and, without L_chance,
+    for the error 1 - recall@1 on held-out pairs.
 
     Args:
         replica: all replicas, with a leading axis.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from stability.devices import to_float64
 from stability.probes.noise import GradientNoise, Objective, gradient_noise
 from stability.probes.registry import mean_over
 from stability.registry import InputError
+
+HALVINGS = 16
+"""From 1e3 to 0.015, where tanh(b / c) has not rounded to 1 for the least ``logit_cap`` c of 1e-3."""
 
 
 def matched_gradient_noise(
@@ -82,10 +85,12 @@ def fitted_scalar(
 ) -> Tensor:
     """Return the value of the scalar *name* that minimizes the mean of ``objective(params, batch)`` over *batches*.
 
-    The mean must be convex in the scalar, as for every loss whose logits are linear in it. A zero of the derivative is
-    found in float64 by alternating a bisection of [*low*, *high*] and a Newton step, if it stays inside the bracket,
-    for a fixed number of *iterations*, so that it runs under ``torch.vmap``. NaN if the derivative does not change sign
-    within the bracket: then there is no minimum. Returned in the dtype of *params*.
+    The mean must be convex in the scalar, as for every loss whose logits are linear in it; otherwise the result may be
+    one local minimum of several. A zero of the derivative is found in float64 by alternating a bisection of [*low*,
+    *high*] and a Newton step, if it stays inside the bracket, for a fixed number of *iterations*, so that it runs under
+    ``torch.vmap``. Beforehand, an end at which the derivative is exactly zero moves halfway to zero, several times: far
+    out, a ``logit_cap`` makes all logits constant. NaN if the derivative does not change sign within the bracket: then
+    there is no minimum. Returned in the dtype of *params*.
 
     Args:
         objective: ``objective(params, batch)``, a scalar.
@@ -109,7 +114,7 @@ def fitted_scalar(
     hess_and_grad = torch.func.grad_and_value(grad_of)
     # A zero computed from the parameters, so that under vmap both bounds have the replica axis.
     zero = sum((0 * leaf.sum() for leaf in pytree.tree_leaves(constants)), torch.zeros((), dtype=torch.float64))
-    below, above = zero + low, zero + high
+    below, above = (_unsaturated(grad_of, zero + end) for end in (low, high))
     bracketed = (grad_of(below) < 0) & (grad_of(above) > 0)
     x = (below + above) / 2
     for iteration in range(iterations):
@@ -119,6 +124,13 @@ def fitted_scalar(
         inside = (newton >= below) & (newton <= above)
         x = torch.where(inside, newton, middle) if iteration % 2 else middle
     return torch.where(bracketed, x, torch.nan).to(next(iter(params.values())).dtype)
+
+
+def _unsaturated(grad_of: Callable[[Tensor], Tensor], end: Tensor) -> Tensor:
+    """Return *end*, halved as often as the derivative there is exactly zero, at most `HALVINGS` times."""
+    for _ in range(HALVINGS):
+        end = torch.where(grad_of(end) == 0, end / 2, end)
+    return end
 
 
 def fitted_bias(image: Tensor, text: Tensor, log_scale: Tensor, *, iterations: int = 12) -> Tensor:

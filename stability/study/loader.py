@@ -20,6 +20,7 @@ from stability.study.setting_axes import Settings, combinations, flattened, with
 from stability.study.study import Study
 from stability.study.tuning_grid import Locate
 from stability.study.validate import check, check_replication
+from stability.study.validate_optimizers import refuse_unknown_keys
 
 CLAIMING = ("claims", "rankings", "published", "looks")
 """Keys that say what the runs of a study decide."""
@@ -137,6 +138,7 @@ def _valid(plain: dict[str, Any], locate: Locate) -> Study:
     for key in HIDDEN:
         if key in plain:
             raise InputError(f"{locate()}: unknown key '{key}'{nearest(key, _keys(Study))}")
+    refuse_unknown_keys(plain, locate)
     try:
         # Strict JSON mode reads arrays as tuples and makes no other conversion.
         study = Study.model_validate_json(json.dumps(plain, default=str))

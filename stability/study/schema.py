@@ -86,8 +86,10 @@ class Model(Frozen):
         return tower
 
 
-class Train(Frozen):
+class Train(Open):
     """How every run is trained.
+
+    Keys that are not fields are options of an optimizer of one's own.
 
     Attributes:
         steps: Number of steps.
@@ -129,10 +131,10 @@ class Train(Frozen):
     loss_scale_growth_interval: Positive = 2000
 
 
-class ArmTrain(Frozen):
+class ArmTrain(Open):
     """Overrides of ``[train]`` for one arm; keys that are not given keep the study's value.
 
-    Attributes: as in `Train`.
+    Attributes: as in `Train`; keys that are not fields are options of an optimizer of one's own.
     """
 
     lr_schedule: Literal["constant", "cosine"] | None = None

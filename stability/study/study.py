@@ -44,7 +44,7 @@ SHARED_OPTIONS = ("betas", "eps")
 def optimizer_of(train: Train) -> tuple[Variant, dict[str, Any]]:
     """Return the optimizer of a ``[train]`` table and its options: those that the table sets, else its defaults."""
     variant = optimizer[train.optimizer]
-    values = {name: getattr(train, name) for name in options_of(variant)}
+    values = {name: getattr(train, name, None) for name in options_of(variant)}
     return variant, {
         name: default_option(train.optimizer, name) if value is None else value for name, value in values.items()
     }
@@ -55,20 +55,31 @@ def optimizer_options(name: str) -> tuple[str, ...]:
     return tuple(options_of(optimizer[name])) if name in optimizer else ()
 
 
+def own_options() -> set[str]:
+    """Return the options of optimizers that are no keys of every ``[train]``: those of optimizers of one's own."""
+    return {key for name in optimizer for key in optimizer_options(name)} - {*Train.model_fields}
+
+
 def default_option(name: str, key: str) -> Any:
-    """Return what leaving out a key of `OPTIMIZER_OPTIONS` means under an optimizer.
+    """Return what leaving out an option of optimizers means under one of them.
+
+    Under one that does not take it, that is the value without effect, or what it means to the first that takes it.
 
     >>> default_option("adamw", "eps"), default_option("sgd", "eps")
     (1e-08, 1e-08)
     """
     parameters = options_of(optimizer[name])
-    return parameters[key].default if key in parameters else OPTIMIZER_OPTIONS[key]
+    if key in parameters:
+        return parameters[key].default
+    if key in OPTIMIZER_OPTIONS:
+        return OPTIMIZER_OPTIONS[key]
+    return next(options_of(optimizer[other])[key].default for other in optimizer if key in optimizer_options(other))
 
 
 def train_table(train: Train, optimizers: Iterable[str]) -> dict[str, Any]:
     """Return a ``[train]`` table as plain data, without what leaving it out means under each of the *optimizers*."""
     table = train.model_dump(mode="json", exclude_defaults=True)
-    for key in table.keys() & OPTIMIZER_OPTIONS.keys():
+    for key in table.keys() & {*OPTIMIZER_OPTIONS, *train.options}:
         if all(getattr(train, key) == default_option(name, key) for name in optimizers):
             del table[key]
     return table
@@ -143,6 +154,8 @@ class Study(Frozen):
             plain["model"][side] = _without_defaults(encoder, tower["name"], tower)
         if sources := self.encoder_sources:
             plain["model"]["sources"] = sources
+        if sources := self.optimizer_sources:
+            plain["optimizer_sources"] = sources
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
         return plain
@@ -165,6 +178,11 @@ class Study(Frozen):
         towers = (self.model.image, self.model.text, self.model.extra_modalities)
         named = sorted({tower.name for tower in towers if tower is not None})
         return {name: encoder[name].source for name in named if encoder[name].source}
+
+    @property
+    def optimizer_sources(self) -> dict[str, str]:
+        """Return the digests of the source code of user-defined optimizers, by name."""
+        return {name: optimizer[name].source for name in sorted(self.optimizers) if optimizer[name].source}
 
     def _data(self) -> dict[str, Any]:
         """Return what determines the data; for data from disk their content, regardless of path and reading options."""

@@ -13,10 +13,13 @@ from torch import nn
 from stability.check import validate_loss
 from stability.corruptions import corruption
 from stability.datasets import Pairs, dataset
+from stability.devices import host_memory
 from stability.encoders import Modality, encoder
+from stability.encoders.limits import TowerTooLargeError, check_size, limited_size
 from stability.encoders.validation import check_tower
 from stability.losses import RESERVED, Scalar, loss, reserved_of, scalars_of
 from stability.optimizers import optimizer
+from stability.optimizers.validation import error_message
 from stability.precision import check_products
 from stability.probes import probe
 from stability.registry import InputError, UnknownNameError, Variant, nearest
@@ -30,6 +33,7 @@ from stability.study.setting_axes import check_keys
 from stability.study.study import OPTIMIZER_OPTIONS, SHARED_OPTIONS, Study, modalities, optimizer_options
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
+from stability.study.validate_optimizers import check_optimizer, check_own_options
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -118,17 +122,24 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> list[nn.Module]
 
 def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> nn.Module:
     """Build a tower once to validate its options; a user-defined tower is also run on a few samples."""
-    tower: nn.Module
-    if not variant.source:
-        tower = variant(modality, embed_dim, **options)
-        return tower
+
+    def build() -> nn.Module:
+        built: nn.Module = variant(modality, embed_dim, **options)
+        return built
+
     try:
-        with torch.random.fork_rng(devices=[]):
-            tower = variant(modality, embed_dim, **options)
+        if not variant.source:
+            check_size(build, host_memory())
+            return build()
+        # On the meta device a tower with weights from a file could not be built.
+        with torch.random.fork_rng(devices=[]), limited_size(host_memory()):
+            tower = build()
+    except TowerTooLargeError as error:
+        raise InputError(f"encoder {variant.name!r}: {error}") from error
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"encoder {variant.name!r} cannot be built: {type(error).__name__}: {error}") from error
+        raise InputError(f"encoder {variant.name!r} cannot be built: {error_message(error)}") from error
     try:
         check_tower(tower, modality, embed_dim)
     except InputError as error:
@@ -267,6 +278,7 @@ def _check_forks(study: Study, name: str, schedule: Schedule, option: str, where
 def _check_training(study: Study, locate: Locate) -> None:
     train = study.train
     _check_recipe(train, locate, "train")
+    check_own_options(study, locate)
     for name, arm in study.arms.items():
         recipe, overrides = study.train_of(name), arm.train.overrides if arm.train else {}
         _check_recipe(recipe, locate, "arms", name, "train")
@@ -313,7 +325,11 @@ def _check_products(study: Study, towers: Iterable[nn.Module], locate: Locate) -
 def _check_recipe(train: Train, locate: Locate, *table: str) -> None:
     if train.clip_norm is not None and train.clip_quantile is not None:
         raise InputError(f"{locate(*table, 'clip_norm')}: give clip_norm or clip_quantile, not both")
-    optimizer.get_or_explain(train.optimizer, locate(*table, "optimizer"))
+    if train.clip_quantile is not None and train.precision == "float16":
+        raise InputError(
+            f"{locate(*table, 'clip_quantile')}: a step that float16 skips has no gradient norm; allowed: clip_norm"
+        )
+    check_optimizer(train.optimizer, locate(*table, "optimizer"))
     for key, without_effect in OPTIMIZER_OPTIONS.items():
         unused = key not in SHARED_OPTIONS and key not in optimizer_options(train.optimizer)
         if unused and getattr(train, key) not in (None, without_effect):

@@ -63,7 +63,7 @@ def train_group(
             progress(step)
         _write(log, study.train.steps, trainer.measures, pending, [])
         if params_path is not None:
-            final = trainer.population.theta[: len(group.runs)]
+            final = trainer.population.evaluated[: len(group.runs)]
             write_parameters(params_path, log.runs, trainer.population.spec.layout.unflatten(final))
         log.finish()
     return trainer.notes

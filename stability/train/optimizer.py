@@ -69,6 +69,13 @@ def preconditioner(state: OptimizerState, train: Train) -> Tensor | None:
     return torch.cat(rows)
 
 
+def evaluation_point(theta: Tensor, state: OptimizerState, train: Train) -> Tensor:
+    """Return the parameters (R, P) that probes measure and that are kept: *theta*, or an average that it stands for."""
+    variant, options = optimizer_of(train)
+    evaluated = variant.traits.evaluated
+    return theta if evaluated is None else evaluated(theta, state.buffers, **options)
+
+
 def lr_schedule_factor(train: Train, step: int) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
 
@@ -122,7 +129,8 @@ class ParamGroups:
     """Per-parameter settings that all replicas share, as rows over P.
 
     Attributes:
-        decay: weight decay of the first D parameters, (D,); the others have none.
+        decay: weight decay of the first D parameters, (D,), or (r, D) if it differs between the r replicas; the others
+            have none.
         lr_multiplier: factors on the learning rate, (P,); None if all are 1.
     """
 
@@ -142,14 +150,23 @@ class ParamGroups:
         decaying = int(decay.nonzero().max()) + 1 if bool(decay.any()) else 0
         return cls(decay[:decaying], None if bool((multiplier == 1).all()) else multiplier)
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all D parameters of a replica have the same weight decay."""
+        return not self.decay.numel() or bool((self.decay == self.decay[..., :1]).all())
+
+    def of_rows(self, rows: slice) -> Tensor:
+        """Return the weight decay of some replicas, (D,) or (r, D), by their positions among those of the recipe."""
+        return self.decay[rows] if self.decay.dim() > 1 else self.decay
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training settings of consecutive replicas.
+    """The training settings of consecutive replicas, which are updated together.
 
     Attributes:
         rows: which replicas.
-        train: their settings.
+        train: their settings; the weight decay is that of *groups*.
         groups: their weight decay and learning rate factors, by parameter.
         layout: their parameters, for an optimizer that treats each by itself.
     """
@@ -219,17 +236,18 @@ def apply_update_(
     measures: list[Mapping[str, Tensor]] = []
     for recipe in recipes:
         variant, options = optimizer_of(recipe.train)
-        groups, decaying = recipe.groups, len(recipe.groups.decay)
+        groups, decaying, start = recipe.groups, recipe.groups.decay.shape[-1], recipe.rows.start
         for rows in _chunks(recipe.rows, chunk):
             params, grads = theta[rows], grad[rows]
+            decay = groups.of_rows(slice(rows.start - start, rows.stop - start))
             if decaying and variant.traits.decay == "in_grad":
-                grads[:, :decaying].addcmul_(params[:, :decaying], groups.decay)
+                grads[:, :decaying].addcmul_(params[:, :decaying], decay)
             buffers = {name: buffer[rows] for name, buffer in state.buffers.items()}
             reserved = inputs_of(variant, {"params": params, "layout": recipe.layout, "rates": rates[rows]})
             count = state.count[rows] if state.count.dim() else state.count
             update: Tensor = variant(grads, buffers, count, **reserved, **options)
             if decaying and variant.traits.decay == "decoupled":
-                update[:, :decaying].addcmul_(params[:, :decaying], groups.decay, value=-1)
+                update[:, :decaying].addcmul_(params[:, :decaying], decay, value=-1)
             update.mul_(rates[rows, None])
             if groups.lr_multiplier is not None:
                 update.mul_(groups.lr_multiplier)

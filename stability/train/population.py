@@ -17,7 +17,14 @@ from stability.train.data import PopulationData, population_data
 from stability.train.features import Features, kept_features
 from stability.train.loss_scale import LossScale
 from stability.train.model import ModelSpec, initial_parameters, model_spec
-from stability.train.optimizer import GradClipper, LearningRates, OptimizerState, Recipe, initial_state
+from stability.train.optimizer import (
+    GradClipper,
+    LearningRates,
+    OptimizerState,
+    Recipe,
+    evaluation_point,
+    initial_state,
+)
 from stability.train.recipes import recipes_of
 
 SCALARS = ("log_scale", "bias")
@@ -40,7 +47,7 @@ class Population:
         spec: what all replicas share: towers, loss, layout.
         data: their training pairs.
         held_out: the held-out pairs.
-        theta: parameters (R, P), padded to whole cache lines.
+        theta: parameters (R, P) at which gradients are taken, padded to whole cache lines.
         grad: output for the gradient, like theta.
         optimizer: the optimizer's state.
         recipes: the training settings of the replicas.
@@ -85,6 +92,23 @@ class Population:
         scaled = LOSS_SCALE if self.loss_scale else ()
         updates = ("update_norm", "update_rms")
         return ("loss", "gradient_norm", "grad_clipped_fraction", *scalars, *scaled, *updates, *UNMASKED)
+
+    @property
+    def evaluated(self) -> Tensor:
+        """The parameters (R, P) that probes measure and that are kept: theta, unless the optimizer averages."""
+        points = [
+            evaluation_point(
+                self.theta[recipe.rows],
+                OptimizerState(
+                    {name: buffer[recipe.rows] for name, buffer in self.optimizer.buffers.items()},
+                    self.optimizer.count,
+                    self.optimizer.steps,
+                ),
+                recipe.train,
+            )
+            for recipe in self.recipes
+        ]
+        return torch.cat(points)
 
 
 def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:

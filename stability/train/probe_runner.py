@@ -22,7 +22,7 @@ from stability.streams import stream
 from stability.study import Study, optimizer_of
 from stability.train.data import PopulationData, held_out_data, independent_indices, uniform_numbers
 from stability.train.memory import bytes_per_reading, resident_bytes
-from stability.train.optimizer import lr_schedule_factor, preconditioner
+from stability.train.optimizer import evaluation_point, lr_schedule_factor, preconditioner
 from stability.train.population import Population
 
 CHUNK, STACKED_CHUNK = 8, 4
@@ -140,9 +140,11 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
     options = _options(study, name)
     count = options.get("batches", 0)
     rows = to_device(torch.tensor(padded), population.theta.device)
-    diagonal = preconditioner(population.optimizer.select(rows), study.train)
+    state = population.optimizer.select(rows)
+    diagonal = preconditioner(state, study.train)
+    params = evaluation_point(population.theta[rows], state, study.train)
     tensors: dict[str, Any] = {
-        "params": spec.layout.unflatten_contiguous(population.theta[rows]),
+        "params": spec.layout.unflatten_contiguous(params),
         "preconditioner": {} if diagonal is None else spec.layout.unflatten_contiguous(diagonal),
         "learning_rate": learning_rates(population, padded),
         "batches": probe_batches(population, name, count, padded),

@@ -137,7 +137,7 @@ def replay(
 
 
 def _params(population: Population, index: int) -> Params:
-    return population.spec.layout.unflatten_contiguous(population.theta[index].detach().clone())
+    return population.spec.layout.unflatten_contiguous(population.evaluated[index].detach().clone())
 
 
 def _fixed_batches(study: Study, population: Population, index: int) -> Batch:

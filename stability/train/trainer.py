@@ -229,6 +229,6 @@ class Trainer:
         )
         for _ in range(population.step, self.study.train.steps):
             fork.advance()
-        final = torch.where(fork.population.alive[:, None], fork.population.theta, torch.nan)
+        final = torch.where(fork.population.alive[:, None], fork.population.evaluated, torch.nan)
         rows = to_device(torch.tensor(replicas), self.device)
         return final_params.index_copy_(0, rows, final[: len(replicas)])
