@@ -178,6 +178,23 @@ def _weight_decay(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
     return True, f"the trainer adds it, {declared.replace('_', ' ').replace('in grad', 'to the gradient')}"
 
 
+def _own_counts(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
+    of = trial()
+    gradients = random_gradients(of)
+    shared, own = zero_buffers(variant, of), zero_buffers(variant, of)
+    for step in range(1, STEPS + 1):
+        count = torch.full((), float(step))
+        expected = direction_of(variant, of, of.params, gradients(step, of.params), shared, count)
+        grads = gradients(step, of.params)
+        direction = direction_of(variant, of, of.params, grads, own, count.expand(REPLICAS, 1).clone())
+        if direction.shape != expected.shape or not torch.allclose(direction, expected, rtol=1e-5, atol=1e-6):
+            return False, (
+                "with a count for each replica, (R, 1), as in float16, its directions differ from those with one count "
+                "for all, ()"
+            )
+    return True, "one count for all replicas, or one for each as in float16, give the same directions"
+
+
 def _host_reads(variant: Variant[OptimizerTraits]) -> tuple[bool, str]:
     of = trial()
     grads, buffers = random_gradients(of)(1, of.params), zero_buffers(variant, of)
@@ -327,6 +344,7 @@ REQUIRED: dict[str, PropertyCheck] = {
     "buffers": _buffers,
     "inputs kept": _inputs_kept,
     "deterministic": _deterministic,
+    "own counts": _own_counts,
     "replicas": _replicas,
     "extreme replica": _extreme_replica,
     "at rest": _at_rest,
