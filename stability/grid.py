@@ -155,8 +155,10 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
         if name not in declared and value != variant.options[name].default
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "probes")}
-    trained = study.trained_as(cell["arm"], cell["batch_size"]).train
-    kept["train"] = train_table(trained, {trained.optimizer})
+    trained = study.trained_as(cell["arm"], cell["batch_size"])
+    kept["train"] = train_table(trained.train, {trained.train.optimizer})
+    if trained.data.shift:
+        kept["data"] = {**kept["data"], "shift": {**kept["data"]["shift"], "step": trained.data.shift.step}}
     source = {"source": variant.source} if variant.source else {}
     if arm.rng_stream:
         kept["rng_stream"] = arm.rng_stream

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from stability.registry import InputError
+from stability.registry import InputError, snake_case
 from stability.vocabulary import ReductionName, TransformName
 
 SCALES = ("smoke", "small", "full")
@@ -55,10 +55,31 @@ Tower = Annotated[Named, BeforeValidator(lambda value: {"name": value} if isinst
 """A variant given by its bare name, or as a table with options."""
 
 
+class Shift(Open):
+    """A change of the training data, the same for all arms; it also takes options of the dataset.
+
+    Attributes:
+        step: The first update on the shifted data. With ``train.budget = "samples"`` it applies to the smallest batch
+            size, like *steps*.
+        noise: Share of corrupted pairs from then on; None: that of the run.
+        corruption: Corruption from then on; None: that of the run.
+    """
+
+    step: Positive
+    noise: Share | None = None
+    corruption: Annotated[Name, BeforeValidator(snake_case)] | None = None
+
+
 class Data(Named):
-    """The dataset, and whether corruption is drawn once for the data ("fixed") or at every step ("fresh")."""
+    """The dataset.
+
+    Attributes:
+        corruption: Whether corruption is drawn once for the data ("fixed") or at every step ("fresh").
+        shift: The change of the training data, if there is one.
+    """
 
     corruption: Literal["fixed", "fresh"] = "fixed"
+    shift: Shift | None = None
 
 
 class Model(Frozen):

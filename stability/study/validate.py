@@ -29,11 +29,14 @@ from stability.study.setting_axes import check_keys
 from stability.study.study import OPTIMIZER_OPTIONS, SHARED_OPTIONS, Study, modalities, optimizer_options
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
+from stability.study.validate_shift import check_shift
 
 
 def check(study: Study, locate: Locate) -> None:
     """Raise `InputError` with one sentence on the first part of *study* that cannot be run or decided."""
     pairs = _check_data(study, locate)
+    if study.data.shift:
+        check_shift(study, study.data.shift, pairs, locate)
     towers = _check_towers(study, pairs, locate)
     _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
