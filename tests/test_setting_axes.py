@@ -264,7 +264,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="u
 
 
 def test_the_study_of_the_guide_runs_to_a_report_that_draws_the_claim_along_its_axis(tmp_path):
-    text, arm = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    text, arm, *_ = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
     compared = text.replace('["clip", "siglip"]', '["clip", "siglip", "siglip-lion"]').replace(
         "[[claims]]", "[probes.gradient_noise]\nevery = 50\n\n[[claims]]", 1
     )
@@ -283,6 +283,8 @@ def test_every_key_that_the_guide_names_is_an_axis():
     assert len(keys) > 12
     levels = {"train.lr_schedule": '["constant"]', "train.betas": "[[0.9, 0.95]]", "train.clip_norm": '["none"]'}
     levels |= {"train.optimizer": '["sgd"]', "arms.*.bias": "[0.0]", "arms.*.log_scale": "[0.0]"}
+    levels["data.shift.noise"] = '[0.5]\n"data.shift.step" = [4]'
+    levels["data.shift.step"] = '[4]\n"data.shift.noise" = [0.5]'
     of_transformers = {"model.*.qk_norm", "model.*.norm"}
     assert {key.rpartition(".")[2] for key in of_transformers} <= encoder["patch_transformer"].options.keys()
     for key in keys - {"arms.*.bias"} - of_transformers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,3 +297,15 @@ def test_a_level_of_an_axis_may_change_nothing_as_a_control():
     assert len(runs_of(study)) == 8
     with pytest.raises(InputError, match=re.escape('grid."data.shift.step"[1]: got 9; allowed: 1 to 7')):
         study_with("step = 3\nnoise = 0.5", grid='"data.shift.step" = [2, 9]')
+
+
+# --- the guide -------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_guide_is_a_shift_of_its_study():
+    page = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="utf-8")
+    whole = re.search(r"```toml\n(.*?)```", page, flags=re.DOTALL).group(1)
+    example = re.search(r'```toml title="shift"\n(.*?)```', page, flags=re.DOTALL).group(1)
+    study = parse_study(whole + example, "t.toml", "t")
+    assert study.event_step("clip", 64) == 150
+    assert study.data.shift.noise == 0.3
