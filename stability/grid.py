@@ -260,7 +260,7 @@ def _parts(study: Study, arm: str, batch_size: int, values: Settings) -> tuple[S
         if key in PER_REPLICA:
             train[name] = getattr(trained, name)
         elif key.startswith("arms.*.") and name in declared and declared[name].trained:
-            scalars[name] = declared[name].at(batch_size)
+            scalars[name] = declared[name].at(batch_size // trained.shards)
         else:
             shared[key] = value
     return tuple(shared.items()), tuple(train.items()), tuple(scalars.items())

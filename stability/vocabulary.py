@@ -134,7 +134,7 @@ AXES: Mapping[str, Axis] = {
 
 DOUBLING_SETTINGS = {
     *("width", "depth", "heads", "embed_dim"),
-    *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap"),
+    *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap", "shards"),
 }
 """Keys of other tables whose levels are multiplicative when they are an axis."""
 
@@ -146,6 +146,7 @@ SETTINGS_IN_WORDS = {
     "clip_quantile": "clipping quantile",
     "log_scale": "initial log t",
     "bias": "initial bias",
+    "shards": "number of shards",
     "snr": "signal-to-noise ratio",
 }
 """Keys of other tables whose names are not their words."""

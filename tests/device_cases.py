@@ -100,6 +100,9 @@ TRAINING: dict[str, str] = {
     "a shift of the data, a locked tower": study_text(
         image=_locked(MLP), data=f"{SHAPES}\n[data.shift]\nstep = 1\nnoise = 0.75\ncorruption = 'image_noise'"
     ),
+    **{
+        f"shards, {name}": study_text(name=name, more="shards = 2") for name in ("clip", "siglip", "global_contrastive")
+    },
     "three modalities": study_text(data=f"{LATENT}\nmodalities = 3", text=MLP, model=f"extra_modalities = {MLP}"),
 }
 """Studies by what is trained in them."""

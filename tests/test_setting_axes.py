@@ -285,6 +285,7 @@ def test_every_key_that_the_guide_names_is_an_axis():
     levels |= {"train.optimizer": '["sgd"]', "arms.*.bias": "[0.0]", "arms.*.log_scale": "[0.0]"}
     levels["data.shift.noise"] = '[0.5]\n"data.shift.step" = [4]'
     levels["data.shift.step"] = '[4]\n"data.shift.noise" = [0.5]'
+    levels["train.shards"] = "[2]"
     of_transformers = {"model.*.qk_norm", "model.*.norm"}
     assert {key.rpartition(".")[2] for key in of_transformers} <= encoder["patch_transformer"].options.keys()
     for key in keys - {"arms.*.bias"} - of_transformers:

@@ -61,12 +61,27 @@ def _pairing(results: Results) -> Paragraphs:
             "pairs of modalities, with one set of scalars. Corruptions act on image and text alone; retrieval is "
             "between these two, margins are over all pairs of modalities.",
         )
+    yield from _shards(results)
     yield from _shift(results)
     yield (
         "Divergence",
         "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "
         "of embeddings that say nothing. A diverged run is not treated as missing: its bounded "
         "measures are set to chance level, and its time-to-threshold to the full step budget.",
+    )
+
+
+def _shards(results: Results) -> Paragraphs:
+    """Yield the paragraph on parts of batches that see their own negatives only, if there are any."""
+    study = results.study
+    counts = {study.train_of(arm).shards for arm in study.grid.arms} | {*study.grid.settings.get("train.shards", ())}
+    if counts == {1}:
+        return
+    yield (
+        "Local negatives",
+        "Where a batch has several shards, each shard of consecutive pairs sees its own negatives only, and the loss is "
+        f"the mean over the shards ({', '.join(map(str, sorted(counts)))} of them). Chance levels of the training loss, "
+        "initial values of −log B and false negatives are those of a shard; probes differentiate the same mean.",
     )
 
 

@@ -124,6 +124,7 @@ class Train(Frozen):
         scalar_lr_multiplier: Multiplies the learning rate of the losses' scalars.
         clip_quantile: Clip gradients at this quantile of past norms.
         clip_norm: Clip gradients at this norm.
+        shards: Parts of a batch, each with the negatives of its own pairs only; the loss is their mean.
     """
 
     steps: Positive
@@ -139,6 +140,7 @@ class Train(Frozen):
     scalar_lr_multiplier: Rate = 1.0
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
+    shards: Positive = 1
 
 
 class ArmTrain(Frozen):
@@ -157,6 +159,7 @@ class ArmTrain(Frozen):
     scalar_lr_multiplier: Rate | None = None
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_norm: Rate | None = None
+    shards: Positive | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:

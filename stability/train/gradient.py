@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
-from stability.losses.batched import loss_and_grads
+from stability.devices import is_aligned
+from stability.losses.batched import sharded_loss_and_grads
 from stability.probes import Batch, Params
 from stability.train.batched_layers import Forward
 from stability.train.model import ModelSpec, subtree
@@ -44,8 +46,8 @@ def value_and_grad(
     scalars = subtree("loss.", params)
     if spec.loss.kernel is not None and len(embeddings) == 2:
         detached = {name: value.detach() for name, value in scalars.items()}
-        losses, grad_embeddings, grad_scalars = loss_and_grads(
-            spec.loss.kernel, [x.detach() for x in embeddings], detached
+        losses, grad_embeddings, grad_scalars = sharded_loss_and_grads(
+            spec.loss.kernel, [x.detach() for x in embeddings], detached, spec.shards
         )
         state: State = {}
     else:
@@ -111,6 +113,21 @@ def _autograd_loss_and_grads(
     spec: ModelSpec, embeddings: list[Tensor], scalars: Params, batch: Batch
 ) -> tuple[Tensor, State, list[Tensor], Params]:
     """Return the loss, its state, and its gradients with respect to embeddings and scalars, by autograd under vmap."""
+    replicas, size, width = embeddings[0].shape
+    size //= spec.shards
+    if spec.shards > 1 and replicas > 1 and not is_aligned(embeddings[0].device, size * size, size * width):
+        # Small shards: one replica after the other, so that its bits do not depend on its position.
+        return _concatenated(
+            [
+                _autograd_loss_and_grads(
+                    spec,
+                    [x[[replica]] for x in embeddings],
+                    {name: x.detach()[[replica]].requires_grad_(x.requires_grad) for name, x in scalars.items()},
+                    {name: pytree.tree_map(lambda x, i=replica: x[[i]], batch[name]) for name in spec.loss.reserved},
+                )
+                for replica in range(replicas)
+            ]
+        )
     inputs = [x.detach().requires_grad_() for x in embeddings]
     # A frozen tower's embeddings need no gradient, but a loss may be differentiated with respect to any of them.
     trained = {name: value for name, value in scalars.items() if value.requires_grad}
@@ -125,3 +142,15 @@ def _autograd_loss_and_grads(
     grad_scalars = dict(zip(trained, grads[len(inputs) :], strict=True))
     new_state = {name: value.detach() for name, value in state.items()}
     return losses.detach(), new_state, list(grads[: len(inputs)]), grad_scalars
+
+
+def _concatenated(
+    parts: list[tuple[Tensor, State, list[Tensor], Params]],
+) -> tuple[Tensor, State, list[Tensor], Params]:
+    losses, states, grads, scalars = zip(*parts, strict=True)
+    return (
+        torch.cat(losses),
+        {name: torch.cat([state[name] for state in states]) for name in states[0]},
+        [torch.cat(tower) for tower in zip(*grads, strict=True)],
+        {name: torch.cat([part[name] for part in scalars]) for name in scalars[0]},
+    )

@@ -103,7 +103,9 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
             rows.copy_(normalize(rows, dim=-1))
         if population.update is not None:
             torch.sub(population.theta, population.update, out=population.update)
-        duplicates = false_negative_fraction(text_fingerprints(batch["text"], population.hash_multipliers))
+        duplicates = false_negative_fraction(
+            text_fingerprints(batch["text"], population.hash_multipliers), population.spec.shards
+        )
         measures = torch.stack([losses, norm, clipped, *scalars, *update.values(), inputs["rate"], duplicates])
         if some_dead:
             measures[: -len(UNMASKED)].masked_fill_(dead, torch.nan)
