@@ -14,7 +14,7 @@ from device_cases import study_text
 from torch import Tensor
 from torch.testing import assert_close
 
-from stability.analysis import load_results
+from stability.analysis import analyze, load_results
 from stability.execute import run
 from stability.grid import groups_of, runs_of, study_of
 from stability.losses import loss
@@ -22,6 +22,7 @@ from stability.losses.calls import call, inputs_of
 from stability.losses.chance import chance_level
 from stability.losses.sharded import sharded
 from stability.registry import InputError
+from stability.report.method import paragraphs
 from stability.results import chance_losses
 from stability.study import parse_study
 from stability.train import Trainer
@@ -187,6 +188,8 @@ def test_an_axis_of_shards_trains_in_groups_of_its_own_with_its_own_chance_level
         assert chance[name] == chance_level(loss[arm.loss], seen, arm.options)
         if row["arm"] == "siglip-log-b":
             assert bias[name] == pytest.approx(-math.log(seen), rel=1e-6)
+    words = next(text for title, text, *_ in paragraphs(results, analyze(results)) if title == "Local negatives")
+    assert words.startswith("Batches have 1, 4 shards.")
     # With fewer negatives the loss starts lower.
     first = results.steps.query("step == 0").set_index("run")["loss"].groupby(table["train.shards"]).mean()
     assert np.all(np.diff(first.to_numpy()) < 0)

@@ -79,9 +79,9 @@ def _shards(results: Results) -> Paragraphs:
         return
     yield (
         "Local negatives",
-        "Where a batch has several shards, each shard of consecutive pairs sees its own negatives only, and the loss is "
-        f"the mean over the shards ({', '.join(map(str, sorted(counts)))} of them). Chance levels of the training loss, "
-        "initial values of −log B and false negatives are those of a shard; probes differentiate the same mean.",
+        f"Batches have {', '.join(map(str, sorted(counts)))} shards. Each shard of consecutive pairs sees its own "
+        "negatives only, and the loss is the mean over the shards. Chance levels of the training loss, initial values of "
+        "−log B and false negatives are those of a shard; probes differentiate the same mean.",
     )
 
 
