@@ -80,7 +80,7 @@ def _shards(results: Results) -> Paragraphs:
     yield (
         "Local negatives",
         f"Batches have {', '.join(map(str, sorted(counts)))} shards. Each shard of consecutive pairs sees its own "
-        "negatives only, and the loss is the mean over the shards. Chance levels of the training loss, initial values of "
+        "negatives only; the loss is the mean over the shards. Chance levels of the training loss, initial values of "
         "−log B and false negatives are those of a shard; probes differentiate the same mean.",
     )
 
