@@ -124,6 +124,8 @@ class HeldOut:
         prompts: texts (classes, variants, ...); (0, 0, ...) without classes.
         hard_negatives: texts that are false for the pair by one word, if the data have them.
         extra_modalities: samples of each modality beyond image and text.
+        head, tail: indices of the pairs whose class is of the more and of the less frequent half among training pairs,
+            if the study sets frequencies.
     """
 
     image: Tensor
@@ -133,6 +135,8 @@ class HeldOut:
     prompts: Tensor
     hard_negatives: Tensor | None = None
     extra_modalities: tuple[Tensor, ...] = ()
+    head: Tensor | None = None
+    tail: Tensor | None = None
 
     @cached_property
     def matches(self) -> Tensor:

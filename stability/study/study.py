@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -239,16 +240,29 @@ class Study(Frozen):
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the measures that the study's probes produce on its data, by name."""
-        offers = {
-            offer
-            for options in (self.data.options, self._shifted_options)
-            for offer in declared_offers(self.data.name, options)
-        }
-        return measures_of(self.probes, offers)
+        return measures_of(self.probes, self.offers)
+
+    @property
+    def offers(self) -> set[str]:
+        """Return what the data offer for evaluation, before or after a shift or at any level of an axis over them."""
+        options = [self.data.options, self._shifted_options]
+        for key, values in self.grid.settings.items():
+            if key.startswith("data."):
+                name = key.rpartition(".")[2]
+                options += [self._shifted_options | {name: value} for value in values]
+        return {offer for each in options for offer in declared_offers(self.data.name, each)}
 
     def pairs(self) -> Pairs:
-        """Build the study's data."""
-        return self._built(self.data.options)
+        """Build the study's data.
+
+        Where only the shift sets frequencies of classes, pairs have the ranks that they will have after it, so that
+        head and tail are the same classes throughout.
+        """
+        pairs = self._built(self.data.options)
+        own = declared_offers(self.data.name, self.data.options)
+        if "frequencies" in declared_offers(self.data.name, self._shifted_options) and "frequencies" not in own:
+            pairs = replace(pairs, frequency_rank=self.shifted_pairs().frequency_rank)
+        return pairs
 
     def shifted_pairs(self) -> Pairs:
         """Build the data of the study after its shift, before noise: those of `pairs` with the options of the shift."""
@@ -261,7 +275,8 @@ class Study(Frozen):
     def _built(self, options: dict[str, Any]) -> Pairs:
         pairs: Pairs = dataset[self.data.name](**options)
         declared = declared_offers(self.data.name, options)
-        if {*pairs.offers} != {*declared}:
+        # Data hold ranks by frequency whether or not the options set frequencies; only then are they part of a study.
+        if {*pairs.offers} - {"frequencies"} != {*declared} - {"frequencies"}:
             raise InputError(
                 f"dataset {self.data.name!r} declares offers={declared!r}, but its pairs hold what makes "
                 f"{pairs.offers!r}; declare that in its decorator"

@@ -132,7 +132,7 @@ def _bytes_of_data(study: Study, pairs: Pairs, runs: Sequence[Run]) -> DataBytes
 
 
 def _tensors(held_out: HeldOut) -> list[Tensor]:
-    hard = [] if held_out.hard_negatives is None else [held_out.hard_negatives]
+    hard = [part for part in (held_out.hard_negatives, held_out.head, held_out.tail) if part is not None]
     return [
         held_out.image,
         held_out.text,
