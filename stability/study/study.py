@@ -264,8 +264,14 @@ class Study(Frozen):
             pairs = replace(pairs, frequency_rank=self.shifted_pairs().frequency_rank)
         return pairs
 
-    def shifted_pairs(self) -> Pairs:
-        """Build the data of the study after its shift, before noise: those of `pairs` with the options of the shift."""
+    def shifted_pairs(self, pairs: Pairs | None = None) -> Pairs:
+        """Build the data of the study after its shift, before noise: those of `pairs` with the options of the shift.
+
+        Args:
+            pairs: those before the shift, returned if no option of the dataset changes; None: build them.
+        """
+        if pairs is not None and not (self.data.shift and self.data.shift.options):
+            return pairs
         return self._built(self._shifted_options)
 
     @property

@@ -110,7 +110,7 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
     before = _bytes_of_data(study, pairs, runs_of(study))
     if study.data.shift is None:
         return before
-    after = _bytes_of_data(study, study.shifted_pairs(), shifted_runs(runs_of(study), study.data.shift))
+    after = _bytes_of_data(study, study.shifted_pairs(pairs), shifted_runs(runs_of(study), study.data.shift))
     return DataBytes(*(sum(parts) for parts in zip(astuple(before), astuple(after), strict=True)))
 
 

@@ -45,5 +45,5 @@ def shift_data_(population: Population, pairs: Pairs) -> None:
         population.generators = data.generators("train")
     population.features = kept_features(study, population.spec, population.theta, data, pairs)
     if shift.options:
-        population.held_out = held_out(study, pairs, device)
+        population.held_out = held_out(pairs, device, "frequencies" in study.offers)
     population.data = data

@@ -138,7 +138,7 @@ class Trainer:
         runs = group.runs if len(group.runs) > 1 else group.runs * 2
         self.study, self.device = study.trained_as(group.arm, group.batch_size), device
         self._capture = device.type == "cuda" and capture is not False
-        self._shifted = self.study.shifted_pairs() if self.study.data.shift else pairs
+        self._shifted = self.study.shifted_pairs(pairs)
         self._start(population_of(self.study, runs, pairs, device), "batches")
 
     def _start(self, population: Population, use: str) -> None:
