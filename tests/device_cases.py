@@ -97,6 +97,9 @@ TRAINING: dict[str, str] = {
     "a locked tower, fresh": study_text(image=_locked(MLP), data=f'{SHAPES}\ncorruption = "fresh"'),
     "parts of the pairs": study_text(grid="noise = [0.5]\ntrain_pairs = [64]"),
     "a shift of the data": study_text(data=f"{LATENT}\n[data.shift]\nstep = 1\nsnr = 0.5\nnoise = 0.75", text=MLP),
+    "a shift of the data, fresh": study_text(
+        data=f'{SHAPES}\ncorruption = "fresh"\n[data.shift]\nstep = 1\nnoise = 0.75\ncorruption = "image_noise"'
+    ),
     "a shift of the data, a locked tower": study_text(
         image=_locked(MLP), data=f"{SHAPES}\n[data.shift]\nstep = 1\nnoise = 0.75\ncorruption = 'image_noise'"
     ),

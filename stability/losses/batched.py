@@ -76,7 +76,7 @@ def sharded_loss_and_grads(
     if shards == 1:
         return loss_and_grads(kernel, embeddings, scalars)
     parts = [x.unflatten(1, (shards, -1)).flatten(0, 1) for x in embeddings]
-    repeated = {name: value.repeat_interleave(shards, 0) for name, value in scalars.items()}
+    repeated = {name: value[:, None].expand(-1, shards).flatten() for name, value in scalars.items()}
     losses, grads, grad_scalars = loss_and_grads(kernel, parts, repeated)
     whole = [(grad / shards).unflatten(0, (-1, shards)).flatten(1, 2) for grad in grads]
     return _mean(losses, shards), whole, {name: _mean(value, shards) for name, value in grad_scalars.items()}
