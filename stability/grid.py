@@ -156,10 +156,12 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
         if name not in declared and value != variant.options[name].default
     }
     kept = {key: plain.get(key, {}) for key in ("data", "model", "probes")}
-    trained = study.trained_as(cell["arm"], cell["batch_size"]).train
-    kept["train"] = train_table(trained, {trained.optimizer})
-    if optimizer[trained.optimizer].source:
-        kept["optimizer_source"] = optimizer[trained.optimizer].source
+    trained = study.trained_as(cell["arm"], cell["batch_size"])
+    kept["train"] = train_table(trained.train, {trained.train.optimizer})
+    if optimizer[trained.train.optimizer].source:
+        kept["optimizer_source"] = optimizer[trained.train.optimizer].source
+    if trained.data.shift:
+        kept["data"] = {**kept["data"], "shift": {**kept["data"]["shift"], "step": trained.data.shift.step}}
     source = {"source": variant.source} if variant.source else {}
     if arm.rng_stream:
         kept["rng_stream"] = arm.rng_stream
@@ -261,7 +263,7 @@ def _parts(study: Study, arm: str, batch_size: int, values: Settings) -> tuple[S
         if key in PER_REPLICA or (key.startswith("train.") and name in trained.options):
             train[name] = getattr(trained, name)
         elif key.startswith("arms.*.") and name in declared and declared[name].trained:
-            scalars[name] = declared[name].at(batch_size)
+            scalars[name] = declared[name].at(batch_size // trained.shards)
         else:
             shared[key] = value
     return tuple(shared.items()), tuple(train.items()), tuple(scalars.items())

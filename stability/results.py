@@ -114,7 +114,8 @@ def run_frame(
 
 def _chance_level(study: Study, name: str, batch_size: int, options: Options) -> float:
     arm = study.arm(name, options)
-    return chance_level(loss[arm.loss], batch_size, arm.options)
+    # A shard sees its own pairs only, so its chance level is that of a smaller batch, and the mean of shards has it.
+    return chance_level(loss[arm.loss], batch_size // study.train_of(name).shards, arm.options)
 
 
 def by_settings(results: Results) -> Iterator[tuple[Study, pd.DataFrame]]:

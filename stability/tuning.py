@@ -110,7 +110,8 @@ def edges(study: Study, tuning: Tuning) -> tuple[tuple[str, int, str], ...]:
         tried = settings_of(study, arm)
         axes = {"learning rate": (setting.lr, [one.lr for one in tried], 2)}
         for key, value in setting.options:
-            axes[key] = (_number(value, size), [_number(dict(one.options)[key], size) for one in tried], 3)
+            seen = size // study.train_of(arm).shards
+            axes[key] = (_number(value, seen), [_number(dict(one.options)[key], seen) for one in tried], 3)
         for axis, (value, values, min_values) in axes.items():
             if not all(map(math.isfinite, values)) or len(set(values)) < min_values:
                 continue

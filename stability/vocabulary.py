@@ -134,7 +134,7 @@ AXES: Mapping[str, Axis] = {
 
 DOUBLING_SETTINGS = {
     *("width", "depth", "heads", "embed_dim"),
-    *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap", "initial_loss_scale"),
+    *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap", "initial_loss_scale", "shards"),
 }
 """Keys of other tables whose levels are multiplicative when they are an axis."""
 
@@ -146,13 +146,20 @@ SETTINGS_IN_WORDS = {
     "clip_quantile": "clipping quantile",
     "log_scale": "initial log t",
     "bias": "initial bias",
+    "shards": "number of shards",
     "snr": "signal-to-noise ratio",
     "precision": "number format",
     "logits": "number format of the logits",
 }
 """Keys of other tables whose names are not their words."""
 
-TOWERS = {"image": " of the image tower", "text": " of the text tower", "extra_modalities": " of the other towers"}
+INNER_TABLES = {
+    "image": " of the image tower",
+    "text": " of the text tower",
+    "extra_modalities": " of the other towers",
+    "shift": " of the shift",
+}
+"""Tables within other tables, as the name of a key in one of them ends."""
 
 
 def axis_of(name: str) -> Axis:
@@ -160,18 +167,20 @@ def axis_of(name: str) -> Axis:
 
     >>> axis_of("model.image.width").label, axis_of("train.weight_decay").phrase.format(0.1)
     ('width of the image tower', 'weight decay 0.1')
+    >>> axis_of("data.shift.noise").label, axis_of("data.shift.noise").short.format(0.1)
+    ('noise of the shift', 'shift noise 0.1')
     """
     if name in AXES:
         return AXES[name]
     _, *middle, key = name.split(".")
-    label = SETTINGS_IN_WORDS.get(key, key.replace("_", " ")) + TOWERS.get("".join(middle), "")
+    label = SETTINGS_IN_WORDS.get(key, key.replace("_", " ")) + INNER_TABLES.get("".join(middle), "")
     return Axis(
         name,
         label=label,
         plural=f"levels of {label}",
         head=label[:1].upper() + label[1:],
         text=f"Value of {name} in the study.",
-        short=f"{' '.join([*(part for part in middle if part in TOWERS), key]).replace('_', ' ')} {{}}",
+        short=f"{' '.join([*(part for part in middle if part in INNER_TABLES), key]).replace('_', ' ')} {{}}",
         phrase=f"{label} {{}}",
         doubling=key in DOUBLING_SETTINGS,
         facet="row",

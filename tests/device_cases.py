@@ -96,6 +96,16 @@ TRAINING: dict[str, str] = {
     "a locked tower": study_text(image=_locked(MLP), grid="noise = [0.0, 0.5]"),
     "a locked tower, fresh": study_text(image=_locked(MLP), data=f'{SHAPES}\ncorruption = "fresh"'),
     "parts of the pairs": study_text(grid="noise = [0.5]\ntrain_pairs = [64]"),
+    "a shift of the data": study_text(data=f"{LATENT}\n[data.shift]\nstep = 1\nsnr = 0.5\nnoise = 0.75", text=MLP),
+    "a shift of the data, fresh": study_text(
+        data=f'{SHAPES}\ncorruption = "fresh"\n[data.shift]\nstep = 1\nnoise = 0.75\ncorruption = "image_noise"'
+    ),
+    "a shift of the data, a locked tower": study_text(
+        image=_locked(MLP), data=f"{SHAPES}\n[data.shift]\nstep = 1\nnoise = 0.75\ncorruption = 'image_noise'"
+    ),
+    **{
+        f"shards, {name}": study_text(name=name, more="shards = 2") for name in ("clip", "siglip", "global_contrastive")
+    },
     "three modalities": study_text(data=f"{LATENT}\nmodalities = 3", text=MLP, model=f"extra_modalities = {MLP}"),
 }
 """Studies by what is trained in them."""
@@ -140,7 +150,7 @@ def _pairs_of(data: str) -> Pairs:
 
 def pairs_of(text: str) -> Pairs:
     """Return the data of a study, made once for all studies with the same."""
-    data = text.split("[data]\n")[1].split("[model]")[0]
+    data = text.split("[data]\n")[1].split("\n[")[0]
     return _pairs_of("\n".join(line for line in data.splitlines() if not line.startswith("corruption")))
 
 

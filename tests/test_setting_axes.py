@@ -291,7 +291,8 @@ PAGE = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="u
 
 
 def test_the_study_of_the_guide_runs_to_a_report_that_draws_the_claim_along_its_axis(tmp_path):
-    text, arm, formats = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    text, arm, *others = re.findall(r"```toml.*?\n(.*?)```", PAGE, flags=re.DOTALL)
+    (formats,) = (other for other in others if "train.precision" in other)
     head, probes = text.partition("[train]")[0], "[probes" + text.partition("[probes")[2]
     assert parse_study(head + formats + probes.partition("[[claims]]")[0], "t.toml", "t").precisions == {*DTYPES}
     compared = text.replace('["clip", "siglip"]', '["clip", "siglip", "siglip-lion"]').replace(
@@ -313,6 +314,9 @@ def test_every_key_that_the_guide_names_is_an_axis():
     levels = {"train.lr_schedule": '["constant"]', "train.betas": "[[0.9, 0.95]]", "train.clip_norm": '["none"]'}
     levels |= {"train.optimizer": '["sgd"]', "arms.*.bias": "[0.0]", "arms.*.log_scale": "[0.0]"}
     levels |= {"train.precision": '["bfloat16"]', "train.logits": '["same"]'}
+    levels["data.shift.noise"] = '[0.5]\n"data.shift.step" = [4]'
+    levels["data.shift.step"] = '[4]\n"data.shift.noise" = [0.5]'
+    levels["train.shards"] = "[2]"
     of_transformers = {"model.*.qk_norm", "model.*.norm"}
     assert {key.rpartition(".")[2] for key in of_transformers} <= encoder["patch_transformer"].options.keys()
     for key in keys - {"arms.*.bias"} - of_transformers:

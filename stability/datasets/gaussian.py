@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from stability.datasets.frequencies import offered, with_frequencies
 from stability.datasets.registry import Pairs, dataset, split
 from stability.registry import InputError
 from stability.streams import stream
@@ -58,7 +60,7 @@ def region(latent: Tensor) -> Tensor:
     return ((latent[..., :axes] > 0) * 2 ** torch.arange(axes)).sum(-1)
 
 
-@dataset(offers=("classes",))
+@dataset(offers=lambda options: ("classes", *offered(options)), least={"zipf": 0.0})
 def latent(
     *,
     pairs: int = 4096,
@@ -68,6 +70,8 @@ def latent(
     held_out: float = 0.2,
     modalities: int = 2,
     seed: int = 0,
+    zipf: float = 0.0,
+    class_mix: Sequence[float] | None = None,
 ) -> Pairs:
     """Return pairs of real vectors that are two noisy linear views of one Gaussian latent z ~ N(0, I).
 
@@ -85,6 +89,9 @@ def latent(
         held_out: share of held-out pairs.
         modalities: number of views of the same latents, each with its own W and e.
         seed: determines views and pairs.
+        zipf: s; among training pairs, the frequency of region k = 1, 2... is in proportion to k^-s; 0: as drawn.
+            Held-out pairs stay (`stability.datasets.frequencies`).
+        class_mix: weights of the regions among training pairs instead.
     """
     where = "dataset 'latent'"
     if not 1 <= latent_dim <= view_dim:
@@ -104,14 +111,17 @@ def latent(
     axes = torch.arange(min(REGION_AXES, latent_dim))
     signs = (torch.arange(classes)[:, None] >> axes & 1) * 2 - 1
     points[..., axes] = points[..., axes].abs() * signs[:, None]
+    label = region(z)
+    train, rank = with_frequencies(train, label, zipf, class_mix, "latent", stream(seed, "latent/frequencies"))
     return Pairs(
         image=view(z, of_image, snr, stream(seed, "latent/image/noise")),
         text=view(z, of_text, snr, stream(seed, "latent/text/noise")),
         caption=torch.arange(pairs),
-        label=region(z),
+        label=label,
         train=train,
         held_out=kept,
         prompts=view(points, of_text, snr, prompt_stream),
+        frequency_rank=rank,
         extra_modalities=tuple(
             view(
                 z,

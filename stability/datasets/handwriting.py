@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from stability.datasets.frequencies import offered, with_frequencies
 from stability.datasets.registry import Pairs, dataset
 from stability.registry import InputError
 from stability.streams import stream
@@ -81,14 +83,15 @@ def styles(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return terciles(images.sum((1, 2))), terciles(cov / var_y), terciles(np.sqrt(var_x / var_y))
 
 
-@dataset(offers=("classes",))
-def digits(*, held_out: float = 0.2) -> Pairs:
+@dataset(offers=lambda options: ("classes", *offered(options)), least={"zipf": 0.0})
+def digits(*, held_out: float = 0.2, zipf: float = 0.0, class_mix: Sequence[float] | None = None) -> Pairs:
     """Return the 1,797 handwritten digits that ship with scikit-learn, paired with captions of six tokens.
 
     Images (1, 8, 8) in [-1, 1]. A caption names the digit (as word or numeral) and two styles measured in the image
     (see `styles`); the third style, width, determines its wording and word order. Thus captions are functions of
     images, several images share a caption, and text is not a label. *held_out* is the share of held-out pairs, drawn
-    from a fixed stream.
+    from a fixed stream. By *zipf* s, the training pairs have the digits 0, 1, 2... at frequencies in proportion to 1,
+    2^-s, 3^-s...; by *class_mix*, in proportion to ten weights; held-out pairs stay (`with_frequencies`).
     E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI, doi:10.24432/C50P49 (test part).
     """
     from sklearn.datasets import load_digits
@@ -102,15 +105,20 @@ def digits(*, held_out: float = 0.2) -> Pairs:
     caption = torch.unique(text, dim=0, return_inverse=True)[1]
     order = torch.randperm(len(text), generator=stream(0, "digits/split"))
     count = round(held_out * len(text))
+    label = torch.from_numpy(labels).long()
+    train, rank = with_frequencies(
+        order[count:].sort().values, label, zipf, class_mix, "digits", stream(0, "digits/frequencies")
+    )
     combinations = list(itertools.product(range(3), range(3), range(WIDTHS)))
     prompts = [[tokens(caption_words(digit, *style)) for style in combinations] for digit in range(10)]
     return Pairs(
         image=torch.from_numpy(images).float()[:, None] / 8 - 1,
         text=text,
         caption=caption,
-        label=torch.from_numpy(labels).long(),
-        train=order[count:].sort().values,
+        label=label,
+        train=train,
         held_out=order[:count].sort().values,
         prompts=torch.tensor(prompts),
         vocabulary=VOCABULARY,
+        frequency_rank=rank,
     )

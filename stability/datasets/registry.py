@@ -24,7 +24,7 @@ class Pairs:
         text: (N, T) token ids, or (N, F) floats.
         caption: (N,) ids of the captions' meanings: equal ids mean equal meanings, and equal texts have equal ids.
         label: (N,) class of each image, -1 for none.
-        train: (n,) indices of the training pairs.
+        train: (n,) indices of the training pairs; with frequencies of classes, some repeat.
         held_out: (m,) indices of the held-out pairs, disjoint from *train* (except in data that are only fitted, as
             'sphere').
         prompts: (classes, variants, ...) texts that name each class; (0, 0, ...) if there are no classes.
@@ -35,6 +35,8 @@ class Pairs:
         separator: joins words when a text is written out.
         fingerprint: a digest of the content of data from disk; empty for generated data.
         notes: sentences on which data from disk were left out or cut; empty for generated data.
+        frequency_rank: (N,) rank of each pair's class by its frequency among the training pairs, 0 for the most
+            frequent; None for data without options for frequencies (see `stability.datasets.frequencies`).
     """
 
     image: Tensor
@@ -51,6 +53,7 @@ class Pairs:
     separator: str = " "
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    frequency_rank: Tensor | None = None
 
     @property
     def modalities(self) -> dict[str, Tensor]:
@@ -61,7 +64,11 @@ class Pairs:
     @property
     def offers(self) -> tuple[str, ...]:
         """What these data offer for evaluation beyond retrieval."""
-        available = {"classes": len(self.prompts) > 0, "hard-negatives": self.hard_negatives is not None}
+        available = {
+            "classes": len(self.prompts) > 0,
+            "hard-negatives": self.hard_negatives is not None,
+            "frequencies": self.frequency_rank is not None,
+        }
         return tuple(name for name, is_available in available.items() if is_available)
 
     def words(self, index: int) -> str:
@@ -79,7 +86,8 @@ class DatasetTraits(Traits):
 
     Attributes:
         offers: What it has for evaluation beyond retrieval: ``"classes"``, prompts for zero-shot classification;
-            ``"hard-negatives"``, texts that are almost right. A function of the options if it depends on them.
+            ``"hard-negatives"``, texts that are almost right; ``"frequencies"``, ranks of classes by frequency, where
+            the options set these. A function of the options if it depends on them.
         on_disk: The data are read from disk: their fingerprint, not the path, is part of a run's identity.
     """
 
@@ -93,8 +101,8 @@ dataset = Registry("dataset", DatasetTraits)
 def declared_offers(name: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what the dataset called *name* declares to offer, given its options.
 
-    >>> declared_offers("digits", {}), declared_offers("folder", {}), declared_offers("folder", {"classes": "a.txt"})
-    (('classes',), (), ('classes',))
+    >>> declared_offers("digits", {}), declared_offers("digits", {"zipf": 1.0}), declared_offers("folder", {})
+    (('classes',), ('classes', 'frequencies'), ())
     """
     offers = dataset[name].traits.offers
     return tuple(offers(options) if callable(offers) else offers)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stability.datasets.frequencies import offered, with_frequencies
 from stability.datasets.registry import Pairs, dataset, split
 from stability.registry import InputError
 from stability.streams import stream
@@ -243,8 +244,8 @@ def meaning(objects: Sequence[tuple[int, int, int, int]]) -> tuple[object, ...]:
 # --- the dataset -----------------------------------------------------------------------------------------------------
 
 
-@dataset(offers=("classes", "hard-negatives"))
-def shapes(*, pairs: int = 4096, size: int = 16, held_out: float = 0.2, seed: int = 0) -> Pairs:
+@dataset(offers=lambda options: ("classes", "hard-negatives", *offered(options)), least={"zipf": 0.0})
+def shapes(*, pairs: int = 4096, size: int = 16, held_out: float = 0.2, seed: int = 0, zipf: float = 0.0) -> Pairs:
     """Return rendered scenes of one to three colored shapes, with captions of up to twelve words.
 
     Images (3, size, size) in [-1, 1]; an object has one of eight colors, four shapes, two sizes and four quadrants.
@@ -259,6 +260,9 @@ def shapes(*, pairs: int = 4096, size: int = 16, held_out: float = 0.2, seed: in
         size: height and width of an image in pixels.
         held_out: share of held-out scenes.
         seed: determines the scenes.
+        zipf: s; among training pairs, the frequency of color k = 1, 2... of the first object (from left to right, then
+            from top to bottom; colors in the order of `COLORS`) is in proportion to k^-s; 0: as drawn. Held-out pairs
+            stay (`stability.datasets.frequencies`).
     """
     if size < 8:
         raise InputError(f"dataset 'shapes': got size = {size}; allowed: 8 pixels or more")
@@ -281,6 +285,7 @@ def shapes(*, pairs: int = 4096, size: int = 16, held_out: float = 0.2, seed: in
         ]
         for index, row in zip(kept.tolist(), picks, strict=True)
     ]
+    train, rank = with_frequencies(train, scenes.color[:, 0], zipf, None, "shapes", stream(seed, "shapes/frequencies"))
     label = torch.where(scenes.color % 4 == scenes.shape, scenes.color, -1)
     shown = torch.arange(MOST) < scenes.count[:, None]
     return Pairs(
@@ -293,6 +298,7 @@ def shapes(*, pairs: int = 4096, size: int = 16, held_out: float = 0.2, seed: in
         prompts=torch.tensor(_prompts()),
         vocabulary=VOCABULARY,
         hard_negatives=torch.tensor(negatives),
+        frequency_rank=rank,
     )
 
 

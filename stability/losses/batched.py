@@ -59,6 +59,36 @@ def loss_and_grads(kernel: RowsKernel, embeddings: list[Tensor], scalars: Mappin
     return losses, grads, grad_scalars
 
 
+def sharded_loss_and_grads(
+    kernel: RowsKernel, embeddings: list[Tensor], scalars: Mapping[str, Tensor], shards: int
+) -> LossAndGrads:
+    """Return the losses of all replicas over *shards* parts of their batches, and their gradients.
+
+    Shards are further replicas of the kernel, (R k, B/k, D), so that a step stays one call; a replica's loss is the
+    mean of its shards (`stability.losses.sharded`).
+
+    Args:
+        kernel: as in `loss_and_grads`.
+        embeddings: as in `loss_and_grads`.
+        scalars: as in `loss_and_grads`.
+        shards: k, which divides B.
+    """
+    if shards == 1:
+        return loss_and_grads(kernel, embeddings, scalars)
+    parts = [x.unflatten(1, (shards, -1)).flatten(0, 1) for x in embeddings]
+    repeated = {name: value[:, None].expand(-1, shards).flatten() for name, value in scalars.items()}
+    losses, grads, grad_scalars = loss_and_grads(kernel, parts, repeated)
+    whole = [(grad / shards).unflatten(0, (-1, shards)).flatten(1, 2) for grad in grads]
+    return _mean(losses, shards), whole, {name: _mean(value, shards) for name, value in grad_scalars.items()}
+
+
+def _mean(values: Tensor, shards: int) -> Tensor:
+    """Return the means (R,) over the shards of each replica of *values* (R k,)."""
+    # One addition after the other: a reduction may sum a replica's numbers in an order that depends on its position.
+    first, *others = values.unflatten(0, (-1, shards)).unbind(1)
+    return sum(others, first) / shards
+
+
 def _concatenate(parts: list[LossAndGrads]) -> LossAndGrads:
     losses, grads, grad_scalars = zip(*parts, strict=True)
     scalars = {name: torch.cat([part[name] for part in grad_scalars]) for name in grad_scalars[0]}

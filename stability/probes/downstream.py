@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +15,16 @@ def _recall(name: str, label: str, text: str) -> Measure:
     return Measure(name, label, text, transform="log_above_chance", chance="recall_at_1_chance", better="higher")
 
 
+def _of_half(half: str, words: str) -> tuple[Measure, Measure]:
+    name = f"recall_at_1_{half}"
+    recall = _recall(name, f"Recall@1, {half}", f"Recall@1 of queries whose class is of the {words} frequent half.")
+    chance = f"Expected recall@1 of random embeddings for queries of the {words} frequent half of the classes."
+    return (
+        replace(recall, chance=f"{name}_chance", needs="frequencies"),
+        Measure(f"{name}_chance", f"Chance of recall@1, {half}", chance, needs="frequencies"),
+    )
+
+
 def recall_at_1(similarity: Tensor, caption: Tensor) -> Tensor:
     """Return the share of rows whose most similar column has the row's caption.
 
@@ -22,6 +34,25 @@ def recall_at_1(similarity: Tensor, caption: Tensor) -> Tensor:
     tensor(0.6667)
     """
     return (caption[similarity.argmax(-1)] == caption).to(similarity.dtype).mean()
+
+
+def recall_of_queries(similarity: Tensor, caption: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return recall@1 of some queries among all items, the mean of both directions, and its chance level.
+
+    Chance is the share of items with the query's caption, the mean over the queries. NaN for both without a query.
+
+    Args:
+        similarity: of every image with every text, (N, N).
+        caption: ids (N,).
+        queries: indices (q,) of the pairs whose image and whose text are queries.
+
+    >>> similarity = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> recall_of_queries(similarity, torch.arange(3), torch.tensor([0, 1]))
+    (tensor(0.5000), tensor(0.3333))
+    """
+    found = [caption[side.argmax(-1)[queries]] == caption[queries] for side in (similarity, similarity.T)]
+    same = (caption[queries, None] == caption).to(similarity.dtype).mean()
+    return torch.stack(found).to(similarity.dtype).mean(), same
 
 
 def recall_error(image: Tensor, text: Tensor, caption: Tensor) -> Tensor:
@@ -98,6 +129,8 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
             "One over the number of texts to choose from.",
             needs="hard-negatives",
         ),
+        *_of_half("head", "more"),
+        *_of_half("tail", "less"),
     ),
     holds=("similarities",),
 )
@@ -105,7 +138,8 @@ def retrieval(replica: Replica) -> dict[str, Tensor]:
     """Measure held-out recall@1 in both directions and, if the data offer them, zero-shot and hard-negative accuracy.
 
     An item counts as retrieved if its caption is identical to the query's. Chance is the share of item pairs with
-    identical captions.
+    identical captions. Where the study sets frequencies of classes, recall is also given for the queries of the head
+    and of the tail: the more and the less frequent half of the classes, by rank, among all held-out items.
     """
     held_out = replica.held_out
     image = replica.embed_image(replica.params, held_out.image)
@@ -127,6 +161,10 @@ def retrieval(replica: Replica) -> dict[str, Tensor]:
         negatives = _embed_rows(replica, held_out.hard_negatives)
         columns["hard_negative_accuracy"] = hard_negative_accuracy(image, text, negatives)
         columns["hard_negative_accuracy_chance"] = torch.full_like(same, 1 / (1 + negatives.shape[1]))
+    for half, queries in (("head", held_out.head), ("tail", held_out.tail)):
+        if queries is not None:
+            recall, chance = recall_of_queries(similarity, held_out.caption, queries)
+            columns |= {f"recall_at_1_{half}": recall, f"recall_at_1_{half}_chance": chance}
     return columns
 
 

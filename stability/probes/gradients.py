@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stability.losses.sharded import sharded
 from stability.losses.sigmoid import siglip
 from stability.losses.softmax import clip
 from stability.probes import matched
@@ -125,8 +126,8 @@ def matched_gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, T
     This compares the two losses at the same checkpoint, whichever loss trained the run. Both use the run's t. SigLIP
     uses the run's b or, if the run's loss has none, the b that minimizes SigLIP's mean loss over as many batches of
     held-out pairs, drawn from a separate stream and corrupted like the run's. It is never fitted on the batches whose
-    noise is measured, which would bias it towards them. NaN for a run whose loss has no t (``log_scale``). See
-    `stability.probes.matched`.
+    noise is measured, which would bias it towards them. Where the run's loss is over shards of a batch, so are these.
+    NaN for a run whose loss has no t (``log_scale``). See `stability.probes.matched`.
     """
     towers = {name: value for name, value in replica.params.items() if in_towers(name)}
     log_scale, bias = (replica.params.get(f"loss.{name}") for name in ("log_scale", "bias"))
@@ -134,13 +135,17 @@ def matched_gradient_noise(replica: Replica, *, batches: int = 8) -> dict[str, T
         absent = torch.full_like(replica.learning_rate, torch.nan)
         return {m.name: absent for m in probe["matched_gradient_noise"].traits.measures if m.pooled is None}
     if bias is None:
-        bias = matched.fitted_bias(*_embedded(replica, replica.held_out_batches), log_scale)
+        # Shards of a batch are as good as smaller batches: the mean loss is the same.
+        image, text = (
+            x.unflatten(1, (replica.shards, -1)).flatten(0, 1) for x in _embedded(replica, replica.held_out_batches)
+        )
+        bias = matched.fitted_bias(image, text, log_scale)
 
     def as_clip(params: Params, batch: Batch) -> Tensor:
-        return clip(*_embed(replica, params, batch), log_scale=log_scale)
+        return sharded(clip, replica.shards)(*_embed(replica, params, batch), log_scale=log_scale)
 
     def as_siglip(params: Params, batch: Batch) -> Tensor:
-        return siglip(*_embed(replica, params, batch), log_scale=log_scale, bias=bias)
+        return sharded(siglip, replica.shards)(*_embed(replica, params, batch), log_scale=log_scale, bias=bias)
 
     noise = matched.matched_gradient_noise({"clip": as_clip, "siglip": as_siglip}, towers, replica.batches)
     columns = {role: _columns(f"towers_as_{role}", value) for role, value in noise.items()}

@@ -124,6 +124,8 @@ class HeldOut:
         prompts: texts (classes, variants, ...); (0, 0, ...) without classes.
         hard_negatives: texts that are false for the pair by one word, if the data have them.
         extra_modalities: samples of each modality beyond image and text.
+        head, tail: indices of the pairs whose class is of the more and of the less frequent half among training pairs,
+            if the study sets frequencies.
     """
 
     image: Tensor
@@ -133,6 +135,8 @@ class HeldOut:
     prompts: Tensor
     hard_negatives: Tensor | None = None
     extra_modalities: tuple[Tensor, ...] = ()
+    head: Tensor | None = None
+    tail: Tensor | None = None
 
     @cached_property
     def matches(self) -> Tensor:
@@ -181,6 +185,7 @@ class Replica:
         constant_rate: whether warm-up is over and the schedule is constant from here on.
         frozen: names of parameters that are not trained.
         chance: the loss of uninformative embeddings, for a probe that declares ``chance=True``, else NaN.
+        shards: the number of parts of a batch whose mean loss *objective* is, each with its own negatives only.
         held_out_batches: as many batches of held-out pairs, modalities only, for a probe that declares
             ``held_out_batches=True``.
         towers: the modules of image, text and so on, to be called with *params*: their own weights are never used.
@@ -203,6 +208,7 @@ class Replica:
     stability_threshold: float = math.nan
     frozen: frozenset[str] = frozenset()
     chance: float = math.nan
+    shards: int = 1
     held_out_batches: Batch = field(default_factory=dict)
     towers: Mapping[str, nn.Module] = field(default_factory=dict)
     update: Params = field(default_factory=dict)

@@ -63,6 +63,8 @@ def _pairing(results: Results) -> Paragraphs:
             "pairs of modalities, with one set of scalars. Corruptions act on image and text alone; retrieval is "
             "between these two, margins are over all pairs of modalities.",
         )
+    yield from _shards(results)
+    yield from _shift(results)
     yield (
         "Divergence",
         "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "
@@ -101,6 +103,50 @@ def _formats(results: Results) -> Paragraphs:
 
 def _listed(names: Iterable[str]) -> str:
     return " and ".join(names)
+
+
+def _shards(results: Results) -> Paragraphs:
+    """Yield the paragraph on parts of batches that see their own negatives only, if there are any."""
+    study = results.study
+    counts = {study.train_of(arm).shards for arm in study.grid.arms} | {*study.grid.settings.get("train.shards", ())}
+    if counts == {1}:
+        return
+    yield (
+        "Local negatives",
+        f"Batches have {', '.join(map(str, sorted(counts)))} shards. Each shard of consecutive pairs sees its own "
+        "negatives only; the loss is the mean over the shards. Chance levels of the training loss, initial values of "
+        "−log B and false negatives are those of a shard; probes differentiate the same mean.",
+    )
+
+
+def _shift(results: Results) -> Paragraphs:
+    """Yield the paragraph on the shift of the data, if there is one."""
+    study, shift = results.study, results.study.data.shift
+    varied = [key.removeprefix("data.shift.") for key in study.grid.settings if key.startswith("data.shift.")]
+    if shift is None and not varied:
+        return
+    when, changes = "From a step on that is an axis of the grid", ["what the axes of the grid say"]
+    if shift:
+        per_size = " at the smallest batch size, and after equally many samples at larger ones,"
+        samples = study.train.budget == "samples" and len(study.grid.batch_size) > 1
+        when = f"From step {shift.step:,} on{per_size if samples else ''}"
+        changes = [f"a share of {shift.noise:g} of the pairs is corrupted"] if shift.noise is not None else []
+        changes += [f"the corruption is {shift.corruption}"] if shift.corruption is not None else []
+        changes += [f"{key} is {_value(value)}" for key, value in shift.options.items()]
+    options = (shift.options if shift else {}).keys() | {*varied} - {"step", "noise", "corruption"}
+    held_out = (
+        "Held-out pairs are those of the new data from that step on, so that measures say how well a run does on them."
+        if options
+        else "Held-out pairs stay as they are."
+    )
+    tuned = " Rates were tuned on the data before the shift." if results.tuning else ""
+    yield (
+        "A shift of the data",
+        f"{when} training batches come from changed data, the same for all arms: {'; '.join(changes)}. The pairs of a "
+        f"seed are corrupted anew by its own random streams: if noise grows, pairs that were corrupted stay so. "
+        f"{held_out} Probes that draw batches draw them from the current data, and every scheduled probe also measures "
+        f"at the step of the shift, on the new data and before the first update with them.{tuned}",
+    )
 
 
 def _optimizer(train: Train) -> str:

@@ -13,6 +13,7 @@ from stability.study.schema import (
     Published,
     Ranking,
     Schedule,
+    Shift,
     Train,
     Tune,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Schedule",
     "Setting",
     "Settings",
+    "Shift",
     "Study",
     "Train",
     "Tune",

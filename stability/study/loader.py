@@ -21,6 +21,7 @@ from stability.study.study import Study
 from stability.study.tuning_grid import Locate
 from stability.study.validate import check, check_replication
 from stability.study.validate_optimizers import refuse_unknown_keys
+from stability.study.validate_shift import check_change
 
 CLAIMING = ("claims", "rankings", "published", "looks")
 """Keys that say what the runs of a study decide."""
@@ -135,6 +136,15 @@ def _replication(plain: dict[str, Any], name: str, table: dict[str, Any], where:
 
 def _valid(plain: dict[str, Any], locate: Locate) -> Study:
     """Return plain data as a study, or raise `InputError` with one sentence on what is wrong with it."""
+    study = _checked(plain, locate)
+    check_change(study, locate)
+    for settings in combinations(study.grid.settings) if study.grid.settings else ():
+        _check_settings(study, plain, settings, locate)
+    return study
+
+
+def _checked(plain: dict[str, Any], locate: Locate) -> Study:
+    """Return plain data as a study at its own values of setting axes, or raise `InputError`."""
     for key in HIDDEN:
         if key in plain:
             raise InputError(f"{locate()}: unknown key '{key}'{nearest(key, _keys(Study))}")
@@ -145,8 +155,6 @@ def _valid(plain: dict[str, Any], locate: Locate) -> Study:
     except ValidationError as error:
         raise InputError(_sentence(error, locate)) from error
     check(study, locate)
-    for settings in combinations(study.grid.settings) if study.grid.settings else ():
-        _check_settings(study, plain, settings, locate)
     return study
 
 
@@ -167,7 +175,7 @@ def _check_settings(study: Study, plain: dict[str, Any], settings: Settings, loc
     except InputError as error:
         raise InputError(f"{locate('grid')}: {error}") from error
     # Claims and rankings are about all settings together.
-    _valid({key: value for key, value in merged.items() if key not in CLAIMING}, locate_setting)
+    _checked({key: value for key, value in merged.items() if key not in CLAIMING}, locate_setting)
 
 
 def _stands_for(axis: str, dotted: str) -> bool:

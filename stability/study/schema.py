@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from stability.precision import LogitsName, PrecisionName
-from stability.registry import InputError
+from stability.registry import InputError, snake_case
 from stability.vocabulary import ReductionName, TransformName
 
 SCALES = ("smoke", "small", "full")
@@ -56,10 +56,31 @@ Tower = Annotated[Named, BeforeValidator(lambda value: {"name": value} if isinst
 """A variant given by its bare name, or as a table with options."""
 
 
+class Shift(Open):
+    """A change of the training data, the same for all arms; it also takes options of the dataset.
+
+    Attributes:
+        step: The first update on the shifted data. With ``train.budget = "samples"`` it applies to the smallest batch
+            size, like *steps*.
+        noise: Share of corrupted pairs from then on; None: that of the run.
+        corruption: Corruption from then on; None: that of the run.
+    """
+
+    step: Positive
+    noise: Share | None = None
+    corruption: Annotated[Name, BeforeValidator(snake_case)] | None = None
+
+
 class Data(Named):
-    """The dataset, and whether corruption is drawn once for the data ("fixed") or at every step ("fresh")."""
+    """The dataset.
+
+    Attributes:
+        corruption: Whether corruption is drawn once for the data ("fixed") or at every step ("fresh").
+        shift: The change of the training data, if there is one.
+    """
 
     corruption: Literal["fixed", "fresh"] = "fixed"
+    shift: Shift | None = None
 
 
 class Model(Frozen):
@@ -110,6 +131,7 @@ class Train(Open):
         logits: Number format of the similarities and the loss: float32, or that of the towers.
         initial_loss_scale: Factor on the loss before its gradient is taken in float16.
         loss_scale_growth_interval: Steps without overflow after which that factor is doubled.
+        shards: Parts of a batch, each with the negatives of its own pairs only; the loss is their mean.
     """
 
     steps: Positive
@@ -129,6 +151,7 @@ class Train(Open):
     logits: LogitsName = "float32"
     initial_loss_scale: Annotated[float, Field(ge=1)] = 65536.0
     loss_scale_growth_interval: Positive = 2000
+    shards: Positive = 1
 
 
 class ArmTrain(Open):
@@ -149,6 +172,7 @@ class ArmTrain(Open):
     clip_norm: Rate | None = None
     precision: PrecisionName | None = None
     logits: LogitsName | None = None
+    shards: Positive | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:

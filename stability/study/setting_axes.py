@@ -86,7 +86,9 @@ def with_settings(plain: Mapping[str, Any], settings: Settings) -> dict[str, Any
         for path in _paths(merged, key):
             table = merged
             for name in path[:-1]:
-                table = table.setdefault(name, {})
+                if table.get(name) is None:
+                    table[name] = {}
+                table = table[name]
                 if not isinstance(table, dict):
                     raise InputError(f"{'.'.join(path[:-1])} is not a table")
             if value == NONE and key in OPTIONAL:

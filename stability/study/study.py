@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -28,6 +29,7 @@ from stability.study.schema import (
     Published,
     Ranking,
     Schedule,
+    Shift,
     Text,
     Train,
     Tune,
@@ -189,6 +191,9 @@ class Study(Frozen):
         plain: dict[str, Any] = self.data.model_dump(mode="json", exclude_defaults=True)
         if dataset[self.data.name].traits.on_disk:
             kept = {key: value for key, value in plain.items() if key in Data.model_fields}
+            if self.data.shift and self.data.shift.options:
+                kept["shift"] = {key: value for key, value in kept["shift"].items() if key in Shift.model_fields}
+                kept["shift"]["fingerprint"] = self.shifted_pairs().fingerprint
             return {**kept, "fingerprint": self.pairs().fingerprint}
         return _without_defaults(dataset, self.data.name, plain)
 
@@ -234,24 +239,74 @@ class Study(Frozen):
         share = min(self.grid.batch_size) / batch_size
         return max(1, round(self.train.steps * share)), round(warmup * share)
 
+    def event_step(self, arm: str, batch_size: int) -> int | None:
+        """Return the step of the event in the runs of an arm at a batch size: the shift of the data; None without one.
+
+        The row of that step holds measurements before its update, on the shifted data.
+        """
+        shift = self.data.shift
+        if shift is None:
+            return None
+        if self.train.budget == "steps":
+            return shift.step
+        return max(1, round(shift.step * min(self.grid.batch_size) / batch_size))
+
     def trained_as(self, arm: str, batch_size: int) -> Study:
-        """Return the study with the ``[train]`` that the runs of an arm at a batch size have."""
+        """Return the study with ``[train]`` and the step of the shift that the runs of an arm at a batch size have."""
         steps, warmup = self.lengths(batch_size)
         overrides = {"steps": steps, "warmup": warmup, "budget": "steps"}
         train = self.train_of(arm).model_copy(update=overrides)
-        return self if train == self.train else self.model_copy(update={"train": train})
+        if train == self.train:
+            return self
+        shift = self.data.shift and self.data.shift.model_copy(update={"step": self.event_step(arm, batch_size)})
+        return self.model_copy(update={"train": train, "data": self.data.model_copy(update={"shift": shift})})
 
     @property
     def measures(self) -> dict[str, Measure]:
         """Return the measures that the study's probes produce on its data, by name."""
-        offers = declared_offers(self.data.name, self.data.options)
-        return measures_of(self.probes, {*offers, *self.precisions})
+        return measures_of(self.probes, {*self.offers, *self.precisions})
+
+    @property
+    def offers(self) -> set[str]:
+        """Return what the data offer for evaluation, before or after a shift or at any level of an axis over them."""
+        options = [self.data.options, self._shifted_options]
+        for key, values in self.grid.settings.items():
+            if key.startswith("data."):
+                name = key.rpartition(".")[2]
+                options += [self._shifted_options | {name: value} for value in values]
+        return {offer for each in options for offer in declared_offers(self.data.name, each)}
 
     def pairs(self) -> Pairs:
-        """Build the study's data."""
-        pairs: Pairs = dataset[self.data.name](**self.data.options)
-        declared = declared_offers(self.data.name, self.data.options)
-        if {*pairs.offers} != {*declared}:
+        """Build the study's data.
+
+        Where only the shift sets frequencies of classes, pairs have the ranks that they will have after it, so that
+        head and tail are the same classes throughout.
+        """
+        pairs = self._built(self.data.options)
+        own = declared_offers(self.data.name, self.data.options)
+        if "frequencies" in declared_offers(self.data.name, self._shifted_options) and "frequencies" not in own:
+            pairs = replace(pairs, frequency_rank=self.shifted_pairs().frequency_rank)
+        return pairs
+
+    def shifted_pairs(self, pairs: Pairs | None = None) -> Pairs:
+        """Build the data of the study after its shift, before noise: those of `pairs` with the options of the shift.
+
+        Args:
+            pairs: those before the shift, returned if no option of the dataset changes; None: build them.
+        """
+        if pairs is not None and not (self.data.shift and self.data.shift.options):
+            return pairs
+        return self._built(self._shifted_options)
+
+    @property
+    def _shifted_options(self) -> dict[str, Any]:
+        return self.data.options | (self.data.shift.options if self.data.shift else {})
+
+    def _built(self, options: dict[str, Any]) -> Pairs:
+        pairs: Pairs = dataset[self.data.name](**options)
+        declared = declared_offers(self.data.name, options)
+        # Data hold ranks by frequency whether or not the options set frequencies; only then are they part of a study.
+        if {*pairs.offers} - {"frequencies"} != {*declared} - {"frequencies"}:
             raise InputError(
                 f"dataset {self.data.name!r} declares offers={declared!r}, but its pairs hold what makes "
                 f"{pairs.offers!r}; declare that in its decorator"
@@ -264,10 +319,10 @@ class Study(Frozen):
         return self.pairs().notes if dataset[self.data.name].traits.on_disk else ()
 
     def due(self, name: str) -> frozenset[int]:
-        """Return the steps at which a probe measures: those of its schedule, or those at which it forks runs."""
+        """Return the steps at which a probe measures: those of its schedule and the event, or where it forks runs."""
         forks = probe[name].traits.forks
         if not forks:
-            return self.probes[name].steps(self.train.steps)
+            return self.probes[name].steps(self.train.steps) | {*([self.data.shift.step] if self.data.shift else ())}
         steps = self.probes[name].options.get(forks, probe[name].options[forks].default)
         return frozenset(steps if isinstance(steps, list) else [steps])
 

@@ -106,7 +106,8 @@ def search_of(study: Study) -> Study:
     """Return the study of the tuning runs of *study*: with the steps, noise and seeds of ``[tune]``, without claims.
 
     Only the probes that make the tuning measure run, on every tuning run. If the grid has several numbers of training
-    pairs, the search uses the largest; axes over keys of other tables keep the study's own value.
+    pairs, the search uses the largest; axes over keys of other tables keep the study's own value. The search never sees
+    shifted data: what they do to a run is the question, so no setting is chosen for them.
     """
     tune = study.tune
     assert tune is not None
@@ -126,6 +127,7 @@ def search_of(study: Study) -> Study:
     cells |= {"lr_multipliers": (), "train_pairs": study.grid.train_pairs and (max(study.grid.train_pairs),)}
     return study.model_copy(
         update={
+            "data": study.data.model_copy(update={"shift": None}),
             "train": study.train.model_copy(update={"steps": tune.steps or study.train.steps}),
             "grid": Grid(**cells),
             "probes": probes,

@@ -34,14 +34,18 @@ from stability.study.study import OPTIMIZER_OPTIONS, SHARED_OPTIONS, Study, moda
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
 from stability.study.validate_optimizers import check_optimizer, check_own_options
+from stability.study.validate_shift import check_shift
 
 
 def check(study: Study, locate: Locate) -> None:
     """Raise `InputError` with one sentence on the first part of *study* that cannot be run or decided."""
     pairs = _check_data(study, locate)
+    if study.data.shift:
+        check_shift(study, study.data.shift, pairs, locate)
     towers = _check_towers(study, pairs, locate)
     _check_grid(study, len(pairs.train), locate)
     _check_training(study, locate)
+    _check_shards(study, locate)
     _check_linear_maps(study, towers, locate)
     _check_products(study, towers, locate)
     for name, schedule in study.probes.items():
@@ -293,6 +297,19 @@ def _check_training(study: Study, locate: Locate) -> None:
             f"{where}: got {train.steps}, which is {shortest[0]} at batch size {size}; allowed: more than train.warmup "
             f"steps at batch size {size}"
         )
+
+
+def _check_shards(study: Study, locate: Locate) -> None:
+    """Raise `InputError` unless each arm's shards divide each batch size into parts of two pairs or more."""
+    for arm in study.grid.arms:
+        shards, own = study.train_of(arm).shards, study.arm(arm).train
+        where = locate(*(("arms", arm, "train") if own and own.shards else ("train",)), "shards")
+        for size in study.grid.batch_size:
+            if size % shards or size // shards < 2:
+                raise InputError(
+                    f"{where}: got {shards}; allowed with batches of {size}: a number that divides them into parts of "
+                    "equally many pairs, two or more"
+                )
 
 
 def _check_linear_maps(study: Study, towers: Iterable[nn.Module], locate: Locate) -> None:

@@ -298,12 +298,18 @@ def text_fingerprints(text: Tensor, multipliers: Tensor) -> Tensor:
     return ((bits + 1) * multipliers).sum(-1)
 
 
-def false_negative_fraction(fingerprint: Tensor) -> Tensor:
+def false_negative_fraction(fingerprint: Tensor, shards: int = 1) -> Tensor:
     """Return the fraction of off-diagonal pairs of a batch (..., B) with equal fingerprints: its false negatives.
 
-    >>> false_negative_fraction(torch.tensor([5, 7, 5, 5]))
-    tensor(0.5000)
+    With several *shards*, only pairs within a shard are negatives.
+
+    >>> fingerprint = torch.tensor([5, 7, 5, 5])
+    >>> false_negative_fraction(fingerprint), false_negative_fraction(fingerprint, shards=2)
+    (tensor(0.5000), tensor(0.5000))
     """
+    if shards > 1:
+        parts = [false_negative_fraction(part) for part in fingerprint.chunk(shards, -1)]
+        return sum(parts[1:], parts[0]) / shards
     size = fingerprint.shape[-1]
     # Equal elements are adjacent after sorting, so no B x B comparison is needed.
     ordered = fingerprint.sort(-1).values

@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from stability.devices import is_aligned
-from stability.losses.batched import loss_and_grads
+from stability.losses.batched import sharded_loss_and_grads
 from stability.precision import autocast
 from stability.probes import Batch, Params
 from stability.train.batched_layers import Forward
@@ -56,8 +56,8 @@ def value_and_grad(
     scalars = subtree("loss.", params)
     if spec.loss.kernel is not None and len(embeddings) == 2:
         detached = {name: value.detach() for name, value in scalars.items()}
-        losses, grad_embeddings, grad_scalars = loss_and_grads(
-            spec.loss.kernel, [x.detach() for x in embeddings], detached
+        losses, grad_embeddings, grad_scalars = sharded_loss_and_grads(
+            spec.loss.kernel, [x.detach() for x in embeddings], detached, spec.shards
         )
         state: State = {}
         if loss_scale is not None:
@@ -140,7 +140,7 @@ def _autograd_loss_and_grads(
         named = {f"loss.{name}": value for name, value in scalars.items()}
         # Replicas whose rows of numbers end within a cache line are computed one by one, so that their bits do not
         # depend on their position.
-        chunk = None if is_aligned(units[0].device, units[0].shape[1]) else 1
+        chunk = None if is_aligned(units[0].device, units[0].shape[1] // spec.shards) else 1
         with autocast(spec.precision.logits, units[0].device, carried=True):
             losses, state = vmap(spec.loss_of, chunk_size=chunk)(units, named, reserved)
         losses = losses.to(units[0].dtype)

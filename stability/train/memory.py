@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from stability.train.features import bytes_kept
 from stability.train.model import initial_parameters, model_spec
 from stability.train.population import Population
 from stability.train.recipes import segments_of
+from stability.train.shift import shifted_runs
 
 STATE_COPIES = 8
 """Flat copies of the parameters in a step: parameters, gradient, two moments, update and its temporaries."""
@@ -103,9 +104,20 @@ class DataBytes:
 
 
 def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
-    """Return the bytes of the data on an accelerator whose memory holds the training pairs."""
+    """Return the bytes of the data on an accelerator whose memory holds the training pairs.
+
+    At a shift, the data before and after it are there together for a moment, so they count twice.
+    """
+    before = _bytes_of_data(study, pairs, runs_of(study))
+    if study.data.shift is None:
+        return before
+    after = _bytes_of_data(study, study.shifted_pairs(pairs), shifted_runs(runs_of(study), study.data.shift))
+    return DataBytes(*(sum(parts) for parts in zip(astuple(before), astuple(after), strict=True)))
+
+
+def _bytes_of_data(study: Study, pairs: Pairs, runs: Sequence[Run]) -> DataBytes:
     noisiest: dict[tuple[str, int], Run] = {}
-    for run in runs_of(study):
+    for run in runs:
         current = noisiest.setdefault((run.corruption, run.train_pairs), run)
         if run.noise > current.noise:
             noisiest[run.corruption, run.train_pairs] = run
@@ -121,7 +133,7 @@ def bytes_of_data(study: Study, pairs: Pairs) -> DataBytes:
 
 
 def _tensors(held_out: HeldOut) -> list[Tensor]:
-    hard = [] if held_out.hard_negatives is None else [held_out.hard_negatives]
+    hard = [part for part in (held_out.hard_negatives, held_out.head, held_out.tail) if part is not None]
     return [
         held_out.image,
         held_out.text,
@@ -155,7 +167,8 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     """Return an estimate of the bytes that one replica needs for a training step.
 
     Counts the tensors that autograd saves in one forward pass of one replica (each storage once) and the features of
-    frozen towers (those of all its pairs, though replicas may share them), so it depends only on the study.
+    frozen towers (those of all its pairs, though replicas may share them, twice where the data shift), so it depends
+    only on the study.
 
     Args:
         study: the study.
@@ -177,7 +190,7 @@ def bytes_per_replica(study: Study, arm: str, batch_size: int, pairs: Pairs) -> 
     with autocast(spec.precision.towers, theta.device):
         saved = saved_bytes(lambda: spec.objective(spec.layout.unflatten(theta), batch))
     features = sum(bytes_kept(split, len(pairs.train)) for split in spec.splits.values())
-    features *= study.data.corruption == "fixed"
+    features *= (study.data.corruption == "fixed") * (2 if study.data.shift else 1)
     forks = any(probe[name].traits.forks for name in study.probes)
     keeps_update = any(probe[name].traits.update for name in study.probes)
     numbers = (STATE_COPIES + (FORK_COPIES if forks else 0) + keeps_update) * theta.numel()

@@ -20,6 +20,7 @@ from stability.encoders import encoder
 from stability.encoders.validation import check_no_batch_coupling
 from stability.losses import Scalar, loss, options_of, reserved_of, scalars_with
 from stability.losses.batched import RowsKernel
+from stability.losses.sharded import sharded
 from stability.precision import FLOAT32, Precision
 from stability.probes import Batch, Params
 from stability.registry import InputError
@@ -150,6 +151,7 @@ class ModelSpec:
         forwards: forward passes for all replicas at once, by modality, where all layers are supported.
         splits: the frozen prefix and the rest of each tower that can be split.
         precision: the number formats of a training step. Probes compute everything in float32.
+        shards: the number of parts of a batch of which each sees its own negatives only (`stability.losses.sharded`).
     """
 
     towers: dict[str, nn.Module]
@@ -161,6 +163,7 @@ class ModelSpec:
     forwards: dict[str, Forward]
     splits: dict[str, FrozenSplit]
     precision: Precision = FLOAT32
+    shards: int = 1
 
     def rms_of_matrices(self, flat: Tensor) -> Tensor:
         """Return the root mean square (...,) of *flat* (..., P) over the trained weight matrices.
@@ -206,15 +209,19 @@ class ModelSpec:
         return self.loss_of([self.embed(name, params, batch[name]) for name in self.towers], params, batch)
 
     def loss_of(self, towers: list[Tensor], params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's new state."""
+        """Return the loss of one replica's unit rows (B, D) of each tower, and the loss's new state.
+
+        With several shards it is the mean of their losses.
+        """
+        function = sharded(self.loss.function, self.shards)
         inputs = subtree("loss.", params) | {name: batch[name] for name in self.loss.reserved}
         if len(towers) > 2:
             # Created on the device: copying an index from the host would synchronize at every step.
             first, second = torch.triu_indices(len(towers), len(towers), offset=1, device=towers[0].device)
             stacked = torch.stack(towers)
-            pair_losses = vmap(partial(self.loss.function, **inputs))(stacked[first], stacked[second])
+            pair_losses = vmap(partial(function, **inputs))(stacked[first], stacked[second])
             return pair_losses.mean(), {}
-        result = self.loss.function(*towers, **inputs)
+        result = function(*towers, **inputs)
         return result if "state" in self.loss.reserved else (result, {})
 
 
@@ -245,13 +252,13 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
     Args:
         study: the study.
         arm_name: the arm.
-        batch_size: B, on which initial scalars may depend.
+        batch_size: B; initial scalars may depend on the pairs that the loss sees, B or those of one shard.
         pairs: the study's data.
         options: options of the loss that override those of the arm.
     """
     towers = build_towers(study, pairs, seed=0)
     train = study.train_of(arm_name)
-    precision = Precision.of(train.precision, train.logits)
+    precision, shards = Precision.of(train.precision, train.logits), train.shards
     arm_loss = loss_spec(study.arm(arm_name, options), precision.logits)
     named_params = [
         (f"{modality}.{name}", value) for modality, tower in towers.items() for name, value in tower.named_parameters()
@@ -275,7 +282,7 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
         towers=towers,
         loss=arm_loss,
         layout=Layout(shapes, frozenset(linear & shapes.keys())),
-        initial_scalars={name: scalar.at(batch_size) for name, scalar in arm_loss.scalars.items()},
+        initial_scalars={name: scalar.at(batch_size // shards) for name, scalar in arm_loss.scalars.items()},
         frozen=frozenset(frozen | constant),
         renormalized=tuple(
             ".".join(filter(None, (modality, path, name)))
@@ -286,6 +293,7 @@ def model_spec(study: Study, arm_name: str, batch_size: int, pairs: Pairs, optio
         forwards=forwards,
         splits=splits,
         precision=precision,
+        shards=shards,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stability.datasets import Pairs, rows
+from stability.datasets.frequencies import halves_by_frequency
 from stability.grid import Run, train_of
 from stability.probes import HeldOut, probe
 from stability.streams import stream
@@ -137,7 +138,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         runs=runs,
         spec=spec,
         data=data,
-        held_out=held_out(pairs, device),
+        held_out=held_out(pairs, device, "frequencies" in study.offers),
         theta=theta,
         grad=torch.zeros_like(theta),
         optimizer=initial_state(study.train, theta, recipes[0].layout),
@@ -158,11 +159,21 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
     )
 
 
-def held_out(pairs: Pairs, device: torch.device) -> HeldOut:
-    """Return the held-out part of the data, on *device*."""
+def held_out(pairs: Pairs, device: torch.device, frequencies: bool = False) -> HeldOut:
+    """Return the held-out part of the data, on *device*.
+
+    Args:
+        pairs: the data.
+        device: where it is evaluated.
+        frequencies: whether head and tail are distinguished, as in a study that sets frequencies of classes.
+    """
     image, text, caption, label = (
         rows(part, pairs.held_out).to(device) for part in (pairs.image, pairs.text, pairs.caption, pairs.label)
     )
     hard = None if pairs.hard_negatives is None else pairs.hard_negatives.to(device)
     extra_modalities = tuple(samples[pairs.held_out].to(device) for samples in pairs.extra_modalities)
-    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard, extra_modalities)
+    head = tail = None
+    if frequencies and pairs.frequency_rank is not None:
+        head, tail = halves_by_frequency(pairs.frequency_rank[pairs.held_out], int(pairs.frequency_rank.max()) + 1)
+        head, tail = head.to(device), tail.to(device)
+    return HeldOut(image, text, caption, label, pairs.prompts.to(device), hard, extra_modalities, head, tail)

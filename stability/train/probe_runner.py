@@ -161,7 +161,7 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
     chance = math.nan
     if variant.traits.chance:
         # A ratio to chance is undefined if chance is 0.
-        chance = chance_level(loss[study.arm(run.arm, run.options).loss], run.batch_size) or math.nan
+        chance = chance_level(loss[study.arm(run.arm, run.options).loss], run.batch_size // spec.shards) or math.nan
     constant_lr = study.train.lr_schedule == "constant" and population.step >= study.train.warmup
     optimizer, settings = optimizer_of(study.train)
     threshold_of = optimizer.traits.stability_threshold
@@ -179,6 +179,7 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
             frozen=spec.frozen,
             chance=chance,
             stability_threshold=threshold,
+            shards=spec.shards,
             **varying,
         )
 

@@ -113,7 +113,7 @@ def replay(
     if saved is not None and not keep and "state" not in population.spec.loss.reserved:
         with torch.no_grad():
             population.theta[index] = population.spec.layout.flatten(saved).to(device)
-        population.step = last
+        trainer.move_to(last)
     path: dict[int, Params] = {}
     logged: list[dict[str, Tensor]] = []
     for now in range(population.step, last + 1):

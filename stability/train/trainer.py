@@ -30,6 +30,7 @@ from stability.train.optimizer import (
 )
 from stability.train.population import SCALARS, UNMASKED, Population, population_of
 from stability.train.probe_runner import ProbeResult, probed_indices, read
+from stability.train.shift import shift_data_
 
 
 def step_inputs(population: Population, index: Tensor, host_index: Tensor) -> Inputs:
@@ -118,7 +119,9 @@ def train_step(population: Population, inputs: Inputs) -> Tensor:
             rows.copy_(normalize(rows, dim=-1))
         if population.update is not None:
             torch.sub(population.theta, population.update, out=population.update)
-        duplicates = false_negative_fraction(text_fingerprints(batch["text"], population.hash_multipliers))
+        duplicates = false_negative_fraction(
+            text_fingerprints(batch["text"], population.hash_multipliers), population.spec.shards
+        )
         measures = torch.stack(
             [losses, norm, clipped, *scalars, *of_scaling, *update.values(), inputs["rate"], duplicates]
         )
@@ -153,13 +156,18 @@ class Trainer:
         runs = group.runs if len(group.runs) > 1 else group.runs * 2
         self.study, self.device = study.trained_as(group.arm, group.batch_size), device
         self._capture = device.type == "cuda" and capture is not False
+        self._shifted = self.study.shifted_pairs(pairs)
         self._start(population_of(self.study, runs, pairs, device), "batches")
 
     def _start(self, population: Population, use: str) -> None:
         self.population = population
         data, seeds = population.data, [run.rng_seed for run in population.runs]
         self._batches = BatchStream(seeds, data.available, data.batch_size, self.device, use)
-        self._captured = CapturedStep(lambda inputs: train_step(population, inputs)) if self._capture else None
+        self._captured = self._capturable()
+
+    def _capturable(self) -> CapturedStep | None:
+        population = self.population
+        return CapturedStep(lambda inputs: train_step(population, inputs)) if self._capture else None
 
     @property
     def captured(self) -> bool:
@@ -191,9 +199,17 @@ class Trainer:
         inputs = self.inputs()
         step = self._captured or (lambda inputs: train_step(self.population, inputs))
         measures = step(inputs)
-        self.population.step += 1
-        self.population.optimizer.steps = self.population.step
+        self.population.optimizer.steps = self.population.step + 1
+        self.move_to(self.population.step + 1)
         return measures
+
+    def move_to(self, step: int) -> None:
+        """Set the step that is next; from that of the study's shift on, the population has the shifted data."""
+        before, self.population.step = self.population.step, step
+        shift = self.study.data.shift
+        if shift and before < shift.step <= step:
+            shift_data_(self.population, self._shifted)
+            self._captured = self._capturable()
 
     def step(self) -> dict[str, Tensor]:
         """Train one step on the next batches and return its measures by name, each (R,)."""

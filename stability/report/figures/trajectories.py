@@ -12,8 +12,8 @@ import pandas as pd
 from stability.analysis import Results
 from stability.report.figures import panels, scales, tables
 from stability.report.figures.figure import ReportFigure
-from stability.report.style import ArmStyle, styled
-from stability.results import chance_losses
+from stability.report.style import LIGHT, ArmStyle, styled
+from stability.results import by_settings, chance_losses
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,14 @@ def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
     styles = tables.styles_in(results, table)
     diverged = results.runs[results.runs["diverged_at"].notna()]
     sheet = trajectory_figure(thin, bold, styles, plot, _references(results, plot), float(results.study.train.steps))
+    shifted = mark_shift(sheet, results)
     marked = mark_divergence(sheet, thin, diverged) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
     if stride > 1:
         averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {stride}."
     seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
+    crossed += " A thin vertical line marks the shift of the data." if shifted else ""
     last = whole.sort_values("step").groupby(panels.cell_columns(whole), sort=False).tail(1)
     return ReportFigure(
         id=plot.id,
@@ -221,6 +223,19 @@ def trajectory_figure(
         scales.step_axis(sheet, last)
         panels.name_axes(sheet, "training step", plot.label)
     return sheet
+
+
+def mark_shift(sheet: panels.Sheet, results: Results) -> int:
+    """Draw a thin vertical line where the data of a panel's runs shift; return the number of lines."""
+    lines: dict[tuple[tuple[Any, ...], int | None], None] = {}
+    for study, runs in by_settings(results):
+        for key, cell in panels.grouped(runs, *panels.axes_of(results.runs)):
+            for arm, size in dict.fromkeys(zip(cell["arm"], cell["batch_size"], strict=True)):
+                lines[key, study.event_step(arm, int(size))] = None
+    drawn = [(key, step) for key, step in lines if step is not None and key in sheet.axes]
+    for key, step in drawn:
+        sheet.axes[key].axvline(step, color=LIGHT["muted"], linewidth=0.6, zorder=1)
+    return len(drawn)
 
 
 def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame) -> int:
