@@ -74,7 +74,7 @@ def _runs(results: Results) -> pd.DataFrame:
     measures = [
         name
         for name, measure in results.measures.items()
-        if not measure.listed and stored.issuperset(measure.pooled or (name,))
+        if not measure.listed and stored.issuperset(measure.columns)
     ]
     final = {name: summarize(results, name, "final").reindex(results.runs["run"]).to_numpy() for name in measures}
     return pd.concat([results.runs, pd.DataFrame(final, index=results.runs.index)], axis=1)

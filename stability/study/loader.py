@@ -24,7 +24,7 @@ from stability.study.validate import check, check_replication
 CLAIMING = ("claims", "rankings", "published", "looks")
 """Keys that say what the runs of a study decide."""
 
-HIDDEN = ("name", "scale", "text", "looks", "replication", "changes")
+HIDDEN = ("name", "scale", "text", "looks", "replication", "changes", "base")
 """Fields of a study that a file cannot set."""
 
 

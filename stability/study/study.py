@@ -28,10 +28,12 @@ from stability.study.schema import (
     Published,
     Ranking,
     Schedule,
+    Start,
     Text,
     Train,
     Tune,
 )
+from stability.study.parameter_files import digest_of
 from stability.study.setting_axes import Settings, with_settings
 
 OPTIMIZER_OPTIONS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.0, "nesterov": False}
@@ -104,6 +106,7 @@ class Study(Frozen):
             its runs.
         replication: Name of this replication in the original study; empty for an original study.
         changes: What this replication overrides, in words.
+        base: ``[train]`` as the study has it, if *train* is that of one arm and batch size (see `trained_as`).
     """
 
     title: Text
@@ -126,6 +129,7 @@ class Study(Frozen):
     replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
     replication: Annotated[str, Field(exclude=True)] = ""
     changes: Annotated[str, Field(exclude=True)] = ""
+    base: Annotated[Train | None, Field(exclude=True)] = None
 
     @property
     def hash(self) -> str:
@@ -143,6 +147,9 @@ class Study(Frozen):
             plain["model"][side] = _without_defaults(encoder, tower["name"], tower)
         if sources := self.encoder_sources:
             plain["model"]["sources"] = sources
+        for arm in plain.get("arms", {}).values():
+            if path := arm.get("start", {}).get("parameters"):
+                arm["start"]["parameters"] = digest_of(path)
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
         return plain
@@ -205,22 +212,63 @@ class Study(Frozen):
     def lengths(self, batch_size: int, warmup: int | None = None) -> tuple[int, int]:
         """Return the total and warm-up steps of the runs at a batch size; *warmup* replaces that of ``[train]``."""
         warmup = self.train.warmup if warmup is None else warmup
-        if self.train.budget == "steps":
-            return self.train.steps, warmup
-        share = min(self.grid.batch_size) / batch_size
-        return max(1, round(self.train.steps * share)), round(warmup * share)
+        share = self._share(self.train, batch_size)
+        return (self.train.steps, warmup) if share == 1 else (max(1, round(self.train.steps * share)), round(warmup * share))
+
+    def _share(self, train: Train, batch_size: int) -> float:
+        """Return the steps at a batch size as a share of those at the smallest; 1 unless *train* matches samples."""
+        return 1.0 if train.budget == "steps" else min(self.grid.batch_size) / batch_size
 
     def trained_as(self, arm: str, batch_size: int) -> Study:
         """Return the study with the ``[train]`` that the runs of an arm at a batch size have."""
         steps, warmup = self.lengths(batch_size)
         overrides = {"steps": steps, "warmup": warmup, "budget": "steps"}
         train = self.train_of(arm).model_copy(update=overrides)
-        return self if train == self.train else self.model_copy(update={"train": train})
+        return self if train == self.train else self.model_copy(update={"train": train, "base": self.base or self.train})
+
+    @property
+    def untrained(self) -> Study:
+        """Return the study before `trained_as`, with the ``[train]`` from which that of every arm follows."""
+        return self if self.base is None else self.model_copy(update={"train": self.base, "base": None})
+
+    def start_of(self, arm: str, batch_size: int) -> Start | None:
+        """Return what the runs of an arm at a batch size start from, with their own steps; None: fresh weights."""
+        start = self.arm(arm).start
+        share = self._share(self.base or self.train, batch_size)
+        if start is None or share == 1:
+            return start
+        step = None if start.step is None else max(1, round(start.step * share))
+        return start.model_copy(update={"step": step, "warmup": round(start.warmup * share)})
+
+    def first_step(self, arm: str, batch_size: int) -> int:
+        """Return the first step that the runs of an arm at a batch size train: 0, or that of the switch."""
+        start = self.start_of(arm, batch_size)
+        return start.first_step if start else 0
+
+    def event_step(self, arm: str, batch_size: int) -> int | None:
+        """Return the step of the event of an arm's runs, before its update: their switch; None without an event."""
+        start = self.start_of(arm, batch_size)
+        return start.first_step if start else None
+
+    def switches_from(self, arm: str, batch_size: int) -> tuple[int, ...]:
+        """Return the steps at which runs of other arms start from those of this arm, in ascending order."""
+        starts = [self.start_of(name, batch_size) for name in self.grid.arms]
+        return tuple(sorted({start.first_step for start in starts if start and start.arm == arm}))
+
+    @property
+    def with_event(self) -> tuple[str, ...]:
+        """Return the arms of the grid whose runs have an event, in order."""
+        return tuple(arm for arm in self.grid.arms if self.event_step(arm, min(self.grid.batch_size)) is not None)
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """Return the measures that the study's probes produce on its data, by name."""
-        return measures_of(self.probes, declared_offers(self.data.name, self.data.options))
+        """Return the measures that the study's probes produce on its data, by name.
+
+        Those derived after an event exist only if an arm of the study has one.
+        """
+        measures = measures_of(self.probes, declared_offers(self.data.name, self.data.options))
+        events = bool(self.with_event)
+        return {name: measure for name, measure in measures.items() if events or measure.after_event is None}
 
     def pairs(self) -> Pairs:
         """Build the study's data."""
@@ -238,11 +286,17 @@ class Study(Frozen):
         """Return a sentence on each thing that was left out of the data or truncated; synthetic data have none."""
         return self.pairs().notes if dataset[self.data.name].traits.on_disk else ()
 
-    def due(self, name: str) -> frozenset[int]:
-        """Return the steps at which a probe measures: those of its schedule, or those at which it forks runs."""
+    def due(self, name: str, start: Start | None = None) -> frozenset[int]:
+        """Return the steps at which a probe measures: those of its schedule, or those at which it forks runs.
+
+        Runs with a *start* are measured from their first step on, and at that step by every probe with a schedule.
+        """
         forks = probe[name].traits.forks
         if not forks:
-            return self.probes[name].steps(self.train.steps)
+            steps = self.probes[name].steps(self.train.steps)
+            if start is None:
+                return steps
+            return frozenset({start.first_step, *(step for step in steps if step > start.first_step)})
         steps = self.probes[name].options.get(forks, probe[name].options[forks].default)
         return frozenset(steps if isinstance(steps, list) else [steps])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from stability.contrasts import contrast
 from stability.losses import loss, scalars_of
-from stability.probes import Measure, probe
+from stability.datasets import declared_offers
+from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Variant, nearest, shortened
 from stability.study.schema import LATE, Claim, Published, Ranking
 from stability.study.study import Study
@@ -21,6 +22,7 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     named = {"measure": claim.measure} | ({"against_measure": claim.against_measure} if claim.against_measure else {})
     for key, name in named.items():
         if name not in measures:
+            _check_event_exists(study, name, locate(key))
             raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, measures)}")
     variant = contrast.get_or_explain(claim.contrast, locate("contrast"))
     if claim.against_measure:
@@ -32,15 +34,22 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         )
     for key, name in named.items():
         _check_scale(claim.transform, name, measures, locate)
-        if claim.reduction and measures[name].spikes:
+        if claim.reduction and measures[name].per_run:
             raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
         _check_coverage(study, name, key, locate)
         _check_first(study, name, claim.reduction, locate)
         _check_window(study, name, claim.reduction or variant.traits.reduction, locate)
+        if not measures[name].per_run:
+            _check_late_starts(study, claim.compare, claim.reduction or variant.traits.reduction, locate)
     for side, name in enumerate(claim.compare):
         if name not in study.grid.arms:
             hint = nearest(name, study.grid.arms)
             raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
+        if derived := [key for key in named.values() if measures[key].after_event] and name not in study.with_event:
+            raise InputError(
+                f"{locate('compare', side)}: {name!r} has no event, so it has no {derived[0]!r} (arms with one: "
+                f"{', '.join(study.with_event)})"
+            )
         arm_loss = study.arm(name).loss
         if missing := {measures[key].scalar for key in named.values()} - {"", *scalars_of(loss[arm_loss])}:
             where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
@@ -53,6 +62,15 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     _check_needs(study, claim, variant, locate)
 
 
+def _check_event_exists(study: Study, name: str, where: str) -> None:
+    """Raise `InputError` for a measure after an event in a study whose arms have none."""
+    offered = measures_of(study.probes, declared_offers(study.data.name, study.data.options))
+    if name in offered and offered[name].after_event:
+        raise InputError(
+            f"{where}: {name!r} is measured after an event, and no arm of this study has one (a start of its own)"
+        )
+
+
 def check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     """Raise `InputError` unless the runs and probes of the study can serve the ranking."""
     measures = {name: measure for name, measure in study.measures.items() if measure.better and not measure.listed}
@@ -62,6 +80,8 @@ def check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     _check_scale(ranking.transform, ranking.measure, measures, locate)
     _check_coverage(study, ranking.measure, "measure", locate)
     _check_first(study, ranking.measure, ranking.reduction, locate)
+    if not measures[ranking.measure].per_run:
+        _check_late_starts(study, study.ranked(ranking), ranking.reduction or "tail_mean", locate)
     if study.rankings.count(ranking) > 1:
         raise InputError(f"{locate('measure')}: {ranking.measure!r} is ranked twice in the same way")
     arms = study.ranked(ranking)
@@ -146,12 +166,27 @@ def _check_first(study: Study, measure_name: str, reduction: str | None, locate:
 def _check_window(study: Study, measure_name: str, reduction: str, locate: Locate) -> None:
     """Raise `InputError` if the late window has no measurement, as can happen for a probe that forks runs."""
     for name in study.probes if reduction == "tail_mean" else ():
-        produces_measure = measure_name in {measure.name for measure in probe[name].traits.measures}
-        if produces_measure and max(study.due(name)) < (1 - LATE) * study.train.steps:
+        produced = {measure.name: measure for measure in probe[name].traits.measures}
+        if measure_name not in produced or produced[measure_name].per_run:
+            continue
+        if max(study.due(name)) < (1 - LATE) * study.train.steps:
             raise InputError(
                 f"{locate('reduction')}: 'tail_mean' is the last {LATE:.0%} of a run, where probes.{name} reads "
                 "nothing; allowed: final, mean_after_warmup"
             )
+
+
+def _check_late_starts(study: Study, arms: Iterable[str], reduction: str, locate: Locate) -> None:
+    """Raise `InputError` if an arm starts inside the late window, which would then be another one than that of others."""
+    for arm in arms if reduction == "tail_mean" else ():
+        if arm not in study.grid.arms:
+            continue
+        for size in study.grid.batch_size:
+            if study.first_step(arm, size) > (1 - LATE) * study.lengths(size)[0]:
+                raise InputError(
+                    f"{locate('reduction')}: 'tail_mean' is the last {LATE:.0%} of a run, and {arm!r} starts inside it "
+                    f"at step {study.first_step(arm, size)}; allowed: final, mean_after_warmup"
+                )
 
 
 # --- two measures of the same runs -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stability.devices import is_accelerator
 from stability.optimizers import Layout, buffer_widths, inputs_of
-from stability.study import Train, optimizer_of
+from stability.study import Start, Train, optimizer_of
 
 
 @dataclass
@@ -57,13 +57,19 @@ def preconditioner(state: OptimizerState, train: Train) -> Tensor | None:
     return None if diagonal_of is None else diagonal_of(state.buffers, state.steps, **options)
 
 
-def lr_schedule_factor(train: Train, step: int) -> float:
+def lr_schedule_factor(train: Train, step: int, start: Start | None = None) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
+
+    For runs with a *start* it is multiplied by a warm-up that begins there and by their own multiplier.
 
     >>> short = Train(steps=8, warmup=4, lr_schedule="cosine")
     >>> [round(lr_schedule_factor(short, step), 3) for step in range(8)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
+    if start is not None:
+        since = step - start.first_step
+        warm = min(1.0, (since + 1) / start.warmup) if start.warmup else 1.0
+        return warm * start.lr_multiplier * lr_schedule_factor(train, step)
     if step < train.warmup:
         return (step + 1) / train.warmup
     if train.lr_schedule == "constant":
@@ -84,13 +90,18 @@ class LearningRates:
     column: Tensor
 
     @classmethod
-    def of(cls, trains: Sequence[Train], lrs: Sequence[float], device: torch.device) -> LearningRates:
-        """Return the rates of replicas with these training settings and base rates."""
+    def of(
+        cls, trains: Sequence[Train], lrs: Sequence[float], device: torch.device, start: Start | None = None
+    ) -> LearningRates:
+        """Return the rates of replicas with these training settings, base rates and *start*.
+
+        Rows before the start are not read.
+        """
         keys = [(lr, train.warmup, train.lr_schedule) for train, lr in zip(trains, lrs, strict=True)]
         distinct = dict(zip(keys, trains, strict=True))
         # Products in float64, rounded once.
         rates = [
-            [lr * lr_schedule_factor(train, step) for step in range(train.steps)]
+            [lr * lr_schedule_factor(train, step, start) for step in range(train.steps)]
             for (lr, *_), train in distinct.items()
         ]
         column = torch.tensor([list(distinct).index(key) for key in keys])
