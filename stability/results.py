@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -183,14 +183,10 @@ def _length(study: Study, arm: str, batch_size: int, warmup: int | None = None) 
 
 def _after_event(results: Results, column: str, how: AfterEvent) -> pd.Series:
     """Return what the course of a column after the event of each run is summed up to; NaN without an event."""
-    study, total = results.study, _lengths(results)[0]
+    total, events = _lengths(results)[0], _events(results)
     higher = results.measures[column].better == "higher"
-    events = {
-        run: study.event_step(arm, size)
-        for run, arm, size in results.runs[["run", "arm", "batch_size"]].itertuples(index=False)
-    }
 
-    def summed_up(rows: pd.DataFrame, run: str) -> float:
+    def summed_up(rows: pd.DataFrame, run: Any) -> float:
         event = events.get(run)
         if event is None:
             return math.nan
@@ -199,6 +195,30 @@ def _after_event(results: Results, column: str, how: AfterEvent) -> pd.Series:
 
     rows = results.steps[["run", "step", column]].dropna()
     return pd.Series({run: summed_up(part, run) for run, part in rows.groupby("run", sort=False)}, dtype=float)
+
+
+def _events(results: Results) -> dict[str, int | None]:
+    """Return the step of the event of each run; None without one."""
+    runs = results.runs[["run", "arm", "batch_size"]]
+    return {run: results.study.event_step(arm, size) for run, arm, size in runs.itertuples(index=False)}
+
+
+def diverged_level(results: Results, name: str) -> pd.Series | float:
+    """Return per run what a measure counts as if the run diverged, having learned nothing; NaN where nothing follows.
+
+    That is the chance level of a bounded measure. A measure after an event is that of a run which is at chance from the
+    event on.
+    """
+    measure, steps = results.measures[name], results.steps
+    column = measure.columns[0] if measure.after_event else name
+    chance = results.measures[column].chance if column in results.measures else ""
+    if not chance:
+        return math.nan
+    if measure.after_event is None:
+        return summarize(results, chance, "final")
+    after = steps["step"] > steps["run"].map(_events(results)).astype(float)
+    at_chance = steps.assign(**{column: steps[column].mask(after, steps[chance])})
+    return summarize(replace(results, steps=at_chance), name, "final")
 
 
 def _spike_rates(results: Results, column: str) -> pd.Series:

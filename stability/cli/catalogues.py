@@ -88,7 +88,9 @@ def measures() -> dict[str, tuple[Measure, str]]:
         entries |= {
             measure.name: (
                 measure,
-                f"one number a run with an event, from the probe {name}" if measure.after_event else f"made by the probe {name}",
+                f"one number a run with an event, from the probe {name}"
+                if measure.after_event
+                else f"made by the probe {name}",
             )
             for measure in variant.traits.measures
         }

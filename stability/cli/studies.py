@@ -127,7 +127,9 @@ def _startup_note(cost: Cost) -> str:
 def _summarize(cost: Cost) -> str:
     """Return the cost of a replication in one line."""
     search = f"{cost.tuning_runs} tuning runs and " if cost.tuning_runs else ""
-    return f"{search}{cost.runs} runs, in {cost.groups} groups, {_steps(cost)} steps each: about {_minutes(cost.seconds)}"
+    return (
+        f"{search}{cost.runs} runs, in {cost.groups} groups, {_steps(cost)} steps each: about {_minutes(cost.seconds)}"
+    )
 
 
 def _steps(cost: Cost) -> str:

@@ -37,7 +37,14 @@ def recovery(steps: np.ndarray, values: np.ndarray, event: int, last: int, highe
     """Return the steps from the event until a value, having become worse than at the event, is again at least as good.
 
     0 if no value is worse. If it never recovers, the steps from the event to the end of the run: a lower bound. NaN if
-    the value at the event is missing, or nothing was measured afterwards. Arguments as of `retained`.
+    the value at the event is missing, or nothing was measured afterwards.
+
+    Args:
+        steps: Measured steps, ascending, (n,).
+        values: The value at each, (n,).
+        event: The step of the event; its value was measured before the event had an effect.
+        last: The end of the run.
+        higher: Whether a higher value is better.
 
     >>> course = np.array([4, 6, 8]), np.array([0.5, 0.1, 0.5])
     >>> recovery(*course, 4, 8), recovery(*course, 6, 8), recovery(np.array([4, 6]), np.array([0.5, 0.1]), 4, 9)
@@ -57,7 +64,14 @@ def recovery(steps: np.ndarray, values: np.ndarray, event: int, last: int, highe
 def jump(steps: np.ndarray, values: np.ndarray, event: int, last: int, higher: bool = True) -> float:
     """Return the largest value after the event minus the value at the event.
 
-    NaN if the value at the event is missing or nothing was measured afterwards. Arguments as of `retained`.
+    NaN if the value at the event is missing or nothing was measured afterwards.
+
+    Args:
+        steps: Measured steps, ascending, (n,).
+        values: The value at each, (n,).
+        event: The step of the event; its value was measured before the event had an effect.
+        last: The end of the run, which does not matter here.
+        higher: Whether a higher value is better, which does not matter here.
 
     >>> jump(np.array([4, 6, 8]), np.array([1.0, 5.0, 2.0]), 4, 8)
     4.0

@@ -50,7 +50,9 @@ def run_in(path: str, prefix: str | None) -> str:
     runs = _runs(path)
     if prefix is None:
         if len(runs) > 1:
-            raise InputError(f"{path} has the parameters of {len(runs)} runs; allowed: one of them, as run = {runs[0]!r}")
+            raise InputError(
+                f"{path} has the parameters of {len(runs)} runs; allowed: one of them, as run = {runs[0]!r}"
+            )
         return runs[0] if runs else ""
     selected = [run for run in runs if run.startswith(prefix)]
     if len(selected) != 1:
@@ -97,7 +99,9 @@ def read_parameters_of(path: str, prefix: str | None, shapes: Shapes) -> dict[st
     with _opened(path) as file:
         names = set(file.keys())
         for name in sorted(shapes.keys() - names):
-            raise InputError(f"{path}: has no {name!r}, a parameter of the towers{nearest(name, names - shapes.keys())}")
+            raise InputError(
+                f"{path}: has no {name!r}, a parameter of the towers{nearest(name, names - shapes.keys())}"
+            )
         for name in sorted(names):
             if name not in shapes and not name.startswith("loss."):
                 raise InputError(f"{path}: has {name!r}, which no tower has{nearest(name, shapes)}")
@@ -109,7 +113,9 @@ def read_parameters_of(path: str, prefix: str | None, shapes: Shapes) -> dict[st
 
 def _check(path: str, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     if value.shape != shape:
-        raise InputError(f"{path}: {name!r} has the shape {list(value.shape)}; allowed: {list(shape)}, as in the towers")
+        raise InputError(
+            f"{path}: {name!r} has the shape {list(value.shape)}; allowed: {list(shape)}, as in the towers"
+        )
     if value.dtype != torch.float32:
         raise InputError(f"{path}: {name!r} is {str(value.dtype).removeprefix('torch.')}; allowed: float32")
     if not bool(value.isfinite().all()):

@@ -199,7 +199,8 @@ def _number_or(*words: str) -> BeforeValidator:
     def read(value: Any) -> str | float:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number and value not in words:
-            raise PydanticCustomError("number_or_word", f"a number, or one of {', '.join(map(repr, words))}")  # type: ignore[arg-type]
+            allowed = ", ".join(map(repr, words))
+            raise PydanticCustomError("number_or_word", "a number, or one of {allowed}", {"allowed": allowed})
         return value if isinstance(value, str) else float(value)
 
     return BeforeValidator(read)

@@ -15,6 +15,7 @@ from stability.encoders import Modality, encoder
 from stability.optimizers import optimizer, options_of
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Registry, Variant
+from stability.study.parameter_files import digest_of
 from stability.study.schema import (
     DEFAULT_SCALE,
     Arm,
@@ -33,7 +34,6 @@ from stability.study.schema import (
     Train,
     Tune,
 )
-from stability.study.parameter_files import digest_of
 from stability.study.setting_axes import Settings, with_settings
 
 OPTIMIZER_OPTIONS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.0, "nesterov": False}
@@ -213,7 +213,11 @@ class Study(Frozen):
         """Return the total and warm-up steps of the runs at a batch size; *warmup* replaces that of ``[train]``."""
         warmup = self.train.warmup if warmup is None else warmup
         share = self._share(self.train, batch_size)
-        return (self.train.steps, warmup) if share == 1 else (max(1, round(self.train.steps * share)), round(warmup * share))
+        return (
+            (self.train.steps, warmup)
+            if share == 1
+            else (max(1, round(self.train.steps * share)), round(warmup * share))
+        )
 
     def _share(self, train: Train, batch_size: int) -> float:
         """Return the steps at a batch size as a share of those at the smallest; 1 unless *train* matches samples."""
@@ -224,7 +228,9 @@ class Study(Frozen):
         steps, warmup = self.lengths(batch_size)
         overrides = {"steps": steps, "warmup": warmup, "budget": "steps"}
         train = self.train_of(arm).model_copy(update=overrides)
-        return self if train == self.train else self.model_copy(update={"train": train, "base": self.base or self.train})
+        return (
+            self if train == self.train else self.model_copy(update={"train": train, "base": self.base or self.train})
+        )
 
     @property
     def untrained(self) -> Study:

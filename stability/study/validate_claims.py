@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from stability.contrasts import contrast
-from stability.losses import loss, scalars_of
 from stability.datasets import declared_offers
+from stability.losses import loss, scalars_of
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Variant, nearest, shortened
 from stability.study.schema import LATE, Claim, Published, Ranking
@@ -41,25 +41,33 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         _check_window(study, name, claim.reduction or variant.traits.reduction, locate)
         if not measures[name].per_run:
             _check_late_starts(study, claim.compare, claim.reduction or variant.traits.reduction, locate)
-    for side, name in enumerate(claim.compare):
-        if name not in study.grid.arms:
-            hint = nearest(name, study.grid.arms)
-            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
-        if derived := [key for key in named.values() if measures[key].after_event] and name not in study.with_event:
-            raise InputError(
-                f"{locate('compare', side)}: {name!r} has no event, so it has no {derived[0]!r} (arms with one: "
-                f"{', '.join(study.with_event)})"
-            )
-        arm_loss = study.arm(name).loss
-        if missing := {measures[key].scalar for key in named.values()} - {"", *scalars_of(loss[arm_loss])}:
-            where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
-            raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
+    _check_sides(study, claim, [measures[name] for name in named.values()], locate)
     needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits.on == "times"
     for key, name in named.items():
         if needs_direction and not measures[name].better:
             hint = nearest(name, [other for other, measure in measures.items() if measure.better])
             raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
+        if variant.traits.on == "times" and measures[name].per_run:
+            raise InputError(f"{locate(key)}: {name!r} is one number a run and reaches no threshold at a step")
     _check_needs(study, claim, variant, locate)
+
+
+def _check_sides(study: Study, claim: Claim, measures: Iterable[Measure], locate: Locate) -> None:
+    """Raise `InputError` unless both arms of a claim are in the grid and have its *measures*."""
+    for side, name in enumerate(claim.compare):
+        if name not in study.grid.arms:
+            hint = nearest(name, study.grid.arms)
+            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
+        for measure in measures:
+            if measure.after_event and name not in study.with_event:
+                raise InputError(
+                    f"{locate('compare', side)}: {name!r} has no event, so it has no {measure.name!r} (arms with one: "
+                    f"{', '.join(study.with_event)})"
+                )
+        arm_loss = study.arm(name).loss
+        if missing := {measure.scalar for measure in measures} - {"", *scalars_of(loss[arm_loss])}:
+            where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
+            raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
 
 
 def _check_event_exists(study: Study, name: str, where: str) -> None:
@@ -80,6 +88,8 @@ def check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     _check_scale(ranking.transform, ranking.measure, measures, locate)
     _check_coverage(study, ranking.measure, "measure", locate)
     _check_first(study, ranking.measure, ranking.reduction, locate)
+    if measures[ranking.measure].per_run and ranking.reduction:
+        raise InputError(f"{locate('reduction')}: {ranking.measure!r} is one number a run and takes no reduction")
     if not measures[ranking.measure].per_run:
         _check_late_starts(study, study.ranked(ranking), ranking.reduction or "tail_mean", locate)
     if study.rankings.count(ranking) > 1:
@@ -177,7 +187,7 @@ def _check_window(study: Study, measure_name: str, reduction: str, locate: Locat
 
 
 def _check_late_starts(study: Study, arms: Iterable[str], reduction: str, locate: Locate) -> None:
-    """Raise `InputError` if an arm starts inside the late window, which would then be another one than that of others."""
+    """Raise `InputError` if an arm starts inside the late window, which would then not be that of the other arms."""
     for arm in arms if reduction == "tail_mean" else ():
         if arm not in study.grid.arms:
             continue

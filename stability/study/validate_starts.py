@@ -49,7 +49,7 @@ def _check_keys(start: Start, locate: Locate) -> None:
     """Raise `InputError` unless a start names an arm and a step, or a file."""
     if (start.arm is None) == (start.parameters is None):
         both = "got both arm and parameters" if start.arm else "got neither arm nor parameters"
-        raise InputError(f"{locate()}: {both}; allowed: arm and step, or parameters = \"FILE.safetensors\"")
+        raise InputError(f'{locate()}: {both}; allowed: arm and step, or parameters = "FILE.safetensors"')
     if start.arm is not None and start.step is None:
         raise InputError(f"{locate('step')}: required with arm, but missing")
     for key in ("step",) if start.arm is None else ("run",):

@@ -59,8 +59,15 @@ class Checkpoint:
     def with_rows(self, runs: Sequence[str], tensors: Mapping[str, Tensor]) -> Checkpoint:
         """Return the checkpoint with other runs and their rows of `tensors`."""
         buffers = {name.removeprefix(BUFFER): value for name, value in tensors.items() if name.startswith(BUFFER)}
-        parts = {name: tensors[name] for name in ("theta", "alive", "norms", "generators")}
-        return replace(self, runs=tuple(runs), buffers=buffers, **parts)
+        return replace(
+            self,
+            runs=tuple(runs),
+            buffers=buffers,
+            theta=tensors["theta"],
+            alive=tensors["alive"],
+            norms=tensors["norms"],
+            generators=tensors["generators"],
+        )
 
 
 def checkpoint_of(population: Population, runs: int) -> Checkpoint:
@@ -152,9 +159,18 @@ def _read(path: Path) -> Checkpoint:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if _digest({key: value for key, value in facts.items() if key != "sha256"}, tensors) != facts["sha256"]:
         raise ValueError("its content does not have the checksum written with it")
-    empty = {name: torch.empty(0) for name in ("theta", "alive", "norms", "generators")}
-    plain = {key: facts[key] for key in ("step", "scalars", "optimizer_steps", "norms_seen")}
-    return Checkpoint(runs=(), buffers={}, **plain, **empty).with_rows(facts["runs"], tensors)
+    return Checkpoint(
+        runs=tuple(facts["runs"]),
+        step=facts["step"],
+        theta=tensors["theta"],
+        scalars=facts["scalars"],
+        buffers={name.removeprefix(BUFFER): value for name, value in tensors.items() if name.startswith(BUFFER)},
+        optimizer_steps=facts["optimizer_steps"],
+        alive=tensors["alive"],
+        norms=tensors["norms"],
+        norms_seen=facts["norms_seen"],
+        generators=tensors["generators"],
+    )
 
 
 def _digest(facts: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:

@@ -93,9 +93,13 @@ class LearningRates:
     def of(
         cls, trains: Sequence[Train], lrs: Sequence[float], device: torch.device, start: Start | None = None
     ) -> LearningRates:
-        """Return the rates of replicas with these training settings, base rates and *start*.
+        """Return the rates of replicas of one arm and batch size; rows before their start are not read.
 
-        Rows before the start are not read.
+        Args:
+            trains: their training settings.
+            lrs: their base rates.
+            device: where training takes place.
+            start: what they start from; None: fresh weights.
         """
         keys = [(lr, train.warmup, train.lr_schedule) for train, lr in zip(trains, lrs, strict=True)]
         distinct = dict(zip(keys, trains, strict=True))

@@ -160,7 +160,9 @@ def _compare(
     rows = stored[stored["run"] == run.id].set_index("step")
     for name in logged[0] if logged else ():
         ours = torch.stack([measures[name] for measures in logged]).cpu().float()
-        theirs = torch.tensor(rows[name].reindex(range(first_step, first_step + len(logged))).to_numpy("float32", copy=True))
+        theirs = torch.tensor(
+            rows[name].reindex(range(first_step, first_step + len(logged))).to_numpy("float32", copy=True)
+        )
         both_nan = ours.isnan() & theirs.isnan()
         if device.type == "cpu":
             same = (ours == theirs) | both_nan
@@ -171,6 +173,7 @@ def _compare(
         if not same.all():
             first = int((~same).int().argmax())
             raise InputError(
-                f"run {run.id}: the replay differs from what is stored: {name} at step {first_step + first} is {ours[first]:.9g}, "
-                f"stored is {theirs[first]:.9g}; was the run directory edited, or written by other code?"
+                f"run {run.id}: the replay differs from what is stored: {name} at step {first_step + first} is "
+                f"{ours[first]:.9g}, stored is {theirs[first]:.9g}; was the run directory edited, or written by "
+                "other code?"
             )

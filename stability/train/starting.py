@@ -21,7 +21,9 @@ from stability.train.optimizer import GradClipper, OptimizerState
 from stability.train.population import Population
 
 
-def start_parameters_(study: Study, spec: ModelSpec, runs: Sequence[Run], theta: Tensor, origin: Checkpoint | None) -> None:
+def start_parameters_(
+    study: Study, spec: ModelSpec, runs: Sequence[Run], theta: Tensor, origin: Checkpoint | None
+) -> None:
     """Overwrite the initial parameters (R, P) by those that *runs* start from, except for a bias that is fitted.
 
     Args:
@@ -157,8 +159,8 @@ def fit_bias_(population: Population) -> None:
         bias = fitted_scalar(objective, scalars, stacked, "loss.bias")
         if not bool(bias.isfinite()):
             raise InputError(
-                f"arms.{run.arm}.start.bias: 'fitted': no bias from -1000 to 1000 minimizes the loss of run {run.id} at "
-                "its start; allowed: another value"
+                f"arms.{run.arm}.start.bias: 'fitted': no bias from -1000 to 1000 minimizes the loss of run {run.id} "
+                "at its start; allowed: another value"
             )
         spec.layout.view(population.theta, "loss.bias")[replica] = bias
 

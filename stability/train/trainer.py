@@ -18,8 +18,8 @@ from stability.grid import Group
 from stability.probes import probe
 from stability.study import Start, Study, digest
 from stability.train.batches import BatchStream
-from stability.train.checkpoints import Checkpoint, checkpoint_of, read_checkpoint
 from stability.train.capture import EAGER_STEPS, CapturedStep, Inputs
+from stability.train.checkpoints import Checkpoint, checkpoint_of, read_checkpoint
 from stability.train.data import (
     false_negative_fraction,
     text_fingerprints,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from stability.analysis import Results
 from stability.report.figures import panels, scales, tables
 from stability.report.figures.figure import ReportFigure
-from stability.report.style import ArmStyle, styled
+from stability.report.style import LIGHT, ArmStyle, styled
 from stability.results import chance_losses
 
 
@@ -162,13 +163,16 @@ def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
         bold = tables.across_seeds(thin, "step")
     styles = tables.styles_in(results, table)
     diverged = results.runs[results.runs["diverged_at"].notna()]
-    sheet = trajectory_figure(thin, bold, styles, plot, _references(results, plot), float(results.study.train.steps))
+    last_step, events = float(results.study.train.steps), _events(results)
+    sheet = trajectory_figure(thin, bold, styles, plot, _references(results, plot), last_step, events)
     marked = mark_divergence(sheet, thin, diverged) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
     if stride > 1:
         averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {stride}."
     seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
+    if any(events.values()):
+        crossed += " Thin vertical lines: the steps at which arms start from others."
     last = whole.sort_values("step").groupby(panels.cell_columns(whole), sort=False).tail(1)
     return ReportFigure(
         id=plot.id,
@@ -179,6 +183,15 @@ def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
         figure=sheet.figure,
         table=tables.shown(whole),
     )
+
+
+def _events(results: Results) -> dict[tuple[object, ...], set[int]]:
+    """Return the steps of the events of a panel's runs after step 0, by the panel's key."""
+    events: dict[tuple[object, ...], set[int]] = {}
+    for (*key, arm), rows in panels.grouped(results.runs, *panels.axes_of(results.runs), "arm"):
+        steps = {results.study.event_step(arm, size) for size in rows["batch_size"].unique()}
+        events.setdefault(tuple(key), set()).update(step for step in steps if step)
+    return events
 
 
 def _references(results: Results, plot: Plot) -> Mapping[tuple[object, ...], float]:
@@ -200,6 +213,7 @@ def trajectory_figure(
     plot: Plot,
     references: Mapping[tuple[object, ...], float],
     last: float,
+    events: Mapping[tuple[object, ...], Iterable[int]] = MappingProxyType({}),
 ) -> panels.Sheet:
     """Return a sheet of lines over steps, a panel per batch size and noise level.
 
@@ -210,12 +224,16 @@ def trajectory_figure(
         plot: The definition of the figure.
         references: The reference level of each panel, by key.
         last: The last training step.
+        events: The steps of the events in each panel, by key, drawn as thin vertical lines.
     """
     sheet = panels.faceted(thin, styles)
     with styled():
         panels.draw_lines(sheet, thin, bold, "step", panels.axes_of(thin), banded=tables.banded(thin))
         for key in sheet.axes.keys() & references.keys():
             scales.reference(sheet.axes[key], references[key])
+        for key in sheet.axes.keys() & events.keys():
+            for step in events[key]:
+                sheet.axes[key].axvline(step, color=LIGHT["muted"], linewidth=0.6, zorder=1)
         levels = references.values() if plot.scale != "log" or thin["value"].max() > 0.3 else []
         scales.value_axis(sheet, plot.scale, [*thin["value"], *levels], zero=plot.zero)
         scales.step_axis(sheet, last)
