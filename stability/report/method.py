@@ -51,9 +51,9 @@ def _pairing(results: Results) -> Paragraphs:
         "Runs and pairing",
         f"Every combination of the grid is one run. At one seed all arms{fresh} start from the same tower weights and "
         "see the same batches and the same noise, so that arms can be compared within the seed."
-        f"{_own_streams(results)} Training is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
-        f"then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that rate. {clipping}"
-        f"{_parts(results)}{_recipes(results)}",
+        f"{_own_streams(results)} Training is {_optimizer(train)} for {length} the learning rate rising over the first "
+        f"{train.warmup:,}, then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that "
+        f"rate. {clipping}{_parts(results)}{_recipes(results)}",
     )
     if results.study.model.extra_modalities:
         yield (

@@ -78,6 +78,8 @@ def _opened(path: str) -> Iterator[Any]:
     try:
         with safe_open(Path(path).expanduser(), framework="pt") as file:
             yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as a safetensors file: {error}") from error
 

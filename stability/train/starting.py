@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from stability.grid import Run
 from stability.probes import Batch, Params
-from stability.probes.matched import fitted_scalar
 from stability.registry import InputError
 from stability.study import Start, Study, read_parameters_of, scalar_starts
 from stability.train.batches import BatchStream
@@ -102,7 +102,8 @@ def start_state_(population: Population, origin: Checkpoint | None) -> None:
         for generator, run, row in zip(population.generators, runs, rows, strict=True):
             # A stream of its own goes on by itself.
             if population.data.fresh and run.parent and run.parent.rng_seed == run.rng_seed:
-                generator.set_state(origin.generators[row])
+                # A copy: torch reads the state from the first byte of the storage, not of a view.
+                generator.set_state(origin.generators[row].clone())
     if scalar_starts(study, runs[0].arm, start).get("bias") == "fitted":
         fit_bias_(population)
 
@@ -132,9 +133,8 @@ def _keep_optimizer_state_(
 def fit_bias_(population: Population) -> None:
     """Set the bias of each replica to the value that minimizes its loss on its next batch.
 
-    Towers and other scalars are as they are; the problem has one unknown and is convex for a sigmoid loss of linear
-    logits. Each replica is solved by itself, in float64 (see `stability.probes.matched.fitted_scalar`). Random streams
-    do not advance.
+    Towers and other scalars are as they are, so that the problem has one unknown; for a sigmoid loss of linear logits
+    it is convex. Each replica is solved by itself, in float64 (see `minimizer`). Random streams do not advance.
 
     Args:
         population: the population before its first step.
@@ -148,21 +148,51 @@ def fit_bias_(population: Population) -> None:
         params = {name: value[replica] for name, value in spec.layout.unflatten_contiguous(population.theta).items()}
         inputs = {name: value[replica] for name, value in batch.items()}
         with torch.no_grad():
-            rows = [spec.embed(name, params, inputs[name]) for name in spec.towers]
-        scalars = {name: value for name, value in params.items() if name.startswith("loss.") and name != "loss.bias"}
-        reserved = {name: inputs[name] for name in spec.loss.reserved}
-        stacked = {"rows": [row[None] for row in rows], **{name: value[None] for name, value in reserved.items()}}
-
-        def objective(params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-            return spec.loss_of(list(batch["rows"]), dict(params), batch)[0]
-
-        bias = fitted_scalar(objective, scalars, stacked, "loss.bias")
+            rows = [spec.embed(name, params, inputs[name]).double() for name in spec.towers]
+        scalars = {name: value.double() for name, value in params.items() if name.startswith("loss.")}
+        bias = minimizer(partial(_loss_at, spec, rows, scalars, inputs), rows[0].new_zeros(()))
         if not bool(bias.isfinite()):
             raise InputError(
                 f"arms.{run.arm}.start.bias: 'fitted': no bias from -1000 to 1000 minimizes the loss of run {run.id} "
                 "at its start; allowed: another value"
             )
         spec.layout.view(population.theta, "loss.bias")[replica] = bias
+
+
+def _loss_at(spec: ModelSpec, rows: list[Tensor], scalars: Params, inputs: Batch, bias: Tensor) -> Tensor:
+    """Return the loss of one replica's unit rows (B, D) of each tower at a bias."""
+    return spec.loss_of(rows, {**scalars, "loss.bias": bias}, inputs)[0]
+
+
+def minimizer(loss: Callable[[Tensor], Tensor], zero: Tensor, bound: float = 1e3, iterations: int = 60) -> Tensor:
+    """Return where a convex function of one number has its minimum, by bisection of its derivative; NaN if nowhere.
+
+    The number of iterations is fixed, so that an accelerator is not waited for; 60 exhaust float64.
+
+    Args:
+        loss: maps the number to the value, both 0-d.
+        zero: zero, for type and device.
+        bound: the minimum is looked for from -*bound* to *bound*.
+        iterations: number of bisections.
+
+    >>> minimizer(lambda x: (x - 3) ** 2, torch.zeros((), dtype=torch.float64))
+    tensor(3., dtype=torch.float64)
+    >>> minimizer(torch.exp, torch.zeros((), dtype=torch.float64))
+    tensor(nan, dtype=torch.float64)
+    """
+
+    def slope(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(loss(leaf), leaf)[0]
+
+    low, high = zero - bound, zero + bound
+    inside = (slope(low) < 0) & (slope(high) > 0)
+    for _ in range(iterations):
+        middle = (low + high) / 2
+        falling = slope(middle) < 0
+        low, high = torch.where(falling, middle, low), torch.where(falling, high, middle)
+    return torch.where(inside, (low + high) / 2, torch.nan)
 
 
 def _next_batch(population: Population) -> dict[str, Any]:
