@@ -264,7 +264,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="u
 
 
 def test_the_study_of_the_guide_runs_to_a_report_that_draws_the_claim_along_its_axis(tmp_path):
-    text, arm = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    text, arm, *_ = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
     compared = text.replace('["clip", "siglip"]', '["clip", "siglip", "siglip-lion"]').replace(
         "[[claims]]", "[probes.gradient_noise]\nevery = 50\n\n[[claims]]", 1
     )

@@ -31,7 +31,7 @@ from stability.report.method import paragraphs
 from stability.results import Results, summarize
 from stability.stats import SUMMARIES
 from stability.store import group_path
-from stability.study import parse_study
+from stability.study import Start, parse_study
 from stability.train import Trainer
 from stability.train.checkpoints import checkpoint_of, read_checkpoint, write_checkpoint
 from stability.train.optimizer import lr_schedule_factor
@@ -795,3 +795,28 @@ def test_manifests_name_the_parents(switched):
     assert "parent" not in by_arm["clip"][0]
     for entry in manifest["groups"]:
         assert group_path(switched, entry["id"]).is_file()
+
+
+# --- the guide -------------------------------------------------------------------------------------------------------
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "vary.md").read_text(encoding="utf-8")
+
+
+def test_the_study_of_the_guide_runs_to_its_findings(tmp_path):
+    (text,) = (
+        block for block in re.findall(r"```toml\n(.*?)```", GUIDE, flags=re.DOTALL) if "Switching the loss" in block
+    )
+    assert {
+        start.bias for start in (parse_study(text, "t.toml", "t").arm(f"bias-{name}").start for name in ("10",))
+    } == {-10}
+    study = parse_study(text, "t.toml", "t", "smoke")
+    findings = analyze(load_results(run(study, "cpu", out=tmp_path / "run")), checks=False)
+    assert [claim.n_pairs for claim in findings.claims] == [2, 2, 2]
+
+
+def test_the_guide_names_every_key_of_a_start():
+    table = GUIDE[GUIDE.index("| Key of `start`") :]
+    named = {
+        key for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for key in re.findall("`([a-z_]+)`", row)
+    }
+    assert named == {*Start.model_fields}
