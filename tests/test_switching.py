@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from pretended_device import DEVICE, counted, pretended
 from safetensors.torch import load_file, save_file
 
 from stability.analysis import analyze, load_results
@@ -123,11 +124,11 @@ def child_of(start: str, *changes: tuple[str, str], loss: str = "siglip", text: 
     )
 
 
-def trainer_of(study, arm, **how):
+def trainer_of(study, arm, device=CPU, **how):
     runs = tuple(run for run in runs_of(study) if run.arm == arm)
     size = runs[0].batch_size
     group = Group("g", tuple(run for run in runs if run.batch_size == size))
-    return Trainer(study_of(study, group), group, study.pairs(), CPU, **how)
+    return Trainer(study_of(study, group), group, study.pairs(), device, **how)
 
 
 def trained(study, arm, to=None):
@@ -298,6 +299,34 @@ def test_a_run_whose_parent_is_no_longer_finite_is_not_finite_either():
     assert child.step()["loss"].isnan().tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize("optimizer_state", ["reset", "kept"])
+def test_an_accelerator_starts_children_with_the_bits_of_the_cpu_and_then_waits_for_nothing(optimizer_state):
+    state = ('bias = "fitted" }', f'bias = "fitted", optimizer_state = "{optimizer_state}" }}')
+    study = parsed(state, ("lr_schedule", "clip_quantile = 0.5\nlr_schedule"))
+    measured = {}
+    for device in (CPU, DEVICE):
+        with pretended():
+            trainer = trainer_of(study, "child", device=device)
+            first = {name: value.cpu() for name, value in trainer.step().items()}
+            with counted() as counts:
+                trainer.step()
+            measured[device] = first | {"theta": trainer.population.theta.cpu()}
+    assert not counts.waits, counts.waits
+    assert all(torch.equal(measured[DEVICE][name], value) for name, value in measured[CPU].items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_a_child_captured_as_a_cuda_graph_is_a_child_trained_eagerly():
+    study, device = parsed(("steps = 9", "steps = 30"), text=TEXT), torch.device("cuda")
+    captured, eager = (trainer_of(study, "child", device=device, capture=capture) for capture in (True, False))
+    for _ in range(captured.warmup_steps + 4):
+        ours, theirs = captured.step(), eager.step()
+        assert_allclose(ours["loss"].cpu(), theirs["loss"].cpu(), rtol=1e-3)
+    assert captured.captured, captured.notes
+    assert captured.population.optimizer.steps == int(captured.population.optimizer.count)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -464,6 +493,17 @@ def test_a_start_is_part_of_what_a_run_is_and_its_parent_is_not_changed_by_it():
     assert len({other.hash for other in (study, *others)}) == 1 + len(others)
     parents = [row["parent"] for row in run_table(runs_of(study)) if row["arm"] == "child"]
     assert parents == ids(study, "clip")
+
+
+def test_what_changes_a_parent_changes_its_children_and_no_other_run():
+    plain, hotter = (
+        parsed(),
+        parsed(("[arms.grandchild]", "[arms.clip]\nloss = 'clip'\nlog_scale = 3.0\n\n[arms.grandchild]")),
+    )
+    for arm in ("clip", "child", "grandchild"):
+        assert not {*ids(plain, arm)} & {*ids(hotter, arm)}
+    reset = parsed(("step = 7 }", "step = 7, warmup = 1 }"))
+    assert [ids(reset, arm) == ids(plain, arm) for arm in ("clip", "child", "grandchild")] == [True, True, False]
 
 
 def test_what_an_axis_sets_is_set_for_parent_and_child():
