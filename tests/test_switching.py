@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,8 @@ def test_a_child_with_its_parent_s_loss_and_state_is_its_parent_bit_for_bit(case
             ours, theirs = child.step(), parent.step()
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         assert torch.equal(parent.population.theta, child.population.theta)
+        assert torch.equal(parent.population.clipper.recent, child.population.clipper.recent)
+        assert int(parent.population.clipper.seen) == int(child.population.clipper.seen)
         for name in study.probes:
             ours, theirs = child.read(name).values, parent.read(name).values
             assert all(torch.equal(ours[key].nan_to_num(), theirs[key].nan_to_num()) for key in theirs)
@@ -302,7 +305,8 @@ def test_a_run_whose_parent_is_no_longer_finite_is_not_finite_either():
 @pytest.mark.parametrize("optimizer_state", ["reset", "kept"])
 def test_an_accelerator_starts_children_with_the_bits_of_the_cpu_and_then_waits_for_nothing(optimizer_state):
     state = ('bias = "fitted" }', f'bias = "fitted", optimizer_state = "{optimizer_state}" }}')
-    study = parsed(state, ("lr_schedule", "clip_quantile = 0.5\nlr_schedule"))
+    few = ("noise = [0.0, 0.4]", "noise = [0.4]"), ("step = 4, bias", "step = 1, bias")
+    study = parsed(state, *few, ("lr_schedule", "clip_quantile = 0.5\nlr_schedule"), text=TEXT)
     measured = {}
     for device in (CPU, DEVICE):
         with pretended():
@@ -365,28 +369,30 @@ def test_rows_begin_at_the_switch_and_every_probe_is_read_there(switched):
         recalled = sorted(mine.dropna(subset=["recall_at_1"])["step"].unique())
         assert recalled == sorted({first, *(step for step in (0, 3, 6, 9) if step > first)})
         assert sorted(mine.dropna(subset=["held_out_loss"])["step"].unique())[0] == first
+        diverged = results.runs[results.runs["arm"] == arm]["diverged_at"].dropna()
+        assert (diverged >= first).all()
+        assert len(diverged) or arm != "child"
 
 
 def test_a_checkpoint_the_parent_trained_again_a_kill_and_another_machine_give_the_same_bytes(switched, tmp_path):
     whole, study = group_files(switched), parsed()
     assert not (switched / "checkpoints").exists()
-    for groups, left in ((1, 1), (2, 2)):
-        out = tmp_path / f"{groups}"
-        with pytest.raises(Killed):
-            run(study, "cpu", out=out, callbacks=killed_after(groups))
-        assert len(list((out / "checkpoints").glob("*.safetensors"))) == left
-        assert len(group_files(out)) == groups
-        without = tmp_path / f"{groups}-without"
-        shutil.copytree(out, without)
-        shutil.rmtree(without / "checkpoints")
-        for resumed in (out, without):
-            run(study, "cpu", out=resumed)
-            assert group_files(resumed) == whole
-            assert not (resumed / "checkpoints").exists()
-    for name, content in whole.items():
-        (group,) = (group for group in plan_groups(study, CPU, runs_of(study)).groups if name.startswith(group.id))
-        sent = train_remote(Task(study, group, tmp_path / "elsewhere", CPU, checkpoints=True))
-        assert sent.files == {f"groups/{name}": content}
+    out, without = tmp_path / "r", tmp_path / "without"
+    with pytest.raises(Killed):
+        run(study, "cpu", out=out, callbacks=killed_after(1))
+    assert len(list((out / "checkpoints").glob("*.safetensors"))) == 1
+    shutil.copytree(out, without)
+    shutil.rmtree(without / "checkpoints")
+    with pytest.raises(Killed):
+        run(study, "cpu", out=out, callbacks=killed_after(1))
+    assert len(list((out / "checkpoints").glob("*.safetensors"))) == len(group_files(out)) == 2
+    for resumed in (out, without):
+        run(study, "cpu", out=resumed)
+        assert group_files(resumed) == whole
+        assert not (resumed / "checkpoints").exists()
+    group = plan_groups(study, CPU, runs_of(study)).groups[-1]
+    sent = train_remote(Task(study, group, tmp_path / "elsewhere", CPU, checkpoints=True))
+    assert sent.files == {f"groups/{group.id}.parquet": whole[f"{group.id}.parquet"]}
 
 
 def test_checkpoints_are_read_and_damaged_ones_are_not(switched, tmp_path):
@@ -421,10 +427,8 @@ def test_checkpoints_are_read_and_damaged_ones_are_not(switched, tmp_path):
 
 
 def test_workers_train_children_after_their_parents_to_the_same_bytes(switched, tmp_path):
-    from stability.execute import executor_of
-
     order: list[str] = []
-    with executor_of("processes:2", "cpu", ()) as executor:
+    with ThreadPoolExecutor(1) as executor:
         callbacks = Callbacks(done=lambda group, seconds: order.append(group.arm))
         run(parsed(), "cpu", executor, tmp_path / "r", callbacks)
     assert group_files(tmp_path / "r") == group_files(switched)
@@ -493,6 +497,13 @@ def test_a_start_is_part_of_what_a_run_is_and_its_parent_is_not_changed_by_it():
     assert len({other.hash for other in (study, *others)}) == 1 + len(others)
     parents = [row["parent"] for row in run_table(runs_of(study)) if row["arm"] == "child"]
     assert parents == ids(study, "clip")
+
+
+def test_replications_have_parents_of_their_own():
+    (other,) = parsed(
+        ('[[claims]]\nid = "retained"', '[replications.later]\ngrid.first_seed = 50\n\n[[claims]]\nid = "retained"')
+    ).replications
+    assert {member.parent.seed for member in runs_of(other) if member.parent} == {50, 51}
 
 
 def test_what_changes_a_parent_changes_its_children_and_no_other_run():
