@@ -72,9 +72,7 @@ def tables(results: Results, findings: Findings) -> dict[str, pd.DataFrame]:
 def _runs(results: Results) -> pd.DataFrame:
     stored = {*results.steps.columns}
     measures = [
-        name
-        for name, measure in results.measures.items()
-        if not measure.listed and stored.issuperset(measure.pooled or (name,))
+        name for name, measure in results.measures.items() if not measure.listed and stored.issuperset(measure.columns)
     ]
     final = {name: summarize(results, name, "final").reindex(results.runs["run"]).to_numpy() for name in measures}
     return pd.concat([results.runs, pd.DataFrame(final, index=results.runs.index)], axis=1)

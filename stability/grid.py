@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from stability.losses import loss, scalars_of, scalars_with
@@ -18,6 +19,7 @@ from stability.study import (
     Train,
     combinations,
     digest,
+    identity_of_start,
     search_of,
     settings_of,
     train_table,
@@ -70,6 +72,7 @@ class Run:
         shared: Those of *settings* that all runs trained together must share.
         train: Keys of ``[train]`` in which it may differ from the runs trained with it.
         scalars: Initial values of the loss's scalars in which it may differ from them.
+        parent: The run from which it starts: that of another arm in the same cell at the same seed.
     """
 
     arm: str
@@ -88,6 +91,12 @@ class Run:
     shared: Settings = ()
     train: Settings = ()
     scalars: Settings = ()
+    parent: Run | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many other runs it builds on, one after another; 0 if it starts from fresh weights or a file."""
+        return 0 if self.parent is None else self.parent.depth + 1
 
     @property
     def tuning(self) -> bool:
@@ -123,6 +132,11 @@ class Group:
         return self.runs[0].tuning
 
     @property
+    def depth(self) -> int:
+        """How many other groups have to be trained before it, one after another."""
+        return self.runs[0].depth
+
+    @property
     def settings(self) -> Settings:
         """The values of setting axes that all its runs share."""
         return self.runs[0].shared
@@ -133,7 +147,9 @@ def study_of(study: Study, group: Group) -> Study:
     return (search_of(study) if group.tuning else study.at(group.settings)).trained_as(group.arm, group.batch_size)
 
 
-def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: dict[str, Any]) -> dict[str, Any]:
+def _configuration(
+    study: Study, plain: dict[str, Any], options: Options, cell: dict[str, Any], parent: Run | None = None
+) -> dict[str, Any]:
     """Return everything that determines the numbers of one run, as plain data without defaults.
 
     Titles, claims and the rest of the grid are not included, so stored runs stay valid when these are edited.
@@ -143,6 +159,7 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
         plain: The study as plain data (`Study.canonical`).
         options: Options of the loss that tuning sets; the result is the same if the arm sets an equal value.
         cell: The values of the grid's axes.
+        parent: The run from which it starts.
     """
     arm = study.arm(cell["arm"], options)
     variant = loss[arm.loss]
@@ -165,6 +182,10 @@ def _configuration(study: Study, plain: dict[str, Any], options: Options, cell: 
     source = {"source": variant.source} if variant.source else {}
     if arm.rng_stream:
         kept["rng_stream"] = arm.rng_stream
+    if arm.start:
+        kept["start"] = identity_of_start(study, cell["arm"], cell["batch_size"])
+    if parent:
+        kept["start"]["parent"] = parent.id
     return {"schema": SCHEMA, **kept, **cell, "loss": {"name": arm.loss, **source, **scalars, **set_options}}
 
 
@@ -221,25 +242,33 @@ def _expand_at(
     plain = study.canonical()
     axes = (grid.arms, grid.batch_size, grid.values("train_pairs"), grid.corruption, grid.noise)
     multipliers = grid.lr_multipliers or (1.0,)
+    parts = cache(lambda arm, size: _parts(study, arm, size, values))
+
+    def run_of(arm: str, size: int, pairs: int, cell: dict[str, Any], setting: Setting, multiplier: float) -> Run:
+        start = study.arm(arm).start
+        parent = run_of(start.arm, size, pairs, cell, setting, multiplier) if start and start.arm else None
+        cell = {"arm": arm, "batch_size": size, **cell}
+        axis = {"train_pairs": pairs} if pairs else {}
+        configuration = _configuration(study, plain, setting.options, cell | axis, parent)
+        shared, train, scalars = parts(arm, size)
+        return Run(
+            **cell,
+            id=digest(configuration),
+            options=setting.options,
+            rng_stream=study.arm(arm).rng_stream,
+            train_pairs=pairs,
+            lr_multiplier=multiplier,
+            settings=values,
+            shared=shared,
+            train=train,
+            scalars=scalars,
+            parent=parent,
+        )
+
     for arm, size, pairs, corruption, noise in itertools.product(*axes):
-        shared, train, scalars = _parts(study, arm, size, values)
         for setting, multiplier, seed in itertools.product(settings[arm, size], multipliers, seeds):
-            cell = {"arm": arm, "batch_size": size, "corruption": corruption, "noise": noise}
-            cell |= {"lr": _multiply(setting.lr, multiplier), "seed": seed}
-            axis = {"train_pairs": pairs} if pairs else {}
-            configuration = _configuration(study, plain, setting.options, cell | axis)
-            yield Run(
-                **cell,
-                id=digest(configuration),
-                options=setting.options,
-                rng_stream=study.arm(arm).rng_stream,
-                train_pairs=pairs,
-                lr_multiplier=multiplier,
-                settings=values,
-                shared=shared,
-                train=train,
-                scalars=scalars,
-            )
+            cell = {"corruption": corruption, "noise": noise, "lr": _multiply(setting.lr, multiplier), "seed": seed}
+            yield run_of(arm, size, pairs, cell, setting, multiplier)
 
 
 def _parts(study: Study, arm: str, batch_size: int, values: Settings) -> tuple[Settings, Settings, Settings]:
@@ -278,7 +307,7 @@ def _multiply(lr: float, multiplier: float) -> float:
     return lr if multiplier == 1.0 else float(f"{lr * multiplier:.12g}")
 
 
-PARTS = ("settings", "levels", "shared", "train", "scalars")
+PARTS = ("settings", "levels", "shared", "train", "scalars", "parent")
 
 
 def shape_of(run: Run) -> str:
@@ -322,6 +351,7 @@ def run_table(runs: Iterable[Run]) -> list[dict[str, Any]]:
     rows = [
         {("run" if key == "id" else key): value for key, value in vars(run).items() if key not in PARTS}
         | dict(run.levels)
+        | ({"parent": run.parent.id} if run.parent else {})
         for run in runs
     ]
     rare = {"options": (), "rng_stream": "", **RARE}

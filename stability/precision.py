@@ -94,7 +94,9 @@ _active: list[torch.dtype] = []
 
 def is_reduced(device: torch.device) -> bool:
     """Return whether products on *device* are now computed in a 16-bit format (see `autocast`)."""
-    return torch.is_autocast_enabled(device.type) if is_accelerator(device) else bool(_active)
+    if not is_accelerator(device):
+        return bool(_active)
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def multiplies_natively(dtype: torch.dtype) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from stability.grid import Chosen, Run, level_of, runs_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
 from stability.probes import Measure
+from stability.stats.after_event import AfterEvent
 from stability.study import LATE, Options, Study, combinations
 from stability.vocabulary import AXES
 
@@ -101,12 +102,13 @@ def run_frame(
         if row["status"] == "finished" and run.id not in losses:
             row["status"] = "planned"
         if run.id in losses:
-            total, warmup = at[run.settings].lengths(run.batch_size)
+            total, warmup = _length(at[run.settings], run.arm, run.batch_size)
             level = chance(run.settings, run.arm, run.batch_size, run.options)
-            step = diverged_at(losses[run.id].to_numpy()[:total], level, warmup)
+            first = study.first_step(run.arm, run.batch_size)
+            step = diverged_at(losses[run.id].to_numpy()[: total - first], level, warmup - first)
             row |= {
                 "status": "finished" if step is None else "diverged",
-                "diverged_at": math.nan if step is None else step,
+                "diverged_at": math.nan if step is None else first + step,
             }
         rows.append(row)
     return pd.DataFrame(rows)
@@ -134,11 +136,16 @@ def summarize(results: Results, name: str, reduction: str) -> pd.Series:
     Reductions: "first" is the first measured value, before the first step if it is measured there; "final" the last;
     "best" the best; "tail_mean" the mean over the last fifth of the steps; "mean_after_warmup" the area under the curve
     after warm-up, per step. A pooled measure is the ratio of its two means. A spike rate is already one number per run,
-    over all steps after warm-up.
+    over all steps after warm-up, and so is a measure after an event, which is NaN for runs without one.
+
+    Steps count from the start of training: a run that starts from another has the late window of all runs, and its
+    warm-up ends with its own.
     """
     measure = results.measures[name]
     if measure.spikes:
         return _spike_rates(results, measure.spikes)
+    if measure.after_event:
+        return _after_event(results, *measure.after_event)
     if measure.pooled:
         top, bottom = (summarize(results, part, reduction) for part in measure.pooled)
         return top / bottom
@@ -162,9 +169,60 @@ def _lengths(results: Results) -> tuple[pd.Series, pd.Series]:
     """Return the steps and the warm-up steps of each run, indexed by run."""
     runs, train = results.runs, results.study.train
     warmups = runs.get("train.warmup", pd.Series(train.warmup, runs.index))
-    lengths = [results.study.lengths(*pair) for pair in zip(runs["batch_size"], warmups, strict=True)]
+    cells = zip(runs["arm"], runs["batch_size"], warmups, strict=True)
+    lengths = [_length(results.study, arm, size, warmup) for arm, size, warmup in cells]
     total, warmup = (pd.Series([pair[k] for pair in lengths], runs["run"], dtype=float) for k in (0, 1))
     return total, warmup
+
+
+def _length(study: Study, arm: str, batch_size: int, warmup: int | None = None) -> tuple[int, int]:
+    """Return the last step of a run and the step after its warm-up: after both, for one that starts with its own."""
+    total, warm = study.lengths(batch_size, warmup)
+    start = study.start_of(arm, batch_size)
+    return total, max(warm, start.first_step + start.warmup) if start else warm
+
+
+def _after_event(results: Results, column: str, how: AfterEvent) -> pd.Series:
+    """Return what the course of a column after the event of each run is summed up to; NaN without an event."""
+    total, events = _lengths(results)[0], _events(results)
+    higher = results.measures[column].better == "higher"
+
+    def summed_up(rows: pd.DataFrame, run: Any) -> float:
+        event = events.get(run)
+        if event is None:
+            return math.nan
+        steps, values = rows["step"].to_numpy(), rows[column].to_numpy(np.float64)
+        return stats.SUMMARIES[how](steps, values, event, int(total[run]), higher)
+
+    rows = results.steps[["run", "step", column]].dropna()
+    return pd.Series({run: summed_up(part, run) for run, part in rows.groupby("run", sort=False)}, dtype=float)
+
+
+def _events(results: Results) -> dict[str, int | None]:
+    """Return the step of the event of each run; None without one."""
+    events: dict[str, int | None] = {}
+    for study, runs in by_settings(results):
+        cells = runs[["run", "arm", "batch_size"]].itertuples(index=False)
+        events |= {run: study.event_step(arm, size) for run, arm, size in cells}
+    return events
+
+
+def diverged_level(results: Results, name: str) -> pd.Series | float:
+    """Return per run what a measure counts as if the run diverged, having learned nothing; NaN where nothing follows.
+
+    That is the chance level of a bounded measure. A measure after an event is that of a run which is at chance from the
+    event on.
+    """
+    measure, steps = results.measures[name], results.steps
+    column = measure.columns[0] if measure.after_event else name
+    chance = results.measures[column].chance if column in results.measures else ""
+    if not chance:
+        return math.nan
+    if measure.after_event is None:
+        return summarize(results, chance, "final")
+    after = steps["step"] > steps["run"].map(_events(results)).astype(float)
+    at_chance = steps.assign(**{column: steps[column].mask(after, steps[chance])})
+    return summarize(replace(results, steps=at_chance), name, "final")
 
 
 def _spike_rates(results: Results, column: str) -> pd.Series:

@@ -1,8 +1,9 @@
 """Reads and writes a run directory, which is crash-safe, resumable and readable with any Parquet reader.
 
 ``manifest.json`` records what is planned and finished. ``groups/<group>.parquet`` has one row per run and step.
-``params/<group>.safetensors``, written on request, has the parameters after the last step. Files are written under a
-temporary name, flushed to disk and renamed, so a file that exists is complete.
+``params/<group>.safetensors``, written on request, has the parameters after the last step.
+``checkpoints/<group>-<step>.safetensors`` has what other runs start from (`stability.train.checkpoints`). Files are
+written under a temporary name, flushed to disk and renamed, so a file that exists is complete.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def remove_stale(run_dir: Path) -> None:
 
     Its workers, which end a moment later, may remove theirs at the same time.
     """
-    unfinished = {"groups": ".*", "params": ".*", "report": ".*.tmp", ".": ".*.tmp"}
+    unfinished = {"groups": ".*", "params": ".*", "checkpoints": ".*", "report": ".*.tmp", ".": ".*.tmp"}
     for leftover in [path for folder, names in unfinished.items() for path in (run_dir / folder).glob(names)]:
         leftover.unlink(missing_ok=True)
 

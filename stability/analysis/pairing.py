@@ -14,6 +14,7 @@ from stability.probes import Measure
 from stability.results import (
     Results,
     chance_losses,
+    diverged_level,
     steps_to_threshold,
     summarize,
     transformed,
@@ -104,10 +105,8 @@ def run_values(results: Results, claim: Claim, name: str, on: str, reduction: st
     if reduction == "first":
         # Measured before the first step, so a later divergence does not matter.
         return values if on == "raw" else transformed(results, name, values, scale)
-    chance = results.measures[name].chance
-    # A diverged run has learned nothing: the chance level if a measure is bounded; otherwise there is no such level.
-    level = summarize(results, chance, "final").reindex(runs.index) if chance else math.nan
-    level = chance_losses(results) if scale == "relative_to_chance" else level
+    level = chance_losses(results) if scale == "relative_to_chance" else diverged_level(results, name)
+    level = level.reindex(runs.index) if isinstance(level, pd.Series) else level
     values = values.where(~diverged, level)
     return values if on == "raw" else transformed(results, name, values, scale)
 

@@ -81,11 +81,19 @@ def measures() -> dict[str, tuple[Measure, str]]:
     from stability.probes import STEP_MEASURES, probe
 
     entries = {
-        measure.name: (measure, "one number a run" if measure.spikes else "made at each step")
+        measure.name: (measure, "one number a run" if measure.per_run else "made at each step")
         for measure in STEP_MEASURES
     }
     for name, variant in sorted(probe.items()):
-        entries |= {measure.name: (measure, f"made by the probe {name}") for measure in variant.traits.measures}
+        entries |= {
+            measure.name: (
+                measure,
+                f"one number a run with an event, from the probe {name}"
+                if measure.after_event
+                else f"made by the probe {name}",
+            )
+            for measure in variant.traits.measures
+        }
     return {name: (measure, origin) for name, (measure, origin) in entries.items() if not measure.listed}
 
 

@@ -108,7 +108,7 @@ def plan(
             ("study", f"{loaded.title} ({loaded.name}, {loaded.scale})"),
             *(("data", note) for note in loaded.notes),
             *([("tuning", f"{cost.tuning_runs} runs first, on seeds of their own")] if cost.tuning_runs else []),
-            ("runs", f"{cost.runs}, in {cost.groups} groups, {cost.steps} steps each"),
+            ("runs", f"{cost.runs}, in {cost.groups} groups, {_steps(cost)} steps each"),
             ("device", f"{cost.device}, {cost.workers} at a time"),
             (
                 "time",
@@ -130,7 +130,14 @@ def _startup_note(cost: Cost) -> str:
 def _summarize(cost: Cost) -> str:
     """Return the cost of a replication in one line."""
     search = f"{cost.tuning_runs} tuning runs and " if cost.tuning_runs else ""
-    return f"{search}{cost.runs} runs, in {cost.groups} groups, {cost.steps} steps each: about {_minutes(cost.seconds)}"
+    return (
+        f"{search}{cost.runs} runs, in {cost.groups} groups, {_steps(cost)} steps each: about {_minutes(cost.seconds)}"
+    )
+
+
+def _steps(cost: Cost) -> str:
+    """Return the steps that runs train; a range if some start from others in mid-training."""
+    return f"{cost.steps}" if cost.least_steps == cost.steps else f"{cost.least_steps} to {cost.steps}"
 
 
 def _gibibytes(count: int) -> str:

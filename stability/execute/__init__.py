@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from stability.store import (
     write_manifest,
 )
 from stability.study import Study, load_study
+from stability.train.checkpoints import remove_checkpoints
 
 __all__ = [
     "Callbacks",
@@ -159,10 +160,10 @@ def _train_pending(study: Study, where: Path, device: torch.device, options: Run
     if options.only_failed:
         groups = _failed(manifest, groups, where, callbacks)
     callbacks.begin(len(groups))
-    tasks = deque(_task(study, group, where.resolve(), device, save_params, manifest) for group in groups)
+    planned = [_task(study, group, where.resolve(), device, save_params, manifest) for group in groups]
+    tasks: deque[Task] = deque()
     stop = Event()
-    results = run_serial(tasks, callbacks, stop) if executor is None else run_parallel(tasks, executor, callbacks, stop)
-    for task, result in results:
+    for task, result in _trained(planned, tasks, executor, callbacks, stop):
         if result.cause == "disk":
             raise InputError(result.failure)
         if result.cause == "memory" and len(task.group.runs) > 2:
@@ -176,6 +177,8 @@ def _train_pending(study: Study, where: Path, device: torch.device, options: Run
         _record(where, manifest, task, result, callbacks)
         if options.fail_fast and result.failure:
             stop.set()
+    if all(entry["status"] == "finished" for entry in manifest["groups"]):
+        remove_checkpoints(where)
     if not manifest.get("tuning") or options.only_failed or stop.is_set():
         return False
     failed = sum(entry["status"] == "failed" for entry in manifest["groups"] if entry.get("tuning"))
@@ -184,11 +187,28 @@ def _train_pending(study: Study, where: Path, device: torch.device, options: Run
     return not failed
 
 
+def _trained(
+    planned: Sequence[Task], tasks: deque[Task], executor: Executor | None, callbacks: Callbacks, stop: Event
+) -> Iterator[tuple[Task, GroupResult]]:
+    """Yield each of the *planned* tasks with its result, by way of *tasks*, to which the caller may add parts of one.
+
+    A group is started only when all groups have ended that its runs may start from.
+    """
+    for depth in sorted({task.group.depth for task in planned}):
+        if stop.is_set():
+            return
+        tasks.extend(task for task in planned if task.group.depth == depth)
+        if executor is None:
+            yield from run_serial(tasks, callbacks, stop)
+        else:
+            yield from run_parallel(tasks, executor, callbacks, stop)
+
+
 def _task(
     study: Study, group: Group, where: Path, device: torch.device, save_params: bool, manifest: dict[str, Any]
 ) -> Task:
     memory = manifest["bytes_per_replica"][shape_of(group.runs[0])] * len(group.runs)
-    return Task(study, group, where, device, save_params, memory)
+    return Task(study, group, where, device, save_params, checkpoints=True, bytes=memory)
 
 
 def _failed(manifest: dict[str, Any], groups: Sequence[Group], where: Path, callbacks: Callbacks) -> tuple[Group, ...]:

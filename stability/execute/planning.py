@@ -28,7 +28,10 @@ MAX_REPLICAS = {"cpu": 32, "cuda": 1024}
 
 @dataclass(frozen=True)
 class Plan:
-    """The groups still to be trained, longest first, and the bytes of one replica of each shape."""
+    """The groups still to be trained and the bytes of one replica of each shape.
+
+    Groups come after those that their runs start from, then longest first.
+    """
 
     groups: tuple[Group, ...]
     bytes: dict[str, int]
@@ -64,7 +67,7 @@ def sharing_of(executor: Executor | None) -> int:
 def plan_groups(
     study: Study, device: torch.device, runs: Sequence[Run], kept: Sequence[Group] = (), sharing: int = 1
 ) -> Plan:
-    """Return the *kept* groups and new ones of *runs*, longest first.
+    """Return the *kept* groups and new ones of *runs*, after those that they start from, then longest first.
 
     A new group has as many replicas as fit half the memory of its worker; on an accelerator, half of what the data
     leave. The plan is a pure function of study and machine, and on a GPU of the number of workers that share it.
@@ -89,8 +92,8 @@ def plan_groups(
             needs[shape] = bytes_per_replica(at, run.arm, run.batch_size, pairs)
             width[shape] = _width(memory, MAX_REPLICAS[device.type], needs[shape], data)
     groups = (*kept, *groups_of(runs, lambda run: width[shape_of(run)]))
-    longest_first = sorted(groups, key=lambda group: -needs[shape_of(group.runs[0])] * len(group.runs))
-    return Plan(tuple(longest_first), needs)
+    ordered = sorted(groups, key=lambda group: (group.depth, -needs[shape_of(group.runs[0])] * len(group.runs)))
+    return Plan(tuple(ordered), needs)
 
 
 def _width(memory: int, widest: int, need: int, data: DataBytes) -> int:
@@ -118,6 +121,7 @@ class Cost:
         tuning_runs: Runs of the tuning search before it.
         groups: Groups of both.
         steps: Training steps of a run.
+        least_steps: Training steps of the run that starts last from another; the same without such runs.
         device: Model of the device.
         workers: Processes that train in parallel.
         seconds: Total time of training and probes, *start* included.
@@ -131,6 +135,7 @@ class Cost:
     tuning_runs: int
     groups: int
     steps: int
+    least_steps: int
     device: str
     workers: int
     seconds: float
@@ -197,11 +202,13 @@ def estimate(
     samples, start = _measured(study, plan, device, steps, workers, executor)
     # If the test is also run without tuning, it is trained twice.
     copies = 2 if study.tune and study.tune.untuned else 1
-    seconds: dict[bool, list[float]] = {True: [], False: []}
+    # The test cannot start before the last group of the search is done, nor a run before those it starts from.
+    seconds: dict[tuple[bool, int], list[float]] = {}
     peaks = []
     for group in plan.groups:
         sample = samples[group.arm, _cost_shape(study, group)]
-        seconds[group.tuning] += [sample.timing.seconds] * (1 if group.tuning else copies)
+        part = seconds.setdefault((group.tuning, group.depth), [])
+        part += [sample.timing.seconds] * (1 if group.tuning else copies)
         peaks.append(sample.bytes)
     # Each worker starts once, and loads data and libraries at its first measurement.
     start += max((sample.timing.loading for sample in samples.values()), default=0.0)
@@ -210,14 +217,19 @@ def estimate(
         tuning_runs=sum(len(group.runs) for group in plan.groups if group.tuning),
         groups=sum(map(len, seconds.values())),
         steps=study.train.steps,
+        least_steps=min(_own_steps(study, arm) for arm in study.grid.arms),
         device=device_model(device),
         workers=workers,
-        # The test cannot start before the last group of the search is done.
         seconds=start + sum(_makespan(durations, workers) for durations in seconds.values()),
         start=start,
         measured_steps=steps,
         bytes=sum(sorted(peaks)[-workers:]),
     )
+
+
+def _own_steps(study: Study, arm: str) -> int:
+    """Return how many steps the runs of an arm train themselves, at the smallest batch size."""
+    return study.train.steps - study.first_step(arm, min(study.grid.batch_size))
 
 
 CostShape = tuple[int, Settings, bool, int, tuple[int, ...]]

@@ -31,7 +31,7 @@ def replay_run(
     run: str | None,
     *,
     step: int | None = None,
-    keep: Collection[int] | Callable[[int], Collection[int]] = (),
+    keep: Collection[int] | Callable[[int, int], Collection[int]] = (),
     progress: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Replay:
     """Train one finished run of *run_dir* again, check it against the stored measurements, and return it.
@@ -43,7 +43,8 @@ def replay_run(
         run_dir: The run directory.
         run: The id of a run or a unique prefix of one; None for the first finished run of the test.
         step: The step to return; None for the last.
-        keep: Further steps at which to keep the parameters, or a function that maps the last step to them.
+        keep: Further steps at which to keep the parameters, or a function that maps the first and the last step to
+            them.
         progress: Called with the number of steps done and the total.
 
     Raises:
@@ -67,15 +68,16 @@ def replay_run(
     for sentence in damaged_groups(where, [entry]):
         raise InputError(sentence)
     group = Group(entry["id"], tuple(runs[run_id] for run_id in entry["runs"]))
-    total = study_of(study, group).train.steps
+    trained = study_of(study, group)
+    total, first = trained.train.steps, trained.first_step(selected.arm, selected.batch_size)
     last = total if step is None else step
-    kept = keep(last) if callable(keep) else keep
+    kept = keep(first, last) if callable(keep) else keep
     params_path = parameters_path(where, entry["id"])
     if last == total and checksum_matches(params_path, entry.get("params_checksum")):
         saved = read_parameters(params_path, selected.id)
     with reproducible_arithmetic():
         return replay(
-            study_of(study, group),
+            trained,
             group,
             selected,
             step=last,

@@ -40,8 +40,8 @@ class Pair:
 
     @property
     def early(self) -> pd.DataFrame:
-        """Return the absolute differences (steps, runs) in the first `EARLY` steps."""
-        return (self.again - self.stored).abs().loc[:EARLY]
+        """Return the absolute differences (steps, runs) in the first `EARLY` steps of the runs."""
+        return (self.again - self.stored).abs().loc[: self.stored.index[0] + EARLY]
 
     @property
     def off(self) -> pd.Series:

@@ -27,6 +27,7 @@ from stability.plugins import Plugin, load_plugins
 from stability.store import disk_fault, group_path, parameters_path
 from stability.study import Study
 from stability.train import train_group
+from stability.train.checkpoints import checkpoints_folder
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -45,6 +46,8 @@ class Task:
         where: The run directory.
         device: The device to train on.
         save_params: Whether to write the final parameters too.
+        checkpoints: Whether to read the checkpoints of parents in the run directory, and to write those of other runs'
+            parents; else parents are trained up to the switch, to the same bits.
         bytes: Memory that the group takes.
         token: Name of a file in ``groups/``; a worker that sees it there shares the disk.
     """
@@ -54,6 +57,7 @@ class Task:
     where: Path
     device: torch.device
     save_params: bool = False
+    checkpoints: bool = False
     bytes: int = 0
     token: str = ""
 
@@ -82,10 +86,11 @@ def train_local(task: Task, progress: Callable[[int], None]) -> GroupResult:
     start = time.perf_counter()
     params = parameters_path(task.where, task.group.id) if task.save_params else None
     path = group_path(task.where, task.group.id)
+    checkpoints = checkpoints_folder(task.where) if task.checkpoints else None
     try:
         with reproducible_arithmetic():
             study = study_of(task.study, task.group)
-            notes = train_group(study, task.group, study.pairs(), path, task.device, progress, params)
+            notes = train_group(study, task.group, study.pairs(), path, task.device, progress, params, checkpoints)
     except Exception as error:  # noqa: BLE001 (a user's loss may raise anything; the traceback is kept)
         seconds = time.perf_counter() - start
         if isinstance(error, OSError) and (sentence := disk_fault(error, task.where)):
@@ -114,7 +119,7 @@ def train_remote(task: Task, report: Callable[[str], None] | None = None) -> Gro
         path.unlink(missing_ok=True)
         return result
     with TemporaryDirectory() as folder, _heartbeats(report or (lambda heartbeat: None)) as progress:
-        local_task = replace(task, where=Path(folder))
+        local_task = replace(task, where=Path(folder), checkpoints=False)
         group_path(local_task.where, task.group.id).parent.mkdir()
         result = train_local(local_task, progress)
         written = [path for path in local_task.where.rglob("*") if path.is_file() and not result.failure]

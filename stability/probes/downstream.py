@@ -103,6 +103,24 @@ def hard_negative_accuracy(image: Tensor, text: Tensor, negatives: Tensor) -> Te
             "Recall@1, text to image",
             "Share of texts whose nearest image says the same.",
         ),
+        Measure(
+            "recall_retained",
+            "Recall@1 retained",
+            "Lowest recall@1 after the event of a run, such as the change of its loss, over that at the event, which "
+            "was measured before the first update after it.",
+            "share",
+            better="higher",
+            after_event=("recall_at_1", "retained"),
+        ),
+        Measure(
+            "steps_to_recover",
+            "Steps to recover recall@1",
+            "Steps from the event of a run until recall@1, having fallen below its value at the event, is again at "
+            "least that; 0 if it never fell. A run that does not recover counts all its steps after the event.",
+            "steps",
+            better="lower",
+            after_event=("recall_at_1", "recovery"),
+        ),
         Measure("recall_at_1_chance", "Chance of recall@1", "Expected same-caption recall@1 of random embeddings."),
         Measure(
             "zero_shot_accuracy",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stability.registry import Registry, Traits
+from stability.stats.after_event import AfterEvent
 
 Params = dict[str, Tensor]
 Batch = dict[str, Any]
@@ -39,6 +40,8 @@ class Measure:
         chance: the column that holds the measure's chance level.
         pooled: two columns; the measure is the ratio of their means over a window of steps, never a mean of ratios.
         spikes: a column; the measure is its rate of spikes, one number per run.
+        after_event: a column and how its course after the event of a run is summed up, one number per run; runs without
+            an event have none (see `stability.stats.after_event`).
         listed: whether each step has a list of values.
         better: which direction is good, if any; it defines "best" and "reaching a threshold".
         needs: what the data must offer (see `stability.datasets`); other data yield no such measure.
@@ -56,6 +59,7 @@ class Measure:
     chance: str = ""
     pooled: tuple[str, str] | None = None
     spikes: str = ""
+    after_event: tuple[str, AfterEvent] | None = None
     listed: bool = False
     better: Literal["higher", "lower", ""] = ""
     needs: str = ""
@@ -71,7 +75,19 @@ class Measure:
     @property
     def stored(self) -> bool:
         """Return whether run files hold this measure; the others are derived from stored columns."""
-        return self.pooled is None and not self.spikes
+        return self.columns == (self.name,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the stored columns that it is read from."""
+        if self.after_event:
+            return self.after_event[:1]
+        return self.pooled or (self.spikes or self.name,)
+
+    @property
+    def per_run(self) -> bool:
+        """Return whether it is one number per run, so that no reduction applies."""
+        return bool(self.spikes or self.after_event)
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def write_landscape(
     return _write(Path(run_dir) / "landscape", name + at, table, figure)
 
 
-def _path_steps(last: int) -> list[int]:
-    return sorted({round(last * index / (PATH_POINTS - 1)) for index in range(PATH_POINTS)})
+def _path_steps(first: int, last: int) -> list[int]:
+    return sorted({first + round((last - first) * index / (PATH_POINTS - 1)) for index in range(PATH_POINTS)})
 
 
 def _slice(replay: Replay, view: View, points: int, span: Span | None) -> tuple[pd.DataFrame, Figure]:

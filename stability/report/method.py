@@ -14,7 +14,7 @@ from stability.replication_agreement import RULE
 from stability.report.blocks import Formula
 from stability.report.definitions import Paragraphs, losses, measures
 from stability.stats.wording import confidence_in_percent, number
-from stability.study import Claim, Train, optimizer_of, search_of, settings_of
+from stability.study import Claim, Study, Train, optimizer_of, scalar_starts, search_of, settings_of
 from stability.vocabulary import NOT_TESTABLE, REDUCTIONS, TRANSFORMS, axes_in, axis_of
 
 INTERVAL = Formula(
@@ -40,6 +40,7 @@ def _pairing(results: Results) -> Paragraphs:
         clipping = f"Gradients are clipped at the {train.clip_quantile:g} quantile of the run's own norms."
     elif train.clip_norm is not None:
         clipping = f"Gradients are clipped at a norm of {train.clip_norm:g}."
+    fresh = " but those that start from others" if any(arm.start for arm in results.study.arms.values()) else ""
     schedule = "constant" if train.lr_schedule == "constant" else "following a cosine"
     length = f"{train.steps:,} steps,"
     if train.budget == "samples":
@@ -49,11 +50,11 @@ def _pairing(results: Results) -> Paragraphs:
         length += "larger ones, so that all see equally many samples,"
     yield (
         "Runs and pairing",
-        "Every combination of the grid is one run. At one seed all arms start from the same tower weights and see the "
-        f"same batches and the same noise, so that arms can be compared within the seed.{_own_streams(results)} "
-        f"Training is {_optimizer(train)} for {length} the learning rate rising over the first {train.warmup:,}, "
-        f"then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that rate. {clipping}"
-        f"{_parts(results)}{_recipes(results)}",
+        f"Every combination of the grid is one run. At one seed all arms{fresh} start from the same tower weights and "
+        "see the same batches and the same noise, so that arms can be compared within the seed."
+        f"{_own_streams(results)} Training is {_optimizer(train)} for {length} the learning rate rising over the first "
+        f"{train.warmup:,}, then {schedule}; the loss's own scalars train at {train.scalar_lr_multiplier:g} times that "
+        f"rate. {clipping}{_parts(results)}{_recipes(results)}",
     )
     yield from _formats(results)
     if results.study.model.extra_modalities:
@@ -65,6 +66,8 @@ def _pairing(results: Results) -> Paragraphs:
         )
     yield from _shards(results)
     yield from _shift(results)
+    if starts := _starts(results.study):
+        yield ("Runs that start from others", starts)
     yield (
         "Divergence",
         "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "
@@ -147,6 +150,46 @@ def _shift(results: Results) -> Paragraphs:
         f"{held_out} Probes that draw batches draw them from the current data, and every scheduled probe also measures "
         f"at the step of the shift, on the new data and before the first update with them.{tuned}",
     )
+
+
+def _starts(study: Study) -> str:
+    """Return in words what arms start from that do not start from fresh weights; "" if all do."""
+    sentences = []
+    for name, arm in study.arms.items():
+        if (start := arm.start) is None:
+            continue
+        if start.arm:
+            whence = (
+                f"those of {start.arm} at the same seed, in the same cell and before their update {start.step:,}, and "
+                "see the batches that these see from there on"
+            )
+        else:
+            whence = f"the parameters of a file ({start.parameters}), the same at every seed"
+        scalars = " and ".join(
+            f"{SCALAR_NAMES[key]} {START_WORDS.get(value, f'at {value}')}"
+            for key, value in scalar_starts(study, name, start).items()
+        )
+        kept = "is kept" if start.optimizer_state == "kept" else "starts anew"
+        sentences.append(
+            f"The runs of {name} start from {whence}. They take over the towers"
+            f"{f', with {scalars}' if scalars else ''}; the state of the optimizer {kept}. "
+            "The learning rate follows the schedule of the study"
+            + (f" times {start.lr_multiplier:g}" if start.lr_multiplier != 1 else "")
+            + (f", over a warm-up of {start.warmup:,} steps of its own" if start.warmup else "")
+            + "."
+        )
+    if sentences:
+        sentences.append("Steps count from the start of training, with those of the parents.")
+    return " ".join(sentences)
+
+
+SCALAR_NAMES = {"log_scale": "log t", "bias": "the bias"}
+START_WORDS: dict[Any, str] = {
+    "kept": "as it was there",
+    "initial": "at the arm's own initial value",
+    "-log B": "at −log B",
+    "fitted": "at the value that minimizes the loss on the first batch",
+}
 
 
 def _optimizer(train: Train) -> str:
@@ -318,6 +361,7 @@ def _trust(findings: Findings) -> Paragraphs:
 def _reading(results: Results, claim: Claim) -> str:
     """Return in words how a claim reduces a run to one number, and on which scale."""
     reduction, scale = reading_of(claim, results.measures[claim.measure])
+    reduction = "" if results.measures[claim.measure].after_event else reduction
     on = contrast[claim.contrast].traits.on
     parts = [
         REDUCTIONS[reduction].text if reduction in REDUCTIONS else "",

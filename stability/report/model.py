@@ -72,7 +72,8 @@ def lengths_in_words(study: Study) -> str:
     """Return the number of steps of the runs; a range from the largest to the smallest batch if samples are matched."""
     steps = sorted({study.lengths(size)[0] for size in study.grid.batch_size})
     if len(steps) == 1:
-        return f"{steps[0]:,} steps each"
+        shared = any(study.first_step(arm, size) for arm in study.grid.arms for size in study.grid.batch_size)
+        return f"{steps[0]:,} steps each{', those that they start from included' if shared else ''}"
     return f"{steps[0]:,} to {steps[-1]:,} steps, equal samples seen"
 
 

@@ -1,5 +1,6 @@
 """Statistics of paired comparisons: functions of arrays aligned by seed that return frozen dataclasses."""
 
+from stability.stats.after_event import SUMMARIES, jump, recovery, retained
 from stability.stats.comparison import Comparison, margin_region
 from stability.stats.divergences import divergence_difference
 from stability.stats.multiplicity import adjust, shared_confidence
@@ -32,6 +33,7 @@ from stability.stats.spreads import spread_ratio
 from stability.stats.verdicts import Verdict, verdict
 
 __all__ = [
+    "SUMMARIES",
     "Comparison",
     "Ranking",
     "Spikes",
@@ -41,6 +43,7 @@ __all__ = [
     "equivalence",
     "equivalence_power",
     "fraction_interval",
+    "jump",
     "log_ratio",
     "looks",
     "loss_spikes_by_deviation",
@@ -49,6 +52,8 @@ __all__ = [
     "paired_difference",
     "power",
     "ranking",
+    "recovery",
+    "retained",
     "seeds_for_equivalence",
     "seeds_needed",
     "seeds_to_settle",

@@ -2,6 +2,7 @@
 
 from stability.study.derive import command_of, with_loss
 from stability.study.loader import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
+from stability.study.parameter_files import read_parameters_of
 from stability.study.schema import (
     DEFAULT_SCALE,
     LATE,
@@ -14,10 +15,12 @@ from stability.study.schema import (
     Ranking,
     Schedule,
     Shift,
+    Start,
     Train,
     Tune,
 )
 from stability.study.setting_axes import Settings, combinations
+from stability.study.starts import identity_of_start, scalar_starts
 from stability.study.study import (
     OPTIMIZER_OPTIONS,
     Study,
@@ -46,6 +49,7 @@ __all__ = [
     "Setting",
     "Settings",
     "Shift",
+    "Start",
     "Study",
     "Train",
     "Tune",
@@ -53,6 +57,7 @@ __all__ = [
     "command_of",
     "digest",
     "find_study",
+    "identity_of_start",
     "kinds",
     "load_study",
     "modalities",
@@ -60,6 +65,8 @@ __all__ = [
     "optimizer_options",
     "parse_options",
     "parse_study",
+    "read_parameters_of",
+    "scalar_starts",
     "search_of",
     "settings_of",
     "shipped_studies",

@@ -26,7 +26,7 @@ from stability.study.validate_shift import check_change
 CLAIMING = ("claims", "rankings", "published", "looks")
 """Keys that say what the runs of a study decide."""
 
-HIDDEN = ("name", "scale", "text", "looks", "replication", "changes")
+HIDDEN = ("name", "scale", "text", "looks", "replication", "changes", "base")
 """Fields of a study that a file cannot set."""
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from stability.precision import LogitsName, PrecisionName
 from stability.registry import InputError, snake_case
@@ -228,6 +230,54 @@ class Grid(Open):
         return "lr_multiplier" if axis == "lr" and self.lr_multipliers else axis
 
 
+def _number_or(*words: str) -> BeforeValidator:
+    """Return the validator of a key that takes a finite number or one of some *words*."""
+
+    def read(value: Any) -> str | float:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number and value not in words:
+            allowed = ", ".join(map(repr, words))
+            raise PydanticCustomError("number_or_word", "a number, or one of {allowed}", {"allowed": allowed})
+        return value if isinstance(value, str) else float(value)
+
+    return BeforeValidator(read)
+
+
+class Start(Frozen):
+    """What the runs of an arm start from instead of fresh weights: other runs in mid-training, or a file.
+
+    Attributes:
+        arm: The arm whose run of the same cell and seed is the parent.
+        step: The step of the switch: the towers are those of the parent before its update of this step, and training
+            goes on from there. With ``train.budget = "samples"`` it is that of the smallest batch size, like *warmup*.
+        parameters: A safetensors file with the towers (and scalars of the loss that are "kept"), instead of an arm;
+            training then starts at step 0.
+        run: Which run of a file of several: its id or a unique prefix.
+        optimizer_state: Whether running means of the towers, and of the scalars that both losses have, start at zero
+            or as the parent had them.
+        log_scale: Where log t starts: as the parent had it, at a number, or at the arm's own initial value. Left out:
+            "kept" if both losses have it and the arm sets no initial value, else "initial".
+        bias: Where the bias starts; "fitted" is the value that minimizes the arm's loss on its first batch.
+        warmup: Steps of linear warm-up after the switch, in addition to the schedule of ``[train]``, which goes on.
+        lr_multiplier: Multiplies the learning rate after the switch.
+    """
+
+    arm: Name | None = None
+    step: Positive | None = None
+    parameters: Text | None = None
+    run: Text | None = None
+    optimizer_state: Literal["reset", "kept"] = "reset"
+    log_scale: Annotated[str | float, _number_or("kept", "initial")] | None = None
+    bias: Annotated[str | float, _number_or("kept", "initial", "-log B", "fitted")] = "initial"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    lr_multiplier: Rate = 1.0
+
+    @property
+    def first_step(self) -> int:
+        """Return the first step that the runs train: that of the switch, or 0 for parameters from a file."""
+        return self.step or 0
+
+
 class Arm(Open):
     """A named arm: a loss with non-default options or initial values of its scalars.
 
@@ -238,11 +288,13 @@ class Arm(Open):
         rng_stream: Name of a separate random stream. Two arms of one loss then differ only by randomness, which is how
             the verdicts themselves are tested.
         train: Overrides of ``[train]`` for this arm, for example one loss at two values of beta2.
+        start: What its runs start from; None: fresh weights.
     """
 
     loss: Name
     rng_stream: str = ""
     train: ArmTrain | None = None
+    start: Start | None = None
 
 
 class Schedule(Open):

@@ -20,6 +20,7 @@ EXCLUDED = {
     "train.budget": "all runs of a study are equally long",
     "data.name": "other data are a replication ([replications.NAME])",
     "data.corruption": "two ways to draw corruption are two studies",
+    "arms.*.start": "an arm that every arm starts from would start from itself",
 }
 """Keys that no axis can set, and why."""
 

@@ -16,6 +16,7 @@ from stability.encoders import Modality, encoder
 from stability.optimizers import optimizer, options_of
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Registry, Variant
+from stability.study.parameter_files import digest_of
 from stability.study.schema import (
     DEFAULT_SCALE,
     Arm,
@@ -30,6 +31,7 @@ from stability.study.schema import (
     Ranking,
     Schedule,
     Shift,
+    Start,
     Text,
     Train,
     Tune,
@@ -117,6 +119,7 @@ class Study(Frozen):
             its runs.
         replication: Name of this replication in the original study; empty for an original study.
         changes: What this replication overrides, in words.
+        base: ``[train]`` and ``[data]`` as the study has them, if its own are of one arm and batch size (`trained_as`).
     """
 
     title: Text
@@ -139,6 +142,7 @@ class Study(Frozen):
     replications: Annotated[tuple[Study, ...], Field(exclude=True)] = ()
     replication: Annotated[str, Field(exclude=True)] = ""
     changes: Annotated[str, Field(exclude=True)] = ""
+    base: Annotated[tuple[Train, Data] | None, Field(exclude=True)] = None
 
     @property
     def hash(self) -> str:
@@ -158,6 +162,9 @@ class Study(Frozen):
             plain["model"]["sources"] = sources
         if sources := self.optimizer_sources:
             plain["optimizer_sources"] = sources
+        for arm in plain.get("arms", {}).values():
+            if path := arm.get("start", {}).get("parameters"):
+                arm["start"]["parameters"] = digest_of(path)
         if self.probes:
             plain["probes"] = {name: _without_defaults(probe, name, plain["probes"][name]) for name in self.probes}
         return plain
@@ -234,22 +241,16 @@ class Study(Frozen):
     def lengths(self, batch_size: int, warmup: int | None = None) -> tuple[int, int]:
         """Return the total and warm-up steps of the runs at a batch size; *warmup* replaces that of ``[train]``."""
         warmup = self.train.warmup if warmup is None else warmup
-        if self.train.budget == "steps":
-            return self.train.steps, warmup
-        share = min(self.grid.batch_size) / batch_size
-        return max(1, round(self.train.steps * share)), round(warmup * share)
+        share = self._share(self.train, batch_size)
+        return (
+            (self.train.steps, warmup)
+            if share == 1
+            else (max(1, round(self.train.steps * share)), round(warmup * share))
+        )
 
-    def event_step(self, arm: str, batch_size: int) -> int | None:
-        """Return the step of the event in the runs of an arm at a batch size: the shift of the data; None without one.
-
-        The row of that step holds measurements before its update, on the shifted data.
-        """
-        shift = self.data.shift
-        if shift is None:
-            return None
-        if self.train.budget == "steps":
-            return shift.step
-        return max(1, round(shift.step * min(self.grid.batch_size) / batch_size))
+    def _share(self, train: Train, batch_size: int) -> float:
+        """Return the steps at a batch size as a share of those at the smallest; 1 unless *train* matches samples."""
+        return 1.0 if train.budget == "steps" else min(self.grid.batch_size) / batch_size
 
     def trained_as(self, arm: str, batch_size: int) -> Study:
         """Return the study with ``[train]`` and the step of the shift that the runs of an arm at a batch size have."""
@@ -258,13 +259,69 @@ class Study(Frozen):
         train = self.train_of(arm).model_copy(update=overrides)
         if train == self.train:
             return self
-        shift = self.data.shift and self.data.shift.model_copy(update={"step": self.event_step(arm, batch_size)})
-        return self.model_copy(update={"train": train, "data": self.data.model_copy(update={"shift": shift})})
+        shift = self.data.shift and self.data.shift.model_copy(update={"step": self._shift_step(batch_size)})
+        data = self.data.model_copy(update={"shift": shift})
+        base = self.base or (self.train, self.data)
+        return self.model_copy(update={"train": train, "data": data, "base": base})
+
+    @property
+    def untrained(self) -> Study:
+        """Return the study before `trained_as`, with the tables from which those of every arm follow."""
+        if self.base is None:
+            return self
+        train, data = self.base
+        return self.model_copy(update={"train": train, "data": data, "base": None})
+
+    def start_of(self, arm: str, batch_size: int) -> Start | None:
+        """Return what the runs of an arm at a batch size start from, with their own steps; None: fresh weights."""
+        start = self.arm(arm).start
+        share = self._share(self.base[0] if self.base else self.train, batch_size)
+        if start is None or share == 1:
+            return start
+        step = None if start.step is None else max(1, round(start.step * share))
+        return start.model_copy(update={"step": step, "warmup": round(start.warmup * share)})
+
+    def first_step(self, arm: str, batch_size: int) -> int:
+        """Return the first step that the runs of an arm at a batch size train: 0, or that of the switch."""
+        start = self.start_of(arm, batch_size)
+        return start.first_step if start else 0
+
+    def event_step(self, arm: str, batch_size: int) -> int | None:
+        """Return the step of the event in the runs of an arm at a batch size; None without one.
+
+        That is the step at which they start from others, else that of the shift of the data. The row of that step holds
+        measurements before its update, on the shifted data.
+        """
+        start = self.start_of(arm, batch_size)
+        return start.first_step if start else self._shift_step(batch_size)
+
+    def _shift_step(self, batch_size: int) -> int | None:
+        if self.data.shift is None:
+            return None
+        share = self._share(self.train, batch_size)
+        return self.data.shift.step if share == 1 else max(1, round(self.data.shift.step * share))
+
+    def switches_from(self, arm: str, batch_size: int) -> tuple[int, ...]:
+        """Return the steps at which runs of other arms start from those of this arm, in ascending order."""
+        starts = [self.start_of(name, batch_size) for name in self.grid.arms]
+        return tuple(sorted({start.first_step for start in starts if start and start.arm == arm}))
+
+    @property
+    def with_event(self) -> tuple[str, ...]:
+        """Return the arms of the grid whose runs have an event, if only at some level of an axis over the shift."""
+        if any(key.startswith("data.shift.") for key in self.grid.settings):
+            return self.grid.arms
+        return tuple(arm for arm in self.grid.arms if self.event_step(arm, min(self.grid.batch_size)) is not None)
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """Return the measures that the study's probes produce on its data, by name."""
-        return measures_of(self.probes, {*self.offers, *self.precisions})
+        """Return the measures that the study's probes produce on its data, by name.
+
+        Those derived after an event exist only if an arm of the study has one.
+        """
+        measures = measures_of(self.probes, {*self.offers, *self.precisions})
+        events = bool(self.with_event)
+        return {name: measure for name, measure in measures.items() if events or measure.after_event is None}
 
     @property
     def offers(self) -> set[str]:
@@ -318,11 +375,19 @@ class Study(Frozen):
         """Return a sentence on each thing that was left out of the data or truncated; synthetic data have none."""
         return self.pairs().notes if dataset[self.data.name].traits.on_disk else ()
 
-    def due(self, name: str) -> frozenset[int]:
-        """Return the steps at which a probe measures: those of its schedule and the event, or where it forks runs."""
+    def due(self, name: str, start: Start | None = None) -> frozenset[int]:
+        """Return the steps at which a probe measures: those of its schedule and of the shift, or where it forks runs.
+
+        Runs with a *start* are measured from their first step on, and at that step by every probe with a schedule.
+        """
         forks = probe[name].traits.forks
         if not forks:
-            return self.probes[name].steps(self.train.steps) | {*([self.data.shift.step] if self.data.shift else ())}
+            steps = self.probes[name].steps(self.train.steps)
+            if self.data.shift:
+                steps |= {self.data.shift.step}
+            if start is None:
+                return steps
+            return frozenset({start.first_step, *(step for step in steps if step > start.first_step)})
         steps = self.probes[name].options.get(forks, probe[name].options[forks].default)
         return frozenset(steps if isinstance(steps, list) else [steps])
 

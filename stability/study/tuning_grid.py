@@ -112,7 +112,7 @@ def search_of(study: Study) -> Study:
     tune = study.tune
     assert tune is not None
     measure = study.measures[tuning_measure(study)]
-    needed = {measure.name, measure.chance, *(measure.pooled or ())}
+    needed = {measure.name, measure.chance, *measure.columns}
     probes = {}
     for name, schedule in study.probes.items():
         reads = needed & {one.name for one in probe[name].traits.measures}

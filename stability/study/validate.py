@@ -35,6 +35,7 @@ from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
 from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
 from stability.study.validate_optimizers import check_optimizer, check_own_options
 from stability.study.validate_shift import check_shift
+from stability.study.validate_starts import check_starts
 
 
 def check(study: Study, locate: Locate) -> None:
@@ -48,6 +49,7 @@ def check(study: Study, locate: Locate) -> None:
     _check_shards(study, locate)
     _check_linear_maps(study, towers, locate)
     _check_products(study, towers, locate)
+    check_starts(study, _shapes(pairs, towers), locate)
     for name, schedule in study.probes.items():
         _check_probe(study, name, schedule, pairs, locate)
     for index, claim in enumerate(study.claims):
@@ -122,6 +124,15 @@ def _check_towers(study: Study, pairs: Pairs, locate: Locate) -> list[nn.Module]
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     return towers
+
+
+def _shapes(pairs: Pairs, towers: Iterable[nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters of all towers, by name."""
+    return {
+        f"{modality}.{name}": tuple(value.shape)
+        for modality, tower in zip(modalities(pairs), towers, strict=True)
+        for name, value in tower.named_parameters()
+    }
 
 
 def _build(variant: Variant, modality: Modality, embed_dim: int, options: Mapping[str, Any]) -> nn.Module:

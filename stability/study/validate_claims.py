@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from stability.contrasts import contrast
 from stability.losses import loss, scalars_of
-from stability.probes import Measure, probe
+from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Variant, nearest, shortened
 from stability.study.schema import LATE, Claim, Published, Ranking
 from stability.study.study import Study
@@ -21,6 +21,7 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
     named = {"measure": claim.measure} | ({"against_measure": claim.against_measure} if claim.against_measure else {})
     for key, name in named.items():
         if name not in measures:
+            _check_event_exists(study, name, locate(key))
             raise InputError(f"{locate(key)}: no probe of this study makes {name!r}{nearest(name, measures)}")
     variant = contrast.get_or_explain(claim.contrast, locate("contrast"))
     if claim.against_measure:
@@ -32,25 +33,49 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         )
     for key, name in named.items():
         _check_scale(claim.transform, name, measures, locate)
-        if claim.reduction and measures[name].spikes:
+        if claim.reduction and measures[name].per_run:
             raise InputError(f"{locate('reduction')}: {name!r} is one number a run and takes no reduction")
         _check_coverage(study, name, key, locate)
         _check_first(study, name, claim.reduction, locate)
         _check_window(study, name, claim.reduction or variant.traits.reduction, locate)
-    for side, name in enumerate(claim.compare):
-        if name not in study.grid.arms:
-            hint = nearest(name, study.grid.arms)
-            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
-        arm_loss = study.arm(name).loss
-        if missing := {measures[key].scalar for key in named.values()} - {"", *scalars_of(loss[arm_loss])}:
-            where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
-            raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
+        if not measures[name].per_run:
+            _check_late_starts(study, claim.compare, claim.reduction or variant.traits.reduction, locate)
+    _check_sides(study, claim, [measures[name] for name in named.values()], locate)
     needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits.on == "times"
     for key, name in named.items():
         if needs_direction and not measures[name].better:
             hint = nearest(name, [other for other, measure in measures.items() if measure.better])
             raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
+        if variant.traits.on == "times" and measures[name].per_run:
+            raise InputError(f"{locate(key)}: {name!r} is one number a run and reaches no threshold at a step")
     _check_needs(study, claim, variant, locate)
+
+
+def _check_sides(study: Study, claim: Claim, measures: Iterable[Measure], locate: Locate) -> None:
+    """Raise `InputError` unless both arms of a claim are in the grid and have its *measures*."""
+    for side, name in enumerate(claim.compare):
+        if name not in study.grid.arms:
+            hint = nearest(name, study.grid.arms)
+            raise InputError(f"{locate('compare', side)}: {name!r} is not in grid.arms{hint}")
+        for measure in measures:
+            if measure.after_event and name not in study.with_event:
+                raise InputError(
+                    f"{locate('compare', side)}: {name!r} has no event, so it has no {measure.name!r} (arms with one: "
+                    f"{', '.join(study.with_event)})"
+                )
+        arm_loss = study.arm(name).loss
+        if missing := {measure.scalar for measure in measures} - {"", *scalars_of(loss[arm_loss])}:
+            where, needed = locate("compare", side), f"`{min(missing)}`, which measure {claim.measure!r} needs"
+            raise InputError(f"{where}: loss {arm_loss!r} has no {needed}")
+
+
+def _check_event_exists(study: Study, name: str, where: str) -> None:
+    """Raise `InputError` for a measure after an event in a study whose arms have none."""
+    offered = measures_of(study.probes, study.offers)
+    if name in offered and offered[name].after_event:
+        raise InputError(
+            f"{where}: {name!r} is measured after an event, and this study has none (a start of an arm, or data.shift)"
+        )
 
 
 def check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
@@ -62,6 +87,10 @@ def check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     _check_scale(ranking.transform, ranking.measure, measures, locate)
     _check_coverage(study, ranking.measure, "measure", locate)
     _check_first(study, ranking.measure, ranking.reduction, locate)
+    if measures[ranking.measure].per_run and ranking.reduction:
+        raise InputError(f"{locate('reduction')}: {ranking.measure!r} is one number a run and takes no reduction")
+    if not measures[ranking.measure].per_run:
+        _check_late_starts(study, study.ranked(ranking), ranking.reduction or "tail_mean", locate)
     if study.rankings.count(ranking) > 1:
         raise InputError(f"{locate('measure')}: {ranking.measure!r} is ranked twice in the same way")
     arms = study.ranked(ranking)
@@ -146,12 +175,27 @@ def _check_first(study: Study, measure_name: str, reduction: str | None, locate:
 def _check_window(study: Study, measure_name: str, reduction: str, locate: Locate) -> None:
     """Raise `InputError` if the late window has no measurement, as can happen for a probe that forks runs."""
     for name in study.probes if reduction == "tail_mean" else ():
-        produces_measure = measure_name in {measure.name for measure in probe[name].traits.measures}
-        if produces_measure and max(study.due(name)) < (1 - LATE) * study.train.steps:
+        produced = {measure.name: measure for measure in probe[name].traits.measures}
+        if measure_name not in produced or produced[measure_name].per_run:
+            continue
+        if max(study.due(name)) < (1 - LATE) * study.train.steps:
             raise InputError(
                 f"{locate('reduction')}: 'tail_mean' is the last {LATE:.0%} of a run, where probes.{name} reads "
                 "nothing; allowed: final, mean_after_warmup"
             )
+
+
+def _check_late_starts(study: Study, arms: Iterable[str], reduction: str, locate: Locate) -> None:
+    """Raise `InputError` if an arm starts inside the late window, which would then not be that of the other arms."""
+    for arm in arms if reduction == "tail_mean" else ():
+        if arm not in study.grid.arms:
+            continue
+        for size in study.grid.batch_size:
+            if study.first_step(arm, size) > (1 - LATE) * study.lengths(size)[0]:
+                raise InputError(
+                    f"{locate('reduction')}: 'tail_mean' is the last {LATE:.0%} of a run, and {arm!r} starts inside it "
+                    f"at step {study.first_step(arm, size)}; allowed: final, mean_after_warmup"
+                )
 
 
 # --- two measures of the same runs -----------------------------------------------------------------------------------

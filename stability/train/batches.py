@@ -72,11 +72,18 @@ class BatchStream:
     """Yields the batch indices of R replicas step by step; replicas with the same seed get the same batches.
 
     The next block of steps is drawn while the current one is used, for a few seeds at each step. Otherwise all seeds
-    would permute a new epoch at the same step, which would wait for a thousand permutations.
+    would permute a new epoch at the same step, which would wait for a thousand permutations. The stream begins with the
+    batches of step *first*.
     """
 
     def __init__(
-        self, seeds: Sequence[int | str], available: int, batch_size: int, device: torch.device, use: str = "batches"
+        self,
+        seeds: Sequence[int | str],
+        available: int,
+        batch_size: int,
+        device: torch.device,
+        use: str = "batches",
+        first: int = 0,
     ) -> None:
         distinct = list(dict.fromkeys(seeds))
         self._blocks = [index_blocks(seed, available, batch_size, use) for seed in distinct]
@@ -87,6 +94,9 @@ class BatchStream:
         self._next, self._drawn = torch.empty(self._shape, dtype=torch.int64), 0
         self._on_host = self._on_device = self._next
         self._step = STEPS_AHEAD
+        # The stream has no other state than what its permutations have drawn, so they are drawn.
+        for _ in range(first):
+            self.advance()
 
     def advance(self) -> None:
         """Advance to the next step."""

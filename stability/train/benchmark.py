@@ -14,7 +14,7 @@ from stability.grid import Group
 from stability.probes.cost import seconds_of
 from stability.study import Study
 from stability.train.forks import CHILDREN, child_steps
-from stability.train.trainer import Trainer
+from stability.train.trainer import Parents, Trainer
 
 REPEATED = 3.0
 """Seconds: a probe run that took less is timed again, since the first run may include one-time loading."""
@@ -47,7 +47,8 @@ def time_group(
 ) -> Timing:
     """Estimate the seconds that *group* will take, from a few real steps (their median) and probe runs.
 
-    Children of forked runs are not trained here: their steps take as long as those of their parents.
+    Children of forked runs are not trained here: their steps take as long as those of their parents. Neither are the
+    parents of runs that start from others, whose checkpoints are there when these train.
 
     Args:
         study: the study.
@@ -57,9 +58,10 @@ def time_group(
         steps: the number of steps to time.
         with_probes: whether to time probes; if not, they count as 0 seconds.
     """
+    start_of = study.start_of(group.arm, group.batch_size)
     cold = _cold(study, group, pairs, device, study.probes if with_probes else ())
     start = time.perf_counter()
-    trainer = Trainer(study, group, pairs, device)
+    trainer = Trainer(study, group, pairs, device, parents=Parents(trained=False))
     for _ in range(trainer.warmup_steps):
         trainer.advance()
     ready = time.perf_counter() - start
@@ -72,13 +74,14 @@ def time_group(
             loading += max(0.0, seconds - first)
             seconds = seconds_of(partial(trainer.read, name, children), device)
             probes += first - seconds
-        probes += seconds * len(study.due(name)) + step_seconds * child_steps(study, name, group.runs)
-    return Timing(ready, step_seconds * study.train.steps, probes, loading)
+        probes += seconds * len(study.due(name, start_of)) + step_seconds * child_steps(study, name, group.runs)
+    own_steps = study.train.steps - study.first_step(group.arm, group.batch_size)
+    return Timing(ready, step_seconds * own_steps, probes, loading)
 
 
 def _cold(study: Study, group: Group, pairs: Pairs, device: torch.device, names: Iterable[str]) -> dict[str, float]:
     """Return the seconds of each probe's first run in this process, after one step; both include one-time loading."""
-    trainer = Trainer(study, group, pairs, device)
+    trainer = Trainer(study, group, pairs, device, parents=Parents(trained=False))
     trainer.advance()
     children = [trainer.population.theta] * CHILDREN
     return {name: seconds_of(partial(trainer.read, name, children), device) for name in names}

@@ -13,8 +13,9 @@ from stability.datasets import Pairs
 from stability.grid import Group
 from stability.store import GroupLog, group_log, write_parameters
 from stability.study import Study
+from stability.train.checkpoints import checkpoint_of, checkpoint_path, write_checkpoint
 from stability.train.probe_runner import ProbeResult
-from stability.train.trainer import Trainer
+from stability.train.trainer import Parents, Trainer
 
 LOG_EVERY = 50
 """Number of steps between two writes of the log; until then measures stay on the device."""
@@ -28,11 +29,12 @@ def train_group(
     device: torch.device,
     progress: Callable[[int], None],
     params_path: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> tuple[str, ...]:
     """Train all runs of *group* and write their measurements.
 
     The row of step s holds the measurements before update s; the row after the last step holds the probes at the end
-    of training.
+    of training. Runs that start from others have rows from the step of the switch on.
 
     Args:
         study: the study with the settings of this group's arm and batch size.
@@ -42,15 +44,22 @@ def train_group(
         device: the device to train on.
         progress: called with each step.
         params_path: file for the parameters after the last step, or None.
+        checkpoints: folder of the checkpoints from which runs start: those of the parents are read, and those of this
+            group's runs written at the steps at which others start from them; None: neither.
 
     Returns:
         Notes for the user on how the group was trained, one sentence each.
     """
-    trainer = Trainer(study, group, pairs, device)
-    due = {name: study.due(name) for name in study.probes}
+    trainer = Trainer(study, group, pairs, device, parents=Parents(checkpoints, progress))
+    start = study.start_of(group.arm, group.batch_size)
+    due = {name: study.due(name, start) for name in study.probes}
+    switches = study.switches_from(group.arm, group.batch_size) if checkpoints is not None else ()
     with group_log(path, [run.id for run in group.runs], study.measures) as log:
         pending: list[Tensor] = []
-        for step in range(study.train.steps + 1):
+        for step in range(trainer.population.step, study.train.steps + 1):
+            if checkpoints is not None and step in switches:
+                path_of_step = checkpoint_path(checkpoints, group.id, step)
+                write_checkpoint(path_of_step, checkpoint_of(trainer.population, len(group.runs)))
             results = [trainer.read(name) for name, steps in due.items() if step in steps]
             if results or len(pending) == LOG_EVERY:
                 _write(log, step, trainer.measures, pending, [])

@@ -12,7 +12,7 @@ from torch import Tensor
 from stability.devices import is_accelerator
 from stability.optimizers import Layout, buffer_widths, inputs_of
 from stability.precision import Precision
-from stability.study import Train, optimizer_of
+from stability.study import Start, Train, optimizer_of
 
 
 @dataclass
@@ -76,13 +76,19 @@ def evaluation_point(theta: Tensor, state: OptimizerState, train: Train) -> Tens
     return theta if evaluated is None else evaluated(theta, state.buffers, **options)
 
 
-def lr_schedule_factor(train: Train, step: int) -> float:
+def lr_schedule_factor(train: Train, step: int, start: Start | None = None) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
+
+    For runs with a *start* it is multiplied by a warm-up that begins there and by their own multiplier.
 
     >>> short = Train(steps=8, warmup=4, lr_schedule="cosine")
     >>> [round(lr_schedule_factor(short, step), 3) for step in range(8)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
+    if start is not None:
+        since = step - start.first_step
+        warm = min(1.0, (since + 1) / start.warmup) if start.warmup else 1.0
+        return warm * start.lr_multiplier * lr_schedule_factor(train, step)
     if step < train.warmup:
         return (step + 1) / train.warmup
     if train.lr_schedule == "constant":
@@ -103,13 +109,22 @@ class LearningRates:
     column: Tensor
 
     @classmethod
-    def of(cls, trains: Sequence[Train], lrs: Sequence[float], device: torch.device) -> LearningRates:
-        """Return the rates of replicas with these training settings and base rates."""
+    def of(
+        cls, trains: Sequence[Train], lrs: Sequence[float], device: torch.device, start: Start | None = None
+    ) -> LearningRates:
+        """Return the rates of replicas of one arm and batch size; rows before their start are not read.
+
+        Args:
+            trains: their training settings.
+            lrs: their base rates.
+            device: where training takes place.
+            start: what they start from; None: fresh weights.
+        """
         keys = [(lr, train.warmup, train.lr_schedule) for train, lr in zip(trains, lrs, strict=True)]
         distinct = dict(zip(keys, trains, strict=True))
         # Products in float64, rounded once.
         rates = [
-            [lr * lr_schedule_factor(train, step) for step in range(train.steps)]
+            [lr * lr_schedule_factor(train, step, start) for step in range(train.steps)]
             for (lr, *_), train in distinct.items()
         ]
         column = torch.tensor([list(distinct).index(key) for key in keys])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from stability.datasets.frequencies import halves_by_frequency
 from stability.grid import Run, train_of
 from stability.probes import HeldOut, probe
 from stability.streams import stream
-from stability.study import Study
+from stability.study import Start, Study
 from stability.train.data import PopulationData, population_data
 from stability.train.features import Features, kept_features
 from stability.train.loss_scale import LossScale
@@ -62,7 +62,8 @@ class Population:
         features: outputs of frozen parts of towers, by modality.
         state: the loss's state, each tensor (R, ...), updated in place.
         update: the last step's change of theta, (R, P), updated in place; None if no probe reads it.
-        step: steps taken.
+        step: steps taken, those of the runs that these started from included.
+        start: what they started from; None: fresh weights.
     """
 
     study: Study
@@ -85,6 +86,7 @@ class Population:
     loss_scale: LossScale | None = None
     update: Tensor | None = None
     step: int = 0
+    start: Start | None = None
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -112,7 +114,13 @@ class Population:
         return torch.cat(points)
 
 
-def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch.device) -> Population:
+def population_of(
+    study: Study,
+    runs: Sequence[Run],
+    pairs: Pairs,
+    device: torch.device,
+    start_: Callable[[ModelSpec, Tensor], None] | None = None,
+) -> Population:
     """Return the population of *runs* (of one arm and batch size) before the first step.
 
     Args:
@@ -120,12 +128,16 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         runs: the run of each replica.
         pairs: the study's data.
         device: where training takes place.
+        start_: overwrites the fresh parameters (R, P) by others, given what all replicas share; None: nothing does.
     """
     spec = model_spec(study, runs[0].arm, runs[0].batch_size, pairs, runs[0].options)
     theta = initial_parameters(study, spec, pairs, [run.rng_seed for run in runs])
     for replica, run in enumerate(runs):
         for name, value in run.scalars:
             spec.layout.view(theta, f"loss.{name}")[replica] = value
+    if start_ is not None:
+        start_(spec, theta)
+    start = study.start_of(runs[0].arm, runs[0].batch_size)
     theta = theta.to(device)
     trains = [train_of(study, run) for run in runs]
     data = population_data(runs, pairs, study.data.corruption, device)
@@ -143,7 +155,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
         grad=torch.zeros_like(theta),
         optimizer=initial_state(study.train, theta, recipes[0].layout),
         recipes=recipes,
-        rates=LearningRates.of(trains, [run.lr for run in runs], device),
+        rates=LearningRates.of(trains, [run.lr for run in runs], device, start),
         clipper=GradClipper.of(trains, device),
         alive=torch.ones(len(runs), dtype=torch.bool, device=device),
         loss_scale=LossScale.of(study.train, len(runs), device) if spec.precision.scales_loss else None,
@@ -156,6 +168,7 @@ def population_of(study: Study, runs: Sequence[Run], pairs: Pairs, device: torch
             for name, value in spec.loss.initial_state(data.available).items()
         },
         update=torch.zeros_like(theta) if any(probe[name].traits.update for name in study.probes) else None,
+        start=start,
     )
 
 

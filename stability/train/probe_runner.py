@@ -162,7 +162,10 @@ def _read_some(population: Population, name: str, children: Sequence[Tensor], ch
     if variant.traits.chance:
         # A ratio to chance is undefined if chance is 0.
         chance = chance_level(loss[study.arm(run.arm, run.options).loss], run.batch_size // spec.shards) or math.nan
-    constant_lr = study.train.lr_schedule == "constant" and population.step >= study.train.warmup
+    warm = study.train.warmup
+    if population.start is not None:
+        warm = max(warm, population.start.first_step + population.start.warmup)
+    constant_lr = study.train.lr_schedule == "constant" and population.step >= warm
     optimizer, settings = optimizer_of(study.train)
     threshold_of = optimizer.traits.stability_threshold
     threshold = threshold_of(**settings) if threshold_of else math.nan
@@ -199,7 +202,7 @@ def _some(data: PopulationData, replicas: list[int]) -> PopulationData:
 def learning_rates(population: Population, replicas: list[int]) -> Tensor:
     """Return the learning rates (r,) of some replicas at this step; after the last step, those of the last step."""
     train = population.study.train
-    factor = lr_schedule_factor(train, min(population.step, train.steps - 1))
+    factor = lr_schedule_factor(train, min(population.step, train.steps - 1), population.start)
     rates = torch.tensor([population.runs[replica].lr * factor for replica in replicas])
     return to_device(rates, population.theta.device)
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from stability.datasets import Pairs
 from stability.grid import Group, Run
+from stability.losses import loss, reserved_of
 from stability.probes import Batch, HeldOut, Params, probe
 from stability.probes.downstream import recall_error
 from stability.registry import InputError, nearest
@@ -19,7 +20,7 @@ from stability.study import Study
 from stability.train.model import ModelSpec
 from stability.train.population import Population
 from stability.train.probe_runner import probe_batches
-from stability.train.trainer import Trainer
+from stability.train.trainer import Parents, Trainer
 
 CUDA_TOLERANCE = 1e-3
 """Largest relative difference between a stored loss and a replayed one on a GPU, whose sums have no fixed order."""
@@ -100,17 +101,22 @@ def replay(
         InputError: if a measure differs, the group does not hold the run, or the study does not reach the step.
     """
     last = study.train.steps if step is None else step
+    first = study.first_step(run.arm, run.batch_size)
     for requested in (last, *keep):
-        if not 0 <= requested <= last <= study.train.steps:
-            raise InputError(f"step is {requested}; allowed: 0 to {study.train.steps}, the steps of the study")
+        if not first <= requested <= last <= study.train.steps:
+            of = "the run" if first else "the study"
+            raise InputError(f"step is {requested}; allowed: {first} to {study.train.steps}, the steps of {of}")
     ids = [member.id for member in group.runs]
     if run.id not in ids:
         raise InputError(f"group {group.id}: holds no run {run.id!r}{nearest(run.id, ids)}")
     index = ids.index(run.id)
     device = device or torch.device("cpu")
-    trainer = Trainer(study, group, pairs or study.pairs(), device)
+    stateful = "state" in reserved_of(loss[study.arm(run.arm, run.options).loss])
+    untrained = saved is not None and not keep and not stateful
+    parents = Parents(progress=progress, trained=not untrained)
+    trainer = Trainer(study, group, pairs or study.pairs(), device, parents=parents)
     population = trainer.population
-    if saved is not None and not keep and "state" not in population.spec.loss.reserved:
+    if untrained and saved is not None:
         with torch.no_grad():
             population.theta[index] = population.spec.layout.flatten(saved).to(device)
         trainer.move_to(last)
@@ -123,7 +129,7 @@ def replay(
             logged.append({name: values[index] for name, values in trainer.step().items()})
         progress(now)
     if stored is not None:
-        _compare(run, logged, stored, device)
+        _compare(run, logged, stored, device, first)
     return Replay(
         study=study,
         run=run,
@@ -147,12 +153,16 @@ def _fixed_batches(study: Study, population: Population, index: int) -> Batch:
     return pytree.tree_map(lambda value: value[0], probe_batches(population, "curvature", count, [index]))
 
 
-def _compare(run: Run, logged: list[dict[str, Tensor]], stored: pd.DataFrame, device: torch.device) -> None:
+def _compare(
+    run: Run, logged: list[dict[str, Tensor]], stored: pd.DataFrame, device: torch.device, first_step: int
+) -> None:
     """Raise `InputError` at the first step at which a measure of training differs from the stored one."""
     rows = stored[stored["run"] == run.id].set_index("step")
     for name in logged[0] if logged else ():
         ours = torch.stack([measures[name] for measures in logged]).cpu().float()
-        theirs = torch.tensor(rows[name].reindex(range(len(logged))).to_numpy("float32", copy=True))
+        theirs = torch.tensor(
+            rows[name].reindex(range(first_step, first_step + len(logged))).to_numpy("float32", copy=True)
+        )
         both_nan = ours.isnan() & theirs.isnan()
         if device.type == "cpu":
             same = (ours == theirs) | both_nan
@@ -163,6 +173,7 @@ def _compare(run: Run, logged: list[dict[str, Tensor]], stored: pd.DataFrame, de
         if not same.all():
             first = int((~same).int().argmax())
             raise InputError(
-                f"run {run.id}: the replay differs from what is stored: {name} at step {first} is {ours[first]:.9g}, "
-                f"stored is {theirs[first]:.9g}; was the run directory edited, or written by other code?"
+                f"run {run.id}: the replay differs from what is stored: {name} at step {first_step + first} is "
+                f"{ours[first]:.9g}, stored is {theirs[first]:.9g}; was the run directory edited, or written by "
+                "other code?"
             )

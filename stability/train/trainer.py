@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +16,10 @@ from stability.datasets import Pairs
 from stability.devices import is_accelerator, to_device
 from stability.grid import Group
 from stability.probes import probe
-from stability.study import Study
+from stability.study import Start, Study, digest
 from stability.train.batches import BatchStream
 from stability.train.capture import EAGER_STEPS, CapturedStep, Inputs
+from stability.train.checkpoints import Checkpoint, checkpoint_of, read_checkpoint
 from stability.train.data import (
     false_negative_fraction,
     text_fingerprints,
@@ -31,6 +34,7 @@ from stability.train.optimizer import (
 from stability.train.population import SCALARS, UNMASKED, Population, population_of
 from stability.train.probe_runner import ProbeResult, probed_indices, read
 from stability.train.shift import shift_data_
+from stability.train.starting import start_parameters_, start_state_
 
 
 def step_inputs(population: Population, index: Tensor, host_index: Tensor) -> Inputs:
@@ -144,25 +148,93 @@ def _batch(population: Population, inputs: Inputs) -> tuple[dict[str, Any], dict
     return batch, features
 
 
+@dataclass(frozen=True)
+class Parents:
+    """Where runs that start from others find these before the switch.
+
+    Attributes:
+        checkpoints: the folder of checkpoints, which is looked into first; None: the parents are trained up to the
+            switch, to the same bits.
+        progress: called with each step of such training.
+        trained: False, to measure times: the parents are not trained, but taken before their first step.
+    """
+
+    checkpoints: Path | None = None
+    progress: Callable[[int], None] = lambda step: None
+    trained: bool = True
+
+
+PARENTS = Parents()
+
+
+def _parents_at(
+    study: Study,
+    start: Start,
+    group: Group,
+    pairs: Pairs,
+    device: torch.device,
+    capture: bool | None,
+    parents: Parents,
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Return the parents of a group's runs before the update at which these start, and notes for the user."""
+    runs = tuple({run.parent.id: run.parent for run in group.runs if run.parent}.values())
+    ids = [run.id for run in runs]
+    notes: tuple[str, ...] = ()
+    if parents.checkpoints is not None:
+        found, notes = read_checkpoint(parents.checkpoints, ids, start.first_step)
+        if found is not None:
+            return found, notes
+    trainer = Trainer(study.untrained, Group(digest(ids), runs), pairs, device, capture, parents)
+    for step in range(trainer.population.step, start.first_step if parents.trained else 0):
+        trainer.advance()
+        parents.progress(step)
+    return checkpoint_of(trainer.population, len(runs)), (*notes, *trainer.notes)
+
+
 class Trainer:
     """Trains one group; holds the population and its stream of batches.
 
-    On a GPU the step is captured as a CUDA graph and replayed, unless *capture* is False.
+    On a GPU the step is captured as a CUDA graph and replayed, unless *capture* is False. Runs that start from others
+    begin at the step of the switch; *parents* says where those are found.
     """
 
     def __init__(
-        self, study: Study, group: Group, pairs: Pairs, device: torch.device, capture: bool | None = None
+        self,
+        study: Study,
+        group: Group,
+        pairs: Pairs,
+        device: torch.device,
+        capture: bool | None = None,
+        parents: Parents = PARENTS,
     ) -> None:
         runs = group.runs if len(group.runs) > 1 else group.runs * 2
         self.study, self.device = study.trained_as(group.arm, group.batch_size), device
         self._capture = device.type == "cuda" and capture is not False
         self._shifted = self.study.shifted_pairs(pairs)
-        self._start(population_of(self.study, runs, pairs, device), "batches")
+        self._notes: tuple[str, ...] = ()
+        if (start := self.study.start_of(group.arm, group.batch_size)) is None:
+            population = population_of(self.study, runs, pairs, device)
+        else:
+            origin = None
+            if start.arm is not None:
+                origin, self._notes = _parents_at(self.study, start, group, pairs, device, capture, parents)
+            population = population_of(
+                self.study,
+                runs,
+                pairs,
+                device,
+                lambda spec, theta: start_parameters_(self.study, spec, runs, theta, origin),
+            )
+            shift = self.study.data.shift
+            if shift and shift.step <= start.first_step:
+                shift_data_(population, self._shifted)
+            start_state_(population, origin)
+        self._start(population, "batches", population.step)
 
-    def _start(self, population: Population, use: str) -> None:
+    def _start(self, population: Population, use: str, first: int = 0) -> None:
         self.population = population
         data, seeds = population.data, [run.rng_seed for run in population.runs]
-        self._batches = BatchStream(seeds, data.available, data.batch_size, self.device, use)
+        self._batches = BatchStream(seeds, data.available, data.batch_size, self.device, use, first)
         self._captured = self._capturable()
 
     def _capturable(self) -> CapturedStep | None:
@@ -181,8 +253,9 @@ class Trainer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The reason why the step could not be captured as a CUDA graph, if it could not."""
-        return (self._captured.note,) if self._captured is not None and self._captured.note else ()
+        """Sentences on a damaged checkpoint, and on why the step could not be captured as a CUDA graph."""
+        captured = (self._captured.note,) if self._captured is not None and self._captured.note else ()
+        return (*self._notes, *captured)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -198,8 +271,10 @@ class Trainer:
         """Train one step on the next batches and return its measures, (M, R), on the device."""
         inputs = self.inputs()
         step = self._captured or (lambda inputs: train_step(self.population, inputs))
+        taken = self.population.optimizer.steps
         measures = step(inputs)
-        self.population.optimizer.steps = self.population.step + 1
+        # A captured step does not count on the host.
+        self.population.optimizer.steps = taken + 1
         self.move_to(self.population.step + 1)
         return measures
 

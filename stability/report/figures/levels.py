@@ -241,7 +241,7 @@ def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigu
         measure = results.measures.get(name)
         if measure is None or name in elsewhere:
             continue
-        if any(column not in results.steps for column in measure.pooled or (measure.spikes or name,)):
+        if any(column not in results.steps for column in measure.columns):
             continue
         table = tables.of_runs(results, summarize(results, name, reduction))
         if table["value"].nunique() < 2:
@@ -252,7 +252,7 @@ def claimed(results: Results, elsewhere: Collection[str]) -> Iterator[ReportFigu
             name=f"values-{name.replace('_', '-')}",
             section="values",
             title=measure.label,
-            caption=measure.text if measure.spikes else f"{measure.text} Of each run: {REDUCTIONS[reduction].of_run}.",
+            caption=measure.text if measure.per_run else f"{measure.text} Of each run: {REDUCTIONS[reduction].of_run}.",
             alt=f"{measure.label} of each run.",
             label=_axis_label(measure.inline_label, measure.unit),
             scale="log" if measure.transform == "log" and table["value"].min() > 0 else "linear",

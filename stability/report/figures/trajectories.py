@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -163,14 +164,14 @@ def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
     styles = tables.styles_in(results, table)
     diverged = results.runs[results.runs["diverged_at"].notna()]
     sheet = trajectory_figure(thin, bold, styles, plot, _references(results, plot), float(results.study.train.steps))
-    shifted = mark_shift(sheet, results)
+    events = mark_events(sheet, results)
     marked = mark_divergence(sheet, thin, diverged) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
     if stride > 1:
         averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {stride}."
     seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
     crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
-    crossed += " A thin vertical line marks the shift of the data." if shifted else ""
+    crossed += f" {events}" if events else ""
     last = whole.sort_values("step").groupby(panels.cell_columns(whole), sort=False).tail(1)
     return ReportFigure(
         id=plot.id,
@@ -202,6 +203,7 @@ def trajectory_figure(
     plot: Plot,
     references: Mapping[tuple[object, ...], float],
     last: float,
+    events: Mapping[tuple[object, ...], Iterable[int]] = MappingProxyType({}),
 ) -> panels.Sheet:
     """Return a sheet of lines over steps, a panel per batch size and noise level.
 
@@ -212,12 +214,16 @@ def trajectory_figure(
         plot: The definition of the figure.
         references: The reference level of each panel, by key.
         last: The last training step.
+        events: The steps of the events in each panel, by key, drawn as thin vertical lines.
     """
     sheet = panels.faceted(thin, styles)
     with styled():
         panels.draw_lines(sheet, thin, bold, "step", panels.axes_of(thin), banded=tables.banded(thin))
         for key in sheet.axes.keys() & references.keys():
             scales.reference(sheet.axes[key], references[key])
+        for key in sheet.axes.keys() & events.keys():
+            for step in events[key]:
+                sheet.axes[key].axvline(step, color=LIGHT["muted"], linewidth=0.6, zorder=1)
         levels = references.values() if plot.scale != "log" or thin["value"].max() > 0.3 else []
         scales.value_axis(sheet, plot.scale, [*thin["value"], *levels], zero=plot.zero)
         scales.step_axis(sheet, last)
@@ -225,17 +231,19 @@ def trajectory_figure(
     return sheet
 
 
-def mark_shift(sheet: panels.Sheet, results: Results) -> int:
-    """Draw a thin vertical line where the data of a panel's runs shift; return the number of lines."""
-    lines: dict[tuple[tuple[Any, ...], int | None], None] = {}
+def mark_events(sheet: panels.Sheet, results: Results) -> str:
+    """Draw a thin vertical line at the event of a panel's runs; return what the lines are, in words, "" without one."""
+    lines: dict[tuple[tuple[Any, ...], int], None] = {}
+    kinds = set()
     for study, runs in by_settings(results):
         for key, cell in panels.grouped(runs, *panels.axes_of(results.runs)):
             for arm, size in dict.fromkeys(zip(cell["arm"], cell["batch_size"], strict=True)):
-                lines[key, study.event_step(arm, int(size))] = None
-    drawn = [(key, step) for key, step in lines if step is not None and key in sheet.axes]
-    for key, step in drawn:
+                if (step := study.event_step(arm, int(size))) and key in sheet.axes:
+                    lines[key, step] = None
+                    kinds.add("arms start from others" if study.arm(arm).start else "the data shift")
+    for key, step in lines:
         sheet.axes[key].axvline(step, color=LIGHT["muted"], linewidth=0.6, zorder=1)
-    return len(drawn)
+    return f"Thin vertical lines: where {' and where '.join(sorted(kinds))}." if kinds else ""
 
 
 def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame) -> int:

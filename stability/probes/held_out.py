@@ -1,0 +1,48 @@
+"""The training loss on pairs that training never sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stability.probes.registry import Measure, Replica, mean_over, probe
+
+
+@probe(
+    least={"batches": 1},
+    held_out_batches=True,
+    holds=("batch",),
+    measures=(
+        Measure(
+            "held_out_loss",
+            "Held-out loss",
+            "Mean loss of whole batches of held-out pairs, of the training batch size and corrupted like the run's. "
+            "Losses differ in scale.",
+            "nats",
+            better="lower",
+        ),
+        Measure(
+            "held_out_loss_jump",
+            "Jump of the held-out loss",
+            "Largest held-out loss after the event minus that at the event, which was measured before the first update "
+            "after it. Losses differ in scale.",
+            "nats",
+            after_event=("held_out_loss", "jump"),
+        ),
+    ),
+)
+def held_out_loss(replica: Replica, *, batches: int = 4) -> dict[str, Tensor]:
+    """Measure the mean of the run's own loss over independent batches of held-out pairs, new at every step.
+
+    The batches have the training batch size, since a contrastive loss depends on it. NaN for a loss with a state: its
+    running estimates are those of training pairs.
+
+    Args:
+        replica: one replica.
+        batches: number of batches.
+    """
+    if "state" in replica.batches:
+        return {"held_out_loss": torch.full_like(replica.learning_rate, torch.nan)}
+    # The loss may also need the step or random numbers, which only training batches bring along.
+    unseen = {**replica.batches, **replica.held_out_batches}
+    return {"held_out_loss": mean_over(unseen, lambda batch: replica.objective(replica.params, batch)).detach()}
