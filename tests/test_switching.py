@@ -257,7 +257,8 @@ def test_a_child_with_its_parent_s_loss_and_state_is_its_parent_bit_for_bit(case
             parent.step()
         while parent.population.step < parent.study.train.steps:
             ours, theirs = child.step(), parent.step()
-            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+            # A step that float16 skips has no gradient norm.
+            assert all(torch.equal(ours[name].nan_to_num(-7.0), theirs[name].nan_to_num(-7.0)) for name in theirs)
         assert torch.equal(parent.population.theta, child.population.theta)
         assert torch.equal(parent.population.clipper.recent, child.population.clipper.recent)
         assert int(parent.population.clipper.seen) == int(child.population.clipper.seen)

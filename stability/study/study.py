@@ -259,7 +259,7 @@ class Study(Frozen):
         train = self.train_of(arm).model_copy(update=overrides)
         if train == self.train:
             return self
-        shift = self.data.shift and self.data.shift.model_copy(update={"step": self._shift_step(batch_size)})
+        shift = self.data.shift and self.data.shift.model_copy(update={"step": self.shift_step(batch_size)})
         data = self.data.model_copy(update={"shift": shift})
         base = self.base or (self.train, self.data)
         return self.model_copy(update={"train": train, "data": data, "base": base})
@@ -293,9 +293,10 @@ class Study(Frozen):
         measurements before its update, on the shifted data.
         """
         start = self.start_of(arm, batch_size)
-        return start.first_step if start else self._shift_step(batch_size)
+        return start.first_step if start else self.shift_step(batch_size)
 
-    def _shift_step(self, batch_size: int) -> int | None:
+    def shift_step(self, batch_size: int) -> int | None:
+        """Return the step of the shift of the data in runs at a batch size; None without one."""
         if self.data.shift is None:
             return None
         share = self._share(self.train, batch_size)

@@ -22,7 +22,7 @@ def check_shift(study: Study, shift: Shift, pairs: Pairs, locate: Locate) -> Non
         locate: Returns the location of keys in the file.
     """
     for size in study.grid.batch_size:
-        steps, step = study.lengths(size)[0], study.event_step("", size)
+        steps, step = study.lengths(size)[0], study.shift_step(size)
         if step is not None and step >= steps:
             run = "the study" if steps == study.train.steps else f"a run at batch size {size}"
             got = f"got {shift.step}" + (f", which is {step} at batch size {size}" if step != shift.step else "")
