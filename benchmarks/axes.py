@@ -63,11 +63,13 @@ SIDE_BY_SIDE = {
     "arms.*.log_scale": [0.0, 1.0, 2.0],
 }
 GROUPS = {
-    "train.optimizer": ["adamw", "sgd", "lion", "stable_adamw", "lamb", "adafactor", "muon"],
+    "train.optimizer": ["adamw", "sgd", "lion", "stable_adamw", "lamb", "adafactor", "muon", "schedule_free"],
     "model.*.width": [16, 32, 64, 128],
     "model.*.depth": [1, 2, 4],
     "model.embed_dim": [16, 32, 64],
     "arms.*.max_scale": [10.0, 100.0],
+    "train.precision": ["float32", "bfloat16", "float16"],
+    "train.shards": [1, 2, 4],
 }
 REPLICAS = 24
 
@@ -111,11 +113,16 @@ def medians(trainers: Sequence[Trainer], rounds: int, steps: int) -> list[float]
 
 
 def with_rows(content: dict[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Return the content of a file with these rows in the place of those of the same names."""
+    """Return the content of a file with these rows in the place of those of the same names, and new ones at the end."""
     if content["device"] != device_model(CPU):
         raise SystemExit(f"the other rows are from {content['device']}, not {device_model(CPU)}: measure all of them")
     measured = {row.name: asdict(row) for table in rows.values() for row in table}
-    return content | {title: [measured.get(row["name"], row) for row in content[title]] for title in rows}
+    tables = {}
+    for title, table in rows.items():
+        old = [row["name"] for row in content[title]]
+        new = [measured[row.name] for row in table if row.name not in old]
+        tables[title] = [measured.get(row["name"], row) for row in content[title]] + new
+    return content | tables
 
 
 def main() -> int:
