@@ -54,8 +54,8 @@ FINDING_COLUMNS = {
     "sentence": "The finding in words.",
     "method": "The test.",
     "assumptions": "What the test assumes.",
-    "registration": "registered: as the claim stood before the first step of the runs that test it; exploratory: added or "
-    "changed after that, or seeds were changed after a look; not recorded: no record says.",
+    "registration": "registered: as the claim stood before the first step of the runs that test it; exploratory: added "
+    "or changed after that, or seeds were changed after a look; not recorded: no record says.",
     "registration_note": "What was changed, if the claim is exploratory.",
 }
 

@@ -1,9 +1,10 @@
 """What a study claims before its runs: claims and rankings as they stood before the first step, and every later change.
 
 The manifest of a run directory holds a log under ``registration``. Its events are ``claims`` (the claiming tables, the
-design and the seeds, each time they are not as before), ``begun`` (runs before their first step) and ``unrecorded`` (runs
-of a directory that had no log). Each event has a UTC time and a digest of itself and of the event before it, so that an
-edit by hand shows. ``looks.json`` has the looks at results, each after an event of the log. Reports hold no times.
+design and the seeds, each time they are not as before), ``begun`` (runs before their first step) and ``unrecorded``
+(runs of a directory that had no log). Each event has a UTC time and a digest of itself and of the event before it, so
+that an edit by hand shows. ``looks.json`` has the looks at results, each after an event of the log. Reports hold no
+times.
 
 The digests show careless edits. They do not show a log that is rewritten with new digests, a wrong clock, results that
 were read without this package, or runs of another directory; for these, publish the study file before running it.
@@ -123,7 +124,7 @@ def with_claims(log: Sequence[Event] | None, study: Study, groups: Sequence[Mapp
     """
     if log is not None and not _agrees(log, EVENTS):
         return log  # A damaged log stays as it is, and so stays damaged.
-    kept = list(log or ())
+    kept: list[Event] = list(log or ())
     if log is None and (runs := _by_arm((entry["arm"], entry["runs"]) for entry in groups if not entry.get("tuning"))):
         kept.append(_chained(kept, {"event": "unrecorded", "runs": runs}))
     now = _claimed(study)
@@ -197,7 +198,7 @@ def entries_of(study: Study, table: str) -> Iterator[tuple[str, dict[str, Any]]]
     """Yield the entries of a claiming table by name, as plain data with the arms that they compare."""
     for entry in getattr(study, table, ()):
         plain = entry.model_dump(mode="json", exclude_defaults=True)
-        arms = getattr(entry, "compare", None) or getattr(entry, "losses", "all")
+        arms: Any = getattr(entry, "compare", None) or getattr(entry, "losses", "all")
         kept = {key: value for key, value in plain.items() if key not in WITHOUT_EFFECT}
         yield name_of(entry), {**kept, "arms": sorted({*(study.grid.arms if arms == "all" else arms)})}
 
@@ -261,7 +262,11 @@ def _agrees(events: Any, kinds: Collection[str]) -> bool:
         return False
     before = ""
     for event in events:
-        if not isinstance(event, dict) or event.get("event") not in kinds or event.get("digest") != _digest(before, event):
+        if (
+            not isinstance(event, dict)
+            or event.get("event") not in kinds
+            or event.get("digest") != _digest(before, event)
+        ):
             return False
         before = event["digest"]
     return True

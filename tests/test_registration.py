@@ -48,7 +48,9 @@ SCALES = "\n[scales.smoke]"
 @pytest.fixture(scope="module")
 def text(brief_text):
     """The brief study with a second claim, in few runs."""
-    fewer = brief_text.replace("batch_size = [8, 16]", "batch_size = [8]").replace("noise = [0.0, 0.4]", "noise = [0.0]")
+    fewer = brief_text.replace("batch_size = [8, 16]", "batch_size = [8]").replace(
+        "noise = [0.0, 0.4]", "noise = [0.0]"
+    )
     return fewer.replace(SCALES, SECOND + SCALES)
 
 
@@ -92,7 +94,11 @@ def test_a_claim_as_it_stood_before_the_first_step_is_registered_and_nothing_is_
 @pytest.mark.parametrize(
     ("old", "new", "note"),
     [
-        ("SigLIP recalls more", "SigLIP recalls a lot more", "text was “SigLIP recalls more”, is “SigLIP recalls a lot"),
+        (
+            "SigLIP recalls more",
+            "SigLIP recalls a lot more",
+            "text was “SigLIP recalls more”, is “SigLIP recalls a lot",
+        ),
         ("margin = 0.25", "margin = 0.2", "margin was 0.25, is 0.2"),
         ('expect = "higher"', 'expect = "lower"', 'expect was "higher", is "lower"'),
         ("margin = 0.25", 'margin = 0.25\nreduction = "best"', 'reduction was not set, is "best"'),
@@ -202,7 +208,7 @@ def finished(text, tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "t")
+    shutil.copytree(finished, tmp_path / "t", ignore=shutil.ignore_patterns("looks.json"))
     return tmp_path / "t"
 
 

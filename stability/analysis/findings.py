@@ -171,14 +171,14 @@ class Findings:
 
     def agreement(self, claim: str) -> Agreement:
         """Return how the replications agree with the study on the claim with this id."""
-        verdicts = {
-            replication.name: finding.verdict
+        others = {
+            replication.name: finding
             for replication in self.replications
             for finding in replication.claims
             if finding.id == claim
         }
-        own_verdict = next(finding.verdict for finding in self.claims if finding.id == claim)
-        return agreement(own_verdict, verdicts, [one.name for one in self.replications if one.missing])
+        own = next(finding for finding in self.claims if finding.id == claim)
+        return agreement(own, others, [one.name for one in self.replications if one.missing])
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of findings.json: plain data with null for NaN and infinity."""
@@ -189,7 +189,7 @@ class Findings:
         plain |= {name: [_plain(one) for one in getattr(self, name)] for name in ("rankings", "published")}
         plain |= {"looks": self.looks, "replications": [_replication_as_json(one) for one in self.replications]}
         if self.replications:
-            plain["agreement"] = {claim.id: vars(self.agreement(claim.id)) for claim in self.claims}
+            plain["agreement"] = {claim.id: _plain(self.agreement(claim.id)) for claim in self.claims}
         return {key: value for key, value in plain.items() if value or key not in optional}
 
     def _repr_html_(self) -> str:
