@@ -16,8 +16,8 @@ RULE = (
     "A replication tests the claims of the study again, with its own runs and its own tuning, at the same margins and "
     "confidence. It is compared with the study by the difference of the two effects, which are independent: its "
     "standard error follows from both intervals, its degrees of freedom from Welch and Satterthwaite. Asked in this "
-    "order, the effect there is: opposite, if both intervals exclude no difference, on different sides; the same, if "
-    "the interval of two one-sided tests of the difference lies inside the claim's margin; stronger or weaker, if the "
+    "order, the effect there is: the same, if the interval of two one-sided tests of the difference lies inside the "
+    "claim's margin; opposite, if both intervals exclude no difference, on different sides; stronger or weaker, if the "
     "interval of the difference excludes 0, and it leads away from no difference or towards and beyond it; else open. "
     "Verdicts are not compared: two effects that differ by nothing can lie on different sides of a margin. The joined "
     "effect is the random-effects mean of all sites, with tau² by Paule and Mandel and the interval of Hartung and "
@@ -163,10 +163,10 @@ def _compared(name: str, own: Effect, other: Effect) -> SiteAgreement:
     margin = margin_region(own.margin, own.ratio)
     narrow = [_shown(end, own.ratio) for end in estimate.equivalence_interval]
     word: Word = "open"
-    if _side(own) * _side(other) < 0:
-        word = "opposite"
-    elif margin[0] < narrow[0] and narrow[1] < margin[1]:
+    if margin[0] < narrow[0] and narrow[1] < margin[1]:
         word = "same"
+    elif _side(own) * _side(other) < 0:
+        word = "opposite"
     elif estimate.interval[0] > 0 or estimate.interval[1] < 0:
         word = "stronger" if estimate.center * here.effect > 0 else "weaker"
     return SiteAgreement(name, word, _shown(estimate.center, own.ratio), (low, high))
@@ -204,9 +204,11 @@ def _told(mean: JoinedEffect | None, own: Effect) -> str:
     if mean is None:
         return ""
     logs = " of logarithms" if own.ratio else ""
+    head = f" The {mean.sites} sites joined: {number(mean.effect)}{'×' if own.ratio else ''}"
+    if mean.sites == 2:
+        return f"{head} (from two sites no useful interval follows)."
     return (
-        f" The {mean.sites} sites joined: {number(mean.effect)}{'×' if own.ratio else ''} "
-        f"({confidence_in_percent(own.confidence)} interval {between(mean.interval, own.ratio)}; tau "
+        f"{head} ({confidence_in_percent(own.confidence)} interval {between(mean.interval, own.ratio)}; tau "
         f"{number(mean.tau)}{logs})."
     )
 

@@ -125,7 +125,9 @@ def effect(low, high, verdict="supported", margin=0.1, ratio=False, n=8):
         (effect(0.28, 0.32), effect(0.6, 0.7), "stronger"),
         (effect(-0.32, -0.28), effect(-0.7, -0.6), "stronger"),
         (effect(0.28, 0.32), effect(-0.7, -0.6), "opposite"),
-        (effect(0.001, 0.003), effect(-0.003, -0.001, "equivalent"), "opposite"),
+        # Apart, on different sides, and both far inside the margin; then with a difference that is not.
+        (effect(0.001, 0.003), effect(-0.003, -0.001, "equivalent"), "same"),
+        (effect(0.05, 0.07), effect(-0.07, -0.05, "equivalent"), "opposite"),
         (effect(0.1, 0.5), effect(-0.1, 0.5), "open"),
         (effect(0.28, 0.32), effect(-math.inf, math.inf), "open"),
         (effect(0.28, 0.32), effect(0.28, 0.32, "not-testable"), "not testable"),

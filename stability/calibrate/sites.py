@@ -88,7 +88,8 @@ def joined_rates(
             *(one.interval[0] <= 0 <= one.interval[1] for one in intervals),
             abs(intervals[0].effect) <= normal,
         )
-    return JoinedRates(*(float(share) for share in held.mean(axis=0)), float(np.median(taus)))
+    covered, unadjusted, normal_covered = held.mean(axis=0).tolist()
+    return JoinedRates(covered, unadjusted, normal_covered, float(np.median(taus)))
 
 
 def word_rates(
