@@ -31,6 +31,7 @@ from stability.report.sections import sections_of
 from stability.report.terminal import print_verdicts
 from stability.store import read_manifest, write_manifest
 from stability.study import parse_study, with_looks
+from tests.command_line import call
 
 SECOND = """
 [[claims]]
@@ -295,6 +296,16 @@ def test_a_directory_without_a_record_claims_none_and_records_from_then_on(text,
     findings, report, _ = shown(copy)
     assert [claim["registration"] for claim in findings["claims"]] == ["not recorded", "not recorded"]
     assert "Of 2, no record was kept." in report["sections"][0]["lead"]
+
+
+def test_verify_names_a_record_that_was_edited_by_hand(copy):
+    manifest = read_manifest(copy)
+    manifest["registration"][0]["tables"]["claims"]["recall"]["margin"] = 0.2
+    write_manifest(copy, manifest)
+    called = call("verify", str(copy), "--groups", "1")
+    assert called.code == 1
+    assert "was edited or damaged" in " ".join(called.err.split())
+    assert "nothing was trained again" in called.out
 
 
 def test_seeds_added_after_a_report_are_exploratory(text, copy):
