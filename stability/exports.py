@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stability.analysis import Finding, Findings, Results, analyze, load_results, summarize
+from stability.analysis import Finding, Findings, Results, analyze, load_to_show, summarize
 from stability.registry import InputError, nearest
 from stability.store import write_atomically, writing
 from stability.vocabulary import VERDICTS, axis_of
@@ -44,7 +44,7 @@ FINDING_COLUMNS = {
     "equivalence_interval_low": "Lower end of the interval that is held against the margin for equivalence.",
     "equivalence_interval_high": "Upper end of that interval.",
     "confidence": "Confidence of the interval.",
-    "margin": "Smallest effect worth caring about, written before any run.",
+    "margin": "Smallest effect worth caring about, written in the study (see registration).",
     "ratio": "Whether effect, intervals and margin are of a ratio.",
     "n_pairs": "Pairs of runs compared, one a seed.",
     "p_value": "Two-sided p-value of no effect.",
@@ -54,6 +54,9 @@ FINDING_COLUMNS = {
     "sentence": "The finding in words.",
     "method": "The test.",
     "assumptions": "What the test assumes.",
+    "registration": "registered: as the claim stood before the first step of the runs that test it; exploratory: added "
+    "or changed after that, or seeds were changed after a look; not recorded: no record says.",
+    "registration_note": "What was changed, if the claim is exploratory.",
 }
 
 
@@ -158,7 +161,7 @@ def export(
     """
     if format not in FORMATS:
         raise InputError(f"--format: unknown format {format!r}{nearest(format, FORMATS)}")
-    results = load_results(run_dir, warn)
+    results = load_to_show(run_dir, warn)
     folder = Path(out) if out is not None else Path(run_dir) / "export"
     with writing(f"--out {folder}:", "; name a folder that can"):
         folder.mkdir(parents=True, exist_ok=True)

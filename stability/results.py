@@ -16,6 +16,7 @@ from stability.grid import Chosen, Run, level_of, runs_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
 from stability.probes import Measure
+from stability.registration import Record
 from stability.stats.after_event import AfterEvent
 from stability.study import LATE, Options, Study, combinations
 from stability.vocabulary import AXES
@@ -37,6 +38,7 @@ class Results:
         tuning: The finished search of a study with ``[tune]``.
         untuned: Results without tuning, if the study requests them.
         replications: Results of its replications.
+        record: What was claimed before the runs, if the run directory has a record of that.
     """
 
     study: Study
@@ -47,6 +49,7 @@ class Results:
     tuning: Tuning | None = None
     untuned: Results | None = None
     replications: tuple[Replicated, ...] = ()
+    record: Record | None = None
 
 
 @dataclass(frozen=True)

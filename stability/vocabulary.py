@@ -279,24 +279,22 @@ class Verdict:
         ascii: The same for terminals without Unicode.
         color: Its color in a terminal.
         marker: Its marker in figures (matplotlib); "" for a claim without an effect to draw.
-        everywhere: The verdict that a study and all its replications share, in words.
     """
 
     mark: str
     ascii: str
     color: str
     marker: str
-    everywhere: str
 
 
 VerdictName = Literal["supported", "contradicted", "equivalent", "inconclusive", "not-testable"]
 
 VERDICTS: Mapping[str, Verdict] = {
-    "supported": Verdict("✔", "+", "green", "o", "held everywhere"),
-    "contradicted": Verdict("✘", "x", "red", "X", "contradicted everywhere"),
-    "equivalent": Verdict("=", "=", "blue", "s", "equivalent everywhere"),
-    "inconclusive": Verdict("?", "?", "yellow", "D", "inconclusive everywhere"),
-    "not-testable": Verdict("–", "-", "dim", "", "tested nowhere"),
+    "supported": Verdict("✔", "+", "green", "o"),
+    "contradicted": Verdict("✘", "x", "red", "X"),
+    "equivalent": Verdict("=", "=", "blue", "s"),
+    "inconclusive": Verdict("?", "?", "yellow", "D"),
+    "not-testable": Verdict("–", "-", "dim", ""),
 }
 
 NOT_TESTABLE: VerdictName = "not-testable"

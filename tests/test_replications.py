@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -242,38 +243,25 @@ def test_findings_of_a_study_without_replications_say_nothing_of_them(closed_for
     assert not {"replications", "agreement"} & {*analysis.analyze(closed_form).to_json()}
 
 
-VERDICTS = ("supported", "contradicted", "equivalent", "inconclusive", "not-testable")
+def an_effect(center, verdict="supported", half=0.02):
+    kept = {"verdict": verdict, "margin": 0.1, "ratio": False, "n_pairs": 8, "confidence": 0.95}
+    return SimpleNamespace(effect=center, interval=(center - half, center + half), **kept)
 
 
-@pytest.mark.parametrize(
-    ("own", "others", "word"),
-    [
-        ("supported", ["supported", "supported"], "held everywhere"),
-        ("supported", ["supported", "inconclusive"], "held on 2 of 3"),
-        ("supported", ["supported", "not-testable"], "held on 2 of 3"),
-        ("supported", ["equivalent", "contradicted"], "held on 1 of 3, contradicted on b"),
-        ("contradicted", ["inconclusive", "contradicted"], "contradicted on the study itself and b"),
-        ("contradicted", ["contradicted", "contradicted"], "contradicted everywhere"),
-        ("equivalent", ["equivalent", "equivalent"], "equivalent everywhere"),
-        ("equivalent", ["inconclusive", "equivalent"], "held nowhere"),
-        ("inconclusive", ["inconclusive", "inconclusive"], "inconclusive everywhere"),
-        ("not-testable", ["not-testable", "not-testable"], "tested nowhere"),
-    ],
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.sampled_from(("supported", "not-testable"))), min_size=1, max_size=5),
+    st.floats(-1, 1),
 )
-def test_the_word_follows_from_the_verdicts(own, others, word):
-    assert agreement(own, dict(zip("ab", others, strict=True))).word == word
-
-
-@given(own=st.sampled_from(VERDICTS), others=st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=5))
-def test_the_word_and_the_clause_leave_nothing_out(own, others):
+def test_the_word_and_the_clause_leave_nothing_out(others, own):
     names = [f"r{place}" for place in range(len(others))]
-    found = agreement(own, dict(zip(names, others, strict=True)), ["tail_mean"])
-    counted = [own, *others].count("supported")
-    assert (found.word == "held everywhere") == (counted == len(others) + 1)
-    assert ("contradicted" in found.word) == ("contradicted" in [own, *others])
-    assert (f"held on {counted} of {len(others) + 1}" in found.word) == (0 < counted < len(others) + 1)
+    effects = {name: an_effect(*other) for name, other in zip(names, others, strict=True)}
+    found = agreement(an_effect(own), effects, ["tail_mean"])
+    words = [site.word for site in found.sites]
+    assert (found.word == "same everywhere") == (words == ["same"] * len(words))
+    assert (f"same on {words.count('same')} of {len(words)}" in found.word) == (0 < words.count("same") < len(words))
+    assert all(word in found.word for word in words)
     assert all(name in found.clause for name in (*names, "tail_mean"))
-    assert f"also {own}".replace("-", " ") in found.clause.lower() or own not in others
+    assert (found.joined is None) == all(verdict == "not-testable" for _, verdict in others)
 
 
 @pytest.fixture(scope="module")
@@ -298,23 +286,30 @@ def test_the_report_says_where_each_claim_held(told, closed_form, tmp_path):
     paths = render(closed_form, told, tmp_path)
     report = json.loads(paths["json"].read_text())
     primary = report["answers"][0]
-    assert primary["agreement"]["word"] == "held on 2 of 3, contradicted on two"
-    assert primary["agreement"]["clause"] == "Also supported on one; contradicted on two; three is missing."
+    assert primary["agreement"]["word"] == "same on 1 of 2, opposite on two"
+    clause = "Same on one; opposite on two; three is missing. The 3 sites joined: 0.02"
+    assert primary["agreement"]["clause"].startswith(clause)
+    assert [site["word"] for site in primary["agreement"]["sites"]] == ["same", "opposite"]
+    assert primary["agreement"]["joined"]["sites"] == 3
     page = paths["html"].read_text()
     assert page.index(primary["agreement"]["clause"]) < page.index('id="claims"') < page.index('id="replications"')
     assert "data.name = &#34;&lt;digits&gt;&#34;" in page
     assert "<strong>Missing:</strong> not begun." in page
-    _, figure, _ = section_in(report, "replications")["blocks"]
+    _, figure, table = section_in(report, "replications")["blocks"]
+    assert [cell["text"] for cell in table["rows"][1]][6] == "same"
+    assert [cell["text"] for cell in table["rows"][3]][:2] == ["slope", "joined, 3 sites"]
     assert [row[:3] for row in figure["table"]["rows"]][:3] == [
         ["slope", "this study", "supported"],
         ["slope", "one", "supported"],
         ["slope", "two", "contradicted"],
     ]
-    assert "slope, held on 2 of 3, contradicted on two: this study 0.06, 0.02 to 0.1" in figure["alt"]
-    assert "no further p-value" in texts_in(report, "method")["Replications"]
+    assert figure["table"]["rows"][3][1] == "joined"
+    assert "slope, same on 1 of 2, opposite on two: this study 0.06, 0.02 to 0.1" in figure["alt"]
+    assert "joined 0.02" in figure["alt"]
+    assert "Hartung and Knapp" in texts_in(report, "method")["Replications"]
     limits = texts_in(report, "limitations")
     assert limits["Replication three missing"] == "Not begun; it counts nowhere."
-    assert limits["The claim slope elsewhere"].startswith("Supported here. Also supported on one; contradicted on two")
+    assert limits["The claim slope elsewhere"].startswith("Supported here; its effect is elsewhere: Same on one")
     assert paths["pdf"].stat().st_size > 10_000
 
 
@@ -342,7 +337,7 @@ def test_a_replication_is_published_with_its_study_alone(finished, tmp_path):
         publish([again], tmp_path)
     page = publish([finished], tmp_path).read_text()
     assert '<td data-label="Replications">' in page
-    assert "on seeds and latent." in page
+    assert "seeds" in page.partition("Replications: ")[2].partition("</p>")[0]
 
 
 def test_a_study_holds_its_replications_as_studies(study):

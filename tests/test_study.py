@@ -182,3 +182,38 @@ def test_the_tiny_study_is_a_full_grid(tiny, tiny_text):
     expected = len(grid["arms"]) * len(grid["batch_size"]) * len(grid["noise"]) * grid["seeds"]
     runs = runs_of(tiny)
     assert len(runs) == len({run.id for run in runs}) == expected
+
+
+# --- measures with the scale of the loss -----------------------------------------------------------------------------
+
+BETWEEN = 'measure = "recall_at_1"\ncontrast = "difference"\ncompare = ["siglip-log-b", "clip"]'
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        'measure = "gradient_norm"\ncontrast = "difference"',
+        'measure = "gradient_norm"\ncontrast = "ratio"',
+        'measure = "loss"\ncontrast = "difference"',
+        'measure = "loss"\ntransform = "relative_to_chance"\ncontrast = "ratio"',
+    ],
+)
+def test_a_measure_that_grows_with_the_loss_cannot_compare_losses_but_arms_of_one_loss(brief_text, claim):
+    name = claim.partition('"')[2].partition('"')[0]
+    refused = rf"claims\[0\]\.measure: '{name}' cannot compare the losses clip and siglip: it grows when the loss is"
+    with pytest.raises(InputError, match=refused):
+        parse_study(brief_text.replace(BETWEEN, f'{claim}\ncompare = ["siglip-log-b", "clip"]'), "t.toml", "t")
+    same = brief_text.replace(BETWEEN, f'{claim}\ncompare = ["siglip-log-b", "siglip"]')
+    parse_study(same.replace('arms = ["clip", "siglip-log-b"]', 'arms = ["siglip", "siglip-log-b"]'), "t.toml", "t")
+
+
+def test_a_ranking_of_losses_by_such_a_measure_is_refused_and_what_is_relative_to_chance_is_free(brief_text):
+    loss = BETWEEN.replace("recall_at_1", "loss")
+    for free in (f'{loss}\ntransform = "relative_to_chance"', loss.replace('"difference"', '"divergence"')):
+        parse_study(brief_text.replace(BETWEEN, free), "t.toml", "t")
+    ranked = brief_text.replace("\n[scales.smoke]", '\n[[rankings]]\nmeasure = "loss"\n\n[scales.smoke]')
+    with pytest.raises(InputError, match=r"rankings\[0\]\.measure: 'loss' cannot compare the losses clip and siglip"):
+        parse_study(ranked, "t.toml", "t")
+    own = brief_text.replace('loss = "siglip"', 'loss = "siglip_relative_bias"').replace('bias = "-log B"\n', "")
+    other = own.replace(BETWEEN, 'measure = "loss"\ncontrast = "difference"\ncompare = ["siglip-log-b", "siglip"]')
+    parse_study(other.replace('arms = ["clip", "siglip-log-b"]', 'arms = ["siglip", "siglip-log-b"]'), "t.toml", "t")

@@ -10,10 +10,11 @@ import numpy as np
 
 from stability import contrasts, stats
 from stability.analysis.findings import Finding, Findings, Ranked, Replication, findings_text, look_sentence
-from stability.analysis.loader import load_results
+from stability.analysis.loader import load_results, load_to_show
 from stability.analysis.pairing import array_of, contrast_inputs, reading_of, run_values
 from stability.contrasts import contrast
 from stability.probes import Measure
+from stability.registration import Registration, name_of, registration_of
 from stability.reproductions import reproduce
 from stability.results import (
     FLOOR,
@@ -43,6 +44,7 @@ __all__ = [
     "compared",
     "findings_text",
     "load_results",
+    "load_to_show",
     "look_sentence",
     "run_frame",
     "steps_to_threshold",
@@ -63,7 +65,7 @@ def analyze(results: Results, checks: bool = True) -> Findings:
 
     Intervals have confidence 1 - .05/k for k claims (Bonferroni), so verdict and interval cannot disagree.
     """
-    study = results.study
+    study, registration = results.study, _registration(results)
     findings = _family(results, checks)
     primary = next((finding.verdict for finding in findings if finding.primary), NOT_TESTABLE)
     untuned = _family(results.untuned, checks=False) if results.untuned else ()
@@ -75,11 +77,28 @@ def analyze(results: Results, checks: bool = True) -> Findings:
         provenance=provenance(results),
         claims=findings,
         untuned=untuned,
-        rankings=tuple(_ranked(results, entry) for entry in study.rankings),
+        rankings=tuple(_ranked(results, entry, registration) for entry in study.rankings),
         published=tuple(reproduce(results, entry) for entry in study.published),
         looks=_looks(study),
         replications=tuple(_replication(study, replication) for replication in results.replications),
+        registration=_registered(study, registration),
     )
+
+
+def _registration(results: Results) -> Registration:
+    """Return how what the study claims stands against the record of its run directory."""
+    runs = {str(arm): {*ids} for arm, ids in results.runs.groupby("arm", sort=False)["run"]}
+    return registration_of(results.study, results.record, runs)
+
+
+def _registered(study: Study, registration: Registration) -> dict[str, Any]:
+    """Return what the findings say of the registration in general; the rest is said of each claim and ranking."""
+    if not registration.recorded:
+        return {"recorded": False, "note": registration.note}
+    withdrawn = [{"table": one.table, "id": one.name, "was": one.text} for one in registration.withdrawn]
+    # Where no look is recorded, this is the first one.
+    looked = {} if study.looks else {"seeds_at_first_look": registration.first_look or study.grid.seeds}
+    return {"recorded": True, **looked, "withdrawn": withdrawn}
 
 
 def _replication(original: Study, replication: Replicated) -> Replication:
@@ -99,19 +118,31 @@ def _replication(original: Study, replication: Replicated) -> Replication:
     )
 
 
-def claim_confidence(study: Study) -> float:
-    """Return the confidence of each interval: alpha = .05 is shared among registered looks, then among claims."""
+def claim_confidence(study: Study, withdrawn: int = 0) -> float:
+    """Return the confidence of each interval: alpha = .05 is shared among registered looks, then among claims.
+
+    Claims that were *withdrawn* after their runs keep their shares, so that no deletion narrows the other intervals.
+    """
     per_look = 1 - ALPHA / max(1, len(study.looks))
-    return stats.shared_confidence(max(1, len(study.claims)), per_look)
+    return stats.shared_confidence(max(1, len(study.claims) + withdrawn), per_look)
 
 
 def _family(results: Results, checks: bool) -> tuple[Finding, ...]:
-    confidence = claim_confidence(results.study)
+    registration = _registration(results)
+    withdrawn = sum(one.table == "claims" for one in registration.withdrawn)
+    confidence = claim_confidence(results.study, withdrawn)
     findings = [_finding(results, claim, confidence, checks) for claim in results.study.claims]
-    adjusted = np.minimum(1, stats.adjust([finding.p_value for finding in findings]) * max(1, len(results.study.looks)))
+    p_values = [*(finding.p_value for finding in findings), *[math.nan] * withdrawn]
+    adjusted = np.minimum(1, stats.adjust(p_values) * max(1, len(results.study.looks)))
+    standings = [registration.of("claims", finding.id) for finding in findings]
     return tuple(
-        replace(finding, p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan)
-        for finding, p in zip(findings, adjusted, strict=True)
+        replace(
+            finding,
+            p_adjusted=float(p) if math.isfinite(finding.p_value) else math.nan,
+            registration=standing.status,
+            registration_note=standing.note if standing.status == "exploratory" else "",
+        )
+        for finding, p, standing in zip(findings, adjusted.tolist()[: len(findings)], standings, strict=True)
     )
 
 
@@ -194,7 +225,7 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
     )
 
 
-def _ranked(results: Results, request: Ranking) -> Ranked:
+def _ranked(results: Results, request: Ranking, registration: Registration) -> Ranked:
     """Return a ranking: cells are averaged per seed on the measure's scale; all pairs of all rankings hold at 95%."""
     study, measure = results.study, results.measures[request.measure]
     assert measure.better
@@ -216,7 +247,9 @@ def _ranked(results: Results, request: Ranking) -> Ranked:
     values = np.stack([array_of(results, claim, name, numbers).mean(axis=(1, 2)) for name in names], axis=1)
     confidence = 1 - ALPHA / max(1, len(study.looks)) / len(study.rankings)
     ranking = stats.ranking(values, names, better=measure.better, confidence=confidence)
-    return Ranked(measure.name, measure.label, reduction, scale, measure.better, ranking)
+    standing = registration.of("rankings", name_of(request))
+    note = standing.note if standing.status == "exploratory" else ""
+    return Ranked(measure.name, measure.label, reduction, scale, measure.better, ranking, standing.status, note)
 
 
 def _lost(results: Results, claim: Claim) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from stability import stats
+from stability.registration import NOT_RECORDED, Status
 from stability.replication_agreement import Agreement, agreement
 from stability.reproductions import Reproduction
 from stability.sensitivity import Sensitivity
@@ -46,6 +47,9 @@ class Finding:
         assumptions: What the test assumes.
         sensitivity: Results of the sensitivity checks.
         against_measure: Second measure of a claim that compares two measures of one arm; else empty.
+        registration: Whether the claim is as it stood before the first step of the runs that test it ("registered"),
+            was added or changed after that ("exploratory"), or no record says ("not recorded").
+        registration_note: What was changed, if it is exploratory.
     """
 
     id: str
@@ -74,6 +78,8 @@ class Finding:
     assumptions: str
     sensitivity: Sensitivity
     against_measure: str = ""
+    registration: Status = "not recorded"
+    registration_note: str = ""
 
     @property
     def measures(self) -> tuple[str, str]:
@@ -92,6 +98,8 @@ class Ranked:
         transform: The scale of means and differences.
         better: The good direction, higher or lower.
         ranking: The ranking.
+        registration: As in `Finding`.
+        registration_note: As in `Finding`.
     """
 
     measure: str
@@ -100,6 +108,8 @@ class Ranked:
     transform: str
     better: str
     ranking: stats.Ranking
+    registration: Status = "not recorded"
+    registration_note: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ class Findings:
         published: Published tables next to ours.
         looks: The registered looks and which of them this is; empty without looks.
         replications: The replications; not part of the verdict.
+        registration: Whether what was claimed before the runs is recorded, and what was withdrawn after them.
     """
 
     study: str
@@ -156,28 +167,29 @@ class Findings:
     published: tuple[Reproduction, ...] = ()
     looks: dict[str, Any] = field(default_factory=dict)
     replications: tuple[Replication, ...] = ()
+    registration: dict[str, Any] = field(default_factory=lambda: {"recorded": False, "note": NOT_RECORDED})
 
     def agreement(self, claim: str) -> Agreement:
         """Return how the replications agree with the study on the claim with this id."""
-        verdicts = {
-            replication.name: finding.verdict
+        others = {
+            replication.name: finding
             for replication in self.replications
             for finding in replication.claims
             if finding.id == claim
         }
-        own_verdict = next(finding.verdict for finding in self.claims if finding.id == claim)
-        return agreement(own_verdict, verdicts, [one.name for one in self.replications if one.missing])
+        own = next(finding for finding in self.claims if finding.id == claim)
+        return agreement(own, others, [one.name for one in self.replications if one.missing])
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of findings.json: plain data with null for NaN and infinity."""
         keys = ("study", "scale", "study_hash", "verdict", "provenance")
         claims = {name: [_as_json(claim) for claim in getattr(self, name)] for name in ("claims", "untuned")}
-        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, **claims}
+        plain = {"schema": 1, **{key: getattr(self, key) for key in keys}, "registration": self.registration, **claims}
         optional = ("untuned", "rankings", "published", "looks", "replications")
         plain |= {name: [_plain(one) for one in getattr(self, name)] for name in ("rankings", "published")}
         plain |= {"looks": self.looks, "replications": [_replication_as_json(one) for one in self.replications]}
         if self.replications:
-            plain["agreement"] = {claim.id: vars(self.agreement(claim.id)) for claim in self.claims}
+            plain["agreement"] = {claim.id: _plain(self.agreement(claim.id)) for claim in self.claims}
         return {key: value for key, value in plain.items() if value or key not in optional}
 
     def _repr_html_(self) -> str:
@@ -192,7 +204,8 @@ class Findings:
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in vars(finding).items() if key != "against_measure" or value}
+    optional = ("against_measure", "registration_note")
+    return {key: _plain(value) for key, value in vars(finding).items() if key not in optional or value}
 
 
 REPLICATED = (
@@ -207,6 +220,8 @@ REPLICATED = (
     "n_pairs",
     "p_value",
     "sentence",
+    "registration",
+    "registration_note",
 )
 """Fields of a replication's claim in findings.json; the others equal the study's or apply to the study alone."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from stability.grid import Run, runs_of
+from stability.registration import read_record, record_look
 from stability.registry import InputError
 from stability.results import (
     Replicated,
@@ -39,6 +40,26 @@ def load_results(run_dir: str | Path, warn: Callable[[str], None] = lambda sente
     return replace(results, replications=tuple(_read_replication(one, where, warn) for one in study.replications))
 
 
+def load_to_show(run_dir: str | Path, warn: Callable[[str], None] = lambda sentence: None) -> Results:
+    """Return `load_results` of a run directory whose verdicts are about to be shown, and record that as a look.
+
+    Seeds that are added after a look, at no registered one, make its claims exploratory (`stability.registration`). If
+    a look cannot be recorded, *warn* is called with a sentence.
+    """
+    results, where = load_results(run_dir, warn), Path(run_dir)
+    shown = {where: results} | {
+        replication_path(where, again.study.replication): again.results
+        for again in results.replications
+        if again.results
+    }
+    for directory, one in shown.items():
+        try:
+            record_look(directory, one.manifest, one.study)
+        except OSError as error:
+            warn(f"{directory}: that its results were looked at is not recorded ({error.strerror or error})")
+    return results
+
+
 def _read_replication(study: Study, run_dir: Path, warn: Callable[[str], None]) -> Replicated:
     """Return the results of one replication of the study in *run_dir*, and which of its runs are missing."""
     directory = replication_path(run_dir, study.replication)
@@ -53,15 +74,16 @@ def _read_replication(study: Study, run_dir: Path, warn: Callable[[str], None]) 
 
 def _read(study: Study, manifest: dict[str, Any], run_dir: Path, warn: Callable[[str], None]) -> Results | None:
     """Return the results of one study in its directory, or None while its tuning is not finished."""
-    steps = read_groups(run_dir, manifest["groups"], warn)
+    steps, record = read_groups(run_dir, manifest["groups"], warn), read_record(manifest, run_dir)
     if study.tune is None:
-        return _results(study, manifest, steps, runs_of(study))
+        return replace(_results(study, manifest, steps, runs_of(study)), record=record)
     tuning = search(study, manifest, steps)
     if tuning is None:
         return None
     untuned = _results(study, manifest, steps, runs_of(study)) if study.tune.untuned else None
+    untuned = untuned and replace(untuned, record=record)
     results = _results(study, manifest, steps, runs_of(study, tuning.chosen))
-    return replace(results, tuning=tuning, untuned=untuned)
+    return replace(results, tuning=tuning, untuned=untuned, record=record)
 
 
 def _results(study: Study, manifest: dict[str, Any], steps: pd.DataFrame, runs: Sequence[Run]) -> Results:

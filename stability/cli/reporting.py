@@ -20,13 +20,13 @@ def load_custom(loss: str, encoders: Sequence[str] | None, optimizers: Sequence[
 
 def write_report(where: Path, as_json: bool = False) -> int:
     """Write the report, print the verdicts and the path (or findings.json alone), and return the exit code."""
-    from stability.analysis import analyze, load_results
+    from stability.analysis import analyze, load_to_show
     from stability.report import render, why_no_pdf
     from stability.report.terminal import print_verdicts
 
     console = console_to()
     notices = console_to(stderr=as_json)
-    results = load_results(
+    results = load_to_show(
         where, lambda sentence: notices.print(sentence, style="yellow", soft_wrap=True, markup=False)
     )
     findings = analyze(results)

@@ -90,11 +90,16 @@ def verify(
     Exit code 1 if they differ, or a file is missing or damaged; then nothing is trained.
     """
     from stability.execute.verifying import verify as check_again
+    from stability.registration import read_record
     from stability.store import damaged_groups, has_finished, read_manifest, replications_in
 
     load_custom(loss, encoders, optimizers)
     run_dirs = (run_dir, *(path for path in replications_in(run_dir) if has_finished(path)))
-    if damaged := [sentence for path in run_dirs for sentence in damaged_groups(path, read_manifest(path)["groups"])]:
+    manifests = {path: read_manifest(path) for path in run_dirs}
+    damaged = [sentence for path, one in manifests.items() for sentence in damaged_groups(path, one["groups"])]
+    records = {path: read_record(one, path) for path, one in manifests.items()}
+    damaged += [f"{path}: {record.damage}" for path, record in records.items() if record and record.damage]
+    if damaged:
         for sentence in damaged:
             print_error(sentence)
         console_to().print("nothing was trained again", soft_wrap=True, markup=False)

@@ -15,7 +15,7 @@ import torch
 from stability.execute.executors import executor_of
 from stability.execute.lock import run_lock
 from stability.execute.machine import pick_device
-from stability.execute.manifest import open_run, split_group
+from stability.execute.manifest import begin, open_run, split_group
 from stability.execute.planning import estimate, sharing_of
 from stability.execute.replaying import replay_run
 from stability.execute.scheduling import NO_CALLBACKS, Callbacks, run_parallel, run_serial
@@ -159,6 +159,7 @@ def _train_pending(study: Study, where: Path, device: torch.device, options: Run
     manifest, groups = open_run(study, where, device, callbacks.say, save_params, sharing_of(executor))
     if options.only_failed:
         groups = _failed(manifest, groups, where, callbacks)
+    begin(where, manifest, groups)
     callbacks.begin(len(groups))
     planned = [_task(study, group, where.resolve(), device, save_params, manifest) for group in groups]
     tasks: deque[Task] = deque()

@@ -14,6 +14,7 @@ from stability.execute.machine import PRECISION, device_model, git_commit, versi
 from stability.execute.planning import plan_groups
 from stability.grid import SCHEMA, Group, run_table
 from stability.precision import in_words
+from stability.registration import with_begun, with_claims
 from stability.registry import InputError
 from stability.store import (
     MANIFEST,
@@ -59,11 +60,13 @@ def open_run(
     remove_stale(where)
     manifest = _new_manifest(study, device)
     old: list[dict[str, Any]] = []
+    log = None
     if (where / MANIFEST).is_file():
         previous = read_manifest(where)
         _check_compatible(previous, manifest, where)
         manifest["started"] = previous["started"]
-        old = previous["groups"]
+        old, log = previous["groups"], previous.get("registration")
+    manifest["registration"] = with_claims(log, study, old)
     for note in study.notes:
         say(f"data: {note}")
     finished = [entry for entry in old if _is_intact(where, entry, say, save_params)]
@@ -87,6 +90,14 @@ def open_run(
         manifest["tuning"] = tuning
     write_manifest(where, manifest)
     return manifest, plan.groups
+
+
+def begin(where: Path, manifest: dict[str, Any], groups: Sequence[Group]) -> None:
+    """Record in the manifest, in memory and on disk, that the runs of *groups* are about to take their first step."""
+    log = with_begun(manifest["registration"], groups)
+    if log is not manifest["registration"]:
+        manifest["registration"] = log
+        write_manifest(where, manifest)
 
 
 def _new_manifest(study: Study, device: torch.device) -> dict[str, Any]:

@@ -96,12 +96,14 @@ class LossTraits(Traits):
             None for a loss without one.
         value_and_grad: A kernel that computes the loss at its default options, and its gradient, for all replicas at
             once (`stability.losses.batched`); None: autograd computes them.
+        reparametrizes: The loss of which it is another parametrization, so that both have the same values; empty: none.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     chance: Callable[..., float] | None = None
     state: Callable[[int], dict[str, Tensor]] | None = None
     value_and_grad: Callable[..., Any] | None = None
+    reparametrizes: str = ""
 
     @classmethod
     def declared(cls, values: Mapping[str, Any], where: str) -> Self:

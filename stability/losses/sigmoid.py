@@ -90,7 +90,7 @@ def siglip(
     return sigmoid_loss_sum(soft_capped(rows @ text.T + bias, logit_cap)) / terms
 
 
-@loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance)
+@loss(log_scale=Scalar(math.log(10.0)), relative_bias=Scalar(1.0), chance=siglip_chance, reparametrizes="siglip")
 def siglip_relative_bias(
     image: Tensor, text: Tensor, *, log_scale: Tensor, relative_bias: Tensor, reduction: Reduction = "per_image"
 ) -> Tensor:

@@ -10,13 +10,15 @@ from stability.losses.sigmoid import siglip
 from stability.losses.softmax import clip
 from stability.probes import matched
 from stability.probes.noise import GradientNoise, gradient_noise_in
-from stability.probes.registry import Batch, Measure, Params, Replica, in_towers, probe
+from stability.probes.registry import GROWS_WITH_LOSS, Batch, Measure, Params, Replica, in_towers, probe
 
 KINDS = ("noise_trace", "sq_norm", "second_moment")
 
 
 def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
     trace, sq_norm, second = (f"gradient_{part}_{block}" for part in KINDS)
+    # Under one loss for all runs they may be compared, whatever the runs were trained with.
+    barred = "" if "_as_" in block else GROWS_WITH_LOSS
     note = f" ({block.replace('_as_', ' as ').replace('_', ', ')})"
     return (
         Measure(
@@ -32,13 +34,21 @@ def _measures(block: str, words: str, suffix: str) -> tuple[Measure, ...]:
             f"tr Sigma{note}",
             f"Unbiased trace of the covariance of a batch gradient over {words}.",
             transform="log",
+            barred_between_losses=barred,
         ),
         Measure(
             sq_norm,
             f"|G|^2{note}",
             f"Unbiased squared norm of the mean gradient over {words}; may be negative.",
+            barred_between_losses=barred,
         ),
-        Measure(second, f"E|g|^2{note}", f"Mean squared norm of a batch gradient over {words}.", transform="log"),
+        Measure(
+            second,
+            f"E|g|^2{note}",
+            f"Mean squared norm of a batch gradient over {words}.",
+            transform="log",
+            barred_between_losses=barred,
+        ),
     )
 
 

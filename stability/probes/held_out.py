@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stability.probes.registry import Measure, Replica, mean_over, probe
+from stability.probes.registry import GROWS_WITH_LOSS, Measure, Replica, mean_over, probe
 
 
 @probe(
@@ -20,6 +20,7 @@ from stability.probes.registry import Measure, Replica, mean_over, probe
             "Losses differ in scale.",
             "nats",
             better="lower",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
         Measure(
             "held_out_loss_jump",
@@ -28,6 +29,7 @@ from stability.probes.registry import Measure, Replica, mean_over, probe
             "after it. Losses differ in scale.",
             "nats",
             after_event=("held_out_loss", "jump"),
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
     ),
 )

@@ -26,6 +26,10 @@ Batch = dict[str, Any]
 of tensors)."""
 
 
+GROWS_WITH_LOSS = "grows when the loss is multiplied by a constant, which under Adam trains the same towers"
+"""Why a measure must not decide between losses (`Measure.barred_between_losses`): losses have different scales."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """One column of the run files: its meaning, its unit, and how a claim may treat it.
@@ -49,6 +53,8 @@ class Measure:
             show.
         error_of: the column whose numerical error this is, such as a residual; it may be rounding alone.
         scalar: the trained scalar that the loss must have; a run without it yields no such measure.
+        barred_between_losses: why a claim or ranking must not compare arms of different losses by it, to stand after
+            "it"; empty if it may. Values relative to chance, which are free of the loss's scale, are exempt.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Measure:
     ceiling: float = math.inf
     error_of: str = ""
     scalar: str = ""
+    barred_between_losses: str = ""
 
     @property
     def inline_label(self) -> str:

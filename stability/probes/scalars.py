@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from stability.probes.registry import Measure, Params, Replica, in_towers, mean_over, probe
+from stability.probes.registry import GROWS_WITH_LOSS, Measure, Params, Replica, in_towers, mean_over, probe
 
 
 @probe(
@@ -15,7 +15,12 @@ from stability.probes.registry import Measure, Params, Replica, in_towers, mean_
     holds=("batches",),
     measures=(
         Measure(
-            "bias_gradient", "Gradient on b", "dL/db of the mean loss over independent batches.", "nats", scalar="bias"
+            "bias_gradient",
+            "Gradient on b",
+            "dL/db of the mean loss over independent batches.",
+            "nats",
+            scalar="bias",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
         Measure(
             "bias_gradient_size",
@@ -24,13 +29,22 @@ from stability.probes.registry import Measure, Params, Replica, in_towers, mean_
             "nats",
             transform="log",
             scalar="bias",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
-        Measure("log_scale_gradient", "Gradient on log t", "dL/d(log t) of the mean loss.", "nats", scalar="log_scale"),
+        Measure(
+            "log_scale_gradient",
+            "Gradient on log t",
+            "dL/d(log t) of the mean loss.",
+            "nats",
+            scalar="log_scale",
+            barred_between_losses=GROWS_WITH_LOSS,
+        ),
         Measure(
             "tower_gradient_size",
             "Size of the gradient on the encoders",
             "Euclidean norm of the gradient of the mean loss over all parameters of the encoders.",
             transform="log",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
     ),
 )

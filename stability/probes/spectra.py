@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from stability.curvature import Spectrum, pyhessian_check, spectrum
 from stability.curvature.products import at_index
-from stability.probes.registry import Measure, Replica, in_towers, probe
+from stability.probes.registry import GROWS_WITH_LOSS, Measure, Replica, in_towers, probe
 
 
 def negative_curvature_share(nodes: Tensor, weights: Tensor) -> Tensor:
@@ -36,32 +36,46 @@ def in_scalars(name: str) -> bool:
     holds=("batches",),
     least={"batches": 1, "steps": 1, "edge_steps": 1, "trace_probes": 1},
     measures=(
-        Measure("hessian_max_eigenvalue", "Top Hessian eigenvalue", "Largest eigenvalue over all parameters."),
+        Measure(
+            "hessian_max_eigenvalue",
+            "Top Hessian eigenvalue",
+            "Largest eigenvalue over all parameters.",
+            barred_between_losses=GROWS_WITH_LOSS,
+        ),
         Measure(
             "hessian_max_eigenvalue_residual",
             "Residual of the top eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
             error_of="hessian_max_eigenvalue",
+            barred_between_losses=GROWS_WITH_LOSS,
             transform="log",
         ),
         Measure(
             "hessian_min_eigenvalue",
             "Lowest Hessian eigenvalue",
             "Smallest eigenvalue (the most negative) over all parameters.",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
         Measure(
             "hessian_min_eigenvalue_residual",
             "Residual of the lowest eigenvalue",
             "|H v - lambda v| of its Ritz pair.",
             error_of="hessian_min_eigenvalue",
+            barred_between_losses=GROWS_WITH_LOSS,
             transform="log",
         ),
-        Measure("hessian_trace", "Hessian trace", "Hutchinson estimate of the sum of all eigenvalues."),
+        Measure(
+            "hessian_trace",
+            "Hessian trace",
+            "Hutchinson estimate of the sum of all eigenvalues.",
+            barred_between_losses=GROWS_WITH_LOSS,
+        ),
         Measure(
             "hessian_trace_stderr",
             "Standard error of the trace",
             "Over the Hutchinson probes.",
             error_of="hessian_trace",
+            barred_between_losses=GROWS_WITH_LOSS,
             transform="log",
         ),
         Measure(
@@ -71,17 +85,22 @@ def in_scalars(name: str) -> bool:
             "share",
         ),
         Measure(
-            "hessian_max_eigenvalue_towers", "Top eigenvalue, towers", "Largest eigenvalue of the encoders' block."
+            "hessian_max_eigenvalue_towers",
+            "Top eigenvalue, towers",
+            "Largest eigenvalue of the encoders' block.",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
         Measure(
             "hessian_max_eigenvalue_scalars",
             "Top eigenvalue, scalars",
             "Largest eigenvalue of the block of the loss's scalars.",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
         Measure(
             "hessian_min_eigenvalue_scalars",
             "Lowest eigenvalue, scalars",
             "Smallest eigenvalue of the block of the loss's scalars.",
+            barred_between_losses=GROWS_WITH_LOSS,
         ),
         Measure(
             "preconditioned_sharpness",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from stability.probes.registry import Measure, probe
+from stability.probes.registry import GROWS_WITH_LOSS, Measure, probe
 
 
 def _spike_rate(column: str, name: str, of: str) -> Measure:
@@ -19,12 +19,20 @@ def _spike_rate(column: str, name: str, of: str) -> Measure:
 
 
 STEP_MEASURES = (
-    Measure("loss", "Training loss", "Loss of the step's batch, before the update.", "nats", better="lower"),
+    Measure(
+        "loss",
+        "Training loss",
+        "Loss of the step's batch, before the update.",
+        "nats",
+        better="lower",
+        barred_between_losses=GROWS_WITH_LOSS,
+    ),
     Measure(
         "gradient_norm",
         "Gradient norm",
         "Euclidean norm of the batch gradient over all parameters.",
         transform="log",
+        barred_between_losses=GROWS_WITH_LOSS,
     ),
     Measure("update_norm", "Update norm", "Euclidean norm of the step that the optimizer took.", transform="log"),
     Measure(

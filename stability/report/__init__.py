@@ -32,7 +32,7 @@ def write_report(run_dir: str | Path, formats: Collection[str] | None = None) ->
     Nothing is run. The kinds are "json", "findings" and each of *formats*; None means all formats, without the PDF if
     `why_no_pdf` gives a reason. Raises `InputError` if the directory holds no run.
     """
-    results = analysis.load_results(run_dir)
+    results = analysis.load_to_show(run_dir)
     where = Path(run_dir)
     return render(results, analysis.analyze(results), where / "report", formats, where / "landscape")
 

@@ -41,7 +41,7 @@ def write_comparison(first: str | Path, second: str | Path, out: str | Path | No
     if before.resolve() == after.resolve():
         raise InputError(f"{after}: given twice; allowed: two runs of one study")
     folder = Path(out) if out else after.resolve().parent / f"{after.resolve().name}-against-{before.resolve().name}"
-    compared = compare(analysis.load_results(before), analysis.load_results(after), (before.name, after.name))
+    compared = compare(analysis.load_to_show(before), analysis.load_to_show(after), (before.name, after.name))
     texts = {"html": page(compared), "json": json.dumps(compared, indent=1, allow_nan=False) + "\n"}
     write_files(folder, {FILES[kind]: text.encode() for kind, text in texts.items()}, "the comparison")
     return {kind: folder / name for kind, name in FILES.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,15 @@ RULE = (
     "p-values are adjusted by Benjamini and Hochberg over all primary claims of this page. A decided claim is less "
     "sure if its verdict changes with another method or without one seed, if its effect turns between the cells of "
     "the study, or if it calls equal what never happened or lies below the margin on both sides.",
-    "If a study was replicated, its decided claim is shown on more than one data set if a replication on other data "
-    "has the same verdict. A claim that is supported on one data set and contradicted on another counts for neither "
-    "arm: the answer depends on the data.",
+    "A claim that was changed or added after the first step of the runs that test it, or whose seeds were changed "
+    "after a look at the results, is exploratory and does not count. Claims of reports that were written before this "
+    "was recorded count; how many are recorded is said above the table.",
+    "If a study was replicated, its decided claim is shown on more than one data set if on other data a replication "
+    "has the same verdict, or an effect that differs by less than the margin. A claim whose effect is opposite on "
+    "other data, with both intervals excluding no difference, counts for neither arm: the answer depends on the data. "
+    "Older reports compare verdicts alone.",
 )
-"""The rule in words, one point a string: which claims count, for which arm, multiplicity, replications."""
+"""The rule in words, one point a string: which claims count, for which arm, multiplicity, registration and more."""
 
 OFFERS = frozenset(measure.needs for variant in probe.values() for measure in variant.traits.measures)
 """All data features that measures may need: a published report may use any measure."""
@@ -111,19 +116,25 @@ def _entry(path: Path) -> Json:
             "steadier": steadier(raw, **_definitions(path.parent, raw["id"])) if raw else None,
             "leaning": "",
             "agreement": findings.get("agreement", {}).get(raw["id"]) if raw else None,
-            "replicated": _replicated(raw, findings.get("replications", ())) if raw else None,
+            "replicated": _replicated(raw, findings) if raw else None,
+            "registration": raw.get("registration", "not recorded") if raw else "not recorded",
             "doubts": _doubts(path.parent, raw) if raw else [],
         }
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the findings of a report ({type(error).__name__}: {error})") from error
 
 
-def _replicated(claim: Mapping[str, Any], replications: Sequence[Mapping[str, Any]]) -> str | None:
+def _replicated(claim: Mapping[str, Any], findings: Mapping[str, Any]) -> str | None:
     """Return a claim's outcome on other data: elsewhere, here alone, turned, or None without a replication there."""
-    others = [again for again in replications if again["other_data"] and not again["missing"]]
+    others = [again for again in findings.get("replications", ()) if again["other_data"] and not again["missing"]]
     verdicts = [other["verdict"] for again in others for other in again["claims"] if other["id"] == claim["id"]]
     if not verdicts:
         return None
+    if sites := (findings.get("agreement") or {}).get(claim["id"], {}).get("sites"):
+        names = {again["name"] for again in others}
+        words = [site["word"] for site in sites if site["name"] in names]
+        same = "same" in words or claim["verdict"] in verdicts
+        return "turned" if "opposite" in words else "elsewhere" if same else "here alone"
     opposite = {"supported": "contradicted", "contradicted": "supported"}.get(claim["verdict"])
     return "turned" if opposite in verdicts else "elsewhere" if claim["verdict"] in verdicts else "here alone"
 
@@ -203,7 +214,7 @@ def _steadier_low(measure: str, contrast_name: str, axis: str) -> bool | None:
 def _leaning(entry: Mapping[str, Any], p_adjusted: float) -> str:
     """Return the leaning of a primary claim: siglip, clip, equal, turned, open, or "" if it does not count."""
     verdict = entry["primary"]["verdict"]
-    if entry["steadier"] is None:
+    if entry["steadier"] is None or entry["registration"] == "exploratory":
         return ""
     if entry["interim"]:
         return "open"
@@ -227,6 +238,21 @@ def coverage(ledger: Sequence[Mapping[str, Any]], shipped: Collection[str]) -> J
         "sentence": f"{covered} of {len(set(shipped))} shipped studies {'has' if covered == 1 else 'have'} a report.",
         "missing": missing,
     }
+
+
+def registered(ledger: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence on how many primary claims are recorded as they stood before the runs.
+
+    >>> registered([{"primary": {}, "registration": word} for word in ("registered", "exploratory", "not recorded")])
+    'Of 3, 1 is recorded as it stood before the first step of its runs, 1 is exploratory, and of 1 nothing is recorded.'
+    """
+    counts = Counter(entry["registration"] for entry in ledger if entry["primary"] is not None)
+    before, exploratory, unknown = (counts[word] for word in ("registered", "exploratory", "not recorded"))
+    return (
+        f"Of {counts.total()}, {before} {'is' if before == 1 else 'are'} recorded as {'it' if before == 1 else 'they'} "
+        f"stood before the first step of {'its' if before == 1 else 'their'} runs, {exploratory} "
+        f"{'is' if exploratory == 1 else 'are'} exploratory, and of {unknown} nothing is recorded."
+    )
 
 
 def answer(ledger: Sequence[Mapping[str, Any]]) -> str:

@@ -88,6 +88,7 @@ def answers(data: ReportData) -> list[Json]:
     return [
         answer_of(claim)
         | {"untuned": untuned.get(claim["id"]), "agreement": agreement.get(claim["id"])}
+        | {"exploratory": claim.get("registration_note")}
         | _caveats_of(claim, data.caveats)
         for claim in sorted(as_json["claims"], key=lambda claim: not claim["primary"])
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.registry import InputError
-from stability.report.evidence import RULE, answer, coverage, entries
+from stability.report.evidence import RULE, answer, coverage, entries, registered
 from stability.report.html import environment
 from stability.report.pdf import why_no_pdf
 from stability.store import read_manifest, write_atomically, writing
@@ -40,6 +40,7 @@ def publish(run_dirs: Iterable[str | Path], reports_dir: str | Path = "reports")
     ledger = entries(reports)
     index = reports / "index.html"
     context: dict[str, Any] = {"answer": answer(ledger), "coverage": coverage(ledger, shipped_studies()), "rule": RULE}
+    context["registered"] = registered(ledger)
     context["replicated"] = any(entry["agreement"] for entry in ledger)
     text = environment().get_template("index.html").render(entries=ledger, **context)
     _write(index, text.encode())

@@ -32,6 +32,8 @@ def print_verdicts(console: Console, findings: Findings) -> None:
     for finding in sorted(findings.claims, key=lambda finding: not finding.primary):
         verdict = VERDICTS[finding.verdict]
         words = Text(plain(f"{finding.text}\n")).append(plain(finding.sentence), "dim")
+        if finding.registration == "exploratory":
+            words.append(plain(f"\nexploratory: {finding.registration_note}"), "dim")
         if findings.replications:
             words.append(plain(f"\nreplications: {findings.agreement(finding.id).clause}"), "dim")
         if untuned := next((other for other in findings.untuned if other.id == finding.id), None):
@@ -41,6 +43,12 @@ def print_verdicts(console: Console, findings: Findings) -> None:
             words,
         )
     console.print(table, width=min(MAX_WIDTH, console.width))
+    if not findings.registration["recorded"]:
+        console.print(f"registration not recorded: {findings.registration['note']}", style="dim", soft_wrap=True)
+    for one in findings.registration.get("withdrawn", ()):
+        console.print(
+            plain(f"withdrawn after the runs: {one['id']}, {one['was']}"), style="dim", soft_wrap=True, markup=False
+        )
     if sentence := look_sentence(findings.looks):
         console.print(plain(sentence), soft_wrap=True)
 

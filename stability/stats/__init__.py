@@ -22,6 +22,7 @@ from stability.stats.planning import (
 )
 from stability.stats.rankings import Ranking, ranking
 from stability.stats.ratios import fraction_interval
+from stability.stats.sites import Joined, Site, joined, site_difference, site_of
 from stability.stats.spike_detection import (
     Spikes,
     loss_spikes_by_deviation,
@@ -35,7 +36,9 @@ from stability.stats.verdicts import Verdict, verdict
 __all__ = [
     "SUMMARIES",
     "Comparison",
+    "Joined",
     "Ranking",
+    "Site",
     "Spikes",
     "Verdict",
     "adjust",
@@ -43,6 +46,7 @@ __all__ = [
     "equivalence",
     "equivalence_power",
     "fraction_interval",
+    "joined",
     "jump",
     "log_ratio",
     "looks",
@@ -59,6 +63,8 @@ __all__ = [
     "seeds_to_settle",
     "shared_confidence",
     "sign_flip",
+    "site_difference",
+    "site_of",
     "slope_difference",
     "spikes",
     "spread_ratio",

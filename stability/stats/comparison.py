@@ -250,7 +250,7 @@ def t_estimate(per_seed: Array, confidence: float) -> Estimate:
     return student_estimate(center, sd / math.sqrt(len(per_seed)), sd, len(per_seed) - 1, confidence)
 
 
-def student_estimate(center: float, error: float, sd: float, df: int, confidence: float) -> Estimate:
+def student_estimate(center: float, error: float, sd: float, df: float, confidence: float) -> Estimate:
     """Return *center* with t intervals of *df* degrees of freedom.
 
     Args:

@@ -40,7 +40,18 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         _check_window(study, name, claim.reduction or variant.traits.reduction, locate)
         if not measures[name].per_run:
             _check_late_starts(study, claim.compare, claim.reduction or variant.traits.reduction, locate)
+        if variant.traits.on != "diverged":
+            scale = claim.transform if variant.traits.on == "transform" else None
+            _check_between_losses(study, claim.compare, measures[name], scale, locate(key))
     _check_sides(study, claim, [measures[name] for name in named.values()], locate)
+    _check_direction(claim, variant, named, measures, locate)
+    _check_needs(study, claim, variant, locate)
+
+
+def _check_direction(
+    claim: Claim, variant: Variant, named: Mapping[str, str], measures: Mapping[str, Measure], locate: Locate
+) -> None:
+    """Raise `InputError` if a claim needs a better direction, or a course over steps, that its measures lack."""
     needs_direction = "better" in variant.options or claim.reduction == "best" or variant.traits.on == "times"
     for key, name in named.items():
         if needs_direction and not measures[name].better:
@@ -48,7 +59,6 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
             raise InputError(f"{locate(key)}: {name!r} has no better direction{hint}")
         if variant.traits.on == "times" and measures[name].per_run:
             raise InputError(f"{locate(key)}: {name!r} is one number a run and reaches no threshold at a step")
-    _check_needs(study, claim, variant, locate)
 
 
 def _check_sides(study: Study, claim: Claim, measures: Iterable[Measure], locate: Locate) -> None:
@@ -97,8 +107,21 @@ def check_ranking(study: Study, ranking: Ranking, locate: Locate) -> None:
     for index, name in enumerate(arms):
         if name not in study.grid.arms:
             raise InputError(f"{locate('losses', index)}: {name!r} is not in grid.arms{nearest(name, study.grid.arms)}")
+    _check_between_losses(study, arms, measures[ranking.measure], ranking.transform, locate("measure"))
     if len({*arms}) < max(2, len(arms)):
         raise InputError(f"{locate('losses')}: got {list(arms)}; allowed: two arms or more, each once")
+
+
+def _check_between_losses(study: Study, arms: Iterable[str], measure: Measure, scale: str | None, where: str) -> None:
+    """Raise `InputError` for a comparison of different losses by a measure that has the scale of the loss."""
+    names = {study.arm(arm).loss for arm in arms if arm in study.grid.arms}
+    losses = sorted({loss[name].traits.reparametrizes or name for name in names})
+    if len(losses) > 1 and measure.barred_between_losses and scale != "relative_to_chance":
+        relative = '; transform = "relative_to_chance" does not' if measure.name == "loss" else ""
+        raise InputError(
+            f"{where}: {measure.name!r} cannot compare the losses {' and '.join(losses)}: it "
+            f"{measure.barred_between_losses}{relative} (allowed: arms of one loss, or a measure that does not)"
+        )
 
 
 def _check_scale(scale: str | None, name: str, measures: Mapping[str, Measure], locate: Locate) -> None:

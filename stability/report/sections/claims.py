@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from stability.report.blocks import Table
+from collections import Counter
+
+from stability.analysis import Findings
+from stability.report.blocks import Fact, Facts, Lead, Paragraph, Part, Table
 from stability.report.figures.forest import forest_plot
 from stability.report.model import answers
 from stability.report.sections.registry import Blocks, ReportData, section
 from stability.report.tables import Json
-from stability.stats.wording import confidence_in_percent
+from stability.stats.wording import confidence_in_percent, seeds
 
 NUMBERS = ("Effect", "Interval", "Margin", "n", "Seeds to\nsettle")
 
 
-@section(
-    order=10,
-    title="The claims",
-    lead="Each claim was written down, with its measure and margin, before any run.",
-)
+@section(order=10, title="The claims")
 def claims(data: ReportData) -> Blocks:
-    """Yield the table of the claims and their forest plot."""
+    """Yield the table of the claims, what was withdrawn after the runs, and the forest plot."""
     if not data.findings.claims:
         return
+    yield Lead(_registration(data.findings))
     yield Table(
         "Claims",
         [{"label": label, "note": None, "numeric": label in NUMBERS} for label in ("Claim", "Verdict", *NUMBERS)],
@@ -30,14 +30,41 @@ def claims(data: ReportData) -> Blocks:
         size="large",
         wide="first",
     )
+    if withdrawn := data.findings.registration.get("withdrawn"):
+        facts = [Fact(one["id"], f"{one['was']}, of {one['table']}") for one in withdrawn]
+        yield Part(
+            "Withdrawn after the runs",
+            (
+                Paragraph("Registered before the first step, and deleted after runs that test it were begun.", "small"),
+                Facts(facts),
+            ),
+        )
     if figure := forest_plot(data.results, data.findings):
         yield figure
+
+
+def _registration(findings: Findings) -> str:
+    """Return what is recorded of the claims before the runs, in a sentence or two."""
+    if not findings.registration["recorded"]:
+        return f"Registration not recorded. {findings.registration['note']}"
+    counts = Counter(claim.registration for claim in findings.claims)
+    registered, total = counts["registered"], len(findings.claims)
+    head = "Each claim was" if registered == total else f"{registered} of {total} claims were"
+    sentences = [f"{head} recorded, with measure and margin, before the first step of the runs that test it."]
+    if counts["exploratory"]:
+        sentences.append("The exploratory ones were added or changed later, as is said beside them.")
+    if counts["not recorded"]:
+        sentences.append(f"Of {counts['not recorded']}, no record was kept.")
+    if seeds_then := findings.registration.get("seeds_at_first_look"):
+        sentences.append(f"The results were first looked at with {seeds(seeds_then)}.")
+    return " ".join(sentences)
 
 
 def _row(answer: Json) -> list[Json]:
     settle = answer["seeds_to_settle"]
     texts = (answer["effect"], answer["interval"], answer["within"], answer["n"], f"{settle:,}" if settle else None)
-    claim = {"text": answer["text"], "value": answer["id"], "note": f"{answer['arms']}, {answer['kind']}"}
+    exploratory = ", exploratory" if answer["exploratory"] else ""
+    claim = {"text": answer["text"], "value": answer["id"], "note": f"{answer['arms']}, {answer['kind']}{exploratory}"}
     badge = {"text": answer["word"], "value": answer["verdict"], "verdict": answer["verdict"], "shape": answer["shape"]}
     return [
         claim | ({"tag": "primary"} if answer["primary"] else {}),

@@ -44,6 +44,7 @@ def limitations(data: ReportData) -> Blocks:
         _unfinished(results),
         _open_claims(findings),
         _fragile(findings),
+        _exploratory(findings),
         doubtful(findings, data.caveats),
         _not_replicated(findings),
         _diverged(results),
@@ -92,10 +93,10 @@ def _not_replicated(findings: Findings) -> Limitations:
         if again.missing:
             yield f"Replication {again.name} missing", f"{_capital(again.missing)}; it counts nowhere."
     for claim in findings.claims:
-        verdicts = {other.verdict for again in findings.replications for other in again.claims if other.id == claim.id}
-        if verdicts - {claim.verdict}:
+        found = findings.agreement(claim.id)
+        if any(site.word != "same" for site in found.sites):
             here = _capital(claim.verdict.replace("-", " "))
-            yield f"The claim {claim.id} elsewhere", f"{here} here. {findings.agreement(claim.id).clause}"
+            yield f"The claim {claim.id} elsewhere", f"{here} here; its effect is elsewhere: {found.clause}"
 
 
 def _capital(words: str) -> str:
@@ -119,6 +120,22 @@ def _fragile(findings: Findings) -> Limitations:
     for claim in findings.claims:
         if not claim.sensitivity.agrees:
             yield "Verdict depends on the method or on a single seed", f"“{claim.text}”: {claim.sensitivity.sentence}"
+
+
+def _exploratory(findings: Findings) -> Limitations:
+    """Yield the claims and rankings that were not as they are before the runs, and what was withdrawn after them."""
+    for claim in findings.claims:
+        if claim.registration == "exploratory":
+            yield "An exploratory claim", f"“{claim.text}”: {claim.registration_note}"
+    for ranked in findings.rankings:
+        if ranked.registration == "exploratory":
+            yield "An exploratory ranking", f"{ranked.label}: {ranked.registration_note}"
+    if withdrawn := [one["id"] for one in findings.registration.get("withdrawn", ()) if one["table"] == "claims"]:
+        yield (
+            "Claims withdrawn after their runs",
+            f"{', '.join(withdrawn)}: registered before the first step and deleted since. The intervals of the others "
+            "are as wide as with them.",
+        )
 
 
 def _diverged(results: Results) -> Limitations:
