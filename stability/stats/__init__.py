@@ -1,7 +1,9 @@
 """Statistics of paired comparisons: functions of arrays aligned by seed that return frozen dataclasses."""
 
 from stability.stats.after_event import SUMMARIES, jump, recovery, retained
+from stability.stats.collapse import Course, collapsed_at, diverged_at
 from stability.stats.comparison import Comparison, margin_region
+from stability.stats.critical_rates import critical_rate_ratio
 from stability.stats.divergences import divergence_difference
 from stability.stats.multiplicity import adjust, shared_confidence
 from stability.stats.paired import (
@@ -35,10 +37,14 @@ from stability.stats.verdicts import Verdict, verdict
 __all__ = [
     "SUMMARIES",
     "Comparison",
+    "Course",
     "Ranking",
     "Spikes",
     "Verdict",
     "adjust",
+    "collapsed_at",
+    "critical_rate_ratio",
+    "diverged_at",
     "divergence_difference",
     "equivalence",
     "equivalence_power",
