@@ -15,7 +15,7 @@ from stability import stats
 from stability.grid import Chosen, Run, level_of, runs_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
-from stability.probes import Measure
+from stability.probes import STEP_MEASURES, Measure
 from stability.stats.after_event import AfterEvent
 from stability.stats.collapse import RECALL_LIMIT, Course, best_loss, collapsed_at, diverged_at, late_recall
 from stability.study import LATE, Options, Study, combinations
@@ -190,7 +190,7 @@ def summarize(results: Results, name: str, reduction: str) -> pd.Series:
     """
     measure = results.measures[name]
     if measure.spikes:
-        return _spike_rates(results, measure.spikes)
+        return _spike_rates(results, measure)
     if measure.after_event:
         return _after_event(results, *measure.after_event)
     if measure.pooled:
@@ -272,17 +272,25 @@ def diverged_level(results: Results, name: str) -> pd.Series | float:
     return summarize(replace(results, steps=at_chance), name, "final")
 
 
-def _spike_rates(results: Results, column: str) -> pd.Series:
-    """Return each run's spikes per 1,000 steps after warm-up, of the logarithm if the measure's transform is log."""
-    steps, (total, warmup) = results.steps, _lengths(results)
+def _spike_rates(results: Results, measure: Measure) -> pd.Series:
+    """Return each run's spikes per 1,000 steps after warm-up, of the logarithm if the measure's transform is log.
+
+    A column that is not read at every step has its readings counted, and their mean distance makes them steps.
+    """
+    column, (total, warmup) = measure.spikes, _lengths(results)
+    steps = results.steps[["run", "step", column]]
     logged = steps[(steps["step"] >= steps["run"].map(warmup)) & (steps["step"] < steps["run"].map(total))]
     log = results.measures[column].transform == "log"
+    probed = column not in {one.name for one in STEP_MEASURES}
 
-    def rate(series: pd.Series) -> float:
-        values = series.to_numpy(np.float64)
-        return stats.spikes(np.log(np.where(values > 0, values, np.nan)) if log else values).rate
+    def rate(rows: pd.DataFrame) -> float:
+        rows = rows.dropna() if probed else rows
+        values, at = rows[column].to_numpy(np.float64), rows["step"].to_numpy(np.float64)
+        logs = np.log(np.where(values > 0, values, np.nan)) if log else values
+        found = stats.SPIKE_RULES[measure.spike_rule](logs)
+        return found.rate * (len(at) - 1) / (at[-1] - at[0]) if probed and len(at) > 1 else found.rate
 
-    return logged.groupby("run", sort=False)[column].agg(rate)
+    return pd.Series({run: rate(rows) for run, rows in logged.groupby("run", sort=False)}, dtype=float)
 
 
 def _area(curve: pd.DataFrame) -> float:

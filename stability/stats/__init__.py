@@ -25,7 +25,9 @@ from stability.stats.planning import (
 from stability.stats.rankings import Ranking, ranking
 from stability.stats.ratios import fraction_interval
 from stability.stats.spike_detection import (
+    SPIKE_RULES,
     Spikes,
+    healing_spikes,
     loss_spikes_by_deviation,
     loss_spikes_by_height,
     spikes,
@@ -35,6 +37,7 @@ from stability.stats.spreads import spread_ratio
 from stability.stats.verdicts import Verdict, verdict
 
 __all__ = [
+    "SPIKE_RULES",
     "SUMMARIES",
     "Comparison",
     "Course",
@@ -49,6 +52,7 @@ __all__ = [
     "equivalence",
     "equivalence_power",
     "fraction_interval",
+    "healing_spikes",
     "jump",
     "log_ratio",
     "looks",

@@ -138,7 +138,7 @@ def _outcomes(arm: ArrayLike, rates: int) -> Array:
         )
     if not np.isin(values[np.isfinite(values)], (0.0, 1.0)).all():
         raise InputError("outcomes that are not yes or no; allowed: booleans, or 0, 1 and NaN")
-    return values.reshape(len(values), rates, -1)
+    return values.reshape(len(values), rates, math.prod(values.shape[2:]))
 
 
 def _read(collapsed: Array, logs: Array) -> _Read:
@@ -152,7 +152,7 @@ def _read(collapsed: Array, logs: Array) -> _Read:
     )
     widest = np.concatenate([[first], np.diff(logs), [last]])[place]
     few = np.array([len(np.unique(column)) <= FEW_BRACKETS for column in place.T])
-    allowance = float(np.mean(few * widest.max(axis=0) / 2)) if len(place) else 0.0
+    allowance = float(np.mean(few * widest.max(axis=0, initial=0.0) / 2))
     return _Read(place, near, far, allowance, turns)
 
 

@@ -74,7 +74,7 @@ def divergence_difference(
         problem = f"{n} usable pair{'s' if n != 1 else ''}, and a test needs at least 2"
         return untestable("too-few-pairs", problem, account, confidence, per_seed=per_seed, left_out=left_out)
     if not (left.any() or right.any()):
-        problem = nothing_happened(names, measure, left.size)
+        problem = nothing_happened(names, measure, 2 * left.size)
         return untestable("nothing-happened", problem, account, confidence, per_seed=per_seed, left_out=left_out)
     t_estimate = _shares(per_seed, cells, confidence)
     estimate = _mcnemar(left[:, 0], right[:, 0], confidence, t_estimate.sd) if cells == 1 else t_estimate
@@ -82,12 +82,12 @@ def divergence_difference(
 
 
 def nothing_happened(names: Names, event: str, runs: int) -> str:
-    """Return in words that no run of either arm had an event, so that rates of it cannot be compared.
+    """Return in words that none of the *runs* of both arms had an event, so that its rates cannot be compared.
 
     >>> nothing_happened(("siglip", "clip"), "diverged", 20)
-    'nothing happened: neither siglip nor clip diverged in any of 20 runs'
+    'nothing happened: neither siglip nor clip diverged in any of their 20 runs'
     """
-    return f"nothing happened: neither {names[0]} nor {names[1]} {event} in any of {runs} runs"
+    return f"nothing happened: neither {names[0]} nor {names[1]} {event} in any of their {runs} runs"
 
 
 def _clause(names: Names, measure: str, count_a: int, count_b: int, runs: int) -> Clause:
