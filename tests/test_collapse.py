@@ -217,7 +217,10 @@ def test_on_a_grid_of_factor_2_wrong_directions_stay_below_5_percent_and_interva
             shared, *own = rng.standard_normal((3, seeds)) * np.sqrt(0.5)
             logs = [place + sd * (shared + mine) for sd, mine in zip(spreads, own, strict=True)]
             for ratio in (1.0, 4.0):
-                arms = [grid_of(np.exp(log + side * math.log(ratio) / 2), grid) for log, side in zip(logs, (1, -1))]
+                arms = [
+                    grid_of(np.exp(log + side * math.log(ratio) / 2), grid)
+                    for log, side in zip(logs, (1, -1), strict=True)
+                ]
                 found = st.critical_rate_ratio(*arms, rates=grid)
                 covered += found.interval[0] <= ratio <= found.interval[1]
                 if ratio == 1:

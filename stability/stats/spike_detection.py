@@ -147,17 +147,24 @@ def healing_spikes(
     found, counted, place = [], 0, window
     while place < len(values):
         before = values[place - window : place]
+        before = before[np.isfinite(before)]
+        if not math.isfinite(values[place]) or 2 * len(before) < window:
+            place += 1
+            continue
         middle = float(np.median(before))
         rise = max(threshold * _TO_SD * float(np.median(np.abs(before - middle))), LEAST_RISE * abs(middle))
-        counted += math.isfinite(values[place]) and math.isfinite(rise)
-        later = values[place : place + within + 1]
-        healed = later <= middle + HEALED * (np.maximum.accumulate(later) - middle)
-        if values[place] - middle > rise and healed.any():
-            found.append(place)
-            last = place + int(np.argmax(healed))
-            counted += int(np.isfinite(values[place + 1 : last + 1]).sum())
-            place = last
-        place += 1
+        last = place
+        if values[place] - middle > rise:
+            later = values[place : place + within + 1] - middle
+            # A reading that is not finite is neither high nor back.
+            healed = later <= HEALED * np.fmax.accumulate(later)
+            if healed.any():
+                found.append(place)
+            # What is left of a rise is no second one, whether it healed or not.
+            calm = np.flatnonzero(later <= rise)
+            last += int(max(calm[0], np.argmax(healed))) if len(calm) and healed.any() else len(later) - 1
+        counted += int(np.isfinite(values[place : last + 1]).sum())
+        place = last + 1
     return Spikes(tuple(found), counted)
 
 
