@@ -127,8 +127,8 @@ def healing_spikes(
     is a collapse or a new level and does not count. Since the batch is always the same, no reading is high because its
     pairs are hard: only the parameters move. The rule is free of the loss's scale.
 
-    Simulated over 200,000 readings of noise of 1% of the loss (standard deviation) around a constant, alone and with an
-    autocorrelation of .5 or .8, no reading of normal noise counts; see `docs/measures.md` for heavy tails.
+    In 50,000 simulated readings each of normal noise around a constant, of a standard deviation of 1% of the loss and
+    with an autocorrelation of 0, .5 and .8, none is a spike; `docs/measures.md` has the rates of heavy tails.
 
     Args:
         readings: The losses, one per reading, (k,). A reading that is not finite is not tested.
