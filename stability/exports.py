@@ -24,6 +24,8 @@ RUN_COLUMNS = {
     "rate": "Learning rate that the run had, where rates were tuned or multiplied: that rate, times lr_multiplier.",
     "status": "finished, diverged, failed or planned.",
     "diverged_at": "Step at which the run diverged; missing if it did not.",
+    "collapsed": "1 if the run collapsed (it diverged, or ends as if it had learned nothing), else 0.",
+    "collapsed_at": "Step at which the run collapsed; missing if it did not.",
 }
 FINDING_COLUMNS = {
     "id": "Id of the claim.",

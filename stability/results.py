@@ -15,14 +15,18 @@ from stability import stats
 from stability.grid import Chosen, Run, level_of, runs_of
 from stability.losses import loss
 from stability.losses.chance import chance_level
-from stability.probes import Measure
+from stability.probes import STEP_MEASURES, Measure
 from stability.registration import Record
 from stability.stats.after_event import AfterEvent
+from stability.stats.collapse import RECALL_LIMIT, Course, best_loss, collapsed_at, diverged_at, late_recall
 from stability.study import LATE, Options, Study, combinations
-from stability.vocabulary import AXES
+from stability.vocabulary import AXES, axes_in
 
 FLOOR = 1.1
 """Bounded measures are clamped to at least this many times chance: the chance-corrected log is unbounded below."""
+
+RECALL = "recall_at_1"
+"""The recall that tells whether a run collapsed."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ class Tuning:
 def run_frame(
     study: Study, manifest: Mapping[str, Any], steps: pd.DataFrame, runs: Iterable[Run] | None = None
 ) -> pd.DataFrame:
-    """Return one row per run: its cell, status (finished, diverged, failed, planned) and divergence.
+    """Return one row per run: its cell, status (finished, diverged, failed, planned), divergence and collapse.
 
     With ``[tune]`` the *rate* of a run depends on its arm and batch size, so it is not an axis; *lr*, which names the
-    cell, is then the single rate of the grid. With ``grid.lr_multipliers`` the axis is *lr_multiplier*.
+    cell, is then the single rate of the grid. With ``grid.lr_multipliers`` the axis is *lr_multiplier*. *collapsed* is
+    1 or 0, missing without a curve; see `stability.stats.collapse`.
 
     Args:
         study: The study.
@@ -92,29 +97,71 @@ def run_frame(
         runs: The runs of the table; None for those of the grid.
     """
     status = {run: group["status"] for group in manifest["groups"] for run in group["runs"]}
-    losses = dict(iter(steps.groupby("run", sort=False)["loss"]))
+    read = [name for name in ("step", "loss", RECALL, f"{RECALL}_chance") if name in steps]
+    curves = dict(iter(steps[["run", *read]].groupby("run", sort=False)))
     at = {settings: study.at(settings) for settings in ((), *combinations(study.grid.settings))}
     # Of some losses the chance level is searched numerically, so once for all seeds.
     chance = cache(lambda settings, *arm: _chance_level(at[settings], *arm))
-    rows = []
+    rows, courses = [], {}
     for run in runs_of(study) if runs is None else runs:
         row = {"run": run.id, **{key: getattr(run, key) for key in ("arm", "seed", *AXES)}, **dict(run.levels)}
         if study.tune or study.grid.lr_multipliers:
             row |= {"lr": study.grid.lr[0], "rate": run.lr}
         row |= {"status": status.get(run.id, "planned"), "diverged_at": math.nan}
-        if row["status"] == "finished" and run.id not in losses:
+        if row["status"] == "finished" and run.id not in curves:
             row["status"] = "planned"
-        if run.id in losses:
+        if run.id in curves:
             total, warmup = _length(at[run.settings], run.arm, run.batch_size)
             level = chance(run.settings, run.arm, run.batch_size, run.options)
             first = study.first_step(run.arm, run.batch_size)
-            step = diverged_at(losses[run.id].to_numpy()[: total - first], level, warmup - first)
+            course = _course(curves[run.id], level, first, total, warmup)
+            step = diverged_at(course.loss, level, course.warmup)
             row |= {
                 "status": "finished" if step is None else "diverged",
                 "diverged_at": math.nan if step is None else first + step,
             }
+            courses[run.id] = (first, course)
         rows.append(row)
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    at_step = _collapses(frame, courses)
+    collapsed = [float(run in at_step) if run in courses else math.nan for run in frame["run"]]
+    return frame.assign(collapsed=collapsed, collapsed_at=frame["run"].map(at_step).astype(float))
+
+
+def _course(curve: pd.DataFrame, chance: float, first: int, total: int, warmup: int) -> Course:
+    """Return what tells whether a run collapsed; its steps count from *first*."""
+    measured = {RECALL, f"{RECALL}_chance"} <= {*curve.columns}
+    recall = curve[["step", RECALL, f"{RECALL}_chance"]].dropna() if measured else pd.DataFrame()
+    times = recall[RECALL] / recall[f"{RECALL}_chance"] if len(recall) else pd.Series(dtype=float)
+    return Course(
+        loss=curve["loss"].to_numpy()[: total - first],
+        chance=chance,
+        warmup=warmup - first,
+        recall_steps=recall["step"].to_numpy(np.float64) - first if len(recall) else np.empty(0),
+        recall=times.to_numpy(np.float64),
+        recall_ceiling=1 / float(recall[f"{RECALL}_chance"].iloc[-1]) if len(recall) else math.inf,
+    )
+
+
+def _collapses(runs: pd.DataFrame, courses: Mapping[str, tuple[int, Course]]) -> dict[str, int]:
+    """Return the step at which each collapsed run did, judged by the runs of its cell at all rates and seeds."""
+    cell = [axis for axis in axes_in(runs.columns) if axis not in ("lr", "lr_multiplier")]
+    keys = dict(zip(runs["run"], zip(*(runs[axis] for axis in cell), strict=True), strict=True))
+    arms = dict(zip(runs["run"], runs["arm"], strict=True))
+    best: dict[Any, float] = {}
+    learnable = set()
+    for run, (_, course) in courses.items():
+        key = arms[run], keys[run]
+        best[key] = min(best.get(key, math.inf), best_loss(course))
+        if late_recall(course, LATE) >= RECALL_LIMIT:
+            learnable.add(keys[run])
+    steps = {
+        run: (first, collapsed_at(course, best=best[arms[run], keys[run]], learnable=keys[run] in learnable, late=LATE))
+        for run, (first, course) in courses.items()
+    }
+    return {run: first + step for run, (first, step) in steps.items() if step is not None}
 
 
 def _chance_level(study: Study, name: str, batch_size: int, options: Options) -> float:
@@ -146,7 +193,7 @@ def summarize(results: Results, name: str, reduction: str) -> pd.Series:
     """
     measure = results.measures[name]
     if measure.spikes:
-        return _spike_rates(results, measure.spikes)
+        return _spike_rates(results, measure)
     if measure.after_event:
         return _after_event(results, *measure.after_event)
     if measure.pooled:
@@ -228,17 +275,25 @@ def diverged_level(results: Results, name: str) -> pd.Series | float:
     return summarize(replace(results, steps=at_chance), name, "final")
 
 
-def _spike_rates(results: Results, column: str) -> pd.Series:
-    """Return each run's spikes per 1,000 steps after warm-up, of the logarithm if the measure's transform is log."""
-    steps, (total, warmup) = results.steps, _lengths(results)
+def _spike_rates(results: Results, measure: Measure) -> pd.Series:
+    """Return each run's spikes per 1,000 steps after warm-up, of the logarithm if the measure's transform is log.
+
+    A column that is not read at every step has its readings counted, and their mean distance makes them steps.
+    """
+    column, (total, warmup) = measure.spikes, _lengths(results)
+    steps = results.steps[["run", "step", column]]
     logged = steps[(steps["step"] >= steps["run"].map(warmup)) & (steps["step"] < steps["run"].map(total))]
     log = results.measures[column].transform == "log"
+    probed = column not in {one.name for one in STEP_MEASURES}
 
-    def rate(series: pd.Series) -> float:
-        values = series.to_numpy(np.float64)
-        return stats.spikes(np.log(np.where(values > 0, values, np.nan)) if log else values).rate
+    def rate(rows: pd.DataFrame) -> float:
+        rows = rows.dropna() if probed else rows
+        values, at = rows[column].to_numpy(np.float64), rows["step"].to_numpy(np.float64)
+        logs = np.log(np.where(values > 0, values, np.nan)) if log else values
+        found = stats.SPIKE_RULES[measure.spike_rule](logs)
+        return found.rate * (len(at) - 1) / (at[-1] - at[0]) if probed and len(at) > 1 else found.rate
 
-    return logged.groupby("run", sort=False)[column].agg(rate)
+    return pd.Series({run: rate(rows) for run, rows in logged.groupby("run", sort=False)}, dtype=float)
 
 
 def _area(curve: pd.DataFrame) -> float:
@@ -286,40 +341,3 @@ def transformed(results: Results, name: str, values: pd.Series, scale: str) -> p
         chance = summarize(results, results.measures[name].chance, "final").reindex(values.index)
         return np.log((np.maximum(values, FLOOR * chance) - chance) / (1 - chance))
     return values
-
-
-def diverged_at(loss: np.ndarray, chance: float, warmup: int) -> int | None:
-    """Return the step at which a run diverged, or None.
-
-    A run has diverged if its loss became non-finite for good (at the first such step), or if its smoothed loss
-    (trailing mean over a twentieth of the run, at least 10 steps) is at or above chance at the end; it then diverged at
-    the first step after warm-up since which it never fell below chance. A spike that recovers is not a divergence, nor
-    is a step that was skipped because float16 overflowed: where its loss is not finite, the loss before counts.
-
-    Args:
-        loss: the training loss (steps,).
-        chance: the loss of uninformative embeddings.
-        warmup: the number of warm-up steps.
-
-    >>> healthy = np.linspace(5.0, 1.0, 100)
-    >>> diverged_at(healthy, 3.0, 10), diverged_at(healthy[::-1], 3.0, 10), diverged_at(np.full(100, 9.0), 3.0, 10)
-    (None, 54, 10)
-    >>> diverged_at(np.where(np.arange(100) < 40, 1.0, np.nan), 3.0, 10)
-    40
-    >>> diverged_at(np.where(np.arange(100) == 40, np.nan, 1.0), 3.0, 10)
-    """
-    # In float32 one spike would absorb all later terms of the cumulative sum.
-    loss = np.asarray(loss, dtype=np.float64)
-    finite = np.flatnonzero(np.isfinite(loss))
-    lasts = int(finite[-1]) + 1 if len(finite) else 0
-    if lasts < len(loss):
-        return lasts
-    loss = loss[finite[np.maximum(np.searchsorted(finite, np.arange(len(loss)), side="right") - 1, 0)]]
-    width = min(len(loss), max(10, len(loss) // 20))
-    total = np.cumsum(np.insert(loss, 0, 0.0))
-    smooth = (total[width:] - total[:-width]) / width
-    below = np.flatnonzero(smooth < chance)
-    first = 0 if not len(below) else int(below[-1]) + 1
-    if first == len(smooth):
-        return None
-    return max(first + width - 1 if first else 0, warmup)

@@ -79,8 +79,13 @@ def _need(study: Study, claim: Claim, pilot: Results | None, assumed: float) -> 
     high = stats.margin_region(claim.margin, ratio)[1]
     width = math.log(high) if ratio else high
     need = Need(claim.id, claim.text, claim.contrast, confidence, width)
-    if contrast[claim.contrast].traits.on == "diverged":
-        why = "power for divergence tests depends on the discordant rate, which the margin does not specify"
+    traits = contrast[claim.contrast].traits
+    if traits.on_events:
+        why = (
+            "the power also depends on the grid of rates, which the margin does not specify"
+            if traits.axes
+            else "power for divergence tests depends on the discordant rate, which the margin does not specify"
+        )
         return replace(need, why=why)
     note = "approximate: of the jackknife's pseudo-values" if claim.contrast == "spread" else ""
     sd, n = assumed * width, 0

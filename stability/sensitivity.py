@@ -121,10 +121,19 @@ def _by_other_tests(primary: Comparison, question: Question) -> Iterator[Check]:
         ("sign-flips", "sign-flip test of the mean", sign_flip_estimate),
         ("ranks", "Wilcoxon signed-rank test, Hodges-Lehmann estimate", rank_estimate),
     ):
-        estimate = estimate_of(per_seed, primary.confidence)
+        estimate = _widened(estimate_of(per_seed, primary.confidence), primary.allowance)
         unbounded = math.isinf(estimate.interval[0])
         note = f"{primary.n} seeds are too few for it to exclude anything at this confidence" if unbounded else ""
         yield _check(name, method, estimate, primary, question, "done", note)
+
+
+def _widened(estimate: Estimate, allowance: float) -> Estimate:
+    (low, high), (narrow_low, narrow_high) = estimate.interval, estimate.equivalence_interval
+    return dataclasses.replace(
+        estimate,
+        interval=(low - allowance, high + allowance),
+        equivalence_interval=(narrow_low - allowance, narrow_high + allowance),
+    )
 
 
 def _by_mixed_model(primary: Comparison, arms: Sequence[Array], question: Question) -> Check:

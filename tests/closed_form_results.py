@@ -111,7 +111,7 @@ def curves(study):
             "train_pairs": 0,
             "lr_multiplier": 1.0,
         }
-        rows[-1] |= {"status": "finished", "diverged_at": np.nan}
+        rows[-1] |= {"status": "finished", "diverged_at": np.nan, "collapsed": 0.0, "collapsed_at": np.nan}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), measures)
 
 

@@ -24,7 +24,10 @@ SUPPLY = {
 def arms(name, seed=0, shape=(7, 3, 4)):
     rng = np.random.default_rng(seed)
     a, b = rng.lognormal(0.3, 0.6, shape), rng.lognormal(0.0, 0.9, shape)
-    return (a > 1.2, b > 1.2) if contrast[name].traits.on == "diverged" else (a, b)
+    if contrast[name].traits.axes:
+        # Runs collapse from some rate on: never at the lowest, always at the highest.
+        return tuple(arm[:, :1] > np.array([math.inf, 1.2, 0.0])[None, :, None] for arm in (a, b))
+    return (a > 1.2, b > 1.2) if contrast[name].traits.on_events else (a, b)
 
 
 def by_name(name, a, b, **changes):
@@ -36,7 +39,7 @@ def test_every_contrast_declares_its_traits_and_asks_only_for_what_is_supplied(n
     traits = contrast[name].traits
     assert traits.says
     assert traits.mixed in {"", "level", "slope", "change"}
-    assert traits.on in {"transform", "raw", "times", "diverged"}
+    assert traits.on in {"transform", "raw", "times", "diverged", "collapsed"}
     assert set(contrast[name].options) <= set(SUPPLIED)
     assert contrast[name].summary.startswith("Return ")
 

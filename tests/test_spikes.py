@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stability.analysis import load_results, summarize
+from stability.probes import Measure
 from stability.registry import InputError
 from stability.stats import (
+    SPIKE_RULES,
+    healing_spikes,
     loss_spikes_by_deviation,
     loss_spikes_by_height,
     spikes,
@@ -129,14 +132,15 @@ def test_a_run_s_rate_is_that_of_its_logged_series_after_warm_up(tiny_run):
         loss, norm = noisy(1000, planted), np.exp(noisy(1000, planted))
         spots = 200 + 50 * np.arange(planted % 3)
         loss[spots] += 5
-        norm[spots] *= 100
+        for later in range(3):
+            norm[spots + later] *= 100
         rows.append(pd.DataFrame({"run": run, "step": steps, "loss": loss, "gradient_norm": norm}))
     train = results.study.train.model_copy(update={"steps": 1000, "warmup": 2})
     long = dataclasses.replace(
         results, study=results.study.model_copy(update={"train": train}), steps=pd.concat(rows, ignore_index=True)
     )
-    expected = [1000 * (place % 3) / 898 for place in range(len(results.runs))]
-    for name in ("loss_spike_rate", "gradient_norm_spike_rate"):
+    for name, counted in (("loss_spike_rate", 898), ("gradient_norm_spike_rate", 894)):
+        expected = [1000 * (place % 3) / counted for place in range(len(results.runs))]
         assert summarize(long, name, "tail_mean").loc[results.runs["run"]].tolist() == pytest.approx(expected)
     assert summarize(results, "update_rms_spike_rate", "tail_mean").isna().all()  # eight steps are too few
 
@@ -147,3 +151,87 @@ def test_a_claim_may_be_on_spikes_but_not_with_a_reduction(tiny_text):
     text = text.replace('measure = "loss_spike_rate"', 'measure = "loss_spike_rate"\nreduction = "tail_mean"')
     with pytest.raises(InputError, match="'loss_spike_rate' is one number a run and takes no reduction"):
         parse_study(text, "tiny.toml", "tiny")
+
+
+def noise_of(tail: float, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Autocorrelated noise (.5 from step to step) of variance near 1: normal, or Student's t of *tail* degrees."""
+    innovations = rng.standard_normal(steps) if np.isinf(tail) else rng.standard_t(tail, steps) / np.sqrt(2)
+    values = np.zeros(steps)
+    for step in range(1, steps):
+        values[step] = 0.5 * values[step - 1] + innovations[step]
+    return np.sqrt(0.75) * values
+
+
+@pytest.mark.parametrize("tail", [np.inf, 4.0])
+def test_the_rule_of_gradient_norms_finds_planted_spikes_and_hardly_ever_heavy_tails(tail):
+    """Log norms of normal (so lognormal norms) and Student-t noise; a tenfold rise that fades over ten steps."""
+    rng, rule = np.random.default_rng(7), SPIKE_RULES["lasting"]
+    quiet = rule(0.25 * noise_of(tail, 60_000, rng))
+    assert quiet.rate * 10 < 1  # per 10,000 steps
+    series = 0.25 * noise_of(tail, 20_000, rng)
+    planted = 300 + 400 * np.arange(48)
+    for at in planted:
+        series[at : at + 60] += np.log(10) * np.exp(-np.arange(60) / 10)
+    found = np.array(rule(series).steps)
+    assert np.mean([np.abs(found - at).min() <= 3 for at in planted]) >= 0.9
+    assert len(found) <= len(planted) + 2
+
+
+def test_a_single_high_gradient_norm_is_a_spike_of_the_steps_rule_only():
+    series = noisy()
+    series[500] += 50
+    assert SPIKE_RULES["steps"](series).steps == (500,)
+    assert SPIKE_RULES["lasting"](series).steps == ()
+    series[500:503] += 50
+    assert SPIKE_RULES["lasting"](series).steps == (500,)
+    with pytest.raises(InputError, match="lasting is 4; allowed: an odd number of steps"):
+        spikes(series, lasting=4)
+
+
+def test_a_rise_of_a_fixed_batch_that_heals_is_a_spike_and_one_that_stays_is_none():
+    readings = noisy(300) / 10 + 2
+    readings[100:103] += [1.0, 2.0, 1.0]
+    readings[200:] += 2.0
+    assert healing_spikes(readings).steps == (100,)
+    assert healing_spikes(10 * readings).steps == (100,)
+    readings[203:] -= 2.0
+    assert healing_spikes(readings).steps == (100, 200)
+    readings[150] = np.nan
+    assert healing_spikes(readings).counted == 279
+
+
+def test_a_quarter_of_the_rise_may_be_left_within_twenty_readings():
+    for left, within, expected in ((0.24, 20, (50,)), (0.26, 20, ()), (0.24, 21, ())):
+        readings = np.full(100, 1.0)
+        readings[50 : 50 + within] = 2.0
+        readings[50 + within :] = 1.0 + left
+        assert healing_spikes(readings).steps[:1] == expected
+
+
+def test_a_rule_for_fixed_batches_finds_planted_spikes_and_no_noise():
+    rng = np.random.default_rng(8)
+    falling = 1 + 3 * np.exp(-np.arange(6000) / 1000)
+    readings = falling * (1 + 0.01 * noise_of(np.inf, 6000, rng))
+    assert healing_spikes(readings).steps == ()
+    planted = 100 + 200 * np.arange(29)
+    for at in planted:
+        readings[at : at + 40] += 0.5 * falling[at] * np.exp(-np.arange(40) / 3)
+    found = np.array(healing_spikes(readings).steps)
+    assert np.mean([np.abs(found - at).min() <= 1 for at in planted]) >= 0.9
+    assert len(found) <= len(planted)
+
+
+def test_readings_of_a_fixed_batch_count_per_thousand_steps(tiny_run):
+    results = load_results(tiny_run)
+    readings = noisy(200) / 10 + 2
+    readings[100] += 5
+    rate = Measure("spikes", "", "", spikes="read", spike_rule="healing")
+    column, at = Measure("read", "", ""), np.arange(1000)
+    read = np.where(at % 5 == 0, np.repeat(readings, 5), np.nan)
+    steps = pd.concat([pd.DataFrame({"run": run, "step": at, "read": read}) for run in results.runs["run"]])
+    train = results.study.train.model_copy(update={"steps": 1000, "warmup": 0})
+    study = results.study.model_copy(update={"train": train})
+    long = dataclasses.replace(
+        results, study=study, steps=steps, measures={**results.measures, "spikes": rate, "read": column}
+    )
+    assert summarize(long, "spikes", "tail_mean").tolist() == pytest.approx([1000 / (180 * 5)] * len(results.runs))

@@ -101,11 +101,23 @@ def test_several_cells_give_one_share_a_seed():
 
 
 @pytest.mark.parametrize("cells", [1, 9])
-def test_runs_that_all_diverge_or_none_are_equal_but_not_surely(cells):
-    for everything in (np.ones((10, cells)), np.zeros((10, cells))):
-        found = st.divergence_difference(everything, everything)
-        assert found.effect == 0
-        assert -0.3 < found.interval[0] < 0 < found.interval[1] < 0.3
+def test_runs_that_all_diverge_are_equal_but_not_surely(cells):
+    found = st.divergence_difference(np.ones((10, cells)), np.ones((10, cells)))
+    assert found.effect == 0
+    assert -0.3 < found.interval[0] < 0 < found.interval[1] < 0.3
+
+
+@pytest.mark.parametrize("cells", [1, 9, 100])
+@pytest.mark.parametrize("expect", ["lower", "equal"])
+def test_if_no_run_diverges_nothing_is_tested_however_many_cells_there_are(cells, expect):
+    none = np.zeros((10, cells))
+    found = st.divergence_difference(none, none, names=("siglip", "clip"))
+    assert (found.outcome, found.effect, found.n) == ("nothing-happened", 0, 10)
+    found = st.verdict(found, expect=expect, margin=0.9)
+    assert found.verdict == "not-testable"
+    assert found.sentence == (
+        f"Not testable: nothing happened: neither siglip nor clip diverged in any of their {20 * cells} runs."
+    )
 
 
 def test_one_arm_always_and_the_other_never_diverging_is_an_answer():

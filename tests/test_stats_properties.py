@@ -19,14 +19,18 @@ EXCHANGED = {"supported": "contradicted", "contradicted": "supported"}
 
 
 def compared(name, a, b):
-    supplied = {"levels": LEVELS, "log": False, "budget": BUDGET, "names": ("a", "b"), "measure": "value"}
+    levels = range(np.shape(a)[1]) if contrast[name].traits.axes else LEVELS
+    supplied = {"levels": levels, "log": False, "budget": BUDGET, "names": ("a", "b"), "measure": "value"}
     return compare(name, a, b, supplied=supplied | {"confidence": 0.95})
 
 
 def drawn(name, seed, seeds, effect, shape=(3, 2)):
     """Two arms of positive numbers that may differ in level, slope and spread; of outcomes where these are compared."""
     rng = np.random.default_rng(seed)
-    if contrast[name].traits.on == "diverged":
+    if contrast[name].traits.axes:
+        critical = 3.5 + np.array([1.5 * effect, 0])[:, None, None, None] + 0.6 * rng.standard_normal((2, seeds, 1, 2))
+        return tuple((np.arange(8)[:, None] > critical).astype(float))
+    if contrast[name].traits.on_events:
         return tuple((rng.random((seeds, *shape)) < rate).astype(float) for rate in (0.5 + 0.45 * effect, 0.5))
     rises = effect * np.arange(len(LEVELS))[:, None] if shape[0] == len(LEVELS) else effect
     a, b = np.exp(0.3 * rng.standard_normal((2, seeds, *shape)))
@@ -66,7 +70,7 @@ def ordinary(name, seeds=8):
 
 def diverged_everywhere(name, a, b):
     """What the analysis hands on of arms that diverged in every run: outcomes, infinite times, or no number at all."""
-    whole = {"diverged": 1.0, "times": math.inf}.get(contrast[name].traits.on, math.nan)
+    whole = {"diverged": 1.0, "collapsed": 1.0, "times": math.inf}.get(contrast[name].traits.on, math.nan)
     return np.full_like(a, whole), np.full_like(b, whole)
 
 
@@ -102,7 +106,7 @@ NUMBERS_ONLY = {
 @pytest.mark.parametrize("odd", {**ODD, **NUMBERS_ONLY})
 @pytest.mark.parametrize("name", contrast)
 def test_odd_data_have_a_named_outcome_a_sentence_and_no_direction_that_they_do_not_show(name, odd):
-    if odd in NUMBERS_ONLY and contrast[name].traits.on == "diverged":
+    if odd in NUMBERS_ONLY and contrast[name].traits.on_events:
         pytest.skip("outcomes are yes, no or unknown")
     a, b = (ODD | NUMBERS_ONLY)[odd](name, *ordinary(name))
     found = compared(name, a, b)

@@ -27,6 +27,7 @@ from stability.results import (
     transformed,
 )
 from stability.sensitivity import NOTHING, Question, sensitivity
+from stability.stats.divergences import nothing_happened
 from stability.study import LATE, Claim, Ranking, Study, command_of
 from stability.vocabulary import NOT_TESTABLE
 
@@ -189,7 +190,8 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
     arms, supplied = contrast_inputs(results, claim, confidence)
     comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
     verdict = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
-    if why := _near_chance(results, claim, contrast[claim.contrast].traits.on, scale, reduction):
+    why = _near_chance(results, claim, contrast[claim.contrast].traits.on, scale, reduction)
+    if why := why or _nothing_happened(results, claim, arms):
         verdict = stats.Verdict(NOT_TESTABLE, why, f"Not testable: {why}.")
     elif verdict.verdict == NOT_TESTABLE and comparison.left_out and (lost := _lost(results, claim)):
         why = f"{verdict.reason}; {lost}"
@@ -259,6 +261,16 @@ def _lost(results: Results, claim: Claim) -> str:
     counts = {words: int((status == word).sum()) for word, words in status_words.items()}
     listed = " and ".join(f"{count} {words}" for words, count in counts.items() if count)
     return f"of the {len(status)} runs of its arms {listed}" if listed else ""
+
+
+def _nothing_happened(results: Results, claim: Claim, arms: list[np.ndarray]) -> str:
+    """Return that no run of either arm had an event, for a claim on rates of events, in words; else empty."""
+    on_rates = all(results.measures[name].spikes for name in claim.measures)
+    if not on_rates or contrast[claim.contrast].traits.on not in ("transform", "raw"):
+        return ""
+    values = np.concatenate([arm.ravel() for arm in arms])
+    values = values[np.isfinite(values)]
+    return nothing_happened(claim.compare, "had a spike", len(values)) if len(values) and not values.any() else ""
 
 
 def _near_chance(results: Results, claim: Claim, on: str, scale: str, reduction: str) -> str:

@@ -42,7 +42,7 @@ def by_cell(results: Results, claim: Claim, inputs: ContrastInputs | None = None
     left out. *inputs* is the result of `contrast_inputs` for the claim; it is computed here if not given.
     """
     names = _names(results, claim)
-    if len(names) < 2 or contrast[claim.contrast].traits.on == "diverged":
+    if len(names) < 2 or contrast[claim.contrast].traits.on_events:
         return []
     (a, b), supplied = inputs or contrast_inputs(results, claim, 0.95)
     supplied = supplied | {"confidence": stats.shared_confidence(len(names))}

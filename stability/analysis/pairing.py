@@ -97,6 +97,8 @@ def run_values(results: Results, claim: Claim, name: str, on: str, reduction: st
     diverged = runs["status"] == "diverged"
     if on == "diverged":
         return diverged.astype(float).where(runs["status"].isin(["finished", "diverged"]))
+    if on == "collapsed":
+        return runs["collapsed"].where(runs["status"].isin(["finished", "diverged"]))
     if on == "times":
         assert claim.threshold is not None
         times = steps_to_threshold(results, name, claim.threshold)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stability import contrasts, stats
-from stability.calibrate.scenarios import BUDGET, LEVELS, YES_NO, NoiseModel, shape, world
+from stability.calibrate.scenarios import BUDGET, YES_NO, NoiseModel, shape, world
 from stability.contrasts import contrast
 from stability.registry import InputError, nearest
 from stability.stats import Comparison
@@ -155,7 +155,7 @@ def compare(name: str, noise: NoiseModel, effect: float, confidence: float = 1 -
     """
     supplied: dict[str, Any] = {
         "confidence": confidence,
-        "levels": LEVELS,
+        "levels": world[name].traits.levels,
         "per": "",
         "better": "higher",
         "log": False,

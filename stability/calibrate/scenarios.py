@@ -41,6 +41,7 @@ class WorldTraits(Traits):
         truth: ``(noise, effect) -> float``: the true effect; None if there is no closed form.
         power: ``(seeds, correlation, effect) -> float``: the power of an exact test with normal noise; None if unknown.
         shapes: The shapes that are simulated; empty: all.
+        levels: The axis of its arrays.
     """
 
     contrast: str
@@ -48,13 +49,20 @@ class WorldTraits(Traits):
     truth: Callable[[NoiseModel, float], float | None]
     power: Callable[[int, float, float], float] | None
     shapes: tuple[str, ...] = ()
+    levels: tuple[float, ...] = (0.0, 0.2, 0.4)
 
 
 shape = Registry("shape", ShapeTraits)
 world = Registry("world", WorldTraits)
 
-LEVELS = (0.0, 0.2, 0.4)
+LEVELS = WorldTraits.levels
 """The axis of slopes and interactions."""
+
+DOUBLINGS = tuple(float(step) for step in range(-5, 6))
+"""The grid of critical rates: base-2 logarithms of eleven learning rates, a factor of 2 apart."""
+
+RATE_SD = 0.5
+"""The standard deviation of critical rates over seeds, in doublings."""
 
 BUDGET = 60.0
 """The step budget to reach a threshold; with equal arms a quarter of the runs take longer."""
@@ -272,3 +280,30 @@ def divergence_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
 def divergence_of_six_cells(noise: NoiseModel, effect: float) -> Sample:
     """Return which of a seed's six runs diverged, at rates *effect* apart around 40%."""
     return _outcomes(noise, effect, cells=6)
+
+
+@world(contrast="collapse", effect=0.6, shapes=(YES_NO,), truth=lambda noise, d: d, power=mcnemar)
+def collapse_of_one_cell(noise: NoiseModel, effect: float) -> Sample:
+    """Return which runs collapsed, at rates *effect* apart around 40%."""
+    return _outcomes(noise, effect, cells=1)
+
+
+@world(
+    contrast="critical_rate",
+    effect=2.0,
+    truth=lambda noise, d: 2.0**d,
+    power=None,
+    levels=DOUBLINGS,
+)
+def rates_apart(noise: NoiseModel, effect: float) -> Sample:
+    """Return which runs collapse on a grid of rates of factor 2, with critical rates *effect* doublings apart.
+
+    Over the seeds the logarithm of a critical rate has a standard deviation of half a doubling. Where the grid lies
+    relative to the critical rates is random.
+    """
+    a, b = noise.arms()
+    place = noise.rng.random() - 0.5
+    grid = np.array(DOUBLINGS)[:, None]
+    return tuple(  # type: ignore[return-value]
+        (grid >= place + RATE_SD * arm + shift).astype(float) for arm, shift in ((a, effect / 2), (b, -effect / 2))
+    )

@@ -37,10 +37,12 @@ class ContrastTraits(Traits):
     Attributes:
         on: What the arrays hold: "transform" (the measure's own scale: logs of positive quantities, chance-corrected
             logs of bounded ones), "raw" (its raw positive values), "times" (steps until the threshold is crossed,
-            infinity if it never is) or "diverged" (1 if the run diverged, else 0).
+            infinity if it never is), "diverged" (1 if the run diverged, else 0) or "collapsed" (the same for collapse).
         reduction: How a run's steps become one number unless the claim overrides it ("tail_mean": the mean of its last
             window), or "none" if the run itself is the number.
         needs: Keys that the claim must have ("axis", "threshold").
+        axes: The axes that the claim may name; empty: any.
+        least_levels: The smallest number of levels of that axis.
         ratio: The effect is a ratio on every scale, so the claim's margin is a ratio. Contrasts that take ``log`` give
             a ratio on logarithmic scales; `Comparison.ratio` is authoritative.
         mixed: How a mixed model expresses the same effect: as the effect of the arm ("level"), its effect on the slope
@@ -49,12 +51,19 @@ class ContrastTraits(Traits):
         says: The phrase of a claim by its expected direction, with {axis} and {threshold} from the claim.
     """
 
-    on: Literal["transform", "raw", "times", "diverged"]
+    on: Literal["transform", "raw", "times", "diverged", "collapsed"]
     reduction: str
     needs: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
+    least_levels: int = 2
     ratio: bool = False
     mixed: Literal["level", "slope", "change", ""] = ""
     says: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def on_events(self) -> bool:
+        """Return whether the arrays hold what happened to each run, yes or no, and not the measure of the claim."""
+        return self.on in ("diverged", "collapsed")
 
 
 contrast = Registry("contrast", ContrastTraits)

@@ -1,4 +1,4 @@
-"""Contrasts of one number per run: difference, ratio, spread, time to a threshold and divergence.
+"""Contrasts of one number per run: difference, ratio, spread and time to a threshold.
 
 The names, options and defaults are those of the claims; the computations are those of `stability.stats`.
 """
@@ -22,7 +22,6 @@ SOON = {
     "higher": "reaches {threshold} later",
     "equal": "reaches {threshold} as soon",
 }
-OFTEN = {"lower": "diverges less often", "higher": "diverges more often", "equal": "diverges as often"}
 
 
 @contrast(reduction="tail_mean", on="transform", mixed="level", says=LEVELS)
@@ -106,16 +105,3 @@ def time_to_threshold(
         measure: the threshold in the sentence.
     """
     return stats.time_ratio(a, b, budget=budget, confidence=confidence, names=names, measure=measure)
-
-
-@contrast(reduction="none", on="diverged", says=OFTEN)
-def divergence(a: Array, b: Array, *, confidence: float = 0.95, names: Names = ("a", "b")) -> Comparison:
-    """Return the difference of the shares of runs that diverged; *a* and *b* are booleans (or 0 and 1).
-
-    Args:
-        a: whether each run of the first arm diverged, (seeds, levels, cells).
-        b: values of the second arm, same shape.
-        confidence: 1 - alpha of the interval.
-        names: the two arms in the sentence.
-    """
-    return stats.divergence_difference(a, b, confidence=confidence, names=names)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from stability.registry import Registry, Traits
 from stability.stats.after_event import AfterEvent
+from stability.stats.spike_detection import SpikeRule
 
 Params = dict[str, Tensor]
 Batch = dict[str, Any]
@@ -44,6 +45,7 @@ class Measure:
         chance: the column that holds the measure's chance level.
         pooled: two columns; the measure is the ratio of their means over a window of steps, never a mean of ratios.
         spikes: a column; the measure is its rate of spikes, one number per run.
+        spike_rule: what counts as one: see `stability.stats.spike_detection`.
         after_event: a column and how its course after the event of a run is summed up, one number per run; runs without
             an event have none (see `stability.stats.after_event`).
         listed: whether each step has a list of values.
@@ -65,6 +67,7 @@ class Measure:
     chance: str = ""
     pooled: tuple[str, str] | None = None
     spikes: str = ""
+    spike_rule: SpikeRule = "steps"
     after_event: tuple[str, AfterEvent] | None = None
     listed: bool = False
     better: Literal["higher", "lower", ""] = ""

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable
 from stability.probes.registry import GROWS_WITH_LOSS, Measure, probe
 
 
-def _spike_rate(column: str, name: str, of: str) -> Measure:
+def _spike_rate(column: str, name: str, of: str, also: str = "") -> Measure:
     return Measure(
         name,
         f"Rate of spikes of the {of}",
         f"Spikes of the {of} after warm-up: rises of 8 robust standard deviations above the 100 steps before, free of "
-        "the loss's scale. Read it on runs of 5,000 steps or more.",
+        f"the loss's scale.{also} Read it on runs of 5,000 steps or more.",
         unit="per 1,000 steps",
         spikes=column,
     )
@@ -73,8 +73,22 @@ STEP_MEASURES = (
         "Share of the batch's off-diagonal pairs with equal captions: positives that the loss takes as negatives.",
         "share",
     ),
-    _spike_rate("loss", "loss_spike_rate", "training loss"),
-    _spike_rate("gradient_norm", "gradient_norm_spike_rate", "gradient norm"),
+    _spike_rate(
+        "loss",
+        "loss_spike_rate",
+        "training loss",
+        " At small batches these are mostly batches of hard pairs: held_out_spike_rate counts spikes of one batch.",
+    ),
+    Measure(
+        "gradient_norm_spike_rate",
+        "Rate of spikes of the gradient norm",
+        "Spikes of the gradient norm after warm-up: the median of five consecutive steps lies 5 robust standard "
+        "deviations of the logarithm above the 100 steps before, so that a single hard batch is none. Read it on runs "
+        "of 5,000 steps or more.",
+        unit="per 1,000 steps",
+        spikes="gradient_norm",
+        spike_rule="lasting",
+    ),
     # Weight matrices only: a rule on all parameters would fire on 0-d scalars, and losses differ in how many they have.
     _spike_rate("update_rms", "update_rms_spike_rate", "update's RMS"),
 )

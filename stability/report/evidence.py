@@ -24,9 +24,9 @@ RULE = (
     "A primary claim counts if it compares an arm of the loss siglip with one of the loss clip on a measure of "
     "stability. Steadier means more of a measure of success (such as recall, also under noise), and less of gradient "
     "noise, sharpness relative to its threshold, negative curvature, spikes, spread over seeds, sensitivity to the "
-    "learning rate, time to a threshold or divergence. Claims on other measures do not count, nor do claims on the "
-    "level of a loss or its rise around a minimum, which cannot be compared across losses and temperatures, on the "
-    "cost of a step, or on how a lead changes as batches or data grow.",
+    "learning rate, time to a threshold, divergence or collapse, and a higher critical rate. Claims on other measures "
+    "do not count, nor do claims on the level of a loss or its rise around a minimum, which cannot be compared across "
+    "losses and temperatures, on the cost of a step, or on how a lead changes as batches or data grow.",
     "A claim counts for the arm that it finds steadier if it is supported or contradicted and its adjusted p-value is "
     f"at most {number(ALPHA)}, and for neither arm if it is equivalent within its own margin. Otherwise, or while runs "
     "are missing, it is open.",
@@ -203,7 +203,9 @@ def _steadier_low(measure: str, contrast_name: str, axis: str) -> bool | None:
     if axis in ("batch_size", "train_pairs") or measure in COSTS:
         return None
     on = contrast[contrast_name].traits.on if contrast_name in contrast else ""
-    if contrast_name in ("spread", "lr_sensitivity") or on in ("times", "diverged"):
+    if contrast_name == "critical_rate":
+        return False
+    if contrast_name in ("spread", "lr_sensitivity") or on in ("times", "diverged", "collapsed"):
         return True
     definition = measures_of(probe, OFFERS).get(measure)
     if measure != "loss" and definition and definition.better:

@@ -13,6 +13,7 @@ from stability.contrasts import contrast
 from stability.replication_agreement import RULE
 from stability.report.blocks import Formula
 from stability.report.definitions import Paragraphs, losses, measures
+from stability.stats.collapse import LOSS_LIMIT, RECALL_LIMIT
 from stability.stats.wording import confidence_in_percent, number
 from stability.study import Claim, Study, Train, optimizer_of, scalar_starts, search_of, settings_of
 from stability.vocabulary import NOT_TESTABLE, REDUCTIONS, TRANSFORMS, axes_in, axis_of
@@ -72,7 +73,10 @@ def _pairing(results: Results) -> Paragraphs:
         "Divergence",
         "A run has diverged if its loss stops being finite, or if its smoothed loss ends at or above chance: the loss "
         "of embeddings that say nothing. A diverged run is not treated as missing: its bounded "
-        "measures are set to chance level, and its time-to-threshold to the full step budget.",
+        "measures are set to chance level, and its time-to-threshold to the full step budget. A run has collapsed if "
+        f"it diverged or, having had the time to learn, if its late recall is below {RECALL_LIMIT:g} times chance or "
+        f"its smoothed loss ends above {LOSS_LIMIT:.0%} of the way from the best loss of its arm and cell, at any rate "
+        "and seed, to chance. A run whose loss still falls has not had that time.",
     )
 
 

@@ -35,6 +35,7 @@ HEADS = {
     "seed": "Seed",
     "runs": "Runs",
     "diverged": "Diverged",
+    "collapsed": "Collapsed",
 }
 
 
@@ -77,10 +78,14 @@ def cell_table(results: Results) -> Json:
         reductions |= {name: reduction for name in claim.measures if name not in reductions}
     summaries = {name: _run_values(results, name, reduction) for name, reduction in reductions.items()}
     numbers = {name: values for name, values in summaries.items() if values is not None}
-    columns = [*axes, "runs", *(["diverged"] if (runs["status"] == "diverged").any() else [])]
+    happened = {"diverged": runs["status"] == "diverged", "collapsed": runs["collapsed"] == 1}
+    columns = [*axes, "runs", *(word for word, runs_with in happened.items() if runs_with.any())]
     rows = []
     for key, cell in runs.groupby(axes, sort=False):
-        counted = {"runs": len(cell), "diverged": int((cell["status"] == "diverged").sum())}
+        counted = {
+            "runs": len(cell),
+            **{word: int(runs_with[cell.index].sum()) for word, runs_with in happened.items()},
+        }
         entries = {**dict(zip(axes, key, strict=True)), **counted}
         row = [_cell(entries[name]) for name in columns]
         rows.append(row + [_mean_and_spread(values.reindex(cell["run"]).to_numpy()) for values in numbers.values()])

@@ -1,7 +1,9 @@
 """Statistics of paired comparisons: functions of arrays aligned by seed that return frozen dataclasses."""
 
 from stability.stats.after_event import SUMMARIES, jump, recovery, retained
+from stability.stats.collapse import Course, collapsed_at, diverged_at
 from stability.stats.comparison import Comparison, margin_region
+from stability.stats.critical_rates import critical_rate_ratio
 from stability.stats.divergences import divergence_difference
 from stability.stats.multiplicity import adjust, shared_confidence
 from stability.stats.paired import (
@@ -24,7 +26,9 @@ from stability.stats.rankings import Ranking, ranking
 from stability.stats.ratios import fraction_interval
 from stability.stats.sites import Joined, Site, joined, site_difference, site_of
 from stability.stats.spike_detection import (
+    SPIKE_RULES,
     Spikes,
+    healing_spikes,
     loss_spikes_by_deviation,
     loss_spikes_by_height,
     spikes,
@@ -34,18 +38,24 @@ from stability.stats.spreads import spread_ratio
 from stability.stats.verdicts import Verdict, verdict
 
 __all__ = [
+    "SPIKE_RULES",
     "SUMMARIES",
     "Comparison",
+    "Course",
     "Joined",
     "Ranking",
     "Site",
     "Spikes",
     "Verdict",
     "adjust",
+    "collapsed_at",
+    "critical_rate_ratio",
+    "diverged_at",
     "divergence_difference",
     "equivalence",
     "equivalence_power",
     "fraction_interval",
+    "healing_spikes",
     "joined",
     "jump",
     "log_ratio",

@@ -15,7 +15,9 @@ from stability.stats.wording import Clause, between, confidence_in_percent, numb
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
-ComparisonStatus = Literal["tested", "constant", "too-few-pairs", "not-positive", "no-spread", "all-censored"]
+ComparisonStatus = Literal[
+    "tested", "constant", "too-few-pairs", "not-positive", "no-spread", "all-censored", "nothing-happened"
+]
 
 # Magnitudes above LARGEST count as infinite, because their square overflows; magnitudes below SMALLEST count as 0.
 LARGEST = 1e150
@@ -46,6 +48,8 @@ class Comparison:
         outcome: "tested"; "constant" (the differences do not vary, so an exact sign interval replaces the t interval);
             otherwise the reason why nothing could be tested. The intervals are then unbounded.
         problem: That reason in words; empty if a test was possible.
+        allowance: What both ends of the intervals were moved by, on the scale of the analysis, because the numbers are
+            known only up to the steps of a grid.
     """
 
     effect: float
@@ -63,6 +67,7 @@ class Comparison:
     left_out: int = 0
     outcome: ComparisonStatus = "tested"
     problem: str = ""
+    allowance: float = 0.0
 
     @property
     def testable(self) -> bool:

@@ -46,13 +46,16 @@ def divergence_difference(
     difference, but at least one cell, so that outcomes that hardly vary do not appear certain; Bonett and
     Price (2012), J. Educ. Behav. Stat. 37:479, add the same two observations to a single cell.
 
+    If no run of either arm diverged, nothing is tested: the interval would follow from the pseudo-seeds and the number
+    of cells alone, so that adding cells in which nothing can happen would make any two arms equivalent.
+
     Args:
         a: Whether each run of the first arm diverged: booleans (or 0, 1 and NaN for unknown), (seeds,) or
             (seeds, cells...).
         b: The same for the second arm.
         confidence: 1 - alpha.
         names: Names of the two arms in the sentence.
-        measure: Verb of the sentence.
+        measure: Verb of the sentence, in the past tense.
     """
     check_confidence(confidence)
     left, right = paired_values(a, b)
@@ -70,9 +73,21 @@ def divergence_difference(
     if n < 2:
         problem = f"{n} usable pair{'s' if n != 1 else ''}, and a test needs at least 2"
         return untestable("too-few-pairs", problem, account, confidence, per_seed=per_seed, left_out=left_out)
+    if not (left.any() or right.any()):
+        problem = nothing_happened(names, measure, 2 * left.size)
+        return untestable("nothing-happened", problem, account, confidence, per_seed=per_seed, left_out=left_out)
     t_estimate = _shares(per_seed, cells, confidence)
     estimate = _mcnemar(left[:, 0], right[:, 0], confidence, t_estimate.sd) if cells == 1 else t_estimate
     return build_comparison(estimate, account, per_seed, confidence, left_out)
+
+
+def nothing_happened(names: Names, event: str, runs: int) -> str:
+    """Return in words that none of the *runs* of both arms had an event, so that its rates cannot be compared.
+
+    >>> nothing_happened(("siglip", "clip"), "diverged", 20)
+    'nothing happened: neither siglip nor clip diverged in any of their 20 runs'
+    """
+    return f"nothing happened: neither {names[0]} nor {names[1]} {event} in any of their {runs} runs"
 
 
 def _clause(names: Names, measure: str, count_a: int, count_b: int, runs: int) -> Clause:

@@ -1,8 +1,12 @@
-"""Spikes in a logged series, counted by a scale-free rule and by two published rules."""
+"""Spikes in a logged series, counted by scale-free rules and by published rules."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +21,26 @@ THRESHOLD = 8.0
 
 MERGE = 10
 """Exceedances at most this many steps apart count as one spike (as in Wortsman et al. 2023)."""
+
+LASTING = 5
+"""A spike of the gradient's norm is one of the median of so many consecutive steps, so it lasts three of five."""
+
+LASTING_THRESHOLD = 5.0
+"""Such a spike lies this many robust standard deviations of the single steps above the running median."""
+
+HEALING_WINDOW = 20
+"""Number of preceding readings of a fixed batch that a reading is compared with."""
+
+HEALING_THRESHOLD = 8.0
+"""A rise of a fixed batch's loss is this many robust standard deviations, and at least `LEAST_RISE` of the median."""
+
+LEAST_RISE = 0.1
+
+HEALS_WITHIN = 20
+"""Number of readings within which the loss of a fixed batch must be back."""
+
+HEALED = 0.25
+"""It is back when at most this share of the rise is left."""
 
 _TO_SD = 1.4826  # of a median absolute deviation, for a normal series
 _RESOLUTION = 1e-5  # of the running median: less than this is rounding of a series stored in single precision
@@ -36,7 +60,13 @@ class Spikes:
 
 
 def spikes(
-    series: ArrayLike, *, start: int = 0, window: int = WINDOW, threshold: float = THRESHOLD, merge: int = MERGE
+    series: ArrayLike,
+    *,
+    start: int = 0,
+    window: int = WINDOW,
+    threshold: float = THRESHOLD,
+    merge: int = MERGE,
+    lasting: int = 1,
 ) -> Spikes:
     """Return the spikes of a *series* (steps,) from step *start* on: values far above the preceding ones.
 
@@ -53,9 +83,10 @@ def spikes(
         window: Number of preceding values that each value is compared with.
         threshold: Robust standard deviations above the median that make a spike.
         merge: Exceedances at most this many steps apart count as one spike; so does a jump to a new level.
+        lasting: Number of consecutive values whose median is compared, odd.
 
     Raises:
-        InputError: *series* is not one-dimensional, or *window* is below 10.
+        InputError: *series* is not one-dimensional, *window* is below 10, or *lasting* is not odd.
 
     >>> calm = np.exp(-np.arange(400) / 100)
     >>> spikes(calm).steps, spikes(calm + 5 * (np.arange(400) == 250)).steps
@@ -64,17 +95,87 @@ def spikes(
     values = _row(series)
     if window < 10:
         raise InputError(f"window is {window}; allowed: 10 steps or more")
-    first = start + window
-    if len(values) <= first:
+    if lasting < 1 or lasting % 2 == 0:
+        raise InputError(f"lasting is {lasting}; allowed: an odd number of steps")
+    half = lasting // 2
+    first = start + window + half
+    if len(values) <= first + half:
         return Spikes((), 0)
-    before = np.lib.stride_tricks.sliding_window_view(values[start:-1], window)
+    tested = np.median(np.lib.stride_tricks.sliding_window_view(values[first - half :], lasting), axis=1)
+    before = np.lib.stride_tricks.sliding_window_view(values[start:-1], window)[: len(tested)]
     with np.errstate(invalid="ignore"):
         middle = np.median(before, axis=1)
         deviation = np.median(np.abs(before - middle[:, None]), axis=1)
         bound = middle + np.maximum(threshold * _TO_SD * deviation, _RESOLUTION * np.abs(middle))
-        above = values[first:] > bound
-    seen = np.isfinite(values[first:]) & np.isfinite(bound)
+        above = tested > bound
+    seen = np.isfinite(tested) & np.isfinite(bound)
     return Spikes(_merged(first + np.flatnonzero(above & seen), merge), int(seen.sum()))
+
+
+def healing_spikes(
+    readings: ArrayLike,
+    *,
+    window: int = HEALING_WINDOW,
+    threshold: float = HEALING_THRESHOLD,
+    within: int = HEALS_WITHIN,
+) -> Spikes:
+    """Return the spikes of the loss of a fixed batch: rises that heal. Their steps are indices of *readings* (k,).
+
+    A reading is the begin of a spike if it exceeds the median m of the *window* readings before it by more than
+    *threshold* robust standard deviations of these and by `LEAST_RISE` of |m|, and if within as many readings as
+    *within* says the loss is back: at most `HEALED` of the highest rise so far above m is left. What never comes back
+    is a collapse or a new level and does not count. Since the batch is always the same, no reading is high because its
+    pairs are hard: only the parameters move. The rule is free of the loss's scale.
+
+    In 50,000 simulated readings each of normal noise around a constant, of a standard deviation of 1% of the loss and
+    with an autocorrelation of 0, .5 and .8, none is a spike; `docs/measures.md` has the rates of heavy tails.
+
+    Args:
+        readings: The losses, one per reading, (k,). A reading that is not finite is not tested.
+        window: Number of preceding readings that each is compared with.
+        threshold: Robust standard deviations above the median that make a rise.
+        within: Number of readings in which it must heal.
+
+    >>> calm = 2 + 0.01 * np.sin(np.arange(100.0))
+    >>> healed, lasting = calm.copy(), calm.copy()
+    >>> healed[[50, 51]] += [3, 1]
+    >>> lasting[50:] += 3
+    >>> healing_spikes(healed).steps, healing_spikes(lasting).steps
+    ((50,), ())
+    """
+    values = _row(readings)
+    found, counted, place = [], 0, window
+    while place < len(values):
+        before = values[place - window : place]
+        before = before[np.isfinite(before)]
+        if not math.isfinite(values[place]) or 2 * len(before) < window:
+            place += 1
+            continue
+        middle = float(np.median(before))
+        rise = max(threshold * _TO_SD * float(np.median(np.abs(before - middle))), LEAST_RISE * abs(middle))
+        last = place
+        if values[place] - middle > rise:
+            later = values[place : place + within + 1] - middle
+            # A reading that is not finite is neither high nor back.
+            healed = later <= HEALED * np.fmax.accumulate(later)
+            if healed.any():
+                found.append(place)
+            # What is left of a rise is no second one, whether it healed or not.
+            calm = np.flatnonzero(later <= rise)
+            last += int(max(calm[0], np.argmax(healed))) if len(calm) and healed.any() else len(later) - 1
+        counted += int(np.isfinite(values[place : last + 1]).sum())
+        place = last + 1
+    return Spikes(tuple(found), counted)
+
+
+SpikeRule = Literal["steps", "lasting", "healing"]
+
+SPIKE_RULES: Mapping[SpikeRule, Callable[[ArrayLike], Spikes]] = {
+    "steps": spikes,
+    "lasting": partial(spikes, lasting=LASTING, threshold=LASTING_THRESHOLD),
+    "healing": healing_spikes,
+}
+"""The rules that measures count spikes by, by name: `Measure.spike_rule`."""
 
 
 def loss_spikes_by_deviation(

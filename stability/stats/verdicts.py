@@ -135,6 +135,9 @@ def _unsettled(comparison: Comparison, region: Interval | None, margin: float) -
         comparison.sd, comparison.n, margin=margin, ratio=comparison.ratio, confidence=comparison.confidence
     )
     statement = comparison.sentence.removesuffix(".")
+    if comparison.allowance:
+        # A finer grid narrows what the grid hides, and more seeds do not.
+        return Verdict("inconclusive", reason, f"Inconclusive: {statement}.")
     if needed is None:
         return Verdict("inconclusive", reason, f"Inconclusive: {statement}.")
     if needed <= comparison.n:

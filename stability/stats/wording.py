@@ -148,3 +148,17 @@ def time_clause(names: Names, measure: str) -> Clause:
         return f"{a} takes {relative(ratio, 'more steps', 'fewer steps')} {b} to reach {measure}"
 
     return clause
+
+
+def critical_rate_clause(names: Names) -> Clause:
+    """Return the clause for a ratio of critical rates: *"siglip collapses from a 40% lower rate on than clip"*."""
+    a, b = names
+
+    def clause(ratio: float) -> str:
+        if ratio == 1:
+            return f"{a} collapses from the same learning rate on as {b}"
+        if ratio >= 2:
+            return f"{a} collapses from {number(ratio)} times the learning rate on that {b} does"
+        return f"{a} collapses from a {percent(abs(ratio - 1))} {'higher' if ratio > 1 else 'lower'} rate on than {b}"
+
+    return clause

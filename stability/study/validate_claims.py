@@ -141,11 +141,36 @@ def _check_needs(study: Study, claim: Claim, variant: Variant, locate: Locate) -
             raise InputError(f"{locate(key)}: contrast {claim.contrast!r} takes no {key}")
     if claim.axis and claim.axis not in (axes := (*CLAIM_AXES, *study.grid.settings)):
         raise InputError(f"{locate('axis')}: unknown axis {claim.axis!r}{nearest(claim.axis, axes)}")
+    allowed = variant.traits.axes
+    if allowed and claim.axis not in allowed:
+        raise InputError(
+            f"{locate('axis')}: got {claim.axis!r}; allowed with contrast {claim.contrast!r}: {', '.join(allowed)}"
+        )
     if claim.axis in study.grid.settings:
         _check_levels(study, claim, locate)
-    if "axis" in variant.traits.needs and len(study.grid.values(claim.axis)) < 2:
-        key = "lr_multipliers" if study.grid.column(claim.axis) == "lr_multiplier" else claim.axis
-        raise InputError(f"{locate('axis')}: grid.{key} has one value; allowed: two or more")
+    if "axis" in variant.traits.needs:
+        _check_count(study, claim, variant.traits.least_levels, locate)
+    if "lr" in allowed and study.tune:
+        raise InputError(
+            f"{locate('contrast')}: {claim.contrast!r} compares rates, and with [tune] the grid has multiples of each "
+            "arm's own rate; allowed: grid.lr with several rates, or grid.lr_multipliers of one rate without [tune]"
+        )
+
+
+def _check_count(study: Study, claim: Claim, least: int, locate: Locate) -> None:
+    """Raise `InputError` unless the axis of a claim has enough different levels for its contrast."""
+    key = "lr_multipliers" if study.grid.column(claim.axis) == "lr_multiplier" else claim.axis
+    count = len(study.grid.values(claim.axis))
+    if count < 2:
+        raise InputError(f"{locate('axis')}: grid.{key} has one value; allowed: {_IN_WORDS[least]} or more")
+    if count < least:
+        raise InputError(
+            f"{locate('axis')}: grid.{key} has {count} values; allowed with contrast {claim.contrast!r}: "
+            f"{_IN_WORDS[least]} or more"
+        )
+
+
+_IN_WORDS = {2: "two", 3: "three"}
 
 
 def _check_levels(study: Study, claim: Claim, locate: Locate) -> None:

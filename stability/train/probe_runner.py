@@ -235,7 +235,7 @@ _fixed_indices = lru_cache(maxsize=2048)(independent_indices)
 
 
 def held_out_batches(population: Population, name: str, count: int, chosen: list[int]) -> dict[str, Tensor]:
-    """Return independent batches (r, count, B, ...) of held-out pairs for some replicas, new at every step.
+    """Return independent batches (r, count, B, ...) of held-out pairs: new at every step, or fixed if declared.
 
     They have a separate random stream, so that drawing them changes no other batch. Like training pairs, they are
     corrupted at the run's noise level and are the same for all losses at one seed.
@@ -248,10 +248,9 @@ def held_out_batches(population: Population, name: str, count: int, chosen: list
     """
     use, held_out, data = f"probe/{name}/held-out", population.held_out, _some(population.data, chosen)
     unseen = held_out_data(data, held_out.image, held_out.text, held_out.extra_modalities, held_out.caption, use)
-    step_use, seeds = f"{use}/{population.step}", [run.rng_seed for run in data.runs]
-    by_seed = {
-        seed: independent_indices(seed, step_use, count, unseen.available, data.batch_size)
-        for seed in dict.fromkeys(seeds)
-    }
+    fixed = probe[name].traits.fixed_batches
+    step_use, seeds = use if fixed else f"{use}/{population.step}", [run.rng_seed for run in data.runs]
+    draw = _fixed_indices if fixed else independent_indices
+    by_seed = {seed: draw(seed, step_use, count, unseen.available, data.batch_size) for seed in dict.fromkeys(seeds)}
     index = torch.stack([by_seed[seed] for seed in seeds])
     return unseen.batch(index, unseen.generators(step_use))

@@ -233,8 +233,8 @@ def quantity_of(finding: Finding, study: Study, measures: Mapping[str, Measure])
 
 def _scaled(finding: Finding, claim: Claim, measure: Measure) -> str:
     """Return a measure on its claim's scale, in words."""
-    if finding.contrast == "divergence":
-        return "share of diverged runs"
+    if contrast[finding.contrast].traits.on_events:
+        return f"share of {contrast[finding.contrast].traits.on} runs"
     if contrast[claim.contrast].traits.on != "transform":
         return measure.inline_label
     return TRANSFORMS[claim.transform or measure.transform].phrase.format(measure.inline_label)

@@ -162,15 +162,15 @@ def _draw(results: Results, plot: Plot, table: pd.DataFrame) -> ReportFigure:
     if banded:
         bold = tables.across_seeds(thin, "step")
     styles = tables.styles_in(results, table)
-    diverged = results.runs[results.runs["diverged_at"].notna()]
+    collapsed = results.runs[results.runs["collapsed_at"].notna()]
     sheet = trajectory_figure(thin, bold, styles, plot, _references(results, plot), float(results.study.train.steps))
     events = mark_events(sheet, results)
-    marked = mark_divergence(sheet, thin, diverged) if plot.measure == "loss" else 0
+    marked = mark_collapse(sheet, thin, collapsed) if plot.measure == "loss" else 0
     averaged = f" Each point is the mean of {window} steps." if window > 1 else ""
     if stride > 1:
         averaged += f" {'Lines and bands' if banded else 'Thin lines'} show one reading in {stride}."
     seeds = f"{panels.BANDED if banded else panels.THIN}; bold: the median of the seeds."
-    crossed = f" A cross marks where a run diverged ({marked} of {len(results.runs)} runs)." if marked else ""
+    crossed = f" A cross marks where a run collapsed ({marked} of {len(results.runs)} runs)." if marked else ""
     crossed += f" {events}" if events else ""
     last = whole.sort_values("step").groupby(panels.cell_columns(whole), sort=False).tail(1)
     return ReportFigure(
@@ -246,11 +246,11 @@ def mark_events(sheet: panels.Sheet, results: Results) -> str:
     return f"Thin vertical lines: where {' and where '.join(sorted(kinds))}." if kinds else ""
 
 
-def mark_divergence(sheet: panels.Sheet, thin: pd.DataFrame, diverged: pd.DataFrame) -> int:
-    """Mark each diverged run's line with a cross at the step where it diverged; return the number of crosses."""
+def mark_collapse(sheet: panels.Sheet, thin: pd.DataFrame, collapsed: pd.DataFrame) -> int:
+    """Mark each collapsed run's line with a cross at the step where it collapsed; return the number of crosses."""
     by_run = dict(iter(thin.groupby("run", sort=False)))
-    marked = diverged[diverged["run"].isin(by_run)]
-    for (*key, arm, run, step), _ in panels.grouped(marked, *panels.axes_of(marked), "arm", "run", "diverged_at"):
+    marked = collapsed[collapsed["run"].isin(by_run)]
+    for (*key, arm, run, step), _ in panels.grouped(marked, *panels.axes_of(marked), "arm", "run", "collapsed_at"):
         line = by_run[run]
         point = line.iloc[int(np.abs(line["step"].to_numpy() - step).argmin())]
         cross: dict[str, Any] = {"marker": "x", "markersize": 4, "markeredgewidth": 1, "zorder": 4}

@@ -48,6 +48,7 @@ def limitations(data: ReportData) -> Blocks:
         doubtful(findings, data.caveats),
         _not_replicated(findings),
         _diverged(results),
+        _collapsed(results),
         _left_out(results),
         _untuned(results),
         _at_the_edge(results),
@@ -152,6 +153,18 @@ def _diverged(results: Results) -> Limitations:
         "They count as finished: at chance where a measure is bounded, as the whole budget where steps to a "
         "threshold are counted, and as missing where no such level exists.",
     )
+
+
+def _collapsed(results: Results) -> Limitations:
+    """Yield a limitation if runs collapsed without ending at or above chance, so that their measures count as read."""
+    runs = results.runs
+    collapsed = int(((runs["collapsed"] == 1) & (runs["status"] == "finished")).sum())
+    if collapsed:
+        yield (
+            "Collapsed runs",
+            f"{collapsed} of {len(runs)} runs collapsed and end just below chance. They are not counted as diverged, "
+            "so every measure is what was read.",
+        )
 
 
 def _left_out(results: Results) -> Limitations:
