@@ -289,12 +289,13 @@ class Verdict:
     everywhere: str
 
 
-VerdictName = Literal["supported", "contradicted", "equivalent", "inconclusive", "not-testable"]
+VerdictName = Literal["supported", "contradicted", "equivalent", "mixed", "inconclusive", "not-testable"]
 
 VERDICTS: Mapping[str, Verdict] = {
     "supported": Verdict("✔", "+", "green", "o", "held everywhere"),
     "contradicted": Verdict("✘", "x", "red", "X", "contradicted everywhere"),
     "equivalent": Verdict("=", "=", "blue", "s", "equivalent everywhere"),
+    "mixed": Verdict("±", "~", "magenta", "P", "mixed everywhere"),
     "inconclusive": Verdict("?", "?", "yellow", "D", "inconclusive everywhere"),
     "not-testable": Verdict("–", "-", "dim", "", "tested nowhere"),
 }

@@ -1,6 +1,7 @@
 """Statistics of paired comparisons: functions of arrays aligned by seed that return frozen dataclasses."""
 
 from stability.stats.after_event import SUMMARIES, jump, recovery, retained
+from stability.stats.cells import CellEffect
 from stability.stats.comparison import Comparison, margin_region
 from stability.stats.divergences import divergence_difference
 from stability.stats.multiplicity import adjust, shared_confidence
@@ -34,6 +35,7 @@ from stability.stats.verdicts import Verdict, verdict
 
 __all__ = [
     "SUMMARIES",
+    "CellEffect",
     "Comparison",
     "Ranking",
     "Spikes",
