@@ -71,7 +71,7 @@ def disagreement(
     """Return two cells that say the opposite of each other or of the mean, or None if the cells do not disagree.
 
     They do if one lies below no effect and another above; if one lies on the other side of no effect than the mean;
-    and, if the mean is *equal*, if one lies beyond the margin. The two that are named differ in as few axes as possible.
+    and, if the mean is *equal*, if one lies beyond the margin. The two named differ in as few axes as possible.
 
     Args:
         interval: The interval of the mean, which decides on its direction.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stability.report.blocks import Table
+from stability.report.figures.cells import cell_forest
 from stability.report.figures.forest import forest_plot
 from stability.report.model import answers
 from stability.report.sections.registry import Blocks, ReportData, section
@@ -32,12 +33,16 @@ def claims(data: ReportData) -> Blocks:
     )
     if figure := forest_plot(data.results, data.findings):
         yield figure
+    if figure := cell_forest(data.results, data.findings):
+        yield figure
 
 
 def _row(answer: Json) -> list[Json]:
     settle = answer["seeds_to_settle"]
     texts = (answer["effect"], answer["interval"], answer["within"], answer["n"], f"{settle:,}" if settle else None)
-    claim = {"text": answer["text"], "value": answer["id"], "note": f"{answer['arms']}, {answer['kind']}"}
+    beside = f"; {answer['cells'].rstrip('.')}" if answer.get("cells") else ""
+    note = f"{answer['arms']}, {answer['kind']}{beside}"
+    claim = {"text": answer["text"], "value": answer["id"], "note": note}
     badge = {"text": answer["word"], "value": answer["verdict"], "verdict": answer["verdict"], "shape": answer["shape"]}
     return [
         claim | ({"tag": "primary"} if answer["primary"] else {}),
