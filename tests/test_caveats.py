@@ -13,6 +13,7 @@ from stability.analysis.cells import cells_in_words, heterogeneity_of
 from stability.report.caveats import caveats_of, coarse
 from stability.report.data import ReportData
 from stability.report.model import answers
+from stability.report.tables import signs
 from stability.stats.wording import percent
 from stability.study import parse_study
 from tests.report_blocks import texts_of
@@ -99,7 +100,9 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     assert ("Opposite signs between cells" in said) == (how == "turns")
     assert ("Heterogeneous effect between cells" in said) == (how == "differs")
     if how:
-        assert found.sentence in next(text for text in said.values() if "SigLIP's gradients" in text and "%" in text)
+        assert signs(found.sentence) in next(
+            text for text in said.values() if "SigLIP's gradients" in text and "%" in text
+        )
 
 
 def test_of_many_cells_the_two_furthest_apart_are_named_and_the_others_counted():

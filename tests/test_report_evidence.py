@@ -226,7 +226,7 @@ def test_the_ledger_names_decided_claims_that_their_own_reports_doubt(tmp_path):
     published(tmp_path, "sure", sensitivity={"agrees": True})
     published(tmp_path, "shaky", sensitivity={"agrees": False})
     published(tmp_path, "open", verdict="inconclusive", sensitivity={"agrees": False})
-    published(tmp_path, "mean", verdict="equivalent")
+    published(tmp_path, "mean", verdict="equivalent", assay_sensitivity="shown")
     told = {"study_text": "", "answers": [{"id": "c", "turns": True, "idle": "Both sides are 0."}]}
     (tmp_path / "mean" / "report.json").write_text(json.dumps(told))
     assert answer(entries(tmp_path)).endswith(
