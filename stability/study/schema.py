@@ -368,6 +368,15 @@ class Claim(Frozen):
         return self.measure, self.against_measure or self.measure
 
 
+def _all_or_names(value: Any) -> str | tuple[Any, ...]:
+    """Return "all" or a list of names as a tuple, or refuse the value."""
+    if value == "all":
+        return "all"
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) and name for name in value):
+        raise PydanticCustomError("all_or_names", "'all', or a list of names")
+    return tuple(value)
+
+
 class Control(Frozen):
     """A difference that is planted, so that a measure that does not move is known to be insensitive.
 
@@ -382,7 +391,7 @@ class Control(Frozen):
     id: Name
     arm: Name
     against: Name
-    measures: Literal["all"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "all"
+    measures: Annotated[Literal["all"] | tuple[Name, ...], BeforeValidator(_all_or_names)] = "all"
     expect: Literal["higher", "lower", "different"] = "different"
 
     def applies_to(self, claim: Claim) -> bool:
