@@ -53,7 +53,15 @@ def verdict_shares(
 def differences(
     rng: np.random.Generator, effects: Sequence[float], seeds: int, correlation: float, noise: str
 ) -> Array:
-    """Return the differences of the arms by seed and cell, as `verdict_shares` draws them, (seeds, 1, cells)."""
+    """Return the differences of the arms by seed and cell, as `verdict_shares` draws them, (seeds, 1, cells).
+
+    Args:
+        rng: Random generator of all draws.
+        effects: The true effect in each cell.
+        seeds: Number of seeds.
+        correlation: Correlation of the differences of one seed between cells, 0 to 1.
+        noise: Name of the shape of the noise.
+    """
     sampler = shape[noise]
     shared, own = sampler(rng, (seeds, 1, 1)), sampler(rng, (seeds, 1, len(effects)))
     drawn = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
@@ -61,7 +69,14 @@ def differences(
 
 
 def verdict_of(differences: Array, margin: float, expect: Expect, confidence: float) -> str:
-    """Return the verdict on differences of the arms by seed and cell."""
+    """Return the verdict on differences of the arms by seed and cell.
+
+    Args:
+        differences: The differences, (seeds, 1, cells).
+        margin: Margin of the claim.
+        expect: Expected direction.
+        confidence: Confidence of the claim's interval.
+    """
     zero = np.zeros_like(differences)
     cells = [(("cell", f"cell {index}"),) for index in range(differences.shape[2])]
     supplied = {"confidence": confidence}
