@@ -12,7 +12,8 @@ import numpy as np
 
 from stability import contrasts, stats
 from stability.contrasts import contrast
-from stability.stats import Comparison
+from stability.contrasts.by_cell import Levels
+from stability.stats import CellEffect, Comparison
 from stability.stats.comparison import Array, Estimate, paired_values
 from stability.stats.mixed import mixed_model
 from stability.stats.nonparametric import rank_estimate, sign_flip_estimate
@@ -66,18 +67,32 @@ class Question:
         supplied: The arguments of the contrast besides the arms.
         expect: The expected direction.
         margin: Smallest effect that matters, on the displayed scale.
+        levels: Axes and levels of the claim's cells in words.
+        cells: The effects in these cells, by which every method judges them.
     """
 
     contrast: str
     supplied: Mapping[str, Any]
     expect: Expect
     margin: float
+    levels: tuple[Levels, ...] = ()
+    cells: tuple[CellEffect, ...] = ()
 
     def verdict(self, comparison: Comparison, min_pairs: int = 2) -> str:
         """Return the verdict on a comparison without limiting missing seeds (the primary result has checked them)."""
         return stats.verdict(
-            comparison, expect=self.expect, margin=self.margin, min_pairs=min_pairs, failure_limit=1.0
+            comparison,
+            expect=self.expect,
+            margin=self.margin,
+            min_pairs=min_pairs,
+            failure_limit=1.0,
+            cells=self.cells,
         ).verdict
+
+    def of(self, arms: Sequence[Array]) -> Question:
+        """Return the question with the effects in the cells of other data."""
+        cells = contrasts.in_each_cell(self.contrast, *arms, supplied=self.supplied, cells=self.levels)
+        return dataclasses.replace(self, cells=cells)
 
 
 NOTHING = Sensitivity(True, "Nothing was tested, so there is nothing to check.")
@@ -171,14 +186,15 @@ def _without_each_seed(primary: Comparison, verdict: str, arms: Sequence[Array],
     # The time of an event that did not happen is infinite; its seed still counts.
     times = contrast[question.contrast].traits.on == "times"
     seeds = np.arange(len(flat[0])) if times else np.flatnonzero(np.isfinite(flat[0] + flat[1]).all(axis=1))
-    comparisons = {}
+    comparisons, without = {}, {}
     for seed in seeds.tolist():
         kept = [np.delete(np.asarray(arm), seed, axis=0) for arm in arms]
         comparisons[seed] = contrasts.compare(question.contrast, *kept, supplied=question.supplied)
+        without[seed] = question.of(kept)
     if not comparisons or not all(one.testable for one in comparisons.values()):
         return _none(name, method, "without one seed nothing could be tested")
     effects = [one.effect for one in comparisons.values()]
-    verdicts = {seed: question.verdict(one) for seed, one in comparisons.items()}
+    verdicts = {seed: without[seed].verdict(one) for seed, one in comparisons.items()}
     changed = {seed: word for seed, word in verdicts.items() if word != verdict}
     note = "; ".join(
         _without_seeds([seed for seed, one in changed.items() if one == word], word)

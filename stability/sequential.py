@@ -11,7 +11,7 @@ from stability.registry import InputError
 from stability.store import MANIFEST, read_manifest
 from stability.study import Study, with_looks
 
-SETTLED = ("supported", "contradicted", "equivalent")
+SETTLED = ("supported", "contradicted", "equivalent", "mixed")
 """Verdicts after which no more seeds are added."""
 
 FIRST_LOOK = 5

@@ -134,13 +134,14 @@ AXES: Mapping[str, Axis] = {
 
 DOUBLING_SETTINGS = {
     *("width", "depth", "heads", "embed_dim"),
-    *("scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap", "initial_loss_scale", "shards"),
+    *("lr_multiplier", "scalar_lr_multiplier", "clip_norm", "max_scale", "logit_cap", "initial_loss_scale", "shards"),
 }
 """Keys of other tables whose levels are multiplicative when they are an axis."""
 
 SETTINGS_IN_WORDS = {
     "warmup": "warm-up length",
     "lr_schedule": "learning rate schedule",
+    "lr_multiplier": "multiplier of the rate",
     "scalar_lr_multiplier": "multiplier of the scalars' rate",
     "clip_norm": "clipping norm",
     "clip_quantile": "clipping quantile",
@@ -287,12 +288,13 @@ class Verdict:
     marker: str
 
 
-VerdictName = Literal["supported", "contradicted", "equivalent", "inconclusive", "not-testable"]
+VerdictName = Literal["supported", "contradicted", "equivalent", "mixed", "inconclusive", "not-testable"]
 
 VERDICTS: Mapping[str, Verdict] = {
     "supported": Verdict("✔", "+", "green", "o"),
     "contradicted": Verdict("✘", "x", "red", "X"),
     "equivalent": Verdict("=", "=", "blue", "s"),
+    "mixed": Verdict("±", "~", "magenta", "P"),
     "inconclusive": Verdict("?", "?", "yellow", "D"),
     "not-testable": Verdict("–", "-", "dim", ""),
 }

@@ -9,10 +9,11 @@ from numpy.testing import assert_allclose
 
 from stability import stats
 from stability.analysis import analyze
-from stability.analysis.cells import Cell, by_cell, heterogeneity_of
+from stability.analysis.cells import cells_in_words, heterogeneity_of
 from stability.report.caveats import caveats_of, coarse
 from stability.report.data import ReportData
 from stability.report.model import answers
+from stability.report.tables import signs
 from stability.stats.wording import percent
 from stability.study import parse_study
 from tests.report_blocks import texts_of
@@ -61,15 +62,18 @@ def made_of(study, factor):
 def test_the_effect_in_a_cell_is_the_paired_ratio_of_its_runs_at_a_confidence_shared_by_the_cells():
     study = study_of(LEVEL)
     made = made_of(study, lambda size, noise: 1 + 0.1 * (noise > 0) + 0.02 * (size == 16))
-    found = by_cell(made, study.claims[2])
+    found = analyze(made, checks=False).claims[2].cells
     assert [cell.name for cell in found] == [
         f"batch size {size}, noise {noise}" for size in (8, 16) for noise in ("0", "0.4")
     ]
     runs = made.runs[(made.runs["batch_size"] == 16) & (made.runs["noise"] == 0.4)].sort_values("seed")
     late = made.steps.groupby("run")[study.measures["gradient_noise_fraction"].pooled[0]].last()
     own, other = (late[runs.loc[runs["arm"] == arm, "run"]].to_numpy() for arm in ("siglip", "clip"))
-    by_hand = stats.log_ratio(own, other, confidence=1 - 0.05 / 4)
-    assert_allclose([found[3].effect, *found[3].interval], [by_hand.effect, *by_hand.interval])
+    by_hand = stats.log_ratio(own, other, confidence=1 - 0.05 / 3)  # three claims
+    together = stats.log_ratio(own, other, confidence=1 - 0.05 / 3 / 4)
+    assert_allclose([found[3].effect, *found[3].interval], [by_hand.effect, *together.interval])
+    assert_allclose(found[3].equivalence_interval, by_hand.equivalence_interval)
+    assert found[3].levels == (("batch size", "batch size 16"), ("noise", "noise 0.4"))
 
 
 @pytest.mark.parametrize(
@@ -96,16 +100,19 @@ def test_cells_are_apart_where_the_effect_turns_or_differs_by_more_than_the_marg
     assert ("Opposite signs between cells" in said) == (how == "turns")
     assert ("Heterogeneous effect between cells" in said) == (how == "differs")
     if how:
-        assert found.sentence in next(text for text in said.values() if "SigLIP's gradients" in text and "×" in text)
+        assert signs(found.sentence) in next(
+            text for text in said.values() if "SigLIP's gradients" in text and "%" in text
+        )
 
 
 def test_of_many_cells_the_two_furthest_apart_are_named_and_the_others_counted():
-    cells = [Cell(f"noise {n}", 1 + n / 10, (0.98 + n / 10, 1.02 + n / 10)) for n in range(6)]
+    cells = [stats.CellEffect(f"noise {n}", (), 1 + n / 10, (0.98 + n / 10, 1.02 + n / 10)) for n in range(6)]
     found = heterogeneity_of(cells, True, 0.2)
     assert found.how == "differs"
     assert found.sentence == (
-        "from 1× (0.98 to 1.02) at noise 0 to 1.5× (1.48 to 1.52) at noise 5; of 6 cells, 5 above 1"
+        "from 0% (0.98 to 1.02) at noise 0 to +50% (1.48 to 1.52) at noise 5; of 6 cells, 5 above 1"
     )
+    assert cells_in_words(cells, True) == found.sentence
     assert heterogeneity_of(cells[:1], True, 0.2) is None
     assert heterogeneity_of([], True, 0.2) is None
 
@@ -155,4 +162,4 @@ def test_the_method_says_what_a_claim_takes_of_a_run_and_along_what():
     )
     assert "contrast time_to_threshold at 0.2" in told["The claim speed"]
     assert f"(towers), {late}; contrast ratio, expected" in told["The claim level"]
-    assert "No verdict rests on that" in told["Cells"]
+    assert "intersection-union test" in told["Cells"]

@@ -109,13 +109,21 @@ def test_registered_looks_multiply_the_p_value(tmp_path):
 def test_verdicts_lean_as_the_rule_says(tmp_path):
     published(tmp_path, "lower")
     published(tmp_path, "higher", verdict="contradicted", effect=1.4)
-    published(tmp_path, "same", verdict="equivalent", p_value=0.8)
+    published(tmp_path, "same", verdict="equivalent", p_value=0.8, assay_sensitivity="shown")
+    published(tmp_path, "alike", verdict="supported", expect="equal", assay_sensitivity="shown")
+    published(tmp_path, "unshown", verdict="equivalent", assay_sensitivity="not shown")
+    published(tmp_path, "old", verdict="equivalent")
+    published(tmp_path, "depends", verdict="mixed", depends_on="noise")
     published(tmp_path, "unclear", verdict="inconclusive")
     published(tmp_path, "running", finished=3)
     published(tmp_path, "other", compare=["tsallis", "clip"])
     published(tmp_path, "arm", '[arms.cool]\nloss = "siglip"\n', compare=["cool", "clip"])
     expected = {"lower": "siglip", "higher": "clip", "same": "equal", "unclear": "open", "running": "open"}
+    expected |= {"alike": "equal", "unshown": "unshown", "old": "unshown", "depends": "mixed"}
     assert leanings(tmp_path) == expected | {"other": "", "arm": "siglip"}
+    said = answer(entries(tmp_path))
+    assert "1 depends on a setting (depends on the noise)" in said
+    assert "2 are equal with no sensitivity shown (old, unshown)" in said
 
 
 @pytest.mark.parametrize(
@@ -130,6 +138,12 @@ def test_verdicts_lean_as_the_rule_says(tmp_path):
         (("clip", "siglip", "open"), "It depends on what is asked."),
         (("siglip", "turned"), "It depends on the data."),
         (("siglip", "clip", "turned"), "It depends on what is asked and on the data."),
+        (("equal", "unshown"), "No difference that matters is shown."),
+        (("siglip", "unshown"), "As far as it is decided, yes."),
+        (("unshown",), "Not decided."),
+        (("siglip", "mixed"), "It depends on the setting."),
+        (("clip", "siglip", "mixed"), "It depends on what is asked and on the setting."),
+        (("mixed", "turned"), "It depends on the setting and on the data."),
         (("equal",), "No: they are equal within the margins."),
         (("equal", "open"), "No difference that matters is shown."),
         (("open",), "Not decided."),
@@ -212,7 +226,7 @@ def test_the_ledger_names_decided_claims_that_their_own_reports_doubt(tmp_path):
     published(tmp_path, "sure", sensitivity={"agrees": True})
     published(tmp_path, "shaky", sensitivity={"agrees": False})
     published(tmp_path, "open", verdict="inconclusive", sensitivity={"agrees": False})
-    published(tmp_path, "mean", verdict="equivalent")
+    published(tmp_path, "mean", verdict="equivalent", assay_sensitivity="shown")
     told = {"study_text": "", "answers": [{"id": "c", "turns": True, "idle": "Both sides are 0."}]}
     (tmp_path / "mean" / "report.json").write_text(json.dumps(told))
     assert answer(entries(tmp_path)).endswith(

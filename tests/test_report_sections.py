@@ -125,6 +125,11 @@ compare = ["siglip-log-b", "clip"]
 expect = "lower"
 margin = 0.1
 
+[[controls]]
+id = "bias"
+arm = "siglip-log-b"
+against = "clip"
+
 [[published]]
 text = "Recall in a paper"
 source = "A paper, Table 1"

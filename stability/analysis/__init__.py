@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from stability import contrasts, stats
+from stability.analysis.cells import cells_of
+from stability.analysis.controls import controls_of, with_sensitivity
 from stability.analysis.findings import Finding, Findings, Ranked, Replication, findings_text, look_sentence
 from stability.analysis.loader import load_results, load_to_show
 from stability.analysis.pairing import array_of, contrast_inputs, reading_of, run_values
@@ -189,14 +191,18 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
     reduction, scale = reading_of(claim, measure)
     arms, supplied = contrast_inputs(results, claim, confidence)
     comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
-    verdict = stats.verdict(comparison, expect=claim.expect, margin=claim.margin)
+    levels = cells_of(results, claim)
+    cells = contrasts.in_each_cell(claim.contrast, *arms, supplied=supplied, cells=levels, where=f"claims.{claim.id}")
+    verdict = stats.verdict(comparison, expect=claim.expect, margin=claim.margin, cells=cells)
     why = _near_chance(results, claim, contrast[claim.contrast].traits.on, scale, reduction)
     if why := why or _nothing_happened(results, claim, arms):
         verdict = stats.Verdict(NOT_TESTABLE, why, f"Not testable: {why}.")
     elif verdict.verdict == NOT_TESTABLE and comparison.left_out and (lost := _lost(results, claim)):
         why = f"{verdict.reason}; {lost}"
         verdict = replace(verdict, reason=why, sentence=f"Not testable: {why}.")
-    question = Question(claim.contrast, supplied, claim.expect, claim.margin)
+    controls = controls_of(results, claim, confidence)
+    verdict, assay = with_sensitivity(verdict, claim, controls)
+    question = Question(claim.contrast, supplied, claim.expect, claim.margin, tuple(levels), cells)
     return Finding(
         id=claim.id,
         primary=claim.primary,
@@ -224,6 +230,10 @@ def _finding(results: Results, claim: Claim, confidence: float, checks: bool) ->
         assumptions=comparison.assumptions,
         sensitivity=sensitivity(comparison, verdict.verdict, arms, question) if checks else NOTHING,
         against_measure=claim.against_measure,
+        cells=cells,
+        depends_on=verdict.depends_on,
+        controls=controls,
+        assay_sensitivity=assay,
     )
 
 

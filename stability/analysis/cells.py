@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stability import contrasts, stats
-from stability.analysis.pairing import ContrastInputs, contrast_inputs
-from stability.contrasts import contrast
+from stability.contrasts.by_cell import Levels
 from stability.results import Results
-from stability.stats.wording import between, number
+from stability.stats import CellEffect
 from stability.study import Claim
-from stability.vocabulary import axes_in, cell_in_words
+from stability.vocabulary import axes_in, axis_of
 
 FEW = 4
 """Up to this many cells are listed individually, otherwise only the two extremes."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The effect of a claim in one cell of the grid, with an interval that is simultaneous over its cells."""
-
-    name: str
-    effect: float
-    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -35,36 +25,18 @@ class Heterogeneity:
     sentence: str
 
 
-def by_cell(results: Results, claim: Claim, inputs: ContrastInputs | None = None) -> list[Cell]:
-    """Return a claim's effect in each cell, with simultaneous 95% intervals; empty if there is only one cell.
-
-    A cell is a combination of values of all axes of the grid except the claim's own. Cells that cannot be tested are
-    left out. *inputs* is the result of `contrast_inputs` for the claim; it is computed here if not given.
-    """
-    names = _names(results, claim)
-    if len(names) < 2 or contrast[claim.contrast].traits.on_events:
-        return []
-    (a, b), supplied = inputs or contrast_inputs(results, claim, 0.95)
-    supplied = supplied | {"confidence": stats.shared_confidence(len(names))}
-    cells = []
-    for index, name in enumerate(names):
-        arms = (a[:, :, [index]], b[:, :, [index]])
-        comparison = contrasts.compare(claim.contrast, *arms, supplied=supplied, where=f"claims.{claim.id}")
-        if comparison.testable and all(map(math.isfinite, comparison.interval)):
-            cells.append(Cell(name, comparison.effect, comparison.interval))
-    return cells
-
-
-def heterogeneity_of(cells: list[Cell], ratio: bool, margin: float) -> Heterogeneity | None:
+def heterogeneity_of(cells: Sequence[CellEffect], ratio: bool, margin: float) -> Heterogeneity | None:
     """Return the heterogeneity of a claim's cells, or None if they agree.
 
     Two cells disagree if their intervals do not overlap and they lie either on different sides of no difference
-    ("turns") or further apart than the *margin* ("differs").
+    ("turns") or further apart than the *margin* ("differs"). Cells without a bounded interval are left out.
 
-    >>> heterogeneity_of([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 0.9, (0.86, 0.94))], True, 0.5).sentence
-    '1.1× (1.05 to 1.15) at noise 0; 0.9× (0.86 to 0.94) at noise 0.4'
-    >>> heterogeneity_of([Cell("noise 0", 1.1, (1.05, 1.15)), Cell("noise 0.4", 1.2, (1.16, 1.24))], True, 0.5)
+    >>> clean, noisy = (CellEffect("noise 0", (), 1.1, (1.05, 1.15)), CellEffect("noise 0.4", (), 0.9, (0.86, 0.94)))
+    >>> heterogeneity_of([clean, noisy], True, 0.5).sentence
+    '+10% (1.05 to 1.15) at noise 0; -10% (0.86 to 0.94) at noise 0.4'
+    >>> heterogeneity_of([clean, CellEffect("noise 0.4", (), 1.2, (1.16, 1.24))], True, 0.5)
     """
+    cells = [cell for cell in cells if not cell.problem and all(map(math.isfinite, cell.interval))]
     if len(cells) < 2:
         return None
     no_effect = 1.0 if ratio else 0.0
@@ -74,32 +46,39 @@ def heterogeneity_of(cells: list[Cell], ratio: bool, margin: float) -> Heterogen
     gap, limit = (high.effect / low.effect, 1 + margin) if ratio else (high.effect - low.effect, margin)
     if not turns and not (low.interval[1] < high.interval[0] and gap > limit):
         return None
-    return Heterogeneity("turns" if turns else "differs", _sentence(cells, low, high, no_effect, ratio))
+    return Heterogeneity("turns" if turns else "differs", cells_in_words(cells, ratio))
 
 
-def _sentence(cells: list[Cell], low: Cell, high: Cell, no_effect: float, ratio: bool) -> str:
-    """Return the effects of all cells if they are few, else the two extremes and the number on each side of 0 or 1."""
-    if len(cells) <= FEW:
-        return "; ".join(_cell_text(cell, ratio) for cell in cells)
+def cells_in_words(cells: Sequence[CellEffect], ratio: bool) -> str:
+    """Return the effects of all cells if they are few, else the two extremes and the number on each side of 0 or 1.
+
+    Empty for a claim without cells.
+    """
+    tested = [cell for cell in cells if not cell.problem]
+    if len(cells) <= FEW or not tested:
+        return "; ".join(cell.in_words(ratio) for cell in cells[:FEW])
+    no_effect = 1.0 if ratio else 0.0
+    low, high = min(tested, key=lambda cell: cell.effect), max(tested, key=lambda cell: cell.effect)
     sides = {
-        "above": sum(cell.interval[0] > no_effect for cell in cells),
-        "below": sum(cell.interval[1] < no_effect for cell in cells),
+        "above": sum(cell.interval[0] > no_effect for cell in tested),
+        "below": sum(cell.interval[1] < no_effect for cell in tested),
     }
     counted = " and ".join(f"{count} {side} {no_effect:g}" for side, count in sides.items() if count)
-    where = f"; of {len(cells)} cells, {counted}" if counted else ""
-    return f"from {_cell_text(low, ratio)} to {_cell_text(high, ratio)}{where}"
+    where = f"; of {len(cells)} cells, {counted or 'none apart from ' + format(no_effect, 'g')}"
+    return f"from {low.in_words(ratio)} to {high.in_words(ratio)}{where}"
 
 
-def _cell_text(cell: Cell, ratio: bool) -> str:
-    return f"{number(cell.effect)}{'×' if ratio else ''} ({between(cell.interval, ratio)}) at {cell.name}"
+def cells_of(results: Results, claim: Claim) -> list[Levels]:
+    """Return the axes and levels of a claim's cells in words, in the order of its arrays.
 
-
-def _names(results: Results, claim: Claim) -> list[str]:
-    """Return the names of a claim's cells, in the order of its arrays."""
+    A cell is a combination of values of all axes of the grid except the claim's own.
+    """
     over = results.study.grid.column(claim.axis)
     axes = [axis for axis in axes_in(results.runs.columns) if axis != over]
     runs = results.runs[results.runs["arm"] == claim.compare[0]]
     cells = runs[axes].drop_duplicates().sort_values(axes)
-    varied = [axis for axis in axes if cells[axis].nunique() > 1]
-    rows = cells[varied].itertuples(index=False, name=None)
-    return [cell_in_words(dict(zip(varied, row, strict=True))) for row in rows]
+    varied = [axis_of(axis) for axis in axes if cells[axis].nunique() > 1]
+    rows = cells[[axis.name for axis in varied]].itertuples(index=False, name=None)
+    return [
+        tuple((axis.label, axis.phrase.format(level)) for axis, level in zip(varied, row, strict=True)) for row in rows
+    ]

@@ -14,6 +14,46 @@ from stability.registration import NOT_RECORDED, Status
 from stability.replication_agreement import Agreement, agreement
 from stability.reproductions import Reproduction
 from stability.sensitivity import Sensitivity
+from stability.stats.wording import between, signed_effect
+
+
+@dataclass(frozen=True)
+class ControlFinding:
+    """A planted difference, compared by the measure, contrast and cells of one claim.
+
+    Attributes:
+        id: Identifier of the control.
+        compare: The arm with the planted difference, and the arm that it is compared with.
+        expect: The planted direction.
+        effect: Its effect on the scale of the claim.
+        interval: Interval of the effect at the claim's confidence.
+        found: Whether the interval lies beyond the claim's margin in the planted direction.
+        ratio: Whether the effect is a ratio.
+        cells_found: Number of cells that show it alone, at the confidence shared among the cells.
+        cells: Number of cells; 0 if there is one.
+        problem: Why it could not be tested; empty if it was.
+    """
+
+    id: str
+    compare: tuple[str, str]
+    expect: str
+    effect: float
+    interval: tuple[float, float]
+    found: bool
+    ratio: bool
+    cells_found: int = 0
+    cells: int = 0
+    problem: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Return the control and its outcome in words, without a full stop."""
+        head = f"{self.id} ({' against '.join(self.compare)}"
+        if self.problem:
+            return f"{head}) could not be tested: {self.problem}"
+        size = f"{signed_effect(self.effect, self.ratio)}, {between(self.interval, self.ratio)}"
+        alone = f", by {self.cells_found} of {self.cells} cells alone" if self.cells and self.found else ""
+        return f"{head}: {size}) is {'found' if self.found else 'not found'} beyond the margin{alone}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +90,11 @@ class Finding:
         registration: Whether the claim is as it stood before the first step of the runs that test it ("registered"),
             was added or changed after that ("exploratory"), or no record says ("not recorded").
         registration_note: What was changed, if it is exploratory.
+        cells: The effect in each cell of the grid over which the claim averages; empty if there is one cell.
+        depends_on: The axes on which a mixed claim depends, in words.
+        controls: The planted differences that this claim's measure must move, compared as the claim compares its arms.
+        assay_sensitivity: For an equivalence, whether its controls show that a difference would have been seen:
+            "shown", "not shown" (no control) or "insensitive" (then not testable); empty for other verdicts.
     """
 
     id: str
@@ -80,6 +125,10 @@ class Finding:
     against_measure: str = ""
     registration: Status = "not recorded"
     registration_note: str = ""
+    cells: tuple[stats.CellEffect, ...] = ()
+    depends_on: str = ""
+    controls: tuple[ControlFinding, ...] = ()
+    assay_sensitivity: str = ""
 
     @property
     def measures(self) -> tuple[str, str]:
@@ -204,9 +253,11 @@ class Findings:
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
-    optional = ("against_measure", "registration_note")
-    return {key: _plain(value) for key, value in vars(finding).items() if key not in optional or value}
+    return {key: _plain(value) for key, value in vars(finding).items() if key not in OPTIONAL or value}
 
+
+OPTIONAL = ("against_measure", "registration_note", "cells", "depends_on", "controls", "assay_sensitivity")
+"""Fields of a claim that findings.json leaves out where they are empty."""
 
 REPLICATED = (
     "id",
@@ -222,6 +273,8 @@ REPLICATED = (
     "sentence",
     "registration",
     "registration_note",
+    "cells",
+    "depends_on",
 )
 """Fields of a replication's claim in findings.json; the others equal the study's or apply to the study alone."""
 
@@ -239,6 +292,14 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return {key: _plain(part) for key, part in vars(value).items()}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
+
+
+def assay_sentence(finding: Finding) -> str:
+    """Return whether an equivalence could have shown a difference, in a sentence; empty for other verdicts."""
+    told = "; ".join(control.sentence for control in finding.controls)
+    if finding.assay_sensitivity == "not shown":
+        return "Sensitivity not shown: the study plants no known difference that this measure must move."
+    return f"Sensitivity {finding.assay_sensitivity}: {told}." if finding.assay_sensitivity == "shown" else ""
 
 
 def look_sentence(looks: Mapping[str, Any]) -> str:

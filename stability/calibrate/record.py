@@ -240,13 +240,15 @@ def _studies(studies: Sequence[StudyRates]) -> str:
 
 
 def _verdicts(twins: Twins) -> str:
-    rows = [[claim, *(str(counts.get(word, 0)) for word in VERDICTS)] for claim, counts in twins.verdicts.items()]
+    # Records from before there was this verdict have no column for it.
+    words = [word for word in VERDICTS if word != "mixed" or any(word in counts for counts in twins.verdicts.values())]
+    rows = [[claim, *(str(counts.get(word, 0)) for word in words)] for claim, counts in twins.verdicts.items()]
     return (
         f"### {twins.loss} against itself\n\n"
         f"{twins.studies} studies of {twins.seeds} seeds and {twins.steps} steps; at most {twins.allowed} verdicts "
         f"other than equivalent and inconclusive are allowed for a claim that is tested alone. Of the studies with all "
         f"{len(twins.verdicts)} claims at their shared confidence, {twins.together} gave any of them a direction.\n\n"
-        + _grid(["claim", *VERDICTS], rows)
+        + _grid(["claim", *words], rows)
     )
 
 

@@ -6,9 +6,10 @@ the interface.
 
 from __future__ import annotations
 
+from stability.contrasts.by_cell import in_each_cell
 from stability.contrasts.registry import SUPPLIED, compare, contrast
 from stability.registry import import_modules
 
-__all__ = ["SUPPLIED", "compare", "contrast"]
+__all__ = ["SUPPLIED", "compare", "contrast", "in_each_cell"]
 
 import_modules(__name__, __path__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from stability import contrasts
 from stability.analysis import Finding, Findings, Results, steps_to_threshold
-from stability.analysis.cells import Heterogeneity, by_cell, heterogeneity_of
+from stability.analysis.cells import Heterogeneity, heterogeneity_of
 from stability.analysis.pairing import ContrastInputs, contrast_inputs
 from stability.contrasts import contrast
 from stability.optimizers import optimizer
@@ -43,7 +43,7 @@ def caveats_of(results: Results, findings: Findings) -> Caveats:
         if finding.verdict == NOT_TESTABLE:
             continue
         inputs = contrast_inputs(results, claim, finding.confidence)
-        if disagreement := heterogeneity_of(by_cell(results, claim, inputs), finding.ratio, finding.margin):
+        if disagreement := heterogeneity_of(finding.cells, finding.ratio, finding.margin):
             heterogeneity[claim.id] = disagreement
         if note := _idle(claim, finding, inputs):
             idle[claim.id] = note
@@ -56,7 +56,7 @@ def doubtful(findings: Findings, caveats: Caveats) -> Iterator[tuple[str, str]]:
         if disagreement := caveats.heterogeneity.get(finding.id):
             yield (
                 TITLES[disagreement.how],
-                f"“{finding.text}”: {disagreement.sentence} (intervals at 95% for all cells together). The effect "
+                f"“{finding.text}”: {disagreement.sentence} (intervals that hold for all cells together). The effect "
                 f"given, {effect_in_words(finding.effect, finding.ratio)}, is the mean over the cells.",
             )
         if note := caveats.idle.get(finding.id):

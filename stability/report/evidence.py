@@ -17,7 +17,7 @@ from stability.probes import measures_of, probe
 from stability.registry import InputError
 from stability.report.model import answer_of
 from stability.report.tables import Json
-from stability.stats.wording import number
+from stability.stats.wording import enumerated, number
 from stability.vocabulary import NOT_TESTABLE
 
 RULE = (
@@ -28,8 +28,10 @@ RULE = (
     "do not count, nor do claims on the level of a loss or its rise around a minimum, which cannot be compared across "
     "losses and temperatures, on the cost of a step, or on how a lead changes as batches or data grow.",
     "A claim counts for the arm that it finds steadier if it is supported or contradicted and its adjusted p-value is "
-    f"at most {number(ALPHA)}, and for neither arm if it is equivalent within its own margin. Otherwise, or while runs "
-    "are missing, it is open.",
+    f"at most {number(ALPHA)}, and for neither arm if it is equivalent within its own margin and a planted difference "
+    "was found by the same measure. An equivalence without such a control does not count, since its sensitivity is not "
+    "shown. A mixed claim counts for neither arm: the answer depends on a setting. Otherwise, or while runs are "
+    "missing, it is open.",
     "p-values are adjusted by Benjamini and Hochberg over all primary claims of this page. A decided claim is less "
     "sure if its verdict changes with another method or without one seed, if its effect turns between the cells of "
     "the study, or if it calls equal what never happened or lies below the margin on both sides.",
@@ -56,6 +58,8 @@ WORDS = {
     "siglip": ("finds SigLIP steadier", "find SigLIP steadier"),
     "clip": ("finds CLIP steadier", "find CLIP steadier"),
     "equal": ("finds them equal within its margin", "find them equal within their margins"),
+    "unshown": ("is equal with no sensitivity shown", "are equal with no sensitivity shown"),
+    "mixed": ("depends on a setting", "depend on a setting"),
     "turned": ("comes out the other way on other data", "come out the other way on other data"),
     "open": ("is open", "are open"),
 }
@@ -115,6 +119,9 @@ def _entry(path: Path) -> Json:
             "p_value": _p_value(raw, findings.get("looks")),
             "steadier": steadier(raw, **_definitions(path.parent, raw["id"])) if raw else None,
             "leaning": "",
+            "sensitive": bool(raw and raw.get("assay_sensitivity") == "shown"),
+            "expects_equal": bool(raw and raw.get("expect") == "equal"),
+            "depends_on": raw.get("depends_on", "") if raw else "",
             "agreement": findings.get("agreement", {}).get(raw["id"]) if raw else None,
             "replicated": _replicated(raw, findings) if raw else None,
             "registration": raw.get("registration", "not recorded") if raw else "not recorded",
@@ -214,14 +221,16 @@ def _steadier_low(measure: str, contrast_name: str, axis: str) -> bool | None:
 
 
 def _leaning(entry: Mapping[str, Any], p_adjusted: float) -> str:
-    """Return the leaning of a primary claim: siglip, clip, equal, turned, open, or "" if it does not count."""
+    """Return the leaning of a primary claim, a key of `WORDS`, or "" if it does not count."""
     verdict = entry["primary"]["verdict"]
     if entry["steadier"] is None or entry["registration"] == "exploratory":
         return ""
     if entry["interim"]:
         return "open"
-    if verdict == "equivalent":
-        return "equal"
+    if verdict == ("supported" if entry["expects_equal"] else "equivalent"):
+        return "equal" if entry["sensitive"] else "unshown"
+    if verdict == "mixed":
+        return "mixed"
     decided = verdict in ("supported", "contradicted") and p_adjusted <= ALPHA
     if decided and entry["replicated"] == "turned":
         return "turned"
@@ -264,7 +273,7 @@ def answer(ledger: Sequence[Mapping[str, Any]]) -> str:
     'As far as it is decided, yes. Of 2 primary claims that compare them, 1 finds SigLIP steadier (noise) and 1 is open
     (speed).'
     """
-    groups = {word: [entry["study"] for entry in ledger if entry["leaning"] == word] for word in WORDS}
+    groups = {word: [_named(entry) for entry in ledger if entry["leaning"] == word] for word in WORDS}
     total = sum(map(len, groups.values()))
     if not total:
         return "Not asked yet: no published study has a primary claim that compares SigLIP with CLIP."
@@ -278,6 +287,12 @@ def answer(ledger: Sequence[Mapping[str, Any]]) -> str:
     *first, last = [f"{len(groups[word])} {words}" for word, words in phrases.items()]
     counted = f"{', '.join(first)}{',' if len(first) > 1 else ''} and {last}" if first else f"all {last}"
     return f"{head} Of {total} primary claims that compare them, {counted}.{reach}"
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    """Return a study's name, with what its claim depends on if it is mixed."""
+    axes = entry.get("depends_on") if entry["leaning"] == "mixed" else ""
+    return f"{entry['study']} on the {axes}" if axes else str(entry["study"])
 
 
 def _reach(ledger: Sequence[Mapping[str, Any]]) -> str:
@@ -308,15 +323,21 @@ def _less_sure(ledger: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _head(count: Mapping[str, int]) -> str:
-    if count["turned"]:
-        question = "on what is asked and " if count["siglip"] and count["clip"] else ""
-        return f"It depends {question}on the data."
-    if count["siglip"] and count["clip"]:
-        return "It depends on what is asked."
+    depends = {
+        "on what is asked": count["siglip"] and count["clip"],
+        "on the setting": count["mixed"],
+        "on the data": count["turned"],
+    }
+    if any(depends.values()):
+        return f"It depends {enumerated([words for words, holds in depends.items() if holds])}."
     if count["siglip"] or count["clip"]:
-        rest = count["equal"] + count["open"]
+        rest = count["equal"] + count["unshown"] + count["open"]
         yes = "yes" if count["siglip"] else "no, CLIP is the steadier one"
         return f"As far as it is decided, {yes}." if rest else f"{yes[0].upper()}{yes[1:]}."
     if count["equal"]:
-        return "No difference that matters is shown." if count["open"] else "No: they are equal within the margins."
+        return (
+            "No difference that matters is shown."
+            if count["open"] + count["unshown"]
+            else "No: they are equal within the margins."
+        )
     return "Not decided."

@@ -291,10 +291,12 @@ def _inference(results: Results, findings: Findings) -> Paragraphs:
     if any(results.runs[axis].nunique() > 1 for axis in axes_in(results.runs.columns)):
         yield (
             "Cells",
-            "Where a claim is a mean over several cells of the grid, its effect is also found in each, with intervals"
-            " at 95% for all of them together. We report “opposite signs” if one cell's interval is entirely above no "
-            "difference (0, or a ratio of 1) and another's entirely below, and “heterogeneous” if two intervals do not "
-            "overlap and the effects differ by more than the margin. No verdict rests on that.",
+            "Where a claim is a mean over several cells of the grid, its effect is also found in each. Equality must "
+            "hold in every cell, each tested at the claim's own level (an intersection-union test, which needs no "
+            "correction; Berger 1982). A direction must not be reversed: a claim is mixed if one cell's interval, at "
+            "the claim's level shared among its cells (Bonferroni), lies on the other side of no difference than "
+            "another's or than the mean. We call the effect “heterogeneous” if two of these intervals do not overlap "
+            "and the effects differ by more than the margin.",
         )
     for claim, definition in zip(findings.claims, results.study.claims, strict=True):
         expected = "equal" if claim.expect == "equal" else f"{claim.expect} for {claim.compare[0]}"
@@ -325,7 +327,8 @@ def _inference(results: Results, findings: Findings) -> Paragraphs:
         "Verdicts",
         "Asked in this order. Not testable: too few pairs, more than a tenth of them without a usable value, or a "
         "measure too close to chance. Equivalent: the interval of two one-sided tests lies inside the margin declared "
-        "before the runs. Supported or contradicted: the interval excludes no difference. Otherwise inconclusive, with "
+        "before the runs, in every cell. Mixed: cells say the opposite of each other or of their mean. Supported or "
+        "contradicted: the interval excludes no difference. Otherwise inconclusive, with "
         "the number of seeds that would settle it, planned from the margin and an upper bound of the spread, never "
         "from the effect seen.",
     )

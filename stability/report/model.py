@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stability.analysis import Results, look_sentence
+from stability.analysis import Finding, Results, look_sentence
+from stability.analysis.cells import cells_in_words
+from stability.analysis.findings import assay_sentence
 from stability.report.blocks import Table, as_json
 from stability.report.caveats import Caveats
 from stability.report.data import ReportData
@@ -85,13 +87,26 @@ def answers(data: ReportData) -> list[Json]:
     as_json = data.findings.to_json()
     agreement = as_json.get("agreement", {})
     untuned = {claim["id"]: answer_of(claim) for claim in as_json.get("untuned", [])}
+    by_id = {finding.id: finding for finding in data.findings.claims}
     return [
         answer_of(claim)
         | {"untuned": untuned.get(claim["id"]), "agreement": agreement.get(claim["id"])}
         | {"exploratory": claim.get("registration_note")}
         | _caveats_of(claim, data.caveats)
+        | _beside(by_id[claim["id"]])
         for claim in sorted(as_json["claims"], key=lambda claim: not claim["primary"])
     ]
+
+
+def _beside(finding: Finding) -> Json:
+    """Return what stands beside a pooled effect: its cells, and whether an equivalence could have shown a difference.
+
+    None where there is nothing to say.
+    """
+    tested = finding.verdict != NOT_TESTABLE
+    cells = cells_in_words(finding.cells, finding.ratio) if tested else ""
+    lines = {"cells": f"Cell by cell: {cells}." if cells else "", "assay": assay_sentence(finding)}
+    return {key: signs(text) if text else None for key, text in lines.items()}
 
 
 def answer_of(claim: Mapping[str, Any]) -> Json:

@@ -7,7 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stability.analysis import Findings, look_sentence
-from stability.vocabulary import VERDICTS
+from stability.analysis.cells import cells_in_words
+from stability.analysis.findings import assay_sentence
+from stability.vocabulary import NOT_TESTABLE, VERDICTS
 
 MAX_WIDTH = 80
 """Maximum width of the table in columns, even in a wider terminal: longer lines are harder to read."""
@@ -34,6 +36,10 @@ def print_verdicts(console: Console, findings: Findings) -> None:
         words = Text(plain(f"{finding.text}\n")).append(plain(finding.sentence), "dim")
         if finding.registration == "exploratory":
             words.append(plain(f"\nexploratory: {finding.registration_note}"), "dim")
+        if cells := cells_in_words(finding.cells, finding.ratio) if finding.verdict != NOT_TESTABLE else "":
+            words.append(plain(f"\ncells: {cells}"), "dim")
+        if assay := assay_sentence(finding):
+            words.append(plain(f"\n{assay}"), "dim")
         if findings.replications:
             words.append(plain(f"\nreplications: {findings.agreement(finding.id).clause}"), "dim")
         if untuned := next((other for other in findings.untuned if other.id == finding.id), None):

@@ -1,6 +1,7 @@
 """Statistics of paired comparisons: functions of arrays aligned by seed that return frozen dataclasses."""
 
 from stability.stats.after_event import SUMMARIES, jump, recovery, retained
+from stability.stats.cells import CellEffect
 from stability.stats.collapse import Course, collapsed_at, diverged_at
 from stability.stats.comparison import Comparison, margin_region
 from stability.stats.critical_rates import critical_rate_ratio
@@ -40,6 +41,7 @@ from stability.stats.verdicts import Verdict, verdict
 __all__ = [
     "SPIKE_RULES",
     "SUMMARIES",
+    "CellEffect",
     "Comparison",
     "Course",
     "Joined",

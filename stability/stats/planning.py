@@ -43,12 +43,14 @@ def power(n: int, effect: float, sd: float = 1.0, *, confidence: float = 0.95) -
 
 
 def equivalence_power(
-    n: int, margin: float, sd: float = 1.0, *, effect: float = 0.0, confidence: float = 0.95
+    n: int, margin: float, sd: float = 1.0, *, effect: float = 0.0, confidence: float = 0.95, cells: int = 1
 ) -> float:
     """Return the power of TOST with n seeds to place a true difference *effect* within [-margin, margin].
 
     Given the sample SD s, the test rejects if |mean| < margin - t s / sqrt(n). This function averages that
-    probability over the chi-square distribution of s, at 500 equally likely values.
+    probability over the chi-square distribution of s, at 500 equally likely values. With several *cells*, all of which
+    have to pass, the power is that of one cell to the power of their number: exact if the cells' differences are
+    independent, and too low if they are positively correlated.
 
     Args:
         n: Number of seeds.
@@ -56,6 +58,10 @@ def equivalence_power(
         sd: Standard deviation of the paired differences, in the same unit.
         effect: True mean difference.
         confidence: 1 - alpha.
+        cells: Number of cells with this standard deviation and effect.
+
+    >>> [round(equivalence_power(20, 1.0, cells=cells), 2) for cells in (1, 2, 4)]
+    [0.99, 0.98, 0.96]
     """
     check_confidence(confidence)
     if n < 2:
@@ -66,7 +72,7 @@ def equivalence_power(
     room = _in_sds(margin, sd) * math.sqrt(n) - float(stdtrit(df, confidence)) * spread
     shift = _in_sds(effect, sd) * math.sqrt(n)
     chance = np.where(room > 0, ndtr(room - shift) - ndtr(-room - shift), 0.0)
-    return float(np.mean(chance))
+    return float(np.mean(chance)) ** cells
 
 
 def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
@@ -87,7 +93,9 @@ def seeds_needed(effect: float, sd: float = 1.0, *, confidence: float = 0.95, ta
     return _fewest(lambda n: power(n, effect, sd, confidence=confidence), target, guess)
 
 
-def seeds_for_equivalence(margin: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8) -> int:
+def seeds_for_equivalence(
+    margin: float, sd: float = 1.0, *, confidence: float = 0.95, target: float = 0.8, cells: int = 1
+) -> int:
     """Return the smallest number of seeds whose power to show equivalence of equal arms reaches *target*.
 
     Args:
@@ -95,18 +103,26 @@ def seeds_for_equivalence(margin: float, sd: float = 1.0, *, confidence: float =
         sd: Standard deviation of the paired differences, in the same unit.
         confidence: 1 - alpha.
         target: Power to reach.
+        cells: Number of cells with this standard deviation, all of which have to pass.
 
     >>> seeds_for_equivalence(1.0), seeds_for_equivalence(0.5), seeds_for_equivalence(0.5, confidence=0.99)
     (11, 36, 55)
     """
     _check_target(target)
     check_confidence(confidence)
-    guess = _normal_guess(margin, sd, 1 - confidence, (1 - target) / 2)
-    return _fewest(lambda n: equivalence_power(n, margin, sd, confidence=confidence), target, guess)
+    guess = _normal_guess(margin, sd, 1 - confidence, (1 - target ** (1 / cells)) / 2)
+    return _fewest(lambda n: equivalence_power(n, margin, sd, confidence=confidence, cells=cells), target, guess)
 
 
 def seeds_to_settle(
-    sd: float, n: int, *, margin: float, ratio: bool = False, confidence: float = 0.95, target: float = 0.8
+    sd: float,
+    n: int,
+    *,
+    margin: float,
+    ratio: bool = False,
+    confidence: float = 0.95,
+    target: float = 0.8,
+    cell_sds: Sequence[float] = (),
 ) -> int | None:
     """Return the seeds that settle a claim: enough to detect a difference of the margin, and to show equality.
 
@@ -120,6 +136,8 @@ def seeds_to_settle(
         ratio: Whether the effect is a ratio.
         confidence: 1 - alpha.
         target: Power to reach.
+        cell_sds: The same in each cell of the grid, where equality has to hold in every one; all are taken to be as
+            large as the largest.
 
     Returns:
         The number of seeds, or None if the SD is unknown or its bound exceeds the margin a hundredfold.
@@ -130,11 +148,15 @@ def seeds_to_settle(
         return None
     # With fewer seeds even constant differences settle nothing (exact sign interval).
     fewest = math.ceil(1 - math.log2(1 - confidence))
-    if sd == 0:
+    largest = max((value for value in cell_sds if math.isfinite(value)), default=sd)
+    if sd == 0 and largest == 0:
         return fewest
-    bound = upper_sd(sd, n)
+    bound, cell_bound = upper_sd(sd, n), upper_sd(largest, n)
     width = math.log(high) if ratio else high
-    return None if bound > 100 * width else seeds_for_both(width, bound, confidence=confidence, target=target)
+    if max(bound, cell_bound) > 100 * width:
+        return None
+    cells = max(1, len(cell_sds))
+    return seeds_for_both(width, bound, confidence=confidence, target=target, cells=cells, cell_sd=cell_bound)
 
 
 def upper_sd(sd: float, n: int) -> float:
@@ -143,7 +165,15 @@ def upper_sd(sd: float, n: int) -> float:
     return sd * math.sqrt((n - 1) / float(chdtri(n - 1, 0.8)))
 
 
-def seeds_for_both(margin: float, sd: float, *, confidence: float = 0.95, target: float = 0.8) -> int:
+def seeds_for_both(
+    margin: float,
+    sd: float,
+    *,
+    confidence: float = 0.95,
+    target: float = 0.8,
+    cells: int = 1,
+    cell_sd: float | None = None,
+) -> int:
     """Return the seeds that detect a difference of the margin and show equality of equal arms.
 
     Args:
@@ -151,9 +181,14 @@ def seeds_for_both(margin: float, sd: float, *, confidence: float = 0.95, target
         sd: Standard deviation of the paired differences, on the same scale.
         confidence: 1 - alpha.
         target: Power of either test to reach.
+        cells: Number of cells in each of which equality has to be shown.
+        cell_sd: Standard deviation in a cell; None: *sd*.
     """
-    to_detect = seeds_needed(margin, sd, confidence=confidence, target=target)
-    return max(to_detect, seeds_for_equivalence(margin, sd, confidence=confidence, target=target))
+    spread = sd if cell_sd is None else cell_sd
+    to_detect = seeds_needed(margin, sd, confidence=confidence, target=target) if sd > 0 else 2
+    if spread == 0:
+        return to_detect
+    return max(to_detect, seeds_for_equivalence(margin, spread, confidence=confidence, target=target, cells=cells))
 
 
 def looks(at: Sequence[int] = (5, 10, 20), *, alpha: float = 0.05) -> dict[int, float]:

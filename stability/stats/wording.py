@@ -42,6 +42,19 @@ def confidence_in_percent(confidence: float) -> str:
     return f"{100 * confidence:.4g}%"
 
 
+def signed_effect(effect: float, ratio: bool) -> str:
+    """Return an effect with its sign: a ratio as its distance from 1 in percent, or as a multiple from 2 on.
+
+    >>> signed_effect(1.07, True), signed_effect(0.94, True), signed_effect(2.5, True), signed_effect(-0.12, False)
+    ('+7%', '-6%', '2.5 times', '-0.12')
+    """
+    if ratio and effect >= 2:
+        return f"{number(effect)} times"
+    size = effect - 1 if ratio else effect
+    sign = "+" if size > 0 else "-" if size < 0 else ""
+    return f"{sign}{percent(abs(size)) if ratio else number(abs(size))}"
+
+
 def seeds(n: int) -> str:
     """Return a count of seeds in words: ``"1 seed"``, ``"2 seeds"``."""
     return f"{n} seed" if n == 1 else f"{n} seeds"

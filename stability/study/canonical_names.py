@@ -52,7 +52,7 @@ def _value(value: Any, path: tuple[str, ...], arms: Collection[str]) -> Any:
         return [_arm(item, arms) for item in value]
     if key in OF_VARIANTS and "options" not in path:
         return [snake_case(item) for item in value] if isinstance(value, list) else snake_case(value)
-    if key == "arm" and parent == "start":
+    if (key == "arm" and parent in ("start", "controls")) or (key == "against" and parent == "controls"):
         return _arm(value, arms)
     is_tower = parent == "model" or (key == "name" and ("model" in path or parent == "data"))
     is_loss = key == "loss" and len(path) > 2 and path[-3] == "arms"

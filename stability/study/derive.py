@@ -45,6 +45,8 @@ def with_loss(study: Study, newcomer: str, against: Sequence[str]) -> str:
         losses = [plain["arms"].get(name, {}).get("loss", name) for name in plain["grid"]["arms"]]
         kept = {*Tune.model_fields, *(key for name in losses for key in settable(loss[name]))}
         plain["tune"] = {key: value for key, value in plain["tune"].items() if key in kept}
+    # Controls plant differences between arms that the derived study does not have.
+    plain.pop("controls", None)
     plain["claims"] = _claims(study, plain.get("claims", []), newcomer, against)
     command = f"stability compare --loss FILE.py:{newcomer} --against {','.join(against)} --study {study.name}"
     return f"{DERIVED}{command}\n{toml(plain)}"

@@ -23,7 +23,7 @@ from stability.study.validate import check, check_replication
 from stability.study.validate_optimizers import refuse_unknown_keys
 from stability.study.validate_shift import check_change
 
-CLAIMING = ("claims", "rankings", "published", "looks")
+CLAIMING = ("claims", "controls", "rankings", "published", "looks")
 """Keys that say what the runs of a study decide."""
 
 HIDDEN = ("name", "scale", "text", "looks", "replication", "changes", "base")

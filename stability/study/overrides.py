@@ -12,7 +12,7 @@ from stability.study.schema import DEFAULT_SCALE, SCALES, Data
 Plain = dict[str, Any]
 Paths = set[tuple[str | int, ...]]
 
-FIXED = ("title", "question", "source", "claims", "rankings", "scales", "replications")
+FIXED = ("title", "question", "source", "claims", "controls", "rankings", "scales", "replications")
 """Keys that a replication may not override: it repeats the study's question, claims and margins."""
 
 

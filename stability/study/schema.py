@@ -134,6 +134,7 @@ class Train(Open):
         initial_loss_scale: Factor on the loss before its gradient is taken in float16.
         loss_scale_growth_interval: Steps without overflow after which that factor is doubled.
         shards: Parts of a batch, each with the negatives of its own pairs only; the loss is their mean.
+        lr_multiplier: Multiplies the learning rate of the grid at every step.
     """
 
     steps: Positive
@@ -154,6 +155,7 @@ class Train(Open):
     initial_loss_scale: Annotated[float, Field(ge=1)] = 65536.0
     loss_scale_growth_interval: Positive = 2000
     shards: Positive = 1
+    lr_multiplier: Rate = 1.0
 
 
 class ArmTrain(Open):
@@ -175,6 +177,7 @@ class ArmTrain(Open):
     precision: PrecisionName | None = None
     logits: LogitsName | None = None
     shards: Positive | None = None
+    lr_multiplier: Rate | None = None
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -363,6 +366,37 @@ class Claim(Frozen):
     def measures(self) -> tuple[str, str]:
         """Return the measures of both sides; they differ only if `against_measure` is set."""
         return self.measure, self.against_measure or self.measure
+
+
+def _all_or_names(value: Any) -> str | tuple[Any, ...]:
+    """Return "all" or a list of names as a tuple, or refuse the value."""
+    if value == "all":
+        return "all"
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) and name for name in value):
+        raise PydanticCustomError("all_or_names", "'all', or a list of names")
+    return tuple(value)
+
+
+class Control(Frozen):
+    """A difference that is planted, so that a measure that does not move is known to be insensitive.
+
+    Attributes:
+        id: Unique identifier.
+        arm: The arm with the planted difference.
+        against: The arm that it is compared with.
+        measures: The claims' measures that it must move; "all": those of every claim that compares two arms.
+        expect: The planted direction of the effect, or "different" if either will do.
+    """
+
+    id: Name
+    arm: Name
+    against: Name
+    measures: Annotated[Literal["all"] | tuple[Name, ...], BeforeValidator(_all_or_names)] = "all"
+    expect: Literal["higher", "lower", "different"] = "different"
+
+    def applies_to(self, claim: Claim) -> bool:
+        """Return whether the claim's measure must move; a claim on two measures of one arm has no control."""
+        return not claim.against_measure and (self.measures == "all" or claim.measure in self.measures)
 
 
 class Ranking(Frozen):

@@ -21,6 +21,7 @@ from stability.study.schema import (
     DEFAULT_SCALE,
     Arm,
     Claim,
+    Control,
     Data,
     Frozen,
     Grid,
@@ -107,6 +108,7 @@ class Study(Frozen):
         arms: Named arms, in addition to losses by their names.
         probes: When each probe measures, by its name.
         claims: The claims.
+        controls: The differences that are planted to show that the claims' measures can move.
         rankings: The rankings.
         published: Figures of papers.
         tune: The hyperparameter search, if there is one.
@@ -132,6 +134,7 @@ class Study(Frozen):
     arms: dict[Name, Arm] = Field(default={})
     probes: dict[str, Schedule] = Field(default={})
     claims: tuple[Claim, ...] = ()
+    controls: tuple[Control, ...] = ()
     rankings: tuple[Ranking, ...] = ()
     published: tuple[Published, ...] = ()
     tune: Tune | None = None

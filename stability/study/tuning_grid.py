@@ -132,6 +132,7 @@ def search_of(study: Study) -> Study:
             "grid": Grid(**cells),
             "probes": probes,
             "claims": (),
+            "controls": (),
             "rankings": (),
             "published": (),
             "tune": None,

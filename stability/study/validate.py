@@ -32,7 +32,7 @@ from stability.study.schema import (
 from stability.study.setting_axes import check_keys
 from stability.study.study import OPTIMIZER_OPTIONS, SHARED_OPTIONS, Study, modalities, optimizer_options
 from stability.study.tuning_grid import FIRST_TUNING_SEED, Locate, check_tuning
-from stability.study.validate_claims import check_claim, check_ids, check_published, check_ranking
+from stability.study.validate_claims import check_claim, check_control, check_ids, check_published, check_ranking
 from stability.study.validate_optimizers import check_optimizer, check_own_options
 from stability.study.validate_shift import check_shift
 from stability.study.validate_starts import check_starts
@@ -55,6 +55,8 @@ def check(study: Study, locate: Locate) -> None:
     for index, claim in enumerate(study.claims):
         check_claim(study, claim, lambda *keys, index=index: locate("claims", index, *keys))
     check_ids(study, locate)
+    for index, control in enumerate(study.controls):
+        check_control(study, control, lambda *keys, index=index: locate("controls", index, *keys))
     for index, ranking in enumerate(study.rankings):
         check_ranking(study, ranking, lambda *keys, index=index: locate("rankings", index, *keys))
     for index, published in enumerate(study.published):
@@ -299,6 +301,8 @@ def _check_training(study: Study, locate: Locate) -> None:
         _check_recipe(recipe, locate, "arms", name, "train")
         if unused := (overrides.keys() & {*OPTIMIZER_OPTIONS}) - {*optimizer_options(recipe.optimizer)}:
             _refuse_option(recipe, locate("arms", name, "train", min(unused)), min(unused))
+    if study.tune:
+        _check_untuned_multipliers(study, locate)
     if train.warmup >= train.steps:
         where = locate("train", "warmup")
         raise InputError(f"{where}: got {train.warmup}; allowed: fewer than train.steps = {train.steps}")
@@ -308,6 +312,17 @@ def _check_training(study: Study, locate: Locate) -> None:
             f"{where}: got {train.steps}, which is {shortest[0]} at batch size {size}; allowed: more than train.warmup "
             f"steps at batch size {size}"
         )
+
+
+def _check_untuned_multipliers(study: Study, locate: Locate) -> None:
+    """Raise `InputError` for a rate that is multiplied although the search would find the multiplied one again."""
+    own = [(("arms", name, "train"), study.train_of(name)) for name in study.arms]
+    for table, train in [(("train",), study.train), *own]:
+        if train.lr_multiplier != 1:
+            raise InputError(
+                f"{locate(*table, 'lr_multiplier')}: got {train.lr_multiplier:g}, which [tune] would undo, since it "
+                "searches each arm's rate; allowed: the rate of the grid without a search, or another difference"
+            )
 
 
 def _check_shards(study: Study, locate: Locate) -> None:

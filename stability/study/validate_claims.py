@@ -9,7 +9,7 @@ from stability.contrasts import contrast
 from stability.losses import loss, scalars_of
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Variant, nearest, shortened
-from stability.study.schema import LATE, Claim, Published, Ranking
+from stability.study.schema import LATE, Claim, Control, Published, Ranking
 from stability.study.study import Study
 from stability.study.tuning_grid import Locate
 from stability.vocabulary import AXES, CLAIM_AXES, axis_of
@@ -192,6 +192,41 @@ def check_ids(study: Study, locate: Locate) -> None:
     primary = sum(claim.primary for claim in study.claims)
     if study.claims and primary != 1:
         raise InputError(f"{locate('claims')}: {primary} claims are primary; allowed: exactly one")
+
+
+SIDES: Mapping[str | int, str] = {0: "arm", 1: "against"}
+"""The keys of a control, by the side of a comparison that they name."""
+
+
+def check_control(study: Study, control: Control, locate: Locate) -> None:
+    """Raise `InputError` unless the study has the control's two arms, which differ, and claims on its measures."""
+    ids = [other.id for other in study.controls]
+    if ids.count(control.id) > 1:
+        raise InputError(f"{locate('id')}: {control.id!r} is the id of two controls; ids are unique")
+    for key, name in (("arm", control.arm), ("against", control.against)):
+        if name not in study.grid.arms:
+            raise InputError(f"{locate(key)}: {name!r} is not in grid.arms{nearest(name, study.grid.arms)}")
+    if _trained_alike(study, control.arm, control.against):
+        same = "is `against` itself" if control.arm == control.against else f"is trained as {control.against!r} is"
+        raise InputError(f"{locate('arm')}: {control.arm!r} {same}, so nothing is planted; allowed: arms that differ")
+    claims = [claim for claim in study.claims if not claim.against_measure]
+    used = {claim.measure for claim in claims}
+    for index, name in enumerate(() if control.measures == "all" else control.measures):
+        if name not in used:
+            hint = nearest(name, used)
+            raise InputError(f"{locate('measures', index)}: no claim that compares two arms uses {name!r}{hint}")
+    if not used:
+        raise InputError(f"{locate('measures')}: no claim compares two arms, so no measure has to move")
+    for claim in claims:
+        if control.applies_to(claim):
+            planted = claim.model_copy(update={"compare": (control.arm, control.against)})
+            _check_sides(study, planted, [study.measures[claim.measure]], lambda *keys: locate(SIDES[keys[-1]]))
+
+
+def _trained_alike(study: Study, first: str, other: str) -> bool:
+    """Return whether two arms differ at most in their random streams."""
+    losses = [study.arm(name).model_copy(update={"rng_stream": "", "train": None}) for name in (first, other)]
+    return losses[0] == losses[1] and study.train_of(first) == study.train_of(other)
 
 
 # --- what probes measure ---------------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def evaluation_point(theta: Tensor, state: OptimizerState, train: Train) -> Tens
 def lr_schedule_factor(train: Train, step: int, start: Start | None = None) -> float:
     """Return the factor on the learning rate at *step*: linear warm-up, then constant, or cosine to zero.
 
-    For runs with a *start* it is multiplied by a warm-up that begins there and by their own multiplier.
+    All of it is multiplied by ``train.lr_multiplier``. For runs with a *start* it is also multiplied by a warm-up that
+    begins there and by their own multiplier.
 
     >>> short = Train(steps=8, warmup=4, lr_schedule="cosine")
     >>> [round(lr_schedule_factor(short, step), 3) for step in range(8)]
@@ -90,10 +91,10 @@ def lr_schedule_factor(train: Train, step: int, start: Start | None = None) -> f
         warm = min(1.0, (since + 1) / start.warmup) if start.warmup else 1.0
         return warm * start.lr_multiplier * lr_schedule_factor(train, step)
     if step < train.warmup:
-        return (step + 1) / train.warmup
+        return train.lr_multiplier * ((step + 1) / train.warmup)
     if train.lr_schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
+        return train.lr_multiplier
+    return train.lr_multiplier * 0.5 * (1 + math.cos(math.pi * (step - train.warmup) / (train.steps - train.warmup)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class LearningRates:
             device: where training takes place.
             start: what they start from; None: fresh weights.
         """
-        keys = [(lr, train.warmup, train.lr_schedule) for train, lr in zip(trains, lrs, strict=True)]
+        keys = [
+            (lr, train.warmup, train.lr_schedule, train.lr_multiplier) for train, lr in zip(trains, lrs, strict=True)
+        ]
         distinct = dict(zip(keys, trains, strict=True))
         # Products in float64, rounded once.
         rates = [

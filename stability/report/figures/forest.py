@@ -50,7 +50,8 @@ def forest_plot(results: Results, findings: Findings) -> ReportFigure | None:
         caption=f"Each claim's effect with its {confidence} interval (thin) and the {inner} interval of the test of "
         "equivalence (thick). The line marks no difference, the band the margin within which a difference is too "
         "small to matter: an effect is equivalent if the thick interval lies inside the band, and real if the thin one "
-        "excludes the line. Disc: supported; cross: contradicted; square: equivalent; hollow: inconclusive.",
+        "excludes the line. Disc: supported; cross: contradicted; square: equivalent; "
+        "plus: mixed, cells disagree; hollow: inconclusive.",
         alt=f"Forest plot of {len(claims)} claim{'s' if len(claims) > 1 else ''}. "
         + " ".join(_describe(claim) for claim in claims),
         figure=forest_figure(claims, quantities),

@@ -6,6 +6,7 @@ from collections import Counter
 
 from stability.analysis import Findings
 from stability.report.blocks import Fact, Facts, Lead, Paragraph, Part, Table
+from stability.report.figures.cells import cell_forest
 from stability.report.figures.forest import forest_plot
 from stability.report.model import answers
 from stability.report.sections.registry import Blocks, ReportData, section
@@ -41,6 +42,8 @@ def claims(data: ReportData) -> Blocks:
         )
     if figure := forest_plot(data.results, data.findings):
         yield figure
+    if figure := cell_forest(data.results, data.findings):
+        yield figure
 
 
 def _registration(findings: Findings) -> str:
@@ -64,7 +67,9 @@ def _row(answer: Json) -> list[Json]:
     settle = answer["seeds_to_settle"]
     texts = (answer["effect"], answer["interval"], answer["within"], answer["n"], f"{settle:,}" if settle else None)
     exploratory = ", exploratory" if answer["exploratory"] else ""
-    claim = {"text": answer["text"], "value": answer["id"], "note": f"{answer['arms']}, {answer['kind']}{exploratory}"}
+    beside = f"; {answer['cells'].rstrip('.')}" if answer.get("cells") else ""
+    note = f"{answer['arms']}, {answer['kind']}{exploratory}{beside}"
+    claim = {"text": answer["text"], "value": answer["id"], "note": note}
     badge = {"text": answer["word"], "value": answer["verdict"], "verdict": answer["verdict"], "shape": answer["shape"]}
     return [
         claim | ({"tag": "primary"} if answer["primary"] else {}),
