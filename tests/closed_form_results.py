@@ -83,6 +83,7 @@ def curves(study):
         "versions": {"python": "3", "torch": "2"},
         "device": {"type": "cpu", "model": "<i>chip</i>"},
         "groups": [{"git_commit": "c0ffee"}],
+        "arithmetic": {},
     }
     total, measures = study.train.steps, study.measures
     frames, rows = [], []

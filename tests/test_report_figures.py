@@ -155,6 +155,7 @@ def made(text: str = STUDY + SLOPE, diverge: int = 2, curved_at_all: bool = Fals
         rows.append({"run": run.id, **cell, "status": "diverged" if diverged else "finished", "diverged_at": at})
         rows[-1] |= {"collapsed": float(diverged), "collapsed_at": at}
     manifest = {"versions": {"python": "3"}, "device": {"type": "cpu", "model": "chip"}, "groups": []}
+    manifest["arithmetic"] = {}
     return Results(study, manifest, pd.DataFrame(rows), pd.concat(frames, ignore_index=True), study.measures)
 
 
