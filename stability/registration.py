@@ -1,4 +1,4 @@
-"""What a study claims before its runs: claims and rankings as they stood before the first step, and every later change.
+"""What a study claims before its runs: its claiming tables as they stood before the first step, and every later change.
 
 The manifest of a run directory holds a log under ``registration``. Its events are ``claims`` (the claiming tables, the
 design and the seeds, each time they are not as before), ``begun`` (runs before their first step) and ``unrecorded``
@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from stability.grid import Group, runs_of
 from stability.store import write_atomically
-from stability.study import Study, digest
+from stability.study import Control, Study, digest
 
-CLAIMING_TABLES = ("claims", "rankings")
+CLAIMING_TABLES = ("claims", "controls", "rankings")
 """Tables of a study whose entries say in advance what its runs decide; each entry names its arms."""
 
 WITHOUT_EFFECT = ("id", "source")
@@ -198,7 +198,8 @@ def entries_of(study: Study, table: str) -> Iterator[tuple[str, dict[str, Any]]]
     """Yield the entries of a claiming table by name, as plain data with the arms that they compare."""
     for entry in getattr(study, table, ()):
         plain = entry.model_dump(mode="json", exclude_defaults=True)
-        arms: Any = getattr(entry, "compare", None) or getattr(entry, "losses", "all")
+        pair = (entry.arm, entry.against) if isinstance(entry, Control) else getattr(entry, "compare", None)
+        arms: Any = pair or getattr(entry, "losses", "all")
         kept = {key: value for key, value in plain.items() if key not in WITHOUT_EFFECT}
         yield name_of(entry), {**kept, "arms": sorted({*(study.grid.arms if arms == "all" else arms)})}
 
