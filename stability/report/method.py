@@ -79,7 +79,7 @@ def _pairing(results: Results) -> Paragraphs:
 def _formats(results: Results) -> Paragraphs:
     """Yield a paragraph on 16-bit number formats, if there are any."""
     study = results.study
-    computed = results.manifest["arithmetic"].get("products", {})
+    computed = results.manifest.get("arithmetic", {}).get("products", {})
     if not computed:
         return
     trains = [study.train, *map(study.train_of, study.grid.arms)]
