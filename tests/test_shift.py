@@ -208,7 +208,7 @@ def test_figures_mark_the_shift_and_the_method_says_what_changes(tmp_path):
     results = load_results(run(study, device="cpu", out=tmp_path / "runs"))
     drawn = {figure.id: figure for figure in over_training(results)}
     for figure in (drawn["loss"], drawn["recall"]):
-        assert figure.caption.endswith("A thin vertical line marks the shift of the data.")
+        assert figure.caption.endswith("Thin vertical lines: where the data shift.")
     marks = [
         [line.get_xdata()[0] for line in axes.lines if len({*line.get_xdata()}) == 1 and len(line.get_xdata()) == 2]
         for axes in drawn["recall"].figure.axes
