@@ -59,6 +59,10 @@ FINDING_COLUMNS = {
     "registration": "registered: as the claim stood before the first step of the runs that test it; exploratory: added "
     "or changed after that, or seeds were changed after a look; not recorded: no record says.",
     "registration_note": "What was changed, if the claim is exploratory.",
+    "cells": "The effect in each cell of the grid, in words; empty if there is one cell.",
+    "depends_on": "The axes on which a mixed claim depends.",
+    "controls": "Whether the same measure found the planted differences, in words.",
+    "assay_sensitivity": "For an equivalence: shown, not shown (no control) or insensitive; else empty.",
 }
 
 
@@ -87,7 +91,11 @@ def _findings(claims: tuple[Finding, ...]) -> pd.DataFrame:
     rows = []
     for claim in claims:
         row: dict[str, Any] = {}
-        for key, value in vars(claim).items():
+        nested = {
+            "cells": "; ".join(cell.in_words(claim.ratio) for cell in claim.cells),
+            "controls": " ".join(control.sentence for control in claim.controls),
+        }
+        for key, value in (vars(claim) | nested).items():
             suffixes = ("first", "second") if key == "compare" else ("low", "high")
             parts = zip(suffixes, value, strict=True) if isinstance(value, tuple) else [("", value)]
             row |= {f"{key}_{suffix}" if suffix else key: part for suffix, part in parts}

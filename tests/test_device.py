@@ -149,7 +149,7 @@ def probed_trainer(device: torch.device, text: str) -> Trainer:
     return trainer
 
 
-SUMMED_OTHERWISE = {"curvature", "held_out_loss", "scalar_gradients"}
+SUMMED_OTHERWISE = {"curvature", "fixed_held_out_loss", "held_out_loss", "scalar_gradients"}
 """Probes that may take more at once on an accelerator than on a CPU: other sums, equal to rounding."""
 
 

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def trainer(tiny_text):
     """Two seeds of one arm, three steps into training; what is slow, or differs from run to run, is read here alone."""
     more = "[probes.few_shot]\ndraws = 1\n[probes.cost]\nrepeats = 1\n[probes.flatness]\nbatches = 2\n"
-    more += "[probes.scalar_gradients]\n[probes.activations]\n[probes.held_out_loss]\n"
+    more += "[probes.scalar_gradients]\n[probes.activations]\n[probes.held_out_loss]\n[probes.fixed_held_out_loss]\n"
     more += "[probes.linear_mode]\nfork = 3\npoints = 3\n"
     tiny = parse_study(tiny_text.split("[[claims]]")[0] + more, "tiny.toml", "tiny")
     runs = tuple(run for run in runs_of(tiny) if (run.arm, run.batch_size, run.noise) == ("siglip-log-b", 8, 0.0))[:2]
@@ -62,7 +62,7 @@ def test_every_probe_returns_exactly_the_measures_it_declares(trainer, name):
         assert measure.text.endswith("."), measure
         assert measure.pooled is None or set(measure.pooled) <= declared
         assert not measure.chance or measure.chance in declared
-        if measure.pooled is None:
+        if measure.stored:
             assert reading.values[measure.name].dim() == 1 + measure.listed
 
 

@@ -190,7 +190,7 @@ def test_a_full_study_fills_every_section_in_reading_order(sections, drawn):
 
 def test_what_was_not_measured_is_left_out(results, drawn):
     columns = ["recall_at_1", "gradient_noise_trace_towers", "bias", "hessian_nodes", "sharpness_ratio", "modality_gap"]
-    gone = {"forest", "recall", "noise-decline", "time-1", "gradient-noise", "bias", "spectra", "sharpness"}
+    gone = {"forest", "cells", "recall", "noise-decline", "time-1", "gradient-noise", "bias", "spectra", "sharpness"}
     less = dataclasses.replace(results, steps=results.steps.drop(columns=columns))
     data = ReportData(less, dataclasses.replace(analyze(results), claims=()))
     sections = section.defined_in("stability.report.sections.measures").values()

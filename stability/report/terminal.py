@@ -50,7 +50,8 @@ def print_verdicts(console: Console, findings: Findings) -> None:
         )
     console.print(table, width=min(MAX_WIDTH, console.width))
     if not findings.registration["recorded"]:
-        console.print(f"registration not recorded: {findings.registration['note']}", style="dim", soft_wrap=True)
+        sentence = f"registration not recorded: {findings.registration['note']}"
+        console.print(plain(sentence), style="dim", width=min(MAX_WIDTH, console.width))
     for one in findings.registration.get("withdrawn", ()):
         console.print(
             plain(f"withdrawn after the runs: {one['id']}, {one['was']}"), style="dim", soft_wrap=True, markup=False

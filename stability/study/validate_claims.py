@@ -40,7 +40,7 @@ def check_claim(study: Study, claim: Claim, locate: Locate) -> None:
         _check_window(study, name, claim.reduction or variant.traits.reduction, locate)
         if not measures[name].per_run:
             _check_late_starts(study, claim.compare, claim.reduction or variant.traits.reduction, locate)
-        if variant.traits.on != "diverged":
+        if not variant.traits.on_events:
             scale = claim.transform if variant.traits.on == "transform" else None
             _check_between_losses(study, claim.compare, measures[name], scale, locate(key))
     _check_sides(study, claim, [measures[name] for name in named.values()], locate)
