@@ -146,7 +146,7 @@ def _course(curve: pd.DataFrame, chance: float, first: int, total: int, warmup: 
 
 
 def _collapses(runs: pd.DataFrame, courses: Mapping[str, tuple[int, Course]]) -> dict[str, int]:
-    """Return the step at which each collapsed run did, judged by the runs of its cell at all rates and seeds."""
+    """Return the step at which each collapsed run did, by the best loss in its cell at all rates and seeds."""
     cell = [axis for axis in axes_in(runs.columns) if axis not in ("lr", "lr_multiplier")]
     keys = dict(zip(runs["run"], zip(*(runs[axis] for axis in cell), strict=True), strict=True))
     arms = dict(zip(runs["run"], runs["arm"], strict=True))

@@ -64,7 +64,7 @@ def cells_in_words(cells: Sequence[CellEffect], ratio: bool) -> str:
         "below": sum(cell.interval[1] < no_effect for cell in tested),
     }
     counted = " and ".join(f"{count} {side} {no_effect:g}" for side, count in sides.items() if count)
-    where = f"; of {len(cells)} cells, {counted or 'none apart from ' + format(no_effect, 'g')}"
+    where = f"; of {len(cells)} cells, {counted or 'no interval excludes ' + format(no_effect, 'g')}"
     return f"from {low.in_words(ratio)} to {high.in_words(ratio)}{where}"
 
 

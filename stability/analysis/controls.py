@@ -76,8 +76,8 @@ def with_sensitivity(verdict: Verdict, claim: Claim, controls: Sequence[ControlF
     missed = [control for control in controls if not control.found]
     if not missed:
         return verdict, "shown"
-    told = "; ".join(control.sentence for control in missed)
-    why = f"insensitive: the control {told}, so that equality would show nothing"
+    not_found = "; ".join(control.sentence for control in missed)
+    why = f"insensitive: the control {not_found}, so that equality would show nothing"
     return replace(
         verdict, verdict=NOT_TESTABLE, reason=why, sentence=f"Not testable: {why}.", seeds_to_settle=None
     ), "insensitive"

@@ -296,10 +296,10 @@ def _plain(value: Any) -> Any:
 
 def assay_sentence(finding: Finding) -> str:
     """Return whether an equivalence could have shown a difference, in a sentence; empty for other verdicts."""
-    told = "; ".join(control.sentence for control in finding.controls)
+    found = "; ".join(control.sentence for control in finding.controls)
     if finding.assay_sensitivity == "not shown":
         return "Sensitivity not shown: the study plants no known difference that this measure must move."
-    return f"Sensitivity {finding.assay_sensitivity}: {told}." if finding.assay_sensitivity == "shown" else ""
+    return f"Sensitivity {finding.assay_sensitivity}: {found}." if finding.assay_sensitivity == "shown" else ""
 
 
 def look_sentence(looks: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from stability.registry import InputError, shortened
 
 OPTIONS = ("zipf", "class_mix")
-"""Options of datasets that set frequencies; a study that names one is told recall in the head and in the tail."""
+"""Options of datasets that set frequencies; a study that names one also measures recall in the head and in the tail."""
 
 
 def offered(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def limited_size(memory: int) -> Iterator[None]:
 def check_size(build: Callable[[], nn.Module], memory: int) -> None:
     """Raise `TowerTooLargeError` if a tower is too large, by building it without memory for its parameters.
 
-    What cannot be built that way is not judged here.
+    What cannot be built that way is not checked here.
     """
     try:
         with limited_size(memory), torch.device("meta"):

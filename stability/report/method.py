@@ -350,7 +350,7 @@ def _trust(findings: Findings) -> Paragraphs:
     if any(claim.sensitivity.checks for claim in findings.claims):
         yield (
             "Sensitivity",
-            "Every tested claim is judged again: by flipping the signs of the seeds' differences (Hartigan's interval "
+            "Every tested claim is tested again: by flipping the signs of the seeds' differences (Hartigan's interval "
             "of subset means), by Wilcoxon's signed ranks (Hodges–Lehmann estimate), both of which assume symmetry and "
             "no shape; by a mixed model of all numbers of a run's cells, with variance components for the seed and for "
             "the arm within it (REML, n − 1 degrees of freedom; if a variance component is estimated as 0, the "

@@ -204,7 +204,9 @@ def _note(names: Names, reads: list[_Read], rates: int, allowance: float) -> str
         if beyond := int(((one.place == 0) | (one.place == rates)).sum()):
             parts.append(f"{name}'s lies beyond the grid in {beyond} of {one.place.size} cases")
         if one.turns:
-            parts.append(f"{name} also collapses below a rate at which it does not in {one.turns} of {one.place.size}")
+            parts.append(
+                f"in {one.turns} of {one.place.size}, {name} collapsed at a lower rate but not at a higher one"
+            )
     if allowance:
         parts.append(f"the interval includes a factor of {number(math.exp(allowance))} that the grid of rates hides")
     return "".join(f"; {part}" for part in parts)

@@ -1,5 +1,6 @@
 """Studies: TOML files that are parsed and validated into frozen data. Nothing in a file can run code."""
 
+from stability.study.claim_schema import Claim, Control, Published, Ranking
 from stability.study.derive import command_of, with_loss
 from stability.study.loader import find_study, load_study, parse_study, shipped_studies, study_files, with_looks
 from stability.study.parameter_files import read_parameters_of
@@ -9,11 +10,7 @@ from stability.study.schema import (
     SCALES,
     Arm,
     ArmTrain,
-    Claim,
-    Control,
     Options,
-    Published,
-    Ranking,
     Schedule,
     Shift,
     Start,

@@ -16,20 +16,17 @@ from stability.encoders import Modality, encoder
 from stability.optimizers import optimizer, options_of
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Registry, Variant
+from stability.study.claim_schema import Claim, Control, Published, Ranking
 from stability.study.parameter_files import digest_of
 from stability.study.schema import (
     DEFAULT_SCALE,
     Arm,
-    Claim,
-    Control,
     Data,
     Frozen,
     Grid,
     Model,
     Name,
     Options,
-    Published,
-    Ranking,
     Schedule,
     Shift,
     Start,

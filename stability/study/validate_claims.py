@@ -9,7 +9,10 @@ from stability.contrasts import contrast
 from stability.losses import loss, scalars_of
 from stability.probes import Measure, measures_of, probe
 from stability.registry import InputError, Variant, nearest, shortened
-from stability.study.schema import LATE, Claim, Control, Published, Ranking
+from stability.study.claim_schema import Claim, Control, Published, Ranking
+from stability.study.schema import (
+    LATE,
+)
 from stability.study.study import Study
 from stability.study.tuning_grid import Locate
 from stability.vocabulary import AXES, CLAIM_AXES, axis_of

@@ -1,4 +1,4 @@
-"""Validation of what arms start from: a parent that exists at that step, and a loss that has what is said of it."""
+"""Validation of what arms start from: a parent that exists at that step, a loss that has the scalars that are set."""
 
 from __future__ import annotations
 

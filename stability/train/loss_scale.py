@@ -46,7 +46,8 @@ class LossScale:
 
     def unscale_(self, grad: Tensor) -> Tensor:
         """Divide the gradients (R, P) of scaled losses by the scales; return the share of entries that overflowed."""
-        share = 1 - torch.isfinite(grad).to(grad.dtype).mean(-1)
+        # The mean of what overflowed, which is exactly 0 without an overflow, however many parameters there are.
+        share = torch.isfinite(grad).logical_not().to(grad.dtype).mean(-1)
         grad.div_(self.scale[:, None])
         return share
 
